@@ -1,0 +1,58 @@
+"""The command line: one file per command (file name = command name); a command parses, calls a verb and prints."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+from typing import Optional
+
+import click
+
+from edgerun import __version__
+from edgerun.errors import EdgerunError
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+class Commands(click.Group):
+    """Finds commands as modules of this package; imports one only when it is asked for, or for its help line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"edgerun.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgerun")
+def edgerun() -> None:
+    """Bring a trained model in, make it small and fast for one device, and prove it.
+
+    Exit codes: 0 yes, 1 the answer is no (a gate failed), 2 misuse, 3 not supported here.
+    """
+
+
+def main() -> None:
+    """Run the command line; an EdgerunError is printed without a traceback and gives its exit code."""
+    try:
+        edgerun.main(standalone_mode=False, prog_name="edgerun")
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: nothing was written", err=True)
+        sys.exit(130)
+    except EdgerunError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

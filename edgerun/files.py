@@ -1,0 +1,51 @@
+"""Files that are either the old one or the new one, never half."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Iterator, Union
+
+from edgerun.errors import EdgerunError
+
+
+def refuse_overwrite(path: Path, force: bool) -> None:
+    """Raise unless `path` can be written: its folder exists, it is free, or `force` is set."""
+    if path.is_dir():
+        raise EdgerunError("the output is a folder", got=path, wanted="a file name", do="give -o FILE")
+    if not path.parent.is_dir():
+        raise EdgerunError("the output's folder does not exist", got=path.parent, do=f"mkdir -p {path.parent}")
+    if path.exists() and not force:
+        raise EdgerunError("the output exists", got=path, do="give another -o, or --force to replace it")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it over `path` when the block ends well, delete it otherwise.
+
+    The bytes are synced before the rename, so that a power cut leaves the old file or the new one.
+    A full disk becomes an EdgerunError that names the place.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise EdgerunError(f"could not write {path}", got=error.strerror or str(error), do="free space or choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Union[str, Path], data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(data)

@@ -1,0 +1,1 @@
+"""Measurement: every claim of speed or accuracy comes from here."""

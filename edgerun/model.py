@@ -1,0 +1,161 @@
+"""The one type that flows on the workstation: a frozen ONNX model with its door, its contract and its history."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgerun import files, guard
+from edgerun.errors import EdgerunError
+from edgerun.runtime.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+HISTORY, PREPROCESSING = "edgerun.history", "edgerun.preprocessing"
+EXTERNAL_ABOVE = 1_800_000_000  # bytes; protobuf stops at 2 GiB, so larger models keep weights beside the file
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was done to a model: `name` as `quantize/static_int8`, with digests (SHA-256) before and after.
+
+    `options` are JSON values; `data` is the digest of the calibration data ("" when none was used).
+    """
+
+    name: str
+    version: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    before: str = ""
+    after: str = ""
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A frozen model. `ir` is owned by this object: clone it before changing anything.
+
+    `inputs` and `outputs` are the graph's door; `preprocessing` is the contract as JSON values, or None;
+    `history` is every Step since the model came in.
+    """
+
+    ir: ir.Model
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    preprocessing: Mapping[str, Any] | None = None
+    history: tuple[Step, ...] = ()
+
+    @classmethod
+    def of(cls, model: ir.Model) -> Model:
+        """Take an `onnx_ir.Model`, reading history and contract out of its `metadata_props`."""
+        props = model.metadata_props
+        try:
+            history = tuple(Step(**step) for step in json.loads(props.get(HISTORY, "[]")))
+            contract = json.loads(props[PREPROCESSING]) if PREPROCESSING in props else None
+        except (ValueError, TypeError) as error:
+            raise EdgerunError(
+                "the model's edgerun.* metadata is damaged", got=str(error), do="remove these metadata_props"
+            ) from error
+        return cls(model, _specs(model.graph.inputs), _specs(model.graph.outputs), contract, history)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Model:
+        """Read an `.onnx` file that passed the static guard. Raises EdgerunError when it is refused."""
+        import onnx_ir as ir
+
+        guard.check_onnx(Path(path))
+        return cls.of(ir.load(path))
+
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto) -> Model:
+        """Take an `onnx.ModelProto`; its arrays are shared until something changes them."""
+        import onnx_ir as ir
+
+        return cls.of(ir.from_proto(proto))
+
+    def to_proto(self) -> onnx.ModelProto:
+        """The model as protobuf, history and contract included."""
+        import onnx_ir as ir
+
+        for key, text in self._metadata().items():
+            self.ir.metadata_props[key] = text
+        return ir.to_proto(self.ir)
+
+    def to_bytes(self) -> bytes:
+        """The model as one deterministic byte string. Raises EdgerunError at 2 GiB, protobuf's limit."""
+        if self.weight_bytes() > EXTERNAL_ABOVE:
+            raise EdgerunError("the model is over 2 GiB", do="save it to a file: weights go beside it")
+        return self.to_proto().SerializeToString(deterministic=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write atomically; weights over 1.8 GB go to `<path>.data`, which is in place before the model is."""
+        path = Path(path)
+        if self.weight_bytes() <= EXTERNAL_ABOVE:
+            files.write_bytes(path, self.to_bytes())
+            return
+        self._save_external(path)
+
+    def _save_external(self, path: Path) -> None:
+        import onnx_ir as ir
+
+        data = path.with_name(path.name + ".data")
+        with files.replacing(data) as temporary_data:
+            # Weights are written under the temporary name and renamed; the graph names the final one.
+            ir.save(self.ir, temporary_data.with_suffix(".onnx"), external_data=temporary_data.name)
+            proto = ir.to_proto(ir.load(temporary_data.with_suffix(".onnx")))
+            temporary_data.with_suffix(".onnx").unlink()
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = data.name
+        for key, text in self._metadata().items():
+            proto.metadata_props.add(key=key, value=text)
+        files.write_bytes(path, proto.SerializeToString(deterministic=True))
+
+    def digest(self) -> str:
+        """SHA-256 over graph and weights; `edgerun.*` metadata is left out, so that history does not change it."""
+        import onnx_ir as ir
+
+        proto = ir.to_proto(self.ir)
+        kept = [p for p in proto.metadata_props if not p.key.startswith("edgerun.")]
+        del proto.metadata_props[:]
+        proto.metadata_props.extend(kept)
+        hashed = hashlib.sha256(proto.SerializeToString(deterministic=True))
+        for value in self.ir.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                hashed.update(value.const_value.tobytes())
+        return hashed.hexdigest()
+
+    def clone(self) -> ir.Model:
+        """A private copy of the graph; weights are shared until they are replaced."""
+        return self.ir.clone()
+
+    def weight_bytes(self) -> int:
+        """Bytes of all initializers."""
+        values = self.ir.graph.initializers.values()
+        return sum(v.const_value.nbytes for v in values if v.const_value is not None)
+
+    def with_step(self, step: Step) -> Model:
+        """The same model with one more Step in its history."""
+        return replace(self, history=(*self.history, step))
+
+    def _metadata(self) -> dict[str, str]:
+        texts = {HISTORY: json.dumps([asdict(s) for s in self.history], sort_keys=True)} if self.history else {}
+        if self.preprocessing is not None:
+            texts[PREPROCESSING] = json.dumps(self.preprocessing, sort_keys=True)
+        return texts
+
+
+def _specs(values: Any) -> tuple[TensorSpec, ...]:
+    specs: list[TensorSpec] = []
+    for value in values:
+        if value.dtype is None or value.shape is None:
+            raise EdgerunError(f"{value.name!r} has no dtype or no shape", do="run edgerun convert on the model first")
+        dims = tuple(d if isinstance(d, int) else str(d.value) if d.value else f"{value.name}_{i}" for i, d in enumerate(value.shape))
+        specs.append(TensorSpec(value.name, value.dtype.numpy().name, dims))
+    return tuple(specs)

@@ -1,0 +1,128 @@
+"""What a plug-in is: the protocols Converter, Pass and Target. A module in its folder implements one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from edgerun.runtime import Engine, Options, Session, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.model import Model
+
+Feeds = Mapping[str, np.ndarray]
+Runner = Callable[[Feeds], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converter's result: the model, and the source as two functions to compare with.
+
+    `run` computes in the source's own precision, `run64` in float64 (None where the source cannot).
+    """
+
+    model: Model
+    run: Runner
+    run64: Runner | None = None
+
+
+class Converter(Protocol):
+    """Brings one kind of source in. `recognises` looks at names and magic bytes and never runs the source's code."""
+
+    summary: str
+    requires: tuple[str, ...]  # importable module names
+    extra: str  # the pip extra that brings them
+
+    def recognises(self, source: Any) -> bool: ...
+    def convert(self, source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion: ...
+
+
+class Calibration(Protocol):
+    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content."""
+
+    def __iter__(self) -> Any: ...
+    def __len__(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+
+
+class Pass(Protocol):
+    """Changes a private clone of a model. The wrapper `quantize.apply` clones, checks and writes the Step."""
+
+    summary: str
+    needs_calibration: bool
+
+    def apply(self, model: ir.Model, request: Any) -> ir.Model: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The newest IR version and default-domain opset that a target's installed version reads."""
+
+    ir_version: int
+    opset: int
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement.
+
+    `activation`/`weight` are the storage dtypes; `reduced_range` says that products saturate in 16 bits (no VNNI).
+    `compute` are the ops whose inputs are quantized because an integer kernel pays there;
+    `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
+    `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
+    `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
+    """
+
+    schemes: tuple[str, ...]
+    activation: str = "uint8"
+    weight: str = "int8"
+    reduced_range: bool = False
+    compute: frozenset[str] = frozenset()
+    through: frozenset[str] = frozenset()
+    join: frozenset[str] = frozenset()
+    absorbed: frozenset[str] = frozenset()
+    float_output: frozenset[str] = frozenset()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A node that will not run, or not natively, on a target, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Mean time of one executed kernel per run, in seconds, with the precision it ran in where known."""
+
+    node: str
+    op: str
+    seconds: float
+    precision: str = ""
+
+
+class Target(Protocol):
+    """One runtime on one kind of device. Everything that differs between targets is told here as data."""
+
+    summary: str
+    requires: tuple[str, ...]
+    extra: str
+    suffixes: tuple[str, ...]  # of the files `compile` writes and `load` reads, the preferred one first
+
+    def available(self) -> str | None: ...
+    def device(self) -> Mapping[str, str]: ...
+    def limits(self) -> Limits: ...
+    def quantization(self) -> Quantization: ...
+    def check(self, model: Model) -> list[Issue]: ...
+    def compile(self, model: Model, options: Options) -> Engine: ...
+    def load(self, engine: Engine, options: Options) -> Session: ...
+    def profile(self, engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]: ...

@@ -1,0 +1,56 @@
+"""How names are found: file name = registered name; third parties come in through entry points."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+from edgerun.errors import Unsupported, unknown
+from edgerun.passes import Converter, Pass, Target
+
+KINDS = {"converter": "edgerun.converters", "pass": "edgerun.quantize", "target": "edgerun.targets"}
+_GROUPS = {"converter": "edgerun.converters", "pass": "edgerun.passes", "target": "edgerun.targets"}
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of a kind ("converter", "pass", "target"), sorted. Nothing is imported."""
+    package = importlib.import_module(KINDS[kind])
+    found = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
+    found |= {entry.name for entry in entry_points(group=_GROUPS[kind])}
+    return sorted(found)
+
+
+def _load(kind: str, name: str) -> Any:
+    if name not in names(kind):
+        raise unknown(kind, name, names(kind))
+    for entry in entry_points(group=_GROUPS[kind]):
+        if entry.name == name:
+            return entry.load()
+    return importlib.import_module(f"{KINDS[kind]}.{name}")
+
+
+def converter(name: str) -> Converter:
+    """The converter of that name, whether or not its framework is installed."""
+    return cast(Converter, _load("converter", name))
+
+
+def quantizer(name: str) -> Pass:
+    """The pass of that name."""
+    return cast(Pass, _load("pass", name))
+
+
+def target(name: str, *, usable: bool = True) -> Target:
+    """The target of that name; with `usable`, raise Unsupported when this machine cannot run it."""
+    found = cast(Target, _load("target", name))
+    if usable and (reason := found.available()):
+        raise Unsupported(f"target {name!r} is unavailable here", got=reason)
+    return found
+
+
+def missing(requires: tuple[str, ...], extra: str) -> str | None:
+    """None when every module in `requires` can be imported, else the line that says what to install."""
+    absent = [m for m in requires if importlib.util.find_spec(m) is None]
+    return f"needs {', '.join(absent)}: pip install 'edgerun[{extra}]'" if absent else None

@@ -1,0 +1,58 @@
+"""What a tensor at a model's door looks like."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Mapping, Union
+
+import numpy as np
+
+from edgerun.errors import EdgerunError
+
+Dim = Union[int, str]
+_SPEC = re.compile(r"^(?:(?P<name>[^:\[\]]+):)?(?:(?P<dtype>[a-z]+[0-9]*))?\[(?P<shape>[^\[\]]*)\]$")
+DTYPES = (
+    "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool",
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of one input or output; a symbolic dimension is a string."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.dtype}[{','.join(map(str, self.shape))}]"
+
+    @classmethod
+    def parse(cls, text: str) -> TensorSpec:
+        """Read `name:dtype[batch,3,224,224]`; the name may be left out (""), the dtype too (float32)."""
+        match = _SPEC.match(text.strip())
+        dtype = (match["dtype"] or "float32") if match else ""
+        if not match or dtype not in DTYPES:
+            raise EdgerunError(
+                "an input is not understood", got=text, wanted="name:dtype[dim,dim,…], for example image:float32[batch,3,224,224]"
+            )
+        dims: list[Dim] = []
+        for word in filter(None, (part.strip() for part in match["shape"].split(","))):
+            dims.append(int(word) if word.isdigit() else word)
+        return cls(match["name"] or "", dtype, tuple(dims))
+
+    def with_dims(self, values: Mapping[str, int], default: int = 1) -> tuple[int, ...]:
+        """A concrete shape: symbolic dimensions from `values`, else `default`."""
+        return tuple(d if isinstance(d, int) else values.get(d, default) for d in self.shape)
+
+    def check(self, array: np.ndarray) -> None:
+        """Raise EdgerunError when `array` cannot be this input."""
+        if array.dtype.name != self.dtype:
+            raise EdgerunError(
+                f"input {self.name!r} has the wrong dtype", got=array.dtype.name, wanted=self.dtype, do=f"array.astype('{self.dtype}')"
+            )
+        if array.ndim != len(self.shape) or any(
+            isinstance(want, int) and have != want for have, want in zip(array.shape, self.shape)
+        ):
+            raise EdgerunError(f"input {self.name!r} has the wrong shape", got=list(array.shape), wanted=str(list(self.shape)))

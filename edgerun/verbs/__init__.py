@@ -1,0 +1,1 @@
+"""The verbs: what the CLI and `import edgerun` offer; one file per verb."""
