@@ -1,0 +1,211 @@
+"""How close two results are, and how sure an accuracy is: pure functions on arrays, float64 inside.
+
+Letters: r the reference, v the value, e = r - v.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from edgerun.errors import EdgerunError
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided confidence interval [low, high] in the unit of what it estimates."""
+
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The sums behind SQNR, errors and cosine; `a + b` is the Difference of both batches together.
+
+    `signal` Σr², `noise` Σe², `power` Σv², `dot` Σr·v, `max_error` max|e|, `max_reference` max|r|, `count` elements.
+    Elements where both hold the same inf, or both NaN, are equal and only counted; any other non-finite
+    element makes `noise` and `max_error` infinite.
+    """
+
+    signal: float = 0.0
+    noise: float = 0.0
+    power: float = 0.0
+    dot: float = 0.0
+    max_error: float = 0.0
+    max_reference: float = 0.0
+    count: int = 0
+
+    @classmethod
+    def of(cls, reference: np.ndarray, value: np.ndarray) -> Difference:
+        """The sums of one pair of arrays of the same shape. Raises EdgerunError when the shapes differ."""
+        r, v = np.asarray(reference), np.asarray(value)
+        if r.shape != v.shape:
+            raise EdgerunError("two results of different shape cannot be compared", got=v.shape, wanted=str(r.shape))
+        r, v = r.astype(np.float64).ravel(), v.astype(np.float64).ravel()
+        finite = np.isfinite(r) & np.isfinite(v)
+        broken = False
+        if not finite.all():
+            broken = not np.array_equal(r[~finite], v[~finite], equal_nan=True)
+            r, v = r[finite], v[finite]
+        e = r - v
+        return cls(
+            float(r @ r),
+            math.inf if broken else float(e @ e),
+            float(v @ v),
+            float(r @ v),
+            math.inf if broken else float(np.abs(e).max(initial=0.0)),
+            float(np.abs(r).max(initial=0.0)),
+            finite.size,
+        )
+
+    def __add__(self, other: Difference) -> Difference:
+        return Difference(
+            self.signal + other.signal,
+            self.noise + other.noise,
+            self.power + other.power,
+            self.dot + other.dot,
+            max(self.max_error, other.max_error),
+            max(self.max_reference, other.max_reference),
+            self.count + other.count,
+        )
+
+    @property
+    def sqnr_db(self) -> float:
+        """10·log10(Σr² / Σe²) in dB; inf when nothing differs, -inf when the reference is zero and the value is not."""
+        if self.noise == 0:
+            return math.inf
+        if self.signal == 0 or math.isinf(self.noise):
+            return -math.inf
+        return 10 * (math.log10(self.signal) - math.log10(self.noise))
+
+    @property
+    def relative_error(self) -> float:
+        """max|e| / max|r|; 0 when nothing differs, inf when only the reference is zero."""
+        if self.max_error == 0:
+            return 0.0
+        return self.max_error / self.max_reference if self.max_reference else math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Σr·v / √(Σr²·Σv²), in [-1, 1]; 1 when both are zero, 0 when one is, NaN when a value broke (NaN or inf)."""
+        if math.isinf(self.noise):
+            return math.nan
+        if self.signal == 0 or self.power == 0:
+            return 1.0 if self.signal == self.power else 0.0
+        return max(-1.0, min(1.0, self.dot / math.sqrt(self.signal) / math.sqrt(self.power)))
+
+
+def sqnr_db(reference: np.ndarray, value: np.ndarray) -> float:
+    """Signal to quantization noise ratio in dB, see `Difference.sqnr_db`."""
+    return Difference.of(reference, value).sqnr_db
+
+
+def max_abs_error(reference: np.ndarray, value: np.ndarray) -> float:
+    """max|r - v|, in the unit of the arrays."""
+    return Difference.of(reference, value).max_error
+
+
+def relative_error(reference: np.ndarray, value: np.ndarray) -> float:
+    """max|r - v| / max|r|, see `Difference.relative_error`."""
+    return Difference.of(reference, value).relative_error
+
+
+def cosine(reference: np.ndarray, value: np.ndarray) -> float:
+    """Cosine of the angle between both arrays as vectors, see `Difference.cosine`."""
+    return Difference.of(reference, value).cosine
+
+
+def predicted(logits: np.ndarray) -> np.ndarray:
+    """Class of every row: `logits` [..., classes] -> int64 [...]; the first of equals; -1 where a row holds NaN.
+
+    Raises EdgerunError when there are fewer than two classes: then there is nothing to choose.
+    """
+    if logits.ndim < 2 or logits.shape[-1] < 2:
+        raise EdgerunError(
+            "an output has no classes to choose from", got=list(logits.shape), wanted="[n, classes >= 2]"
+        )
+    classes: np.ndarray = logits.argmax(axis=-1).astype(np.int64)
+    if logits.dtype.kind == "f":
+        classes = np.where(np.isnan(logits).any(axis=-1), -1, classes)
+    return classes
+
+
+def correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """bool [n]: is the predicted class the label? `logits` [n, classes], `labels` int [n]."""
+    classes = predicted(logits)
+    if classes.shape != labels.shape:
+        raise EdgerunError(
+            "logits and labels do not belong together", got=list(labels.shape), wanted=str(list(classes.shape))
+        )
+    hits: np.ndarray = (classes == labels) & (classes >= 0)
+    return hits
+
+
+def top1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The share of rows whose largest logit is the label's, 0..1."""
+    return float(correct(logits, labels).mean())
+
+
+def top1_agreement(reference: np.ndarray, logits: np.ndarray) -> float:
+    """The share of rows where both choose the same class, 0..1; a row with NaN never agrees."""
+    return float(correct(logits, predicted(reference)).mean())
+
+
+def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:
+    """Score interval of a proportion (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927): `hits` of `n`, bounds in 0..1."""
+    _check_counts(n, hits, n - hits)
+    z = _z(confidence)
+    p = hits / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Interval(max(0.0, centre - half), min(1.0, centre + half), confidence)
+
+
+def paired_drop(lost: float, gained: float, n: float, confidence: float = 0.95) -> Interval:
+    """Interval of the accuracy drop (baseline - other, -1..1) of two models on the same n examples.
+
+    `lost`: examples that only the baseline has right; `gained`: those that only the other has right. Examples on
+    which both agree carry no information about the difference, so an easy test set is not punished.
+    Adjusted Wald of D. G. Bonett and R. M. Price (J. Educ. Behav. Stat. 37, 2012): one example is added to both
+    cells, p12 = (lost+1)/(n+2), p21 = (gained+1)/(n+2), p12 - p21 ± z·√((p12 + p21 - (p12 - p21)²)/(n+2)).
+    """
+    _check_counts(n, lost, gained, n - lost - gained)
+    p12, p21 = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
+    half = _z(confidence) * math.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+    return Interval(max(-1.0, p12 - p21 - half), min(1.0, p12 - p21 + half), confidence)
+
+
+def samples_to_decide(lost: int, gained: int, n: int, limit: float, confidence: float = 0.95) -> int | None:
+    """About how many samples, at the rates seen, put the whole drop interval on one side of `limit` (0..1).
+
+    None when even a billion would not: the drop sits on the limit.
+    """
+    low, high = n, 1_000_000_000
+
+    def decided(size: int) -> bool:
+        drop = paired_drop(lost / n * size, gained / n * size, size, confidence)
+        return drop.high < limit or drop.low > limit
+
+    if not decided(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decided(middle) else (middle + 1, high)
+    return low
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _check_counts(n: float, *cells: float) -> None:
+    # Rates times a size may fall below zero by rounding; a count may not.
+    if n <= 0 or min(cells) < -1e-6 * n:
+        raise EdgerunError(
+            "an interval needs counts that fit", got=f"n={n}, cells={cells}", wanted="n > 0 and cells >= 0"
+        )
