@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -90,8 +91,9 @@ class Preprocessing:
             raise EdgerunError(
                 "the preprocessing contract has no size", got=sorted(values), wanted="size: [height, width]"
             )
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()}
         try:
-            return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in values.items()})
+            return cls(**arguments)
         except TypeError as error:
             raise EdgerunError("the preprocessing contract is not understood", got=dict(values)) from error
 

@@ -1,0 +1,303 @@
+"""Feeds and labels from arrays, files, folders, pictures and callables: streamed, checked, batched.
+
+    open_data("calib.npz", model.inputs)        arrays by input name, and `labels` or `y` beside them
+    open_data("x.npy" or "folder", …)           .npy files, each a sample or a batch, in name order
+    open_data("pictures", …, preprocessing=…)   pictures through the contract; subfolders are classes
+    open_data("module:callable", …)             what the callable returns: feeds by input name, or arrays
+    open_data("random:64", …)                   seeded noise, only by this name
+
+An array has the model input's axes (rows of samples first), or one axis fewer (one sample). When the inputs have
+no batch axis in common (a scalar among them, say), every stored row is one whole feed without batching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerun import sources
+from edgerun.errors import EdgerunError
+from edgerun.npy import read_npy
+from edgerun.preprocess import Preprocessing
+from edgerun.runtime.spec import TensorSpec
+
+Feeds = dict[str, np.ndarray]
+KINDS = "an .npz or .npy file, a folder of .npy or pictures, module:callable, or random[:N]"
+DEFAULT_BATCH = 32  # samples, where the model leaves the batch open
+DEFAULT_RANDOM = 32  # samples
+
+
+class Data:
+    """Feeds, one batch at a time; iterate as often as needed, memory holds a batch or two.
+
+    `inputs` are the specs served; `batch` the samples per feed (None: whole feeds without a batch axis);
+    `random` says that the content is noise. `len()` is the number of batches; it raises TypeError while that is
+    unknown (a callable's, before one whole pass; `operator.length_hint(data, 0)` never raises).
+    """
+
+    def __init__(
+        self,
+        source: sources.Source,
+        inputs: Sequence[TensorSpec],
+        batch: int | None,
+        fixed: int | None,
+        limit: int | None,
+    ) -> None:
+        self.inputs, self.batch = tuple(inputs), batch
+        self.random = isinstance(source, sources.Random)
+        self._source, self._fixed, self._limit = source, fixed, limit
+        self._samples, self._digest = source.samples, ""
+        self._labels: np.ndarray | None = None
+        if self._samples is not None:
+            self._samples = min(self._samples, limit or self._samples)
+            self._refuse_too_few(self._samples)
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples one pass gives, None while unknown. A model's fixed batch leaves the remainder out."""
+        return None if self._samples is None else self._samples - self._samples % (self._fixed or 1)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must know about this data, one sentence each."""
+        notes = ["the data is random noise: its numbers say nothing about the model's accuracy"] if self.random else []
+        if self._fixed and self._samples and self._samples % self._fixed:
+            left, total = self._samples % self._fixed, self._samples
+            notes.append(
+                f"the last {left} of {total} samples are left out: the model's batch is fixed at {self._fixed}"
+            )
+        return tuple(notes)
+
+    def __len__(self) -> int:
+        if self.samples is None:
+            raise TypeError("the number of batches is unknown before one whole pass")
+        return -(-self.samples // (self.batch or 1))
+
+    def __iter__(self) -> Iterator[Feeds]:
+        hashed, count = _Digest(self.inputs), 0
+        for feeds in _batches(self._checked(), self.batch or 1):
+            rows = len(feeds[self.inputs[0].name])
+            count += rows
+            if self._fixed and rows < self._fixed:
+                continue
+            hashed.update(feeds)
+            yield feeds if self.batch else {name: array[0] for name, array in feeds.items()}
+        self._refuse_too_few(count)
+        self._samples, self._digest = count, hashed.hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, dtypes, shapes and content in order; the batch size does not change it.
+
+        Free after a whole pass over the data, else it makes one.
+        """
+        if not self._digest:
+            for _ in self:
+                continue
+        return self._digest
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """int64 [samples], or None when there are none; from a callable it takes one pass over the data.
+
+        Found as `labels` or `y` in an `.npz` or in a callable's feeds, as `labels.npy` in a folder, or as the
+        names of a picture folder's subfolders (numbers, else their places in name order).
+        """
+        if self._labels is None:
+            found = self._source.labels()
+            self._labels = None if found is None else self._checked_labels(found)
+        return self._labels
+
+    def _checked_labels(self, found: np.ndarray) -> np.ndarray:
+        labels = found.reshape(-1) if found.ndim == 2 and found.shape[1] == 1 else found
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            got = f"{found.dtype}{list(found.shape)}"
+            raise EdgerunError(
+                "labels are not class numbers", got=got, wanted="integers [n]", do="one-hot: argmax first"
+            )
+        total = self._source.samples if self._source.samples is not None else len(labels)
+        if len(labels) != total:
+            raise EdgerunError("labels and samples differ in number", got=len(labels), wanted=str(total))
+        usable = min(total, self._limit or total)
+        return labels[: usable - usable % (self._fixed or 1)].astype(np.int64)
+
+    def _refuse_too_few(self, samples: int) -> None:
+        if samples < (self._fixed or 1):
+            wanted = f"at least {self._fixed}: the model's batch is fixed" if self._fixed else "at least 1"
+            raise EdgerunError("the data is empty" if samples == 0 else "too few samples", got=samples, wanted=wanted)
+
+    def _checked(self) -> Iterator[Feeds]:
+        """Chunks as rows, cut at the limit; raises EdgerunError for the first sample that cannot be fed."""
+        first = 0
+        for where, raw in self._source.chunks(self.batch or 1):
+            chunk = {s.name: _rows(raw[s.name], s, self.batch is not None, where, first) for s in self.inputs}
+            counts = {len(array) for array in chunk.values()}
+            if len(counts) > 1:
+                shapes = {name: list(array.shape) for name, array in raw.items()}
+                raise EdgerunError(f"{where}: the inputs differ in their number of samples", got=shapes)
+            if self._limit is not None:
+                chunk = {name: array[: self._limit - first] for name, array in chunk.items()}
+            first += counts.pop()
+            yield chunk
+            if self._limit is not None and first >= self._limit:
+                return
+
+
+def open_data(
+    source: str | Path | Mapping[str, Any] | Iterable[Any] | Callable[[], Iterable[Any]],
+    inputs: Sequence[TensorSpec],
+    *,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    batch: int | None = None,
+    limit: int | None = None,
+) -> Data:
+    """Open data for a model's inputs; see the module for the kinds.
+
+    `batch` counts where the model leaves its batch open (default 32), else the model's own batch does.
+    `limit`: at most so many samples. Arrays must have the inputs' dtypes; nothing is cast.
+    Raises EdgerunError for what cannot be opened; what is wrong inside a sample is raised when it is reached.
+    """
+    if not inputs:
+        raise EdgerunError("the model has no inputs: there is nothing to feed")
+    for name, number in (("batch", batch), ("limit", limit)):
+        if number is not None and number < 1:
+            raise EdgerunError(f"a {name} counts samples", got=number, wanted="1 or more")
+    batched, fixed = _batching(inputs)
+    axes = {s.name: len(s.shape) - batched for s in inputs}
+    opened = _open(source, inputs, axes, batched, preprocessing)
+    return Data(opened, inputs, (fixed or batch or DEFAULT_BATCH) if batched else None, fixed, limit)
+
+
+def _batching(inputs: Sequence[TensorSpec]) -> tuple[bool, int | None]:
+    """Whether the first axes are one batch axis, and its size where the model fixes it."""
+    firsts = {dim if isinstance(dim, int) else None for spec in inputs for dim in spec.shape[:1]}
+    batched = len(firsts) == 1 and all(spec.shape for spec in inputs)
+    return batched, firsts.pop() if batched else None
+
+
+def _open(
+    source: Any, inputs: Sequence[TensorSpec], axes: sources.Axes, batched: bool, contract: Preprocessing | Any
+) -> sources.Source:
+    if isinstance(source, str) and (match := re.fullmatch(r"random(?::(\d+))?", source)):
+        return _random(int(match[1] or DEFAULT_RANDOM), inputs, batched)
+    if isinstance(source, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", source) and not Path(source).exists():
+        return sources.Called(source, sources.imported(source), axes)
+    if isinstance(source, (str, Path)):
+        return _open_path(Path(source), axes, contract)
+    if isinstance(source, np.ndarray):
+        source = {"array": source}
+    if isinstance(source, Mapping):
+        return sources.Arrays(source, axes)
+    if callable(source):
+        return sources.Called(getattr(source, "__name__", "the callable"), source, axes)
+    if isinstance(source, Iterator) or not isinstance(source, Iterable):
+        got, do = type(source).__name__, "give a list, or a function that returns a new iterator"
+        raise EdgerunError("the data cannot be read more than once", got=got, do=do)
+    return sources.Called("the data", lambda: source, axes)
+
+
+def _open_path(path: Path, axes: sources.Axes, contract: Preprocessing | Mapping[str, Any] | None) -> sources.Source:
+    if path.is_file():
+        if path.stat().st_size == 0:
+            raise EdgerunError("the data file is empty", got=path)
+        if path.suffix == ".npz":
+            return sources.npz(path, axes)
+        if path.suffix == ".npy":
+            return sources.Files([sources.pick({"array": read_npy(path)}, list(axes), str(path))], None, axes)
+        raise EdgerunError("the data file is of an unknown kind", got=path, wanted=KINDS)
+    if not path.is_dir():
+        raise EdgerunError("the data does not exist", got=path, wanted=KINDS, do="check the path")
+    has_pictures = bool(sources.pictures(path))
+    if any(path.glob("*/*.npy")) or (any(path.glob("*.npy")) and not has_pictures):
+        return sources.npy_folder(path, axes)
+    if not has_pictures:
+        raise EdgerunError("the folder holds neither .npy files nor pictures", got=path, wanted=KINDS)
+    if contract is None:
+        raise EdgerunError(
+            "a folder of pictures needs a preprocessing contract", got=path, wanted="size, scale, mean, std, layout, …"
+        )
+    contract = contract if isinstance(contract, Preprocessing) else Preprocessing.from_json(contract)
+    return sources.Pictures(path, contract, axes)
+
+
+def _random(samples: int, inputs: Sequence[TensorSpec], batched: bool) -> sources.Random:
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    for spec in inputs:
+        row = spec.shape[1:] if batched else spec.shape
+        if any(isinstance(dim, str) for dim in row):
+            raise EdgerunError("random data needs every dimension", got=spec, do="give the shape, or real data")
+        shapes[spec.name] = (tuple(dim for dim in row if isinstance(dim, int)), spec.dtype)
+    return sources.Random(samples, shapes)
+
+
+def _rows(array: np.ndarray, spec: TensorSpec, batched: bool, where: str, first: int) -> np.ndarray:
+    """`array` as rows of samples, contiguous. `first` is the number of its first sample in the whole data."""
+    want = spec.shape[1:] if batched else spec.shape
+    rows = array[None] if array.ndim == len(want) else array
+    name, at = f"{where}: input {spec.name!r}", f"sample {first}"
+    if rows.dtype.name != spec.dtype:
+        do = f"array.astype('{spec.dtype}')"
+        raise EdgerunError(f"{name} has the wrong dtype", got=f"{rows.dtype} at {at}", wanted=spec.dtype, do=do)
+    have = rows.shape[1:]
+    if rows.ndim != len(want) + 1 or any(isinstance(w, int) and w != h for h, w in zip(have, want, strict=True)):
+        wanted = f"{list(spec.shape)}, or {list(want)} for one sample" if batched else str(list(want))
+        raise EdgerunError(f"{name} has the wrong shape", got=f"{list(array.shape)} at {at}", wanted=wanted)
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        bad = first + int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
+        raise EdgerunError(f"{name} holds NaN or infinity", got=f"at sample {bad}", do="remove or repair the sample")
+    return np.ascontiguousarray(rows)
+
+
+def _batches(chunks: Iterator[Feeds], size: int) -> Iterator[Feeds]:
+    """Chunks cut and joined to `size` rows; the last batch, or one before samples change shape, may be smaller."""
+    pieces: list[Feeds] = []
+    have = 0
+    for chunk in chunks:
+        if pieces and any(pieces[0][name].shape[1:] != array.shape[1:] for name, array in chunk.items()):
+            yield _joined(pieces)
+            pieces, have = [], 0
+        total = len(next(iter(chunk.values())))
+        start = 0
+        while start < total:
+            stop = min(total, start + size - have)
+            pieces.append({name: array[start:stop] for name, array in chunk.items()})
+            start, have = stop, have + stop - start
+            if have == size:
+                yield _joined(pieces)
+                pieces, have = [], 0
+    if pieces:
+        yield _joined(pieces)
+
+
+def _joined(pieces: list[Feeds]) -> Feeds:
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+class _Digest:
+    """SHA-256 of feeds in order: every input's bytes, and its runs of equal row shapes."""
+
+    def __init__(self, inputs: Sequence[TensorSpec]) -> None:
+        self._inputs = inputs
+        self._hashes = {spec.name: hashlib.sha256() for spec in inputs}
+        self._runs: dict[str, list[list[Any]]] = {spec.name: [] for spec in inputs}
+
+    def update(self, feeds: Feeds) -> None:
+        for name, array in feeds.items():
+            self._hashes[name].update(array.data)
+            runs, shape = self._runs[name], list(array.shape[1:])
+            if runs and runs[-1][0] == shape:
+                runs[-1][1] += len(array)
+            else:
+                runs.append([shape, len(array)])
+
+    def hexdigest(self) -> str:
+        parts = [[s.name, s.dtype, self._runs[s.name], self._hashes[s.name].hexdigest()] for s in self._inputs]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
