@@ -1,10 +1,23 @@
-"""Static checks before any parser sees a file."""
+"""Static checks before any parser sees a file: whole, ordinary, sized as declared, and touching no file but its own."""
 
 from __future__ import annotations
 
+import math
+import mmap
 from pathlib import Path
+from typing import Iterator
 
-from edgerun.errors import EdgerunError
+from edgerun import _wire
+from edgerun.errors import EdgerunError, Unsupported
+
+NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
+NEWEST_IR = 14
+_DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
+# onnx.TensorProto.DataType -> bits of one element; strings (8) have no fixed size
+_BITS = {
+    1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16,
+    17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
+}  # fmt: skip
 
 
 def check_file(path: Path) -> None:
@@ -18,5 +31,164 @@ def check_file(path: Path) -> None:
 
 
 def check_onnx(path: Path) -> None:
-    """Raise unless `path` can be an ONNX model."""
+    """Raise unless `path` is a whole ONNX model whose sizes add up and whose external data stays in its folder.
+
+    Reads the structure only, through a memory map: weights are neither copied nor looked at. Says nothing about
+    the meaning of the graph; that is for onnx.checker, in a limited child.
+    """
     check_file(path)
+    with open(path, "rb") as file:
+        # Unmapped when the last view of it goes: an error on its way up may still hold one.
+        _Model(path).check(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+class _Model:
+    """One walk over one model file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = path.resolve().parent
+
+    def refuse(self, what: str, **more: str) -> EdgerunError:
+        return EdgerunError(f"{self.path}: {what}", **more)
+
+    def check(self, data: memoryview) -> None:
+        graph: memoryview | None = None
+        functions: list[memoryview] = []
+        opsets: dict[str, int] = {}
+        ir_version = 0
+        try:
+            for number, value in _wire.fields(data):
+                if number == 1:
+                    ir_version = _wire.signed(value)
+                elif number == 7:
+                    graph = _wire.message(value)
+                elif number == 8:
+                    domain, version = self.opset(_wire.message(value))
+                    opsets[domain] = version
+                elif number == 25:
+                    functions.append(_wire.message(value))
+            self.header(ir_version, opsets, graph)
+            self.graph(graph or data[:0], 0)
+            for function in functions:
+                for number, value in _wire.fields(function):
+                    if number == 7:
+                        self.node(_wire.message(value), 0)
+        except _wire.Malformed as error:
+            if not ir_version or (graph is None and not isinstance(error, _wire.Truncated)):
+                raise self.refuse("not an ONNX model", got=str(error), wanted="a protobuf of onnx.ModelProto") from None
+            kind = "truncated" if isinstance(error, _wire.Truncated) else "damaged"
+            raise self.refuse(f"the file is {kind}", got=str(error), do="export or download it again") from None
+
+    def header(self, ir_version: int, opsets: dict[str, int], graph: memoryview | None) -> None:
+        if not ir_version:
+            raise self.refuse("not an ONNX model", got="no ir_version", wanted="a protobuf of onnx.ModelProto")
+        if graph is None:
+            raise self.refuse("the model has no graph; the file may be truncated", do="export or download it again")
+        opset = opsets.get("", opsets.get("ai.onnx", 0))
+        if not opsets:
+            raise self.refuse("the model names no opset; the file may be truncated", do="export or download it again")
+        if opset > NEWEST_OPSET:
+            raise Unsupported(f"{self.path}: the opset is from the future", got=opset, wanted=f"at most {NEWEST_OPSET}",
+                              do=f"export with opset_version={NEWEST_OPSET} or older")  # fmt: skip
+        if ir_version > NEWEST_IR:
+            raise Unsupported(f"{self.path}: the IR version is from the future", got=ir_version,
+                              wanted=f"at most {NEWEST_IR}")  # fmt: skip
+
+    def opset(self, data: memoryview) -> tuple[str, int]:
+        domain, version = "", 0
+        for number, value in _wire.fields(data):
+            if number == 1:
+                domain = _wire.text(value)
+            elif number == 2:
+                version = _wire.signed(value)
+        return domain, version
+
+    def graph(self, data: memoryview, depth: int) -> None:
+        if depth > _DEEPEST:
+            raise self.refuse("subgraphs are nested too deeply", wanted=f"at most {_DEEPEST} levels")
+        initializers: set[str] = set()
+        produced: set[str] = set()
+        outputs = 0
+        for number, value in _wire.fields(data):
+            if number == 1:
+                self.unique(self.node(_wire.message(value), depth), produced, "two nodes write the same value")
+            elif number == 5:
+                self.unique(iter([self.tensor(_wire.message(value))]), initializers, "two initializers share a name")
+            elif number == 12:
+                outputs += 1
+        if both := sorted(initializers & produced):
+            raise self.refuse("an initializer is also a node's output", got=both[0])
+        if depth == 0 and outputs == 0:
+            raise self.refuse("the graph has no output; the file may be truncated", do="export it again")
+
+    def unique(self, names: Iterator[str], seen: set[str], what: str) -> None:
+        for name in filter(None, names):
+            if name in seen:
+                raise self.refuse(what, got=name)
+            seen.add(name)
+
+    def node(self, data: memoryview, depth: int) -> Iterator[str]:
+        """Check what the node carries; its output names."""
+        outputs: list[str] = []
+        for number, value in _wire.fields(data):
+            if number == 2:
+                outputs.append(_wire.text(value))
+            elif number == 5:
+                for kind, part in _wire.fields(_wire.message(value)):
+                    if kind in (5, 10):
+                        self.tensor(_wire.message(part))
+                    elif kind in (6, 11):
+                        self.graph(_wire.message(part), depth + 1)
+        return iter(outputs)
+
+    def tensor(self, data: memoryview) -> str:
+        """Check declared size against stored bytes; the tensor's name."""
+        name, dims, kind, raw, external = "", list[int](), 0, -1, dict[str, str]()
+        for number, value in _wire.fields(data):
+            if number == 1:
+                dims.extend(_wire.integers(value))
+            elif number == 2:
+                kind = _wire.signed(value)
+            elif number == 8:
+                name = _wire.text(value)
+            elif number == 9:
+                raw = len(_wire.message(value))
+            elif number == 13:
+                pair = {n: _wire.text(v) for n, v in _wire.fields(_wire.message(value))}
+                external[pair.get(1, "")] = pair.get(2, "")
+        if any(d < 0 for d in dims):
+            raise self.refuse(f"tensor {name!r} has a negative dimension", got=str(dims))
+        size = (math.prod(dims) * _BITS[kind] + 7) // 8 if kind in _BITS else -1
+        if external:
+            self.external(name, external, size)
+        elif raw >= 0 and size >= 0 and raw != size:
+            raise self.refuse(
+                f"tensor {name!r} does not have the size it declares", got=f"{raw} bytes", wanted=f"{size} bytes for {dims}"
+            )
+        return name
+
+    def external(self, name: str, entries: dict[str, str], size: int) -> None:
+        """The weights' file: inside the model's folder, ordinary, not hard-linked, and long enough."""
+        location = entries.get("location", "")
+        file = (self.folder / location).resolve()
+        if not location or "*" in location or "_ORT_MEM_ADDR_" in location or not file.is_relative_to(self.folder):
+            raise self.refuse(f"tensor {name!r} points outside the model's folder", got=location or "no location")
+        if not file.is_file():
+            raise self.refuse(f"the weights of {name!r} are missing", got=location, do="put the file beside the model")
+        status = file.stat()
+        if status.st_nlink > 1:
+            raise self.refuse(f"the weights of {name!r} are a hard link to another file", got=location, do="copy the file")
+        try:
+            offset = int(entries.get("offset") or 0)
+            length = int(entries.get("length") or max(size, 0))
+        except ValueError:
+            raise self.refuse(f"the range of tensor {name!r} is no number", got=str(entries)) from None
+        if offset < 0 or length < 0 or offset + length > status.st_size:
+            raise self.refuse(
+                f"the weights of {name!r} reach beyond their file",
+                got=f"bytes {offset}..{offset + length}",
+                wanted=f"within {status.st_size} bytes of {location}",
+            )
+        if size >= 0 and length < size:
+            raise self.refuse(f"tensor {name!r} is larger than its stored weights", got=f"{length} bytes", wanted=f"{size}")

@@ -1,0 +1,36 @@
+"""The plainest way to run an ONNX file: ONNX Runtime on the CPU with every graph optimization off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgerun.errors import EdgerunError
+from edgerun.passes import Feeds, Runner
+
+
+def runner(path: Path) -> Runner:
+    """A function from feeds to outputs. Raises EdgerunError when ONNX Runtime refuses the file."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ORT's exceptions share no base class but Exception
+        raise EdgerunError("ONNX Runtime refuses the model", got=first_line(error)) from error
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feeds: Feeds) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+    return run
+
+
+def first_line(error: BaseException, length: int = 300) -> str:
+    """An error's first non-empty line, shortened: what a user can read of a library's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,91 @@
+"""ONNX in: validate, normalize, and bring to the IR version and opset that the target reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgerun import guard
+from edgerun.converters import _normalize, _ort
+from edgerun.errors import EdgerunError
+from edgerun.model import Model
+from edgerun.passes import Conversion
+from edgerun.runtime import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+summary = "ONNX files: checked, normalized, in the opset of the target"
+requires: tuple[str, ...] = ("onnx", "onnx_ir", "onnxruntime")
+extra = "compress"
+
+
+def recognises(source: Any) -> bool:
+    """A path that ends in .onnx."""
+    return isinstance(source, (str, Path)) and Path(source).suffix.lower() == ".onnx"
+
+
+def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
+    """Read an ONNX file; `inputs` may fix or name dimensions of its inputs.
+
+    The opset stays when it lies between 13 and `opset`. Raises EdgerunError for a file that onnx.checker, strict shape
+    inference or ONNX Runtime refuses, and Unsupported for one that cannot be brought to an opset that the target reads.
+    """
+    if factory is not None:
+        raise EdgerunError("an ONNX file needs no factory", got=factory, do="leave --factory out")
+    import onnx
+    import onnx_ir as ir
+
+    path = Path(source)
+    guard.check_onnx(path)
+    _checked(path)
+    run = _ort.runner(path)
+    proto = onnx.load(path)
+    if _normalize.opset_of(proto) != (wish := _normalize.fitting_opset(_normalize.opset_of(proto), opset)):
+        proto = _normalize.to_opset(proto, wish)
+    _set_inputs(proto, inputs)
+    graph = _normalize.normalize(ir.from_proto(proto))
+    graph.ir_version = _normalize.ir_version(wish)
+    clean = ir.to_proto(graph)
+    if proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
+        clean = _normalize.infer_shapes(clean)
+    return Conversion(Model.from_proto(clean), run)
+
+
+def _checked(path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # checker and inference raise classes of their own and bare RuntimeError
+        raise EdgerunError(
+            "onnx.checker refuses the model", got=_ort.first_line(error), do="export the model again"
+        ) from error
+
+
+def _set_inputs(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
+    """Write the dimensions that the user asked for; a fixed dimension cannot become another one."""
+    from onnx import helper
+
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    values = {value.name: value for value in proto.graph.input if value.name not in weights}
+    for spec in inputs:
+        name = spec.name or (next(iter(values)) if len(values) == 1 else "")
+        if name not in values:
+            raise EdgerunError(f"the model has no input {name!r}", got=str(spec), wanted=f"one of {', '.join(values)}")
+        tensor = values[name].type.tensor_type
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        if dtype != spec.dtype:
+            raise EdgerunError(f"input {name!r} has another dtype", got=spec.dtype, wanted=dtype)
+        have = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
+        fits = len(have) == len(spec.shape) and all(
+            not isinstance(h, int) or h == want for h, want in zip(have, spec.shape, strict=True)
+        )
+        if not fits:
+            raise EdgerunError(f"input {name!r} has another shape", got=list(spec.shape), wanted=str(have))
+        for dim, want in zip(tensor.shape.dim, spec.shape, strict=True):
+            if isinstance(want, int):
+                dim.dim_value = want
+            else:
+                dim.dim_param = want

@@ -1,0 +1,89 @@
+"""Protobuf's wire format read in place: field by field over a memory map, no copy of the weights, no schema compiled."""
+
+from __future__ import annotations
+
+from typing import Iterator, Union
+
+Value = Union[int, memoryview]
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+
+class Malformed(ValueError):
+    """The bytes are not whole protobuf fields."""
+
+
+class Truncated(Malformed):
+    """A field declares more bytes than there are."""
+
+
+def varint(data: memoryview, at: int) -> tuple[int, int]:
+    """The unsigned integer at `at`, and the place behind it."""
+    value = shift = 0
+    while True:
+        if at >= len(data):
+            raise Truncated("the file ends inside a number")
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise Malformed("a number is longer than 64 bits")
+
+
+def signed(value: Value) -> int:
+    """A varint field's value as int64, two's complement."""
+    if not isinstance(value, int):
+        raise Malformed("a number was expected")
+    return value - (1 << 64) if value >> 63 else value
+
+
+def text(value: Value) -> str:
+    """A length-delimited field as UTF-8."""
+    return str(message(value), "utf-8", "replace")
+
+
+def message(value: Value) -> memoryview:
+    """A length-delimited field's bytes."""
+    if isinstance(value, int):
+        raise Malformed("a message was expected")
+    return value
+
+
+def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
+    """(number, value) of every field of one message: int for numbers, a view for everything length-delimited."""
+    at, end = 0, len(data)
+    while at < end:
+        key, at = varint(data, at)
+        number, wire = key >> 3, key & 7
+        if number == 0:
+            raise Malformed("field number 0")
+        if wire == VARINT:
+            value, at = varint(data, at)
+            yield number, value
+        elif wire == BYTES:
+            length, at = varint(data, at)
+            if at + length > end:
+                raise Truncated(f"a field declares {length} bytes, {end - at} are there")
+            yield number, data[at : at + length]
+            at += length
+        elif wire in (FIXED32, FIXED64):
+            size = 4 if wire == FIXED32 else 8
+            if at + size > end:
+                raise Truncated("the file ends inside a number")
+            yield number, int.from_bytes(data[at : at + size], "little")
+            at += size
+        else:
+            raise Malformed(f"wire type {wire}")
+
+
+def integers(value: Value) -> Iterator[int]:
+    """One repeated int64 field's values: a lone varint, or a packed run of them."""
+    if isinstance(value, int):
+        yield signed(value)
+        return
+    at = 0
+    while at < len(value):
+        number, at = varint(value, at)
+        yield signed(number)

@@ -1,0 +1,59 @@
+"""`edgerun convert`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Optional
+
+import click
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .onnx file to write.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME:DTYPE[DIMS]",
+              help="An input as image:float32[batch,3,224,224]; words are dynamic dimensions. Repeat in call order.")
+@click.option("--factory", metavar="MODULE:CALLABLE", help="Builds the nn.Module that a state_dict belongs to.")
+@click.option("--from", "converter", metavar="NAME", help="The converter to use, instead of asking the file.")
+@click.option("--target", default="onnxruntime", show_default=True, help="Whose opset and IR limits to keep.")
+@click.option("--opset", type=int, help="The ONNX opset to write, instead of the preferred one.")
+@click.option("--timeout", type=click.FloatRange(min=1), default=900, show_default=True, metavar="SECONDS",
+              help="End the work on the file after this time.")
+@click.option("--memory-cap", type=click.FloatRange(min=0), default=0, metavar="GIB",
+              help="Memory for the work on the file; default: this machine's.")
+@click.option("--force", is_flag=True, help="Replace the output.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
+def command(
+    source: Path, output: Path, inputs: tuple[str, ...], factory: Optional[str], converter: Optional[str], target: str,
+    opset: Optional[int], timeout: float, memory_cap: float, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Bring a trained model in: PyTorch, Keras or ONNX to checked ONNX.
+
+    Ends with a comparison with the source on random inputs; when that fails, nothing is written (exit 1).
+    """
+    from edgerun.sandbox import Limits
+    from edgerun.verbs.convert import Parity, convert
+
+    progress = logging.StreamHandler()
+    logging.getLogger("edgerun").addHandler(progress)
+    logging.getLogger("edgerun").setLevel(logging.INFO)
+    try:
+        model = convert(
+            source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, opset=opset,
+            force=force, limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
+        )  # fmt: skip
+    finally:
+        logging.getLogger("edgerun").removeHandler(progress)
+    parity = Parity.of(model)
+    if as_json:
+        doors = {"inputs": [str(s) for s in model.inputs], "outputs": [str(s) for s in model.outputs]}
+        click.echo(json.dumps({"output": str(output), "passed": parity.passed, **doors, **parity.to_json()}))
+        return
+    click.echo(f"{output}: {', '.join(map(str, model.inputs))} -> {', '.join(map(str, model.outputs))}")
+    click.echo(f"compared with the source in {parity.reference} on {len(parity.shapes)} draws; {parity.data}")
+    click.echo(f"{'output':<24}{'max abs error':>15}{'relative error':>16}{'allowed':>10}{'SQNR':>12}")
+    for o in parity.outputs:
+        sqnr = "exact" if o.sqnr_db is None else f"{o.sqnr_db:.1f} dB"
+        click.echo(f"{o.name:<24}{o.max_abs_error:>15.2g}{o.relative_error:>16.2g}{o.bound:>10.2g}{sqnr:>12}")

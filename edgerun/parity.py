@@ -1,0 +1,153 @@
+"""Does a converted model compute what its source computes? Random feeds, several shapes, judged in float64 if possible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgerun import draws
+from edgerun.errors import EdgerunError, GateFailed
+from edgerun.metrics import Difference
+from edgerun.passes import Feeds, Runner
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
+FACTOR = 4.0  # how much larger than the source's own rounding error the converted model's may be
+FLOOR = 1e-5  # relative error that always passes when judged against float64
+PLAIN = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2}  # without a float64 reference; other dtypes: equal
+DRAWS = 3
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output over all draws. Errors are against `Parity.reference`; `source_error` is the source's own against it.
+
+    `max_abs_error` is in the output's unit, `relative_error` = max|e| / max|reference|, `sqnr_db` is None when nothing
+    differs; `bound` is the relative error that passes.
+    """
+
+    name: str
+    max_abs_error: float
+    relative_error: float
+    sqnr_db: float | None
+    source_error: float | None
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Is the relative error within the bound?"""
+        return self.relative_error <= self.bound
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The check that ends a conversion: `reference` is "float64" or "source"; `shapes` are the drawn input shapes."""
+
+    reference: str
+    data: str
+    shapes: tuple[str, ...]
+    outputs: tuple[OutputParity, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Did every output pass?"""
+        return all(output.passed for output in self.outputs)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as they stand in a Step's options."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, model: Model) -> Parity:
+        """The parity of the model's latest conversion, out of its history. Raises EdgerunError when it has none."""
+        for step in reversed(model.history):
+            if "parity" in step.options:
+                found = dict(step.options["parity"])
+                outputs = tuple(OutputParity(**output) for output in found.pop("outputs"))
+                return cls(found["reference"], found["data"], tuple(found["shapes"]), outputs)
+        raise EdgerunError("the model's history holds no conversion", do="run edgerun convert on its source")
+
+
+def check(model: Model, converted: Runner, source: Runner, source64: Runner | None, seed: int = 0) -> Parity:
+    """Compare on DRAWS random feeds, with batch 1 and two other batches where dimensions are symbolic.
+
+    Raises EdgerunError when the source refuses every feed, and GateFailed when the converted model refuses one that
+    the source takes.
+    """
+    drawn = _accepted(model, source, seed)
+    judged64 = source64 is not None
+    totals: dict[str, list[Difference]] = {}
+    for feeds, wanted in drawn:
+        got = _run_converted(converted, feeds)
+        exact = source64(feeds) if source64 is not None else wanted
+        for name, want in wanted.items():
+            value = _same_shape(name, want, got)
+            reference = exact[name] if want.dtype.kind == "f" else want
+            pair = [Difference.of(reference, value), Difference.of(reference, want), Difference.of(want, value)]
+            totals[name] = [a + b for a, b in zip(totals[name], pair, strict=True)] if name in totals else pair
+    dtypes = {spec.name: spec.dtype for spec in model.outputs}
+    outputs = tuple(_judge(name, dtypes[name], *total, judged64) for name, total in totals.items())
+    shapes = tuple(", ".join(f"{n}{list(a.shape)}" for n, a in feeds.items()) for feeds, _ in drawn)
+    data = f"random, seed {seed}: floats N(0, 1), integers uniform"
+    return Parity("float64" if judged64 else "source", data, shapes, outputs)
+
+
+def _judge(
+    name: str, dtype: str, value: Difference, source: Difference, direct: Difference, judged64: bool
+) -> OutputParity:
+    if judged64 and dtype in PLAIN and math.isfinite(source.max_error):
+        own = source.relative_error
+        return _output(name, value, own, max(FACTOR * own, FLOOR))
+    # No float64, or the source itself overflows where float64 does not: then it must be the source that is met.
+    return _output(name, direct, None, PLAIN.get(dtype, 0.0))
+
+
+def _output(name: str, error: Difference, own: float | None, bound: float) -> OutputParity:
+    sqnr = error.sqnr_db if math.isfinite(error.sqnr_db) else None
+    return OutputParity(name, error.max_error, error.relative_error, sqnr, own, bound)
+
+
+def _accepted(model: Model, source: Runner, seed: int) -> list[tuple[Feeds, Mapping[str, np.ndarray]]]:
+    """Feeds that the source takes, with its outputs: the first group of sizes where every draw runs."""
+    below = draws.index_bounds(model.ir)
+    refusal: Exception | None = None
+    for other in draws.SIZES:
+        try:
+            found: list[tuple[Feeds, Mapping[str, np.ndarray]]] = []
+            for number in range(DRAWS):
+                dims = draws.sizes(model.inputs, (1, 3, 2)[number % 3], other)
+                feeds = draws.feeds(model.inputs, dims, seed + number, below)
+                found.append((feeds, source(feeds)))
+            return found
+        except Exception as error:  # any framework's own complaint about a shape
+            refusal = error
+            if not draws.sizes(model.inputs, 1, 1):
+                break
+    raise EdgerunError(
+        "the source refuses every random input that was tried", got=str(refusal)[:400],
+        wanted=", ".join(map(str, model.inputs)), do="give --input with fixed sizes that the model takes",
+    ) from refusal  # fmt: skip
+
+
+def _run_converted(converted: Runner, feeds: Feeds) -> dict[str, np.ndarray]:
+    try:
+        return converted(feeds)
+    except Exception as error:  # the runtime's own exceptions
+        shapes = {name: list(array.shape) for name, array in feeds.items()}
+        raise GateFailed(
+            "the converted model fails on an input that the source takes", got=f"{shapes}: {str(error)[:300]}",
+            do="a dimension may have been fixed while exporting: try fixed sizes in --input",
+        ) from error  # fmt: skip
+
+
+def _same_shape(name: str, want: np.ndarray, got: Mapping[str, np.ndarray]) -> np.ndarray:
+    value = got.get(name)
+    if value is None or value.shape != want.shape:
+        shape = "nothing" if value is None else list(value.shape)
+        raise GateFailed(f"output {name!r} has another shape than the source's", got=shape, wanted=str(list(want.shape)))
+    return value

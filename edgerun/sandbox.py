@@ -1,0 +1,173 @@
+"""Run work on untrusted files in a limited child process; what comes back is JSON and files, never a pickle.
+
+The child has a memory cap (RLIMIT_AS), a processor-time cap, a cap on the size of a file it writes, and a wall clock
+after which its whole process group is killed. A crash, a hang or a memory bomb becomes one EdgerunError here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from edgerun import errors
+from edgerun.errors import EdgerunError
+
+log = logging.getLogger("edgerun")
+_OUT_OF_MEMORY = ("bad_alloc", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
+_BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.sandbox import child; child({folder!r})"
+
+
+def physical_memory() -> int:
+    """Bytes of memory this process may use: the machine's, or its cgroup's limit when that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdigit() else total
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps for one child: address space and file size in bytes (memory 0: `physical_memory`), times in seconds.
+
+    `cpu_seconds` counts all threads together.
+    """
+
+    memory: int = 0
+    wall_seconds: float = 900.0
+    cpu_seconds: int = 7200
+    file_size: int = 64 << 30
+
+
+def call(function: str, arguments: Mapping[str, Any], folder: Path, limits: Limits | None = None) -> Any:
+    """`module:function(**arguments)` in a limited child; arguments and result are JSON values.
+
+    `folder` is an existing private folder: it takes the request and the answer, and files that the function leaves
+    there. What the child logs under "edgerun" is logged here too. Raises the EdgerunError that the function raised,
+    an EdgerunError when the child crashed or went over a limit, and RuntimeError with the child's traceback for a bug.
+    """
+    limits = limits or Limits()
+    request = {"function": function, "arguments": dict(arguments), "limits": asdict(limits)}
+    (folder / "request.json").write_text(json.dumps(request))
+    with open(folder / "stderr.txt", "wb") as noise:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _BOOT.format(path=sys.path, folder=str(folder))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=noise,
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    relay = threading.Thread(target=_relay, args=(process.stdout,), daemon=True)
+    relay.start()
+    try:
+        status = process.wait(limits.wall_seconds)
+    except subprocess.TimeoutExpired:
+        raise EdgerunError(
+            "the work on this file ran out of time", got=f"no answer in {limits.wall_seconds:g} s", do="--timeout allows more"
+        ) from None
+    finally:
+        _kill(process)
+    relay.join(timeout=5)
+    return _answer(folder, status)
+
+
+def _relay(stream: IO[bytes]) -> None:
+    with stream:
+        for line in stream:
+            log.info("%s", line.decode(errors="replace").rstrip())
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the child's whole group; after a normal end this only reaches what it left running."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # the group is already gone
+    finally:
+        process.wait()
+
+
+def _answer(folder: Path, status: int) -> Any:
+    answer = folder / "answer.json"
+    if status != 0 or not answer.is_file():
+        reason = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        words = (folder / "stderr.txt").read_text(errors="replace").strip().splitlines()
+        raise EdgerunError(
+            "the process that read this file died", got=f"{reason}{': ' + words[-1] if words else ''}",
+            do="the file is damaged or hostile, or the work needs more memory: see --memory-cap",
+        )  # fmt: skip
+    result = json.loads(answer.read_text())
+    if "error" in result:
+        error = dict(result["error"])
+        kind = {c.__name__: c for c in (EdgerunError, errors.GateFailed, errors.Unsupported)}[error.pop("kind")]
+        raise kind(error.pop("what"), **error)
+    if "bug" in result:
+        raise RuntimeError(f"in the limited child:\n{result['bug']}")
+    return result["value"]
+
+
+def child(folder: str) -> None:
+    """The child's side of `call`: set the limits, run the function, leave `answer.json`."""
+    request = json.loads((Path(folder) / "request.json").read_text())
+    progress = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # libraries print what they like; only our log reaches the parent
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    relay = logging.StreamHandler(progress)
+    log.addHandler(relay)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    _limit(Limits(**request["limits"]))
+    result: dict[str, Any]
+    try:
+        module, name = request["function"].split(":")
+        result = {"value": getattr(importlib.import_module(module), name)(**request["arguments"])}
+    except EdgerunError as error:
+        got = None if error.got is None else str(error.got)
+        fields = {"what": error.what, "got": got, "wanted": error.wanted, "do": error.do}
+        result = {"error": {"kind": _kind(error), **fields}}
+    except Exception as error:
+        result = {"bug": traceback.format_exc()}
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+            what = {"what": "the work on this file needs more memory than the limit", "do": "--memory-cap allows more"}
+            result = {"error": {"kind": "EdgerunError", **what}}
+    (Path(folder) / "answer.json").write_text(json.dumps(result))
+
+
+def _kind(error: EdgerunError) -> str:
+    if isinstance(error, errors.GateFailed):
+        return "GateFailed"
+    return "Unsupported" if isinstance(error, errors.Unsupported) else "EdgerunError"
+
+
+def _limit(limits: Limits) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # conversions run on the CPU; a GPU driver maps more than any memory cap
+    if sys.platform == "win32":  # no rlimits there: the wall clock alone holds
+        return
+    import resource
+
+    cap = limits.memory or physical_memory()
+    for what, value in (
+        (resource.RLIMIT_AS, cap),
+        (resource.RLIMIT_CPU, limits.cpu_seconds),
+        (resource.RLIMIT_FSIZE, limits.file_size),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(what)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(what, (value, value))
+    if sys.platform == "linux":
+        import ctypes
+
+        parent_death_signal = 1  # PR_SET_PDEATHSIG: no orphan survives a killed parent
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)

@@ -1,0 +1,143 @@
+"""The verb `convert`: bring a trained model in, and prove that it still computes what its source computes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgerun import __version__, files, guard, parity, registry, sandbox
+from edgerun.converters import _ort
+from edgerun.errors import EdgerunError, GateFailed, Unsupported
+from edgerun.model import Model, Step
+from edgerun.parity import Parity
+from edgerun.passes import Converter
+from edgerun.runtime import TensorSpec
+
+__all__ = ["Parity", "convert"]
+log = logging.getLogger("edgerun")
+PREFERRED_OPSET = 21  # carries 16-bit and blocked Q/DQ, and is read by every runtime since 2024
+OLDEST_OPSET = 13
+
+
+def convert(
+    source: Any,
+    *,
+    output: str | Path | None = None,
+    inputs: Sequence[TensorSpec | str] = (),
+    factory: str | None = None,
+    converter: str | None = None,
+    target: str = "onnxruntime",
+    opset: int | None = None,
+    force: bool = False,
+    limits: sandbox.Limits | None = None,
+) -> Model:
+    """Convert a model file, or a framework's model object, to a Model; write it to `output` when that is given.
+
+    A file is read and compared in a limited child process (`limits`); an object in this one. `inputs` are specs such
+    as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch state_dict; `converter` is found
+    from the source when None; `opset` is at most what `target` reads. The figures of the comparison with the source
+    are in the last Step of the history: `Parity.of(model)`.
+
+    Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
+    layers or operators that cannot be converted.
+    """
+    if output is not None:
+        files.refuse_overwrite(Path(output), force)
+    specs = [TensorSpec.parse(spec) if isinstance(spec, str) else spec for spec in inputs]
+    wanted = _opset(target, opset)
+    is_file = isinstance(source, (str, Path))
+    if is_file:
+        guard.check_file(Path(source))
+    name = converter or _recognised(source)
+    _usable(name)
+    with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
+        request = {"name": name, "inputs": [str(spec) for spec in specs], "factory": factory, "opset": wanted}
+        folder = Path(temporary)
+        log.info("converters/%s reads %s", name, source if is_file else type(source).__name__)
+        if is_file:
+            arguments = {"source": str(Path(source).resolve()), "folder": temporary, **request}
+            sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, limits)
+        else:
+            convert_here(source, temporary, **request)
+        model = _load(folder / "model.onnx")
+    if output is not None:
+        model.save(output)
+    return model
+
+
+def convert_here(source: Any, folder: str, name: str, inputs: list[str], factory: str | None, opset: int) -> None:
+    """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
+    specs = [TensorSpec.parse(text) for text in inputs]
+    found = registry.converter(name).convert(source, inputs=specs, factory=factory, opset=opset)
+    path = Path(folder) / "model.onnx"
+    found.model.save(path)
+    log.info("comparing with the source on random inputs")
+    result = parity.check(found.model, _ort.runner(path), found.run, found.run64)
+    if not result.passed:
+        raise _gate(result)
+    options: Mapping[str, Any] = {
+        "source": Path(source).name if isinstance(source, str) else type(source).__name__,
+        "inputs": inputs,
+        "factory": factory,
+        "opset": opset,
+        "parity": result.to_json(),
+    }
+    before = _digest(Path(source)) if isinstance(source, str) else ""
+    step = Step(f"converters/{name}", __version__, options, before, found.model.digest())
+    found.model.with_step(step).save(path)
+
+
+def _gate(result: Parity) -> GateFailed:
+    lines = [
+        f"{o.name}: relative error {o.relative_error:.2g}, allowed {o.bound:.2g}, SQNR "
+        f"{'exact' if o.sqnr_db is None else f'{o.sqnr_db:.1f} dB'}"
+        for o in result.outputs
+        if not o.passed
+    ]
+    return GateFailed(
+        f"the converted model does not compute what its source computes (against {result.reference})",
+        got="; ".join(lines),
+        do="nothing was written; try fixed sizes in --input, or another --opset",
+    )
+
+
+def _opset(target: str, opset: int | None) -> int:
+    newest = registry.target(target).limits().opset
+    if opset is None:
+        return min(PREFERRED_OPSET, newest)
+    if not OLDEST_OPSET <= opset <= newest:
+        raise EdgerunError(f"target {target!r} cannot use this opset", got=opset, wanted=f"{OLDEST_OPSET} to {newest}")
+    return opset
+
+
+def _recognised(source: Any) -> str:
+    for name in registry.names("converter"):
+        if registry.converter(name).recognises(source):
+            return name
+    known = "\n    ".join(f"{name}: {registry.converter(name).summary}" for name in registry.names("converter"))
+    raise EdgerunError("no converter recognises the source", got=source, wanted=f"one of\n    {known}",
+                       do="name the converter with --from, if the file's name misleads")  # fmt: skip
+
+
+def _usable(name: str) -> None:
+    converter: Converter = registry.converter(name)
+    if reason := registry.missing(converter.requires, converter.extra):
+        raise Unsupported(f"converter {name!r} is unavailable here", got=reason)
+
+
+def _load(path: Path) -> Model:
+    """The child's model, with weights in memory: its folder is about to go."""
+    import onnx_ir as ir
+
+    model = Model.load(path)
+    ir.external_data.load_to_model(model.ir)
+    return model
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
