@@ -1,0 +1,1 @@
+"""edgerun beside its peers, on real models and real labelled data."""

