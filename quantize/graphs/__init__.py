@@ -1,0 +1,1 @@
+"""Functions on graphs: no arithmetic is done here."""

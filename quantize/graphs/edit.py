@@ -1,0 +1,75 @@
+"""Small edits on an `onnx_ir` graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initializer, or None when the value is computed or absent."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    array: np.ndarray = value.const_value.numpy()
+    return array
+
+
+def sole_consumer(value: ir.Value | None) -> ir.Node | None:
+    """The one node that reads `value`, or None when it is read elsewhere too or is a graph output."""
+    if value is None or value.is_graph_output():
+        return None
+    uses = value.uses()
+    return uses[0].node if len(uses) == 1 else None
+
+
+def fresh_name(graph: ir.Graph, wanted: str) -> str:
+    """`wanted`, or `wanted_2`, `wanted_3` … when an initializer has that name."""
+    name, n = wanted, 1
+    while name in graph.initializers:
+        n += 1
+        name = f"{wanted}_{n}"
+    return name
+
+
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Register `array` as a new initializer under `name` (made unique)."""
+    import onnx_ir as ir
+
+    name = fresh_name(graph, name)
+    array = np.ascontiguousarray(array) if array.ndim else array
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def set_constant(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, name: str | None = None) -> None:
+    """Make input `index` of `node` the constant `array`; other users of the old initializer keep it.
+
+    The initializer's name is kept when nobody else uses it.
+    """
+    old = node.inputs[index] if index < len(node.inputs) else None
+    base = old.name if old is not None and old.name else name or f"{node.name}_{index}"
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
+        node.replace_input_with(index, None)
+        graph.initializers.pop(base)
+    node.replace_input_with(index, initializer(graph, base, array))
+
+
+def drop_node(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a one-output node; its consumers read its first input. A graph output keeps its name."""
+    source, result = node.inputs[0], node.outputs[0]
+    assert source is not None
+    if result.is_graph_output():
+        name, result.name = result.name, f"{result.name}_dropped"
+        result.replace_all_uses_with(source, replace_graph_outputs=True)
+        source.name = name
+    else:
+        result.replace_all_uses_with(source)
+    graph.remove(node, safe=True)

@@ -1,0 +1,188 @@
+"""Where Q/DQ stand: decided from the target's rules alone, before any data is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgerun.passes import Quantization
+from edgerun.quantize.graphs.edit import constant, sole_consumer
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Weight input and its output-channel axis when the op holds weights: (input index, axis); Gemm's depends on transB.
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass
+class Plan:
+    """What is to be quantized.
+
+    `points` maps each activation that gets Q/DQ to the name of its scale group: values of one group share a scale
+    because only their elements' places differ. `compute` are the nodes that run on integer kernels;
+    `weights` those of them with constant weights; `absorbed` are activations whose clipping the quantizer behind does.
+    """
+
+    points: dict[ir.Value, str] = field(default_factory=dict)
+    compute: list[ir.Node] = field(default_factory=list)
+    weights: list[ir.Node] = field(default_factory=list)
+    absorbed: list[ir.Node] = field(default_factory=list)
+
+    def groups(self) -> dict[str, list[ir.Value]]:
+        """The values of each scale group, in graph order."""
+        found: dict[str, list[ir.Value]] = {}
+        for value, group in self.points.items():
+            found.setdefault(group, []).append(value)
+        return found
+
+
+def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = frozenset()) -> Plan:
+    """Choose points, integer nodes and absorbed activations for one target.
+
+    `keep_float` names nodes that stay in float. Cost: one walk over the graph per rule; no data is touched.
+    """
+    placement = Plan()
+    for node in graph:
+        if node.name not in keep_float and _computes(node, rules):
+            placement.compute.append(node)
+            if constant(node.inputs[1]) is not None:
+                placement.weights.append(node)
+    integer = set(placement.compute)
+    for node in placement.compute:
+        for value in _activations(node):
+            _mark(placement, value)
+    _extend_outputs(placement, rules)
+    _extend_joins(graph, placement, rules, integer, keep_float)
+    _extend_through(graph, placement, rules, integer)
+    _absorb(placement, rules, integer)
+    return placement
+
+
+def weight_axis(node: ir.Node) -> int:
+    """The output-channel axis of a node's weight (input 1)."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if node.attributes.get_int("transB", 0) else 1
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    return weight.ndim - 1
+
+
+def _computes(node: ir.Node, rules: Quantization) -> bool:
+    if node.domain != "" or node.op_type not in rules.compute or not _float32(node):
+        return False
+    weight = constant(node.inputs[1])
+    if node.op_type == "MatMul":
+        return weight.ndim == 2 if weight is not None else bool(rules.extra.get("matmul_activations"))
+    if weight is None:
+        return False
+    if node.op_type == "Gemm":
+        plain = not node.attributes.get_int("transA", 0) and node.attributes.get_float("beta", 1.0) == 1.0
+        return plain and node.attributes.get_float("alpha", 1.0) == 1.0
+    return node.op_type != "ConvTranspose" or node.attributes.get_int("group", 1) == 1
+
+
+def _float32(node: ir.Node) -> bool:
+    dtype = node.outputs[0].dtype
+    return dtype is not None and dtype.name == "FLOAT"
+
+
+def _activations(node: ir.Node) -> Iterator[ir.Value]:
+    for value in node.inputs[:2]:
+        if value is not None and constant(value) is None:
+            yield value
+
+
+def _mark(placement: Plan, value: ir.Value, group: str | None = None) -> None:
+    placement.points.setdefault(value, group or str(value.name))
+
+
+def _absorbable(value: ir.Value, rules: Quantization) -> ir.Node | None:
+    """The activation that alone reads `value` and that a quantizer can stand in for."""
+    node = sole_consumer(value)
+    return node if node is not None and node.domain == "" and node.op_type in rules.absorbed else None
+
+
+def _extend_outputs(placement: Plan, rules: Quantization) -> None:
+    """Ops without a float-writing integer kernel need a quantizer behind them."""
+    for node in placement.compute:
+        if node.op_type in rules.float_output:
+            continue
+        output = node.outputs[0]
+        activation = _absorbable(output, rules)
+        _mark(placement, activation.outputs[0] if activation is not None else output)
+
+
+def _extend_joins(
+    graph: ir.Graph, placement: Plan, rules: Quantization, integer: set[ir.Node], keep_float: frozenset[str]
+) -> None:
+    """Residual adds and the like run on integers when everything around them does."""
+    for node in list(graph):
+        if node.domain != "" or node.op_type not in rules.join or node.name in keep_float or not _float32(node):
+            continue
+        inputs = [v for v in node.inputs if v is not None]
+        output = node.outputs[0]
+        activation = _absorbable(output, rules)
+        final = activation.outputs[0] if activation is not None else output
+        fed = all(constant(v) is None and (v in placement.points or _source(v, rules) in integer) for v in inputs)
+        if not fed or not (final in placement.points or all(v in placement.points for v in inputs)):
+            continue
+        for value in inputs:
+            _mark(placement, value)
+        _mark(placement, final)
+        integer.add(node)
+
+
+def _source(value: ir.Value, rules: Quantization) -> ir.Node | None:
+    """The node that computes `value`, looking back over an absorbed activation."""
+    node = value.producer()
+    if node is not None and node.op_type in rules.absorbed and node.inputs[0] is not None:
+        return node.inputs[0].producer()
+    return node
+
+
+def _extend_through(graph: ir.Graph, placement: Plan, rules: Quantization, integer: set[ir.Node]) -> None:
+    """A mover between integer ops works on integers: its input takes its output's scale."""
+    for node in reversed(list(graph)):
+        if node.domain != "" or node.op_type not in rules.through:
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if source is None or result not in placement.points or constant(source) is not None:
+            continue
+        if source in placement.points:
+            _merge(placement, placement.points[source], placement.points[result])
+        elif _source(source, rules) in integer:
+            _mark(placement, source, placement.points[result])
+        else:
+            continue
+        integer.add(node)
+
+
+def _merge(placement: Plan, old: str, new: str) -> None:
+    for value, group in placement.points.items():
+        if group == old:
+            placement.points[value] = new
+
+
+def _absorb(placement: Plan, rules: Quantization, integer: set[ir.Node]) -> None:
+    for value in placement.points:
+        node = value.producer()
+        if node is None or node.op_type not in rules.absorbed or node.domain != "":
+            continue
+        source = node.inputs[0]
+        if source is not None and source not in placement.points and sole_consumer(source) is node:
+            if source.producer() in integer and _clips_at_zero(node):
+                placement.absorbed.append(node)
+
+
+def _clips_at_zero(node: ir.Node) -> bool:
+    """Relu, or a Clip from exactly zero: what an unsigned quantizer with zero point 0 does by itself."""
+    if node.op_type == "Relu":
+        return True
+    low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return low is not None and float(low) == 0.0

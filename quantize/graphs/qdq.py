@@ -1,0 +1,119 @@
+"""Write a placement into the graph as QuantizeLinear/DequantizeLinear pairs (opset 13 and later)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize.graphs.edit import constant, drop_node, initializer
+from edgerun.quantize.graphs.placement import Plan
+from edgerun.quantize.numerics.grid import Grid, quantize_bias
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def absorb(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
+    """Drop the activations whose clipping their quantizer does: zero point at the lowest code, and for a Clip
+
+    a grid that ends at or before the Clip does.
+    """
+    for node in plan.absorbed:
+        grid = grids[plan.points[node.outputs[0]]]
+        lowest = {"uint8": 0, "int8": -128}[grid.zero_point.dtype.name]
+        end = float(grid.scale) * 255
+        cap = _upper(node)
+        if int(grid.zero_point) != lowest or end > cap * (1 + 1e-6):
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        assert source is not None
+        plan.points[source] = plan.points.pop(result)
+        drop_node(graph, node)
+
+
+def _upper(node: ir.Node) -> float:
+    if node.op_type != "Clip" or len(node.inputs) < 3 or node.inputs[2] is None:
+        return np.inf
+    high = constant(node.inputs[2])
+    return float(high) if high is not None else -np.inf
+
+
+def insert_points(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
+    """Put one Q/DQ pair behind every point; all its readers read the dequantized value."""
+    for value, group in plan.points.items():
+        scale, zero_point = _parameters(graph, group, grids[group])
+        _pair(graph, value, scale, zero_point)
+
+
+def _parameters(graph: ir.Graph, group: str, grid: Grid) -> tuple[ir.Value, ir.Value]:
+    names = f"{group}/scale", f"{group}/zero_point"
+    if names[0] in graph.initializers:
+        return graph.initializers[names[0]], graph.initializers[names[1]]
+    return initializer(graph, names[0], grid.scale), initializer(graph, names[1], grid.zero_point)
+
+
+def _pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero_point: ir.Value) -> None:
+    import onnx_ir as ir
+
+    uses, name = list(value.uses()), value.name
+    quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{name}/QuantizeLinear")
+    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], name=f"{name}/DequantizeLinear")
+    stored, result = quantize.outputs[0], dequantize.outputs[0]
+    stored.name, stored.shape = f"{name}/quantized", value.shape
+    stored.type = ir.TensorType(zero_point.dtype)  # type: ignore[arg-type]
+    result.name, result.shape, result.type = f"{name}/dequantized", value.shape, value.type
+    for user, index in uses:
+        user.replace_input_with(index, result)
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], [quantize, dequantize])
+    else:
+        graph.insert_after(producer, [quantize, dequantize])
+    if value.is_graph_output():
+        graph.outputs[list(graph.outputs).index(value)] = result
+        value.name, result.name = f"{name}/float", name
+
+
+def store_weight(graph: ir.Graph, node: ir.Node, grid: Grid, stored: np.ndarray) -> None:
+    """Replace a node's float weight by int8 `stored` and a DequantizeLinear in front of the node."""
+    _constant_pair(graph, node, 1, grid.scale, grid.zero_point, stored, grid.axis)
+
+
+def store_bias(graph: ir.Graph, node: ir.Node, bias: np.ndarray, input_scale: np.ndarray, grid: Grid) -> None:
+    """Replace a node's float bias by int32 with scale s_x·s_w and a DequantizeLinear in front of the node."""
+    stored, scale = quantize_bias(bias, input_scale, grid)
+    zero_point = np.zeros(scale.shape, np.int32)
+    _constant_pair(graph, node, 2, scale, zero_point, stored, 0 if scale.ndim else None)
+
+
+def _constant_pair(
+    graph: ir.Graph,
+    node: ir.Node,
+    index: int,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    stored: np.ndarray,
+    axis: int | None,
+) -> None:
+    import onnx_ir as ir
+
+    old = node.inputs[index] if index < len(node.inputs) else None
+    base = old.name if old is not None else f"{node.name}/bias"
+    inputs = [
+        initializer(graph, f"{base}/quantized", stored),
+        initializer(graph, f"{base}/scale", scale),
+        initializer(graph, f"{base}/zero_point", zero_point),
+    ]
+    attributes = {} if axis is None else {"axis": axis}
+    dequantize = ir.node("DequantizeLinear", inputs, attributes=attributes, name=f"{base}/DequantizeLinear")
+    dequantize.outputs[0].name = f"{base}/dequantized"
+    dequantize.outputs[0].shape = ir.Shape(stored.shape)
+    dequantize.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(node, dequantize)
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, dequantize.outputs[0])
+    if old is not None and old.is_initializer() and not old.uses():
+        graph.initializers.pop(old.name)  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""The integer grid: real value r and stored q with r = s·(q − z). ONNX QuantizeLinear/DequantizeLinear semantics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BOUNDS = {"uint8": (0, 255), "int8": (-128, 127)}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scale s (float32, scalar or `[C]`, > 0) and zero point z (`dtype`, same shape); `axis` is the channel axis."""
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    axis: int | None = None
+
+    def quantize(self, values: np.ndarray) -> np.ndarray:
+        """q = saturate(round_half_even(r / s) + z), as ONNX QuantizeLinear; float32 in, `zero_point.dtype` out."""
+        scale, zero_point = self._broadcast(values.ndim)
+        low, high = BOUNDS[self.zero_point.dtype.name]
+        steps = np.rint(values / scale) + zero_point.astype(np.float32)
+        return np.clip(steps, low, high).astype(self.zero_point.dtype)
+
+    def dequantize(self, stored: np.ndarray) -> np.ndarray:
+        """r = s·(q − z), float32."""
+        scale, zero_point = self._broadcast(stored.ndim)
+        return (stored.astype(np.float32) - zero_point.astype(np.float32)) * scale
+
+    def _broadcast(self, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.axis is None:
+            return self.scale, self.zero_point
+        shape = [1] * ndim
+        shape[self.axis] = -1
+        return self.scale.reshape(shape), self.zero_point.reshape(shape)
+
+
+def asymmetric(low: float, high: float, dtype: str = "uint8") -> Grid:
+    """The grid whose 256 values span [min(low, 0), max(high, 0)]; zero is always exactly on it.
+
+    A tensor that never leaves zero gets scale 1.
+    """
+    first, last = BOUNDS[dtype]
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    scale = np.float32((high - low) / (last - first))
+    if not scale > np.finfo(np.float32).tiny:
+        scale = np.float32(1.0)
+    zero_point = np.clip(np.rint(first - low / float(scale)), first, last)
+    return Grid(np.asarray(scale, np.float32), np.asarray(zero_point, dtype))
+
+
+def symmetric(bound: np.ndarray | float, dtype: str = "int8", axis: int | None = None) -> Grid:
+    """The grid with zero point 0 (128 for uint8) where ±`bound` is ±127 steps; `bound` is a scalar or `[C]`."""
+    scale = np.asarray(bound, np.float32) / np.float32(127)
+    scale = np.where(scale > np.finfo(np.float32).tiny, scale, np.float32(1.0)).astype(np.float32)
+    zero_point = np.full(scale.shape, 128 if dtype == "uint8" else 0, dtype)
+    return Grid(scale, zero_point, axis)
+
+
+def channel_bounds(weight: np.ndarray, axis: int | None) -> np.ndarray:
+    """max |w| for each channel on `axis` (`[C]`), or of the whole tensor (scalar) when `axis` is None."""
+    rest = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
+    return np.maximum(weight.max(axis=rest), -weight.min(axis=rest))
+
+
+def quantize_bias(bias: np.ndarray, input_scale: np.ndarray, weight_grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """b_q = round(b / (s_x·s_w)) as int32 `[C]`, and its scale s_x·s_w as float32 `[C]` or scalar.
+
+    Call `widen` first: values outside int32 saturate.
+    """
+    scale = (input_scale * weight_grid.scale).astype(np.float32)
+    steps = np.rint(bias.astype(np.float64) / scale)
+    limits = np.iinfo(np.int32)
+    return np.clip(steps, limits.min, limits.max).astype(np.int32), scale
+
+
+def widen(grid: Grid, bias: np.ndarray, input_scale: np.ndarray) -> Grid:
+    """Raise a weight scale where the int32 bias would overflow: s_w ≥ |b| / (s_x·2³⁰) in each channel."""
+    least = (np.abs(bias.astype(np.float64)) / (float(input_scale) * 2**30)).astype(np.float32)
+    if grid.axis is None:
+        least = np.asarray(least.max(initial=0.0), np.float32)
+    return Grid(np.maximum(grid.scale, least), grid.zero_point, grid.axis)
