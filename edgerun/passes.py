@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -67,6 +68,15 @@ class Limits:
     ir_version: int
     opset: int
 
+    def exceeded(self, model: Model) -> list[Issue]:
+        """What of `model` is too new, as issues of no single node."""
+        found, opset = [], model.ir.opset_imports.get("", 0)
+        if model.ir.ir_version > self.ir_version:
+            found.append(f"IR version {model.ir.ir_version} is newer than {self.ir_version}, the newest read here")
+        if opset > self.opset:
+            found.append(f"opset {opset} is newer than {self.opset}, the newest read here")
+        return [Issue("", "", reason) for reason in found]
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -124,5 +134,6 @@ class Target(Protocol):
     def quantization(self) -> Quantization: ...
     def check(self, model: Model) -> list[Issue]: ...
     def compile(self, model: Model, options: Options) -> Engine: ...
+    def save(self, engine: Engine, path: Path) -> None: ...
     def load(self, engine: Engine, options: Options) -> Session: ...
     def profile(self, engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]: ...

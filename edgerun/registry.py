@@ -53,4 +53,5 @@ def target(name: str, *, usable: bool = True) -> Target:
 def missing(requires: tuple[str, ...], extra: str) -> str | None:
     """None when every module in `requires` can be imported, else the line that says what to install."""
     absent = [m for m in requires if importlib.util.find_spec(m) is None]
-    return f"needs {', '.join(absent)}: pip install 'edgerun[{extra}]'" if absent else None
+    package = f"'edgerun[{extra}]'" if extra else "edgerun"
+    return f"needs {', '.join(absent)}: pip install {package}" if absent else None

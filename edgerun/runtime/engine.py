@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping, Union
 
+from edgerun.errors import EdgerunError
 from edgerun.runtime.spec import TensorSpec
 
 
@@ -16,18 +17,40 @@ class Options:
     threads: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise EdgerunError("the number of threads is negative", got=self.threads, wanted="0 (the quota) or more")
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """How a compiled model compared with the reference, over all drawn or given feeds.
+
+    `reference` says what computed the truth; `runs` counts the compared runs; `shapes` are the input shapes that ran.
+    `relative_error` is max |y - r| / max |r| and `sqnr_db` 10·log10(Σr² / Σ(y - r)²), both of the worst output.
+    """
+
+    reference: str
+    runs: int
+    shapes: tuple[str, ...]
+    worst: str
+    relative_error: float
+    sqnr_db: float
+
 
 @dataclass(frozen=True)
 class Engine:
     """What a target compiled: bytes or a path it can load, and where it is valid.
 
     `payload` is what the target's `load` reads; `device` is the fingerprint of the machine it was compiled for;
-    `digest` is the SHA-256 of the Model it came from ("" when it was opened from a file without one).
+    `digest` is the SHA-256 of the Model it came from ("" when it was opened from a file without one);
+    `check` is the comparison with the reference that it passed (None: opened from a file, or not compared).
     """
 
     target: str
-    payload: Union[bytes, Path]
+    payload: bytes | Path
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     device: Mapping[str, str] = field(default_factory=dict)
     digest: str = ""
+    check: SelfCheck | None = None

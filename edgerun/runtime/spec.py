@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping, Union
 
 import numpy as np
 
 from edgerun.errors import EdgerunError
 
-Dim = Union[int, str]
+Dim = int | str
 _SPEC = re.compile(r"^(?:(?P<name>[^:\[\]]+):)?(?:(?P<dtype>[a-z]+[0-9]*))?\[(?P<shape>[^\[\]]*)\]$")
 DTYPES = (
-    "float32", "float16", "float64", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "bool",
+    "float32",
+    "float16",
+    "float64",
+    "int8",
+    "uint8",
+    "int16",
+    "uint16",
+    "int32",
+    "uint32",
+    "int64",
+    "uint64",
+    "bool",
 )
 
 
@@ -35,7 +46,9 @@ class TensorSpec:
         dtype = (match["dtype"] or "float32") if match else ""
         if not match or dtype not in DTYPES:
             raise EdgerunError(
-                "an input is not understood", got=text, wanted="name:dtype[dim,dim,…], for example image:float32[batch,3,224,224]"
+                "an input is not understood",
+                got=text,
+                wanted="name:dtype[dim,dim,…], for example image:float32[batch,3,224,224]",
             )
         dims: list[Dim] = []
         for word in filter(None, (part.strip() for part in match["shape"].split(","))):
@@ -48,11 +61,16 @@ class TensorSpec:
 
     def check(self, array: np.ndarray) -> None:
         """Raise EdgerunError when `array` cannot be this input."""
-        if array.dtype.name != self.dtype:
+        if array.dtype != np.dtype(self.dtype):
             raise EdgerunError(
-                f"input {self.name!r} has the wrong dtype", got=array.dtype.name, wanted=self.dtype, do=f"array.astype('{self.dtype}')"
+                f"input {self.name!r} has the wrong dtype",
+                got=array.dtype.name if array.dtype.isnative else f"{array.dtype.name} in foreign byte order",
+                wanted=self.dtype,
+                do=f"array.astype('{self.dtype}')",
             )
         if array.ndim != len(self.shape) or any(
-            isinstance(want, int) and have != want for have, want in zip(array.shape, self.shape)
+            isinstance(want, int) and have != want for have, want in zip(array.shape, self.shape, strict=True)
         ):
-            raise EdgerunError(f"input {self.name!r} has the wrong shape", got=list(array.shape), wanted=str(list(self.shape)))
+            raise EdgerunError(
+                f"input {self.name!r} has the wrong shape", got=list(array.shape), wanted=str(list(self.shape))
+            )

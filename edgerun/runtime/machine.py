@@ -1,0 +1,95 @@
+"""What this machine gives a runtime: cores paid for, cores seen, CPU model, instruction sets."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+# Where INT8 speed comes from, in the kernel's spelling.
+ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+_ROOT = Path("/")
+
+
+def visible() -> int:
+    """Cores that this process may be scheduled on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def quota(root: Path = _ROOT) -> int:
+    """Threads worth starting: the visible cores, or fewer where a cgroup pays for fewer (whole cores, at least 1).
+
+    Reads `cpu.max` (v2) or `cpu.cfs_quota_us` (v1) of this process's group and of every group above it, under `root`.
+    """
+    cores = min(_quotas(root), default=float(visible()))
+    return max(1, min(visible(), int(cores)))
+
+
+def threads(asked: int) -> int:
+    """`asked`, or the quota when it is 0."""
+    return asked or quota()
+
+
+def cpu() -> str:
+    """The CPU's name as the kernel tells it, or the architecture."""
+    facts = _cpuinfo()
+    return facts.get("model name") or facts.get("Model") or facts.get("CPU part") or platform.machine()
+
+
+def isa() -> tuple[str, ...]:
+    """The instruction sets of `ISA` that this CPU has, in that order."""
+    facts = _cpuinfo()
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    return tuple(name for name in ISA if name in flags)
+
+
+def fingerprint(runtime: str, version: str) -> dict[str, str]:
+    """Where an engine is valid: the runtime and its version, architecture, CPU, instruction sets, threads."""
+    return {
+        "runtime": runtime,
+        "version": version,
+        "arch": platform.machine(),
+        "cpu": cpu(),
+        "isa": " ".join(isa()),
+        "threads": str(quota()),
+    }
+
+
+def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
+    """The first value of every key: cores of one machine differ in speed, not in what we read."""
+    facts: dict[str, str] = {}
+    for line in (_read(path) or "").splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            facts.setdefault(key.strip(), value.strip())
+    return facts
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores granted by each limiting cgroup, from the process's own up to the top."""
+    mount = root / "sys/fs/cgroup"
+    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, group = line.split(":", 2)
+        relative = Path(group.lstrip("/"))
+        for part in (relative, *relative.parents):
+            if controllers == "":
+                yield from _ratio(*(_read(mount / part / "cpu.max") or "").split())
+            elif "cpu" in controllers.split(","):
+                for base in (mount / controllers / part, mount / "cpu" / part):
+                    yield from _ratio(_read(base / "cpu.cfs_quota_us") or "", _read(base / "cpu.cfs_period_us") or "")
+
+
+def _ratio(quota_us: str = "", period_us: str = "") -> Iterator[float]:
+    """Cores from a quota and a period in µs; nothing when there is no limit ("max", "-1" or an absent file)."""
+    if quota_us.strip().isdigit() and period_us.strip().isdigit() and int(period_us) > 0:
+        yield int(quota_us) / int(period_us)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return None  # absent on this kernel: it sets no limit and tells no fact

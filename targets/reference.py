@@ -1,0 +1,124 @@
+"""The ONNX reference evaluator: each operator as its specification defines it, on numpy, with no optimization."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgerun import files, registry
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
+from edgerun.runtime import Engine, Options, Session, TensorSpec
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
+summary = "the ONNX reference evaluator: slow, and what the others are compared with"
+requires = ("onnx", "onnx_ir")
+extra = "compress"
+suffixes = (".onnx",)
+
+
+def available() -> str | None:
+    """None, or what to install."""
+    return registry.missing(requires, extra)
+
+
+def device() -> Mapping[str, str]:
+    """Runtime, version and architecture: it computes the same on every machine that numpy runs on."""
+    return {"runtime": "onnx.reference", "version": _onnx().__version__, "arch": platform.machine()}
+
+
+def limits() -> Limits:
+    """What the installed onnx package defines."""
+    return Limits(int(_onnx().IR_VERSION), int(importlib.import_module("onnx.defs").onnx_opset_version()))
+
+
+def check(model: Model) -> list[Issue]:
+    """The ops that the evaluator has no implementation of; it reports the first of them."""
+    try:
+        _evaluator(model.to_proto())
+    except EdgerunError as error:
+        return [Issue("", "", str(error.got))]
+    return []
+
+
+def compile(model: Model, options: Options) -> Engine:
+    """The model's own bytes."""
+    return Engine("reference", model.to_bytes(), model.inputs, model.outputs, device(), model.digest())
+
+
+def save(engine: Engine, path: Path) -> None:
+    """Write the engine as one `.onnx` file, atomically."""
+    if not isinstance(engine.payload, bytes):
+        raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
+    if path.suffix != ".onnx":
+        raise EdgerunError("the reference reads .onnx files", got=path.name, wanted="-o NAME.onnx")
+    files.write_bytes(path, engine.payload)
+
+
+def load(engine: Engine, options: Options) -> Session:
+    """A session on numpy; it has no options, and says so when it gets some."""
+    from edgerun.model import Model
+
+    if options.extra:
+        raise EdgerunError("the reference has no options", got=", ".join(options.extra))
+    if isinstance(engine.payload, Path):
+        model = Model.load(engine.payload)
+    else:
+        model = Model.from_proto(_onnx().load_model_from_string(engine.payload))
+    return _Session(_evaluator(model.to_proto()), model.inputs, model.outputs)
+
+
+def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
+    """Refused: its times say nothing about any device."""
+    raise Unsupported("the reference has no kernels to time", do="profile with --target onnxruntime or openvino")
+
+
+class _Session(Session):
+    """Outputs are copied: the evaluator may hand back an input or a weight."""
+
+    def __init__(self, evaluator: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        super().__init__(inputs, outputs)
+        self._evaluator = evaluator
+
+    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        try:
+            with np.errstate(all="ignore"):
+                results = self._evaluator.run(None, dict(feeds))
+        except Exception as error:  # it runs ops in plain Python and lets all their errors through
+            raise EdgerunError("the reference could not run these feeds", got=error) from error
+        return {spec.name: np.array(value) for spec, value in zip(self.outputs, results, strict=True)}
+
+    def _close(self) -> None:
+        self._evaluator = None
+
+
+def _onnx() -> Any:
+    return importlib.import_module("onnx")
+
+
+def _evaluator(proto: Any) -> Any:
+    try:
+        return importlib.import_module("onnx.reference").ReferenceEvaluator(proto)
+    except Exception as error:  # RuntimeContextError, NotImplementedError and others, by op
+        raise Unsupported("the reference cannot take the model", got=error) from error
+
+
+def quantization() -> Quantization:
+    """Q/DQ stands for any op: the evaluator computes what is written."""
+    return Quantization(
+        schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32"),
+        activation="uint8",
+        weight="int8",
+        compute=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+        through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split"}),
+        join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"}),
+        absorbed=frozenset({"Relu", "Clip"}),
+        float_output=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+    )
