@@ -1,0 +1,173 @@
+"""Compile: a model becomes an engine for one target, compared with the reference before anyone trusts it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun import draws, registry
+from edgerun.errors import EdgerunError, GateFailed, Unsupported
+from edgerun.metrics import Difference
+from edgerun.passes import Feeds
+from edgerun.runtime import Engine, Options, SelfCheck, Session
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
+RELATIVE_ERROR = 1e-3  # of float models: max |y - r| / max |r|, every output
+SQNR_DB = 20.0  # of models that round (Q/DQ, float16): a tie that falls the other way moves a whole step
+ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"})
+LIGHT_MACS, LIGHT_WEIGHTS = 25e6, 20e6  # above either, the evaluator takes too long
+LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
+BATCHES = (1, 3)
+
+
+def compile(
+    model: Model | str | Path, target: str, options: Options | None = None, *, feeds: Sequence[Feeds] = ()
+) -> Engine:
+    """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
+
+    `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3.
+    Raises Unsupported with the nodes that cannot run, and GateFailed when the engine computes something else.
+    """
+    from edgerun.model import Model
+
+    model = model if isinstance(model, Model) else Model.load(model)
+    found, options = registry.target(target), options or Options()
+    if issues := found.check(model):
+        named = [f"{issue.node} ({issue.op}): {issue.reason}" if issue.node else issue.reason for issue in issues]
+        more = f", and {len(named) - 5} more" if len(named) > 5 else ""
+        raise Unsupported(f"the model does not run on {target}", got="; ".join(named[:5]) + more)
+    engine = found.compile(model, options)
+    return replace(engine, check=self_check(model, engine, options, feeds))
+
+
+def self_check(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds] = ()) -> SelfCheck:
+    """Run `engine` and the reference on the same feeds. Raises GateFailed naming the worst output."""
+    with ExitStack() as stack:
+        label, reference = _reference(model, engine, options)
+        stack.enter_context(reference)
+        session = stack.enter_context(registry.target(engine.target).load(engine, options))
+        pairs = list(_given(reference, feeds) if feeds else _drawn(model, reference))
+        totals = dict.fromkeys((spec.name for spec in model.outputs), Difference())
+        for feed, wanted in pairs:
+            got = _run(session, feed)
+            for name, want in wanted.items():
+                totals[name] += _difference(name, want, got[name])
+    rounds = _rounds(model)
+    worst = min(totals, key=lambda n: totals[n].sqnr_db if rounds else -totals[n].relative_error)
+    error = totals[worst]
+    if not (error.sqnr_db >= SQNR_DB if rounds else error.relative_error <= RELATIVE_ERROR):
+        raise GateFailed(
+            f"the engine for {engine.target} does not compute what the model says: output {worst!r}",
+            got=f"SQNR {error.sqnr_db:.1f} dB, relative error {error.relative_error:.2g} against {label}",
+            wanted=f"SQNR of {SQNR_DB:g} dB" if rounds else f"relative error {RELATIVE_ERROR:g}",
+            do="use another target for this model",
+        )
+    shapes = dict.fromkeys(", ".join(f"{n}{list(a.shape)}" for n, a in feed.items()) for feed, _ in pairs)
+    return SelfCheck(label, len(pairs), tuple(shapes), worst, error.relative_error, error.sqnr_db)
+
+
+def _run(session: Session, feed: Feeds) -> dict[str, np.ndarray]:
+    try:
+        return session.run(feed)
+    except EdgerunError as error:
+        shapes = {name: list(array.shape) for name, array in feed.items()}
+        raise GateFailed(
+            "the engine fails on an input that the reference takes", got=f"{shapes}: {error.got}"
+        ) from error
+
+
+def _difference(name: str, want: np.ndarray, got: np.ndarray) -> Difference:
+    if want.dtype != got.dtype or want.shape != got.shape:
+        raise GateFailed(
+            f"output {name!r} has another type than the model says",
+            got=f"{got.dtype}{list(got.shape)}",
+            wanted=f"{want.dtype}{list(want.shape)}",
+        )
+    return Difference.of(want, got)
+
+
+def _reference(model: Model, engine: Engine, options: Options) -> tuple[str, Session]:
+    """The first that takes the model: the ONNX evaluator, or unoptimized ONNX Runtime (first where the model is heavy).
+
+    One that is the engine itself proves nothing and is left out.
+    """
+    reasons = []
+    for name, own in (HEAVY, LIGHT) if _heavy(model) else (LIGHT, HEAVY):
+        if name == engine.target and dict(own.extra) == dict(options.extra):
+            continue
+        try:
+            target = registry.target(name)
+            extra = "".join(f", {key}={value}" for key, value in own.extra.items())
+            settings = Options(options.threads, own.extra)
+            return f"{name} {target.device()['version']}{extra}", target.load(target.compile(model, settings), settings)
+        except EdgerunError as error:
+            reasons.append(f"{name}: {error.got}")
+    raise Unsupported("no reference can run this model, so the engine cannot be checked", got="; ".join(reasons))
+
+
+def _given(reference: Session, feeds: Sequence[Feeds]) -> Iterator[tuple[Feeds, dict[str, np.ndarray]]]:
+    return ((feed, reference.run(feed)) for feed in feeds)
+
+
+def _drawn(model: Model, reference: Session) -> list[tuple[Feeds, dict[str, np.ndarray]]]:
+    """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes."""
+    below, refusal = draws.index_bounds(model.ir), EdgerunError("")
+    for other in draws.SIZES:
+        try:
+            found: list[tuple[Feeds, dict[str, np.ndarray]]] = []
+            for seed, batch in enumerate(2 * BATCHES):
+                feed = draws.feeds(model.inputs, draws.sizes(model.inputs, batch, other), seed, below)
+                found.append((feed, reference.run(feed)))
+            return found
+        except EdgerunError as error:
+            refusal = error
+            if not draws.sizes(model.inputs, 1, 1):
+                break
+    raise EdgerunError(
+        "the reference refuses every random input that was tried",
+        got=refusal.got,
+        do="give compile() real feeds: feeds=[...]",
+    )
+
+
+def _rounds(model: Model) -> bool:
+    graph = model.ir.graph
+    half = any(v.const_value is not None and v.const_value.dtype.name == "FLOAT16" for v in graph.initializers.values())
+    return half or any(node.op_type in ROUNDING for node in graph.all_nodes())
+
+
+def _heavy(model: Model) -> bool:
+    tensors = (value.const_value for value in model.ir.graph.initializers.values())
+    return sum(t.size for t in tensors if t is not None) > LIGHT_WEIGHTS or _macs(model) > LIGHT_MACS
+
+
+def _macs(model: Model) -> float:
+    """Multiply-accumulates of a run with every symbolic dimension 1; inf when a shape stays unknown."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(model.to_proto()).graph
+    shapes = {t.name: list(t.dims) for t in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.type.tensor_type.HasField("shape"):
+            shapes[value.name] = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+    total = 0.0
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            first, second, out = (shapes.get(name) for name in (*node.input[:2], node.output[0]))
+            if first is None or second is None or out is None:
+                return math.inf
+            if node.op_type == "Conv":
+                total += math.prod(out) * math.prod(second[1:])
+            elif node.op_type == "ConvTranspose":
+                total += math.prod(first) * math.prod(second[1:])
+            else:
+                total += math.prod(out) * math.prod(first) / max(1, math.prod(out[:-1]))
+    return total
