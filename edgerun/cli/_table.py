@@ -1,0 +1,65 @@
+"""How commands print: plain tables, JSON, a progress bar on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import click
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns two spaces apart; the first one flush left, the others flush right."""
+    lines = [list(headers), *map(list, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    texts = []
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        texts.append("  ".join([line[0].ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(texts)
+
+
+def echo_json(value: Any) -> None:
+    """Print a dataclass or a mapping as JSON; a number that is not finite becomes null."""
+    click.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+
+
+def echo_notes(notes: Sequence[str]) -> None:
+    """Print what a user must know about the data to stderr."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr; yields a function that takes the share done, 0..1."""
+    with click.progressbar(length=1000, label=label, file=sys.stderr) as bar:
+
+        def show(share: float) -> None:
+            bar.update(int(share * 1000) - bar.pos)
+
+        yield show
+
+
+def size(count: float) -> str:
+    """Bytes as text with a decimal unit: 3.5 MB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

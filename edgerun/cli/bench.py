@@ -1,0 +1,62 @@
+"""`edgerun bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("models", metavar="MODEL[@TARGET]...", nargs=-1, required=True)
+@click.option("--target", help="What runs the models; default: by the file's kind.")
+@click.option("--data", help="The feed is the first batch of it; default: seeded noise.")
+@click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the models leave it open (1).")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
+              help="About how long to measure, all models together.")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(min=6), default=100, show_default=True, help="At most so many rounds.")
+@click.option("--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",
+              help="Fixes dynamic dimensions, as image:[1,3,224,224].")  # fmt: skip
+@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option("--must-be-faster", is_flag=True, help="Exit 1 unless every further model is faster than the first.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (times in seconds).")
+def command(
+    models: tuple[str, ...], target: str | None, data: str | None, batch: int | None, threads: int, seconds: float,
+    rounds: int, shapes: tuple[str, ...], preprocessing: Path | None, must_be_faster: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Time models against each other, interleaved; the first is the baseline.
+
+    Latency in ms with 95 % intervals; the speed-up is baseline time over model time, with the interval that decides
+    the verdict. A model whose interval does not lie above 1 is not called an improvement.
+    """
+    from edgerun.cli._table import echo_json, echo_notes, progress, table
+    from edgerun.runtime import Options
+    from edgerun.verbs.benchmark import benchmark
+
+    with progress("timing") as show:
+        result = benchmark(
+            models, target=target, options=Options(threads), data=data, preprocessing=preprocessing, batch=batch,
+            shapes=shapes, seconds=seconds, rounds=rounds, progress=show,
+        )  # fmt: skip
+    echo_notes(result.notes)
+    if as_json:
+        echo_json(result)
+    else:
+        rows = []
+        for t in result.timings:
+            times = [
+                f"{1e3 * q.value:.3f} [{1e3 * q.interval.low:.3f}, {1e3 * q.interval.high:.3f}]"
+                for q in (t.p50, t.p90, t.p99)
+            ]
+            s = t.speedup
+            ratio = "1" if s is None else f"{s.value:.3f} [{s.interval.low:.3f}, {s.interval.high:.3f}]"
+            rows.append([t.model, t.target, *times, ratio, t.verdict, str(t.runs)])
+        click.echo(table(["model", "target", "p50 ms", "p90 ms", "p99 ms", "speed-up", "verdict", "runs"], rows))
+        batch_text = "whole feeds" if result.batch is None else f"batch {result.batch}"
+        threads_text = f"{threads} threads" if threads else "threads: the quota"
+        click.echo(f"{batch_text}, {threads_text}, {result.rounds} interleaved rounds, fed {', '.join(result.feed)}")
+        for t in result.not_faster:
+            click.echo(f"not an improvement: {t.model} is not faster than {result.timings[0].model} ({t.verdict})")
+    if must_be_faster:
+        result.require_faster()

@@ -1,0 +1,188 @@
+"""Benchmark: several models timed against each other in one interleaved run; the first is the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerun import registry
+from edgerun.data import Data
+from edgerun.errors import EdgerunError, GateFailed
+from edgerun.measure.latency import interleaved
+from edgerun.measure.stats import Estimate, quantile, speedup, verdict
+from edgerun.preprocess import Preprocessing
+from edgerun.runtime import Options, Session, TensorSpec
+from edgerun.verbs.feeds import feeds_for, located
+from edgerun.verbs.load import load, target_for
+
+BASELINE, OUTPUTS_DIFFER = "baseline", "outputs differ"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model: seconds per run at three quantiles, and how many times faster than the baseline it is.
+
+    `verdict` is 'faster', 'slower', 'no difference', 'baseline', or 'outputs differ' when the last timed run did not
+    give the same bits as a run outside the benchmark, or the baseline's did not: then the speed proves nothing.
+    `runs` counts timed runs.
+    """
+
+    model: str
+    target: str
+    runs: int
+    p50: Estimate
+    p90: Estimate
+    p99: Estimate
+    speedup: Estimate | None
+    verdict: str
+    device: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All timings of one run: samples per feed, rounds, threads asked for (0: the quota), and what was fed."""
+
+    timings: tuple[Timing, ...]
+    batch: int | None
+    rounds: int
+    threads: int
+    feed: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def not_faster(self) -> tuple[Timing, ...]:
+        """The models that this run does not show to be faster than the baseline."""
+        return tuple(t for t in self.timings[1:] if t.verdict != "faster")
+
+    def require_faster(self) -> None:
+        """Raise GateFailed unless every model after the first is faster than it."""
+        if self.not_faster:
+            got = ", ".join(f"{t.model}: {t.verdict}" for t in self.not_faster)
+            raise GateFailed("not an improvement", got=got, wanted=f"faster than {self.timings[0].model}")
+
+
+def benchmark(
+    models: Sequence[str | Path],
+    *,
+    target: str | None = None,
+    options: Options | None = None,
+    data: Any = None,
+    preprocessing: Preprocessing | str | Path | None = None,
+    batch: int | None = None,
+    shapes: Sequence[TensorSpec | str] = (),
+    seconds: float = 10.0,
+    rounds: int = 100,
+    progress: Callable[[float], None] | None = None,
+) -> Benchmark:
+    """Time `models` (files, or `PATH@TARGET`) on one feed, the first batch of `data`, interleaved over `rounds`.
+
+    Without `data` the feed is seeded noise, and the result says so.
+    `batch` counts where the models leave it open (default 1). `shapes` (`name:[1,3,224,224]`) fix dynamic dimensions.
+    `progress` gets the share done. All models get the same bytes; raises EdgerunError when one does not take them.
+    """
+    if not models:
+        raise EdgerunError("no model to time", wanted="at least one")
+    options = options or Options()
+    places = [located(model, target) for model in models]
+    targets = [own or target_for(path.suffix) for path, own in places]
+    names = _names([str(path) for path, _ in places], targets)
+    with ExitStack() as stack:
+        sessions = [
+            stack.enter_context(load(path, own, options)) for (path, _), own in zip(places, targets, strict=True)
+        ]
+        inputs = _agreed(dict(zip(names, sessions, strict=True)), shapes)
+        feeds = _open(inputs, places[0][0], data, preprocessing, batch)
+        feed = next(iter(feeds))
+        runs = [_Run(session, feed) for session in sessions]
+        samples = interleaved(dict(zip(names, runs, strict=True)), rounds=rounds, seconds=seconds, progress=progress)
+    timings: list[Timing] = []
+    for name, own, (path, _), run in zip(names, targets, places, runs, strict=True):
+        with load(path, own, options) as fresh:
+            same = _same(run.last, fresh.run(feed)) and not (timings and timings[0].verdict == OUTPUTS_DIFFER)
+        timings.append(_timing(name, own, samples[name], samples[names[0]] if timings else None, same))
+    shown = tuple(str(TensorSpec(name, array.dtype.name, array.shape)) for name, array in feed.items())
+    return Benchmark(tuple(timings), feeds.batch, len(samples[names[0]]), options.threads, shown, feeds.notes)
+
+
+class _Run:
+    """Runs one session on one feed and keeps what came out last."""
+
+    def __init__(self, session: Session, feed: Mapping[str, np.ndarray]) -> None:
+        self._session, self._feed = session, feed
+        self.last: dict[str, np.ndarray] = {}
+
+    def __call__(self) -> None:
+        self.last = self._session.run(self._feed)
+
+
+def _names(paths: Sequence[str], targets: Sequence[str]) -> list[str]:
+    """What to call each model: its path, with `@target` where targets differ, and `#2` where one is timed twice."""
+    plain = paths if len(set(targets)) == 1 else [f"{p}@{t}" for p, t in zip(paths, targets, strict=True)]
+    names: list[str] = []
+    for name in plain:
+        earlier = sum(n == name or n.startswith(f"{name}#") for n in names)
+        names.append(f"{name}#{earlier + 1}" if earlier else name)
+    return names
+
+
+def _agreed(sessions: Mapping[str, Session], shapes: Sequence[TensorSpec | str]) -> tuple[TensorSpec, ...]:
+    """The first model's inputs, with dynamic dimensions fixed by `shapes`, else by a later model that fixes them."""
+    first = next(iter(sessions.values())).inputs
+    asked = {spec.name: spec for spec in (TensorSpec.parse(s) if isinstance(s, str) else s for s in shapes)}
+    if len(first) == 1 and "" in asked:
+        asked[first[0].name] = asked.pop("")
+    if surplus := sorted(set(asked) - {spec.name for spec in first}):
+        raise EdgerunError(f"there is no input {surplus[0]!r}", wanted=", ".join(map(str, first)))
+    agreed = {spec.name: spec for spec in first}
+    for name, spec in asked.items():
+        agreed[name] = _merged(agreed[name], spec, "the shape asked for")
+    for model, session in sessions.items():
+        if [(s.name, s.dtype) for s in session.inputs] != [(s.name, s.dtype) for s in first]:
+            got = ", ".join(map(str, session.inputs))
+            raise EdgerunError(
+                "the models have different inputs", got=f"{model}: {got}", wanted=", ".join(map(str, first))
+            )
+        for spec in session.inputs:
+            agreed[spec.name] = _merged(agreed[spec.name], spec, model)
+    return tuple(agreed.values())
+
+
+def _merged(spec: TensorSpec, other: TensorSpec, who: str) -> TensorSpec:
+    pairs = list(zip(spec.shape, other.shape, strict=False))
+    if len(spec.shape) != len(other.shape) or any(
+        isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs
+    ):
+        raise EdgerunError(
+            f"{who} does not fit input {spec.name!r}", got=list(other.shape), wanted=str(list(spec.shape))
+        )
+    return replace(spec, shape=tuple(a if isinstance(a, int) else b for a, b in pairs))
+
+
+def _open(inputs: Sequence[TensorSpec], model: Path, data: Any, preprocessing: Any, batch: int | None) -> Data:
+    if data is None:
+        fixed = inputs[0].shape[:1] if inputs else ()
+        data = f"random:{fixed[0] if fixed and isinstance(fixed[0], int) else batch or 1}"
+    feeds = feeds_for(inputs, model, data, preprocessing=preprocessing, batch=batch or 1)
+    if batch is not None and feeds.batch != batch:
+        got = "no batch axis" if feeds.batch is None else f"a batch fixed at {feeds.batch}"
+        raise EdgerunError("the batch asked for does not fit the models", got=got, wanted=str(batch))
+    if feeds.samples is not None and feeds.samples < (feeds.batch or 1):
+        raise EdgerunError("the data does not fill one batch", got=f"{feeds.samples} samples", wanted=str(feeds.batch))
+    return feeds
+
+
+def _same(last: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> bool:
+    return all(np.array_equal(last[name], fresh[name], equal_nan=fresh[name].dtype.kind == "f") for name in fresh)
+
+
+def _timing(name: str, target: str, samples: np.ndarray, baseline: np.ndarray | None, same: bool) -> Timing:
+    against = None if baseline is None else speedup(baseline, samples)
+    answer = BASELINE if against is None else verdict(against.interval)
+    p50, p90, p99 = (quantile(samples, q) for q in (0.5, 0.9, 0.99))
+    device = registry.target(target).device()
+    return Timing(name, target, samples.size, p50, p90, p99, against, answer if same else OUTPUTS_DIFFER, device)

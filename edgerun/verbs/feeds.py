@@ -1,0 +1,95 @@
+"""What the verbs share: `PATH@TARGET` names, sessions, and data for a model's door."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgerun.data import Data, Feeds, open_data
+from edgerun.errors import EdgerunError
+from edgerun.preprocess import Preprocessing
+from edgerun.runtime import Engine, Options, Session, TensorSpec
+from edgerun.verbs.load import load
+
+Runnable = str | Path | bytes | Engine | Session
+
+
+def located(model: str | Path, target: str | None) -> tuple[Path, str | None]:
+    """Path and target of `model`, or `model@target`; the name's own target goes before `target`."""
+    path, mark, own = str(model).rpartition("@")
+    if not mark or "/" in own or "." in own or Path(model).exists():
+        return Path(model), target
+    return Path(path), own
+
+
+@contextlib.contextmanager
+def opened(model: Runnable, target: str | None, options: Options | None) -> Iterator[Session]:
+    """A session for a file (or `PATH@TARGET`), ONNX bytes or an Engine, closed at the end; a Session stays open."""
+    if isinstance(model, Session):
+        yield model
+        return
+    if isinstance(model, (str, Path)):
+        model, target = located(model, target)
+    with load(model, target, options) as session:
+        yield session
+
+
+def feeds_for(
+    inputs: Sequence[TensorSpec],
+    model: Runnable,
+    source: Any,
+    *,
+    preprocessing: Preprocessing | str | Path | None = None,
+    batch: int | None = None,
+    limit: int | None = None,
+) -> Data:
+    """Data for a model's inputs; Data that is already open is taken as it is.
+
+    A folder takes its preprocessing contract from `preprocessing` (the contract, or its JSON file), else from the
+    model's own file.
+    """
+    if isinstance(source, Data):
+        return source
+    contract: Any = preprocessing
+    if isinstance(preprocessing, (str, Path)):
+        contract = _contract_file(Path(preprocessing))
+    elif contract is None and isinstance(source, (str, Path)) and Path(source).is_dir():
+        contract = _contract_of(model)
+    return open_data(source, inputs, preprocessing=contract, batch=batch, limit=limit)
+
+
+def tracked(data: Data, progress: Callable[[float], None] | None) -> Iterator[Feeds]:
+    """The feeds of `data`; tells `progress` the share done, 0..1, after each, where the number of feeds is known."""
+    total = operator.length_hint(data, 0)
+    for done, feed in enumerate(data, 1):
+        yield feed
+        if progress is not None and total:
+            progress(done / total)
+
+
+def _contract_file(path: Path) -> Any:
+    try:
+        contract = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EdgerunError(
+            "cannot read the preprocessing contract", got=f"{path}: {error}", wanted="a JSON file"
+        ) from error
+    if not isinstance(contract, dict):
+        raise EdgerunError("the preprocessing contract is not an object", got=path, wanted='{"size": [224, 224], …}')
+    return contract
+
+
+def _contract_of(model: Runnable) -> Any:
+    """The contract in an ONNX file's metadata. Other files, and machines without onnx, have none: open_data says so."""
+    if not isinstance(model, (str, Path)) or (path := located(model, None)[0]).suffix != ".onnx":
+        return None
+    try:
+        from edgerun.model import Model
+
+        return Model.load(path).preprocessing
+    except ImportError:
+        return None

@@ -1,0 +1,152 @@
+"""Inspect: what an ONNX model is made of, what was quantized in it, and what was done to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgerun.errors import EdgerunError, Unsupported
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.model import Step
+    from edgerun.runtime import TensorSpec
+
+COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All initializers of one dtype: how many, elements, bytes."""
+
+    tensors: int
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class QdqSummary:
+    """`quantize` and `dequantize` count nodes; `per_channel` counts DequantizeLinear with a vector of scales.
+
+    `compute` gives, by op, how many nodes have a dequantized weight or second operand, out of how many.
+    """
+
+    quantize: int
+    dequantize: int
+    per_channel: int
+    compute: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """`file_bytes` counts the file and its external data; `ops` includes subgraphs and functions, by falling count."""
+
+    path: str
+    file_bytes: int
+    digest: str
+    producer: str
+    ir_version: int
+    opsets: Mapping[str, int]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ops: Mapping[str, int]
+    weights: Mapping[str, Weights]
+    qdq: QdqSummary
+    preprocessing: Mapping[str, Any] | None
+    history: tuple[Step, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all initializers."""
+        return sum(weights.elements for weights in self.weights.values())
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Look into an ONNX file; nothing is run. Raises Unsupported where onnx is not installed."""
+    try:
+        import onnx_ir as ir
+
+        from edgerun.model import Model
+    except ImportError as error:
+        raise Unsupported("inspect reads ONNX", got=str(error), do="pip install 'edgerun[compress]'") from error
+    path = Path(path)
+    if path.suffix == ".xml":
+        raise EdgerunError("inspect reads ONNX", got=path, do="inspect the .onnx that it was made from")
+    model = Model.load(path)
+    nodes = list(_nodes(model.ir))
+    opsets = {domain or "ai.onnx": version for domain, version in model.ir.opset_imports.items()}
+    values = list(_initializers(model.ir))
+    return Inspection(
+        str(path),
+        path.stat().st_size + _external_bytes(path, values, ir),
+        model.digest(),
+        " ".join(filter(None, (model.ir.producer_name, model.ir.producer_version))),
+        model.ir.ir_version,
+        opsets,
+        model.inputs,
+        model.outputs,
+        dict(Counter(_kind(node) for node in nodes).most_common()),
+        _weights(values),
+        _qdq(nodes),
+        model.preprocessing,
+        model.history,
+    )
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _initializers(model: ir.Model) -> Iterator[Any]:
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
+def _external_bytes(path: Path, tensors: list[Any], ir: Any) -> int:
+    files = {tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return sum((path.parent / file).stat().st_size for file in files)
+
+
+def _weights(tensors: list[Any]) -> dict[str, Weights]:
+    found: dict[str, Weights] = {}
+    for tensor in tensors:
+        name = tensor.dtype.name.lower()
+        known = found.get(name, Weights(0, 0, 0))
+        found[name] = Weights(known.tensors + 1, known.elements + tensor.size, known.bytes + tensor.nbytes)
+    return dict(sorted(found.items(), key=lambda item: -item[1].bytes))
+
+
+def _qdq(nodes: list[ir.Node]) -> QdqSummary:
+    kinds = Counter(node.op_type for node in nodes)
+    dequantizers = [node for node in nodes if node.op_type == "DequantizeLinear"]
+    compute: dict[str, tuple[int, int]] = {}
+    for node in nodes:
+        if node.op_type in COMPUTE:
+            quantized, total = compute.get(node.op_type, (0, 0))
+            compute[node.op_type] = (quantized + _takes_dequantized(node), total + 1)
+    return QdqSummary(kinds["QuantizeLinear"], kinds["DequantizeLinear"], sum(map(_per_channel, dequantizers)), compute)
+
+
+def _takes_dequantized(node: ir.Node) -> bool:
+    """Whether the weight, the second input, comes from a DequantizeLinear (perhaps through a Transpose)."""
+    producer = node.inputs[1].producer() if len(node.inputs) > 1 and node.inputs[1] is not None else None
+    if producer is not None and producer.op_type == "Transpose" and producer.inputs[0] is not None:
+        producer = producer.inputs[0].producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _per_channel(node: ir.Node) -> bool:
+    scale = node.inputs[1]
+    return scale is not None and scale.shape is not None and len(scale.shape) > 0 and scale.shape != (1,)
+
+
+def _kind(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
