@@ -29,9 +29,8 @@ extra = ""
 suffixes = (".onnx",)
 
 PROVIDERS = ["CPUExecutionProvider"]
-OPTIMIZATION = (
-    "graph_optimization_level"  # our one key beside ONNX Runtime's own session.*, optimization.*, mlas.* keys
-)
+# Our one key in Options.extra, beside ONNX Runtime's own session.*, optimization.* and mlas.* keys.
+OPTIMIZATION = "graph_optimization_level"
 LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",

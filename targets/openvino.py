@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib
 import json
 import re
-import sys
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -21,6 +16,7 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.targets import _openvino_ir as ir
 
 if TYPE_CHECKING:
     import onnx
@@ -32,10 +28,6 @@ requires = ("openvino",)
 extra = "openvino"
 suffixes = (".xml", ".onnx")
 
-MAGIC = (
-    b"edgerun/IR\n"  # an engine in memory: MAGIC, the graph's length as 8 bytes little endian, the graph, the weights
-)
-DIGEST = "@sha256-of-the-weights@"
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).
 READS = {(2026, 4): Limits(13, 26), (2025, 0): Limits(10, 22), (0, 0): Limits(10, 21)}
@@ -52,12 +44,12 @@ def available() -> str | None:
 
 def device() -> Mapping[str, str]:
     """Runtime, version, architecture, CPU, instruction sets, threads, and the precision of float kernels."""
-    return {**machine.fingerprint("openvino", _version()), "precision": "f32"}
+    return {**machine.fingerprint("openvino", ir.version()), "precision": "f32"}
 
 
 def limits() -> Limits:
     """What the installed version was built to read."""
-    major, minor = (int(part) for part in _version().split(".")[:2])
+    major, minor = (int(part) for part in ir.version().split(".")[:2])
     return READS[max(release for release in READS if release <= (major, minor))]
 
 
@@ -66,7 +58,7 @@ def check(model: Model) -> list[Issue]:
     if found := limits().exceeded(model):
         return found
     try:
-        _compiled(_read(model.to_bytes()), Options(1))
+        _compiled(ir.read(model.to_bytes()), Options(1))
     except EdgerunError as error:
         return list(_untranslated(model.to_proto(), str(error.__cause__))) or [Issue("", "", str(error.got))]
     return []
@@ -74,18 +66,18 @@ def check(model: Model) -> list[Issue]:
 
 def compile(model: Model, options: Options) -> Engine:
     """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic."""
-    graph, digest = _read(model.to_bytes()), model.digest()
+    graph, digest = ir.read(model.to_bytes()), model.digest()
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],
         "outputs": [asdict(spec) for spec in model.outputs],
         "preprocessing": model.preprocessing,
         "history": [asdict(step) for step in model.history],
         "digest": digest,
-        "weights": DIGEST,
+        "weights": ir.DIGEST,
     }
     graph.set_rt_info(json.dumps(told, sort_keys=True), ["edgerun"])
-    xml, weights = _serialized(graph)
-    payload = MAGIC + len(xml).to_bytes(8, "little") + xml + weights
+    xml, weights = ir.serialized(graph)
+    payload = ir.MAGIC + len(xml).to_bytes(8, "little") + xml + weights
     return Engine("openvino", payload, model.inputs, model.outputs, device(), digest)
 
 
@@ -98,36 +90,34 @@ def save(engine: Engine, path: Path) -> None:
         raise EdgerunError("OpenVINO writes IR", got=path.name, wanted="-o NAME.xml (weights go to NAME.bin beside it)")
     if not isinstance(engine.payload, bytes):
         raise EdgerunError("the engine is a file already", got=engine.payload, do="copy the .xml and its .bin")
-    xml, weights = _split(engine.payload)
+    xml, weights = ir.split(engine.payload)
     files.write_bytes(path.with_suffix(".bin"), weights)
     files.write_bytes(path, xml)
 
 
 def load(engine: Engine, options: Options) -> Session:
     """A session with one request, in f32 where the model is float. Raises EdgerunError when the model is refused."""
-    graph = _read(engine.payload)
-    return _Session(_compiled(graph, options), *_door(graph))
+    graph = ir.read(engine.payload)
+    return _Session(_compiled(graph, options), *ir.door(graph))
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
     """Mean time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT."""
-    graph, total, runs = _read(engine.payload), dict[tuple[str, str, str], float](), 0
-    with _Session(
-        _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"})), *_door(graph)
-    ) as session:
+    graph, total, runs = ir.read(engine.payload), dict[tuple[str, str, str], float](), 0
+    counted = Options(options.threads, {**options.extra, "PERF_COUNT": "YES"})
+    with _Session(_compiled(graph, counted), *ir.door(graph)) as session:
         for feed in feeds:
             if runs == 0:
                 session.run(feed)
             session.run(feed)
             runs += 1
-            for ran in session.kernels():
-                key = (ran.node_name, ran.node_type, ran.exec_type)
-                total[key] = total.get(key, 0.0) + ran.real_time.total_seconds()
+            for kernel in session.kernels():
+                key = (kernel.node_name, kernel.node_type, kernel.exec_type)
+                total[key] = total.get(key, 0.0) + kernel.real_time.total_seconds()
     if runs == 0:
         raise EdgerunError("nothing to profile", got="no feeds", wanted="at least one")
-    return sorted(
-        (NodeTime(*key[:2], seconds / runs, key[2]) for key, seconds in total.items()), key=lambda t: -t.seconds
-    )
+    times = [NodeTime(node, op, seconds / runs, kind) for (node, op, kind), seconds in total.items()]
+    return sorted(times, key=lambda t: -t.seconds)
 
 
 class _Session(Session):
@@ -135,60 +125,37 @@ class _Session(Session):
 
     def __init__(self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         super().__init__(inputs, outputs)
-        self._tensor, self._lock = _runtime().Tensor, threading.Lock()
+        self._tensor, self._lock = ir.runtime().Tensor, threading.Lock()
         self._request: Any = compiled.create_infer_request()
         kept = {name: index for index, port in enumerate(compiled.inputs) for name in port.names}
-        self._feeds = [
-            (kept[spec.name], spec.name) for spec in inputs if spec.name in kept
-        ]  # unused inputs were dropped
-        self._results = [(index, spec.name, np.dtype(spec.dtype)) for index, spec in enumerate(outputs)]
+        # OpenVINO drops inputs that nothing uses: their feeds are checked and go no further.
+        self._feeds = [(kept[spec.name], spec.name) for spec in inputs if spec.name in kept]
+        made = {name: index for index, port in enumerate(compiled.outputs) for name in port.names}
+        self._results = [(made.get(s.name, i), s.name, np.dtype(s.dtype)) for i, s in enumerate(outputs)]
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         with self._lock:
             request, shared = self._request, []
-            for index, name in self._feeds:
-                array = feeds[name]
-                if not (array.flags.c_contiguous and array.flags.writeable):
-                    array = np.array(array, order="C")
-                shared.append(array)
-                request.set_input_tensor(index, self._tensor(array, shared_memory=True))
             try:
+                for index, name in self._feeds:
+                    array = feeds[name]
+                    if not (array.flags.c_contiguous and array.flags.writeable):
+                        array = np.array(array, order="C")
+                    shared.append(array)
+                    request.set_input_tensor(index, self._tensor(array, shared_memory=True))
                 request.infer(None, share_outputs=True)
             except RuntimeError as error:
-                raise EdgerunError("OpenVINO could not run these feeds", got=_reason(error)) from error
+                raise EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error)) from error
             return {name: np.array(request.get_output_tensor(i).data, dtype) for i, name, dtype in self._results}
 
     def kernels(self) -> Iterator[Any]:
         """The kernels that the last run executed."""
-        executed = [kernel for kernel in self._request.profiling_info if kernel.status.name == "EXECUTED"]
-        return (kernel for kernel in executed if kernel.real_time.total_seconds() > 0)
+        ran = (kernel for kernel in self._request.profiling_info if kernel.status.name == "EXECUTED")
+        return (kernel for kernel in ran if kernel.real_time.total_seconds() > 0)
 
     def _close(self) -> None:
         with self._lock:
             self._request = None
-
-
-@functools.cache
-def _runtime() -> Any:
-    """The openvino module. Its telemetry package is hidden while it is imported: OpenVINO then uses its mute stub."""
-    hidden = "openvino_telemetry"
-    kept = sys.modules.get(hidden)
-    if kept is None:
-        sys.modules[hidden] = None  # type: ignore[assignment]
-    try:
-        return importlib.import_module("openvino")
-    finally:
-        if kept is None:
-            del sys.modules[hidden]
-
-
-@functools.cache
-def _core() -> Any:
-    return _runtime().Core()
-
-
-def _version() -> str:
-    return str(_runtime().get_version()).split("-")[0]
 
 
 def _compiled(graph: Any, options: Options) -> Any:
@@ -202,88 +169,14 @@ def _compiled(graph: Any, options: Options) -> Any:
         **options.extra,
     }
     try:
-        compiled = _core().compile_model(graph, "CPU", settings)
+        compiled = ir.core().compile_model(graph, "CPU", settings)
     except RuntimeError as error:
-        raise EdgerunError("OpenVINO cannot compile the model", got=_reason(error)) from error
-    ran = [
-        str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
-        *compiled.get_property("EXECUTION_DEVICES"),
-    ]
-    if ran != [settings["INFERENCE_PRECISION_HINT"], "CPU"]:
-        raise Unsupported(
-            "OpenVINO chose another precision or device",
-            got=ran,
-            wanted=f"{settings['INFERENCE_PRECISION_HINT']} on CPU",
-        )
+        raise EdgerunError("OpenVINO cannot compile the model", got=ir.reason(error)) from error
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    ran, asked = [precision, *compiled.get_property("EXECUTION_DEVICES")], [settings["INFERENCE_PRECISION_HINT"], "CPU"]
+    if ran != asked:
+        raise Unsupported("OpenVINO chose another precision or device", got=ran, wanted=" on ".join(asked))
     return compiled
-
-
-def _read(payload: bytes | Path) -> Any:
-    """An ov.Model from IR or ONNX, in memory or in a file."""
-    try:
-        if isinstance(payload, bytes):
-            return _core().read_model(*_split(payload)) if payload.startswith(MAGIC) else _core().read_model(payload)
-        graph = _core().read_model(str(payload))
-    except RuntimeError as error:
-        raise EdgerunError("OpenVINO refuses the model", got=_reason(error), do="edgerun convert it first") from error
-    wanted = _told(graph).get("weights")
-    if wanted and hashlib.sha256(payload.with_suffix(".bin").read_bytes()).hexdigest() != wanted:
-        raise EdgerunError(
-            "the weights are not this graph's",
-            got=payload.with_suffix(".bin"),
-            do="write the model again: edgerun compress --force",
-        )
-    return graph
-
-
-def _split(payload: bytes) -> tuple[bytes, bytes]:
-    start = len(MAGIC) + 8
-    end = start + int.from_bytes(payload[len(MAGIC) : start], "little")
-    return payload[start:end], payload[end:]
-
-
-def _serialized(graph: Any) -> tuple[bytes, bytes]:
-    """Graph and weights as the same bytes every time: names that OpenVINO made up count per process, ours per model."""
-    for index, op in enumerate(graph.get_ordered_ops()):
-        if op.get_friendly_name() == op.get_name():
-            op.set_friendly_name(f"{op.get_type_name()}.{index}")
-    with tempfile.TemporaryDirectory() as folder:
-        xml, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
-        _runtime().serialize(graph, str(xml), str(weights))
-        data = weights.read_bytes()
-        return xml.read_bytes().replace(DIGEST.encode(), hashlib.sha256(data).hexdigest().encode()), data
-
-
-def _told(graph: Any) -> dict[str, Any]:
-    """What `compile` wrote into rt_info; empty for a file from elsewhere."""
-    if not graph.has_rt_info(["edgerun"]):
-        return {}
-    try:
-        told: dict[str, Any] = json.loads(graph.get_rt_info(["edgerun"]).value)
-        return told
-    except ValueError as error:
-        raise EdgerunError("the model's rt_info/edgerun is damaged", got=str(error), do="compile it again") from error
-
-
-def _door(graph: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs as the ONNX model had them, or else as OpenVINO names them."""
-    told = _told(graph)
-    if told:
-        inputs, outputs = told["inputs"], told["outputs"]
-        return tuple(_spec(**spec) for spec in inputs), tuple(_spec(**spec) for spec in outputs)
-    return tuple(map(_port, graph.inputs)), tuple(map(_port, graph.outputs))
-
-
-def _spec(name: str, dtype: str, shape: list[int | str]) -> TensorSpec:
-    return TensorSpec(name, dtype, tuple(shape))
-
-
-def _port(port: Any) -> TensorSpec:
-    name = min(port.names) if port.names else port.node.get_friendly_name()
-    if port.partial_shape.rank.is_dynamic:
-        raise Unsupported(f"{name!r} has no fixed number of dimensions", do="convert the model with --input")
-    dims = (f"{name}_{i}" if dim.is_dynamic else dim.get_length() for i, dim in enumerate(port.partial_shape))
-    return TensorSpec(name, np.dtype(port.element_type.to_dtype()).name, tuple(dims))
 
 
 def _untranslated(proto: onnx.ModelProto, report: str) -> Iterator[Issue]:
@@ -293,17 +186,11 @@ def _untranslated(proto: onnx.ModelProto, report: str) -> Iterator[Issue]:
         for names in re.findall(pattern, report):
             for name in names.split(", "):
                 detail = re.search(rf"-- {re.escape(name)} with a message:\n(.*?)\n(?:\n|-- )", report, re.DOTALL)
-                reasons[name.rpartition("-")[0] or name] = f"{fixed}: {_reason(detail[1])}" if detail else fixed
+                reasons[name.rpartition("-")[0] or name] = f"{fixed}: {ir.reason(detail[1])}" if detail else fixed
     for node in proto.graph.node:
         kind = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
         if kind in reasons:
             yield Issue(node.name or node.output[0], node.op_type, reasons[kind])
-
-
-def _reason(error: object) -> str:
-    """The message without the lines that only name OpenVINO's sources."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(("Exception from src", "Check '")))[:500]
 
 
 def quantization() -> Quantization:

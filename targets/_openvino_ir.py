@@ -1,0 +1,113 @@
+"""OpenVINO's module and its IR: a graph (.xml) beside its weights (.bin), read and written with what edgerun tells."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.runtime import TensorSpec
+
+# An engine in memory: MAGIC, the graph's length as 8 bytes little endian, the graph, the weights.
+MAGIC = b"edgerun/IR\n"
+DIGEST = "@sha256-of-the-weights@"
+
+
+@functools.cache
+def runtime() -> Any:
+    """The openvino module. Its telemetry package is hidden while it is imported: OpenVINO then uses its mute stub."""
+    hidden = "openvino_telemetry"
+    kept = sys.modules.get(hidden)
+    if kept is None:
+        sys.modules[hidden] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if kept is None:
+            del sys.modules[hidden]
+
+
+@functools.cache
+def core() -> Any:
+    """The one Core of this process."""
+    return runtime().Core()
+
+
+def version() -> str:
+    """The release, as 2026.4.1."""
+    return str(runtime().get_version()).split("-")[0]
+
+
+def read(payload: bytes | Path) -> Any:
+    """An ov.Model from IR or ONNX, in memory or in a file."""
+    try:
+        if isinstance(payload, bytes):
+            return core().read_model(*split(payload)) if payload.startswith(MAGIC) else core().read_model(payload)
+        graph = core().read_model(str(payload))
+    except RuntimeError as error:
+        raise EdgerunError("OpenVINO refuses the model", got=reason(error), do="edgerun convert it first") from error
+    wanted, weights = told(graph).get("weights"), payload.with_suffix(".bin")
+    if wanted and hashlib.sha256(weights.read_bytes()).hexdigest() != wanted:
+        raise EdgerunError("the weights are not this graph's", got=weights, do="write both files again, with --force")
+    return graph
+
+
+def split(payload: bytes) -> tuple[bytes, bytes]:
+    """Graph and weights of an engine in memory."""
+    start = len(MAGIC) + 8
+    end = start + int.from_bytes(payload[len(MAGIC) : start], "little")
+    return payload[start:end], payload[end:]
+
+
+def serialized(graph: Any) -> tuple[bytes, bytes]:
+    """Graph and weights as the same bytes every time: names that OpenVINO made up count per process, ours per model."""
+    for index, op in enumerate(graph.get_ordered_ops()):
+        if op.get_friendly_name() == op.get_name():
+            op.set_friendly_name(f"{op.get_type_name()}.{index}")
+    with tempfile.TemporaryDirectory() as folder:
+        xml, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
+        runtime().serialize(graph, str(xml), str(weights))
+        data = weights.read_bytes()
+        return xml.read_bytes().replace(DIGEST.encode(), hashlib.sha256(data).hexdigest().encode()), data
+
+
+def told(graph: Any) -> dict[str, Any]:
+    """What `compile` wrote into rt_info, with the door as specs; empty for a file from elsewhere."""
+    if not graph.has_rt_info(["edgerun"]):
+        return {}
+    try:
+        known: dict[str, Any] = json.loads(graph.get_rt_info(["edgerun"]).value)
+        for door in ("inputs", "outputs"):
+            known[door] = tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in known[door])
+        return known
+    except (ValueError, TypeError, KeyError) as error:
+        raise EdgerunError("the model's rt_info/edgerun is damaged", got=repr(error), do="compile it again") from error
+
+
+def door(graph: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs as the ONNX model had them, or else as OpenVINO names them."""
+    if known := told(graph):
+        return known["inputs"], known["outputs"]
+    return tuple(map(_port, graph.inputs)), tuple(map(_port, graph.outputs))
+
+
+def _port(port: Any) -> TensorSpec:
+    name = min(port.names) if port.names else port.node.get_friendly_name()
+    if port.partial_shape.rank.is_dynamic:
+        raise Unsupported(f"{name!r} has no fixed number of dimensions", do="convert the model with --input")
+    dims = (f"{name}_{i}" if dim.is_dynamic else dim.get_length() for i, dim in enumerate(port.partial_shape))
+    return TensorSpec(name, np.dtype(port.element_type.to_dtype()).name, tuple(dims))
+
+
+def reason(error: object) -> str:
+    """The message without the lines that only name OpenVINO's sources."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith(("Exception from src", "Check '")))[:500]
