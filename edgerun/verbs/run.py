@@ -1,0 +1,58 @@
+"""Run: a model file, one set of feeds, and its outputs in a file."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgerun import files, guard
+from edgerun.errors import EdgerunError
+from edgerun.npy import read_npz
+from edgerun.runtime import Options
+from edgerun.verbs.load import load
+
+
+def run(
+    model: str | Path,
+    feeds: str | Path,
+    output: str | Path | None = None,
+    *,
+    target: str | None = None,
+    options: Options | None = None,
+    force: bool = False,
+) -> dict[str, np.ndarray]:
+    """The model's outputs by name, for the arrays of an `.npz` named as its inputs, fed whole.
+
+    With `output` they are also written there, as `.npz`, atomically. Raises EdgerunError for feeds that do not fit.
+    """
+    feeds = Path(feeds)
+    if output is not None:
+        output = Path(output)
+        if output.suffix != ".npz":
+            raise EdgerunError("outputs are written as .npz", got=output.name, wanted="-o NAME.npz")
+        files.refuse_overwrite(output, force)
+    if feeds.suffix != ".npz":
+        raise EdgerunError("feeds are read from .npz", got=feeds.name, wanted="arrays named as the model's inputs")
+    guard.check_file(feeds)
+    stored = read_npz(feeds)
+    with load(model, target, options) as session:
+        wanted = {spec.name for spec in session.inputs}
+        # A surplus array is named by the session and is not read: it may be large.
+        arrays = {name: array.whole() if name in wanted else np.empty(0) for name, array in stored.items()}
+        outputs = session.run(arrays)
+    if output is not None:
+        write_npz(output, outputs)
+    return outputs
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as an `.npz` that `numpy.load` reads: uncompressed, atomic, the same bytes for the same arrays."""
+    with files.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        for name, array in arrays.items():
+            if array.dtype.kind == "O":
+                raise EdgerunError("an output is not numeric", got=name, do="use edgerun.load from Python")
+            with archive.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
