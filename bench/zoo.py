@@ -30,7 +30,8 @@ class ZooModel:
     `build(folder)` writes `model.onnx`; `calibrate(folder)` gives the feeds, first axis samples; `test(batch)` streams
     (feeds, labels) in a fixed order; `correct(outputs, labels)` says per example whether the answer is right, where
     a model that is not `labelled` has the fp32 model's own top-1 as labels. `latency` are the input shapes at batch 1;
-    `batch` is what the evaluation runs; `stored` says that the test set is small enough to be kept as a file.
+    `batch` is what the evaluation runs; `stored` says that the test set is small enough to be kept as a file, and
+    `transformer` what peers with such a switch are told.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ZooModel:
     labelled: bool = True
     batch: int = 20
     stored: bool = False
+    transformer: bool = False
 
     @property
     def folder(self) -> Path:
@@ -213,6 +215,7 @@ MINILM = ZooModel(
     sentiment,
     batch=50,
     stored=True,
+    transformer=True,
 )
 MODELS = {model.name: model for model in (CIFAR_CNN, MOBILENET_V2, MOBILENET_V2_PHOTOS, RESNET50, MINILM)}
 

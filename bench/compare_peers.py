@@ -1,0 +1,203 @@
+"""edgerun beside its peers on the zoo, in one run: `python -m bench.compare_peers`.
+
+Every cell (a quantization, an evaluation, a latency run) is a process of its own and is kept under the hash of what it
+depends on, so that a later run redoes only what changed. Writes bench/results/NAME.json and bench/results/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench import scores, tables, zoo, zoo_fetch
+from bench.cells import Cells, digest, sources
+from bench.processes import measured
+from edgerun import files
+
+HERE = Path(__file__).resolve().parent
+ROOT, RESULTS, REQUIREMENTS = HERE.parent, HERE / "results", HERE / "requirements-peers.txt"
+TARGETS = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # target name to the package whose version counts
+BASELINE = "fp32"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make the model small: a peer, or `edgerun compress` for one target; and where the result runs."""
+
+    name: str
+    suffix: str
+    targets: tuple[str, ...]
+    ours: str = ""
+
+
+VARIANTS = (
+    Variant("ort_minmax", ".onnx", ("onnxruntime", "openvino")),
+    Variant("ort_minmax_s8s8", ".onnx", ("onnxruntime", "openvino")),
+    Variant("ort_percentile", ".onnx", ("onnxruntime", "openvino")),
+    Variant("nncf_onnx", ".onnx", ("onnxruntime", "openvino")),
+    Variant("nncf_ir", ".xml", ("openvino",)),
+    Variant("edgerun_onnxruntime", ".onnx", ("onnxruntime",), ours="onnxruntime"),
+    Variant("edgerun_openvino", ".xml", ("openvino",), ours="openvino"),
+)
+
+
+class Comparison:
+    """The cells of one run: where they are kept and how each is made."""
+
+    def __init__(self, peers_python: Path, fresh: bool, repeat: int, seconds: float) -> None:
+        self._python, self._repeat, self._seconds = peers_python, repeat, seconds
+        self._folder = Path(os.environ.get("EDGERUN_BENCH") or ROOT / ".cache" / "bench")
+        self._cells = Cells(self._folder / "cells", fresh)
+        self._own_code = sources(ROOT, ("edgerun", "quantize", "targets"))
+        self._versions = {target: version(package) for target, package in TARGETS.items()}
+
+    def artefact(self, model: zoo.ZooModel, variant: Variant | None) -> Path:
+        """The model file of a variant; None is fp32."""
+        return self._folder / model.name / f"{variant.name}{variant.suffix}" if variant else model.onnx
+
+    def quantized(self, model: zoo.ZooModel, variant: Variant) -> dict[str, Any]:
+        """Wall seconds (median), peak MB (largest) over the repeats, size in bytes, and the settings."""
+        code = self._own_code if variant.ours else digest(HERE / "peers.py", REQUIREMENTS)
+        key = digest(model.onnx, model.calibration, variant.name, code, self._repeat)
+        return self._cells.get(f"{model.name}.{variant.name}.quantize", key, lambda: self._quantize(model, variant))
+
+    def _quantize(self, model: zoo.ZooModel, variant: Variant) -> dict[str, Any]:
+        output = self.artefact(model, variant)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if variant.ours:
+            options = ["--scheme", "w8a8", "--target", variant.ours, "--calibration", str(model.calibration), "--force"]
+            command = [sys.executable, "-m", "edgerun", "compress", str(model.onnx), "-o", str(output), *options]
+        else:
+            files_ = [str(model.onnx), str(model.calibration), str(output)]
+            command = [str(self._python), str(HERE / "peers.py"), variant.name, *files_]
+            command += ["--transformer"] if model.transformer else []
+        runs = [measured(command, ROOT) for _ in range(self._repeat)]
+        told = {} if variant.ours else json.loads(runs[-1].stdout.strip().splitlines()[-1])
+        return {
+            "wall_s": statistics.median(run.seconds for run in runs),
+            "peak_mb": max(run.peak_mb for run in runs),
+            "size": size(output),
+            "told": told,
+            "files": [str(output)],
+        }
+
+    def evaluated(self, model: zoo.ZooModel, variant: Variant | None, target: str) -> Path:
+        """The file with outputs and labels of the whole test set."""
+        artefact, name = self.artefact(model, variant), variant.name if variant else BASELINE
+        output = self._folder / model.name / f"{name}.{target}.npz"
+        data = digest(model.metric, *(HERE / f"{file}.py" for file in ("zoo", "zoo_images", "zoo_text", "evaluate")))
+        key = digest(artefact, *weights(artefact), data, target, self._versions[target])
+
+        def make() -> dict[str, Any]:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            measured([sys.executable, "-m", "bench.evaluate", model.name, str(artefact), target, str(output)], ROOT)
+            return {"files": [str(output)]}
+
+        self._cells.get(f"{model.name}.{name}.{target}.evaluate", key, make)
+        return output
+
+    def timed(self, model: zoo.ZooModel, variants: list[Variant], target: str) -> dict[str, Any]:
+        """Latency of fp32 and the variants on one target, by name."""
+        artefacts = [model.onnx, *(self.artefact(model, v) for v in variants)]
+        contents = [part for path in artefacts for part in (path, *weights(path))]
+        code = sources(ROOT, ("edgerun/measure", "edgerun/runtime", "targets"))
+        key = digest(*contents, target, self._versions[target], self._seconds, code, HERE / "latency.py")
+
+        def make() -> dict[str, Any]:
+            command = [sys.executable, "-m", "bench.latency", model.name, target, str(self._seconds)]
+            told: dict[str, Any] = json.loads(measured([*command, *map(str, artefacts)], ROOT).stdout)
+            return told
+
+        told = self._cells.get(f"{model.name}.{target}.latency", key, make)
+        names = [BASELINE, *(v.name for v in variants)]
+        return {"device": told["device"], "rounds": told["rounds"], "rows": dict(zip(names, told["rows"], strict=True))}
+
+
+def weights(artefact: Path) -> list[Path]:
+    """The files beside a model that belong to it."""
+    return [artefact.with_suffix(".bin")] if artefact.suffix == ".xml" else []
+
+
+def size(artefact: Path) -> int:
+    """Bytes on disk, weights included."""
+    return sum(path.stat().st_size for path in (artefact, *weights(artefact)))
+
+
+def compare(run: Comparison, model: zoo.ZooModel, chosen: list[Variant], latency: bool) -> dict[str, Any]:
+    """Everything about one model as JSON values."""
+    result: dict[str, Any] = {"model": model.name, "metric": model.metric, "size": size(model.onnx)}
+    result["quantize"] = {v.name: run.quantized(model, v) for v in chosen if _said(f"{model.name}: {v.name}")}
+    result["targets"] = {}
+    for target in TARGETS:
+        here = [v for v in chosen if target in v.targets]
+        _said(f"{model.name}: accuracy on {target}")
+        baseline = run.evaluated(model, None, target)
+        rows = {v.name: scores.scored(model, baseline, run.evaluated(model, v, target)) for v in here}
+        rows = {BASELINE: scores.scored(model, baseline, baseline), **rows}
+        result["targets"][target] = {"accuracy": rows}
+        if latency and model.labelled:
+            _said(f"{model.name}: latency on {target}")
+            result["targets"][target]["latency"] = run.timed(model, here, target)
+    return result
+
+
+def _said(what: str) -> bool:
+    click.echo(what, err=True)
+    return True
+
+
+def peers_environment(folder: Path) -> Path:
+    """The Python of the peers' virtual environment, made from requirements-peers.txt when absent or older."""
+    python, stamp = folder / "bin" / "python", folder / "made-from"
+    if not stamp.exists() or stamp.read_text() != digest(REQUIREMENTS):
+        click.echo(f"making the peers' environment in {folder}", err=True)
+        measured([sys.executable, "-m", "venv", "--clear", str(folder)], ROOT)
+        measured([str(python), "-m", "pip", "install", "-q", "-r", str(REQUIREMENTS)], ROOT)
+        stamp.write_text(digest(REQUIREMENTS))
+    return python
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[MODEL]…")
+@click.option("--variant", "wanted", multiple=True, type=click.Choice([v.name for v in VARIANTS]), help="Only these.")
+@click.option("--peers-python", type=click.Path(path_type=Path), help="A Python with the peers; default: make one.")
+@click.option("--repeat", default=3, show_default=True, help="Quantize so often; the median wall time counts.")
+@click.option("--seconds", default=60.0, show_default=True, help="Time for one model's latency on one target.")
+@click.option("--no-latency", is_flag=True, help="Quantize and evaluate only.")
+@click.option("--fresh", is_flag=True, help="Redo everything.")
+def main(
+    names: tuple[str, ...],
+    wanted: tuple[str, ...],
+    peers_python: Path | None,
+    repeat: int,
+    seconds: float,
+    no_latency: bool,
+    fresh: bool,
+) -> None:
+    """Compare edgerun with its peers on the named zoo models, or on all."""
+    python = peers_python or peers_environment(zoo_fetch.cache().parent / "peers")
+    run = Comparison(python.absolute(), fresh, repeat, seconds)
+    chosen = [v for v in VARIANTS if not wanted or v.name in wanted]
+    RESULTS.mkdir(exist_ok=True)
+    for name in names or list(zoo.MODELS):
+        model = zoo.model(name)
+        zoo.build(model)
+        result = compare(run, model, chosen, not no_latency)
+        files.write_bytes(RESULTS / f"{name}.json", (json.dumps(result, indent=1, default=str) + "\n").encode())
+        click.echo(tables.details(result))
+    kept = [
+        json.loads((RESULTS / f"{name}.json").read_text()) for name in zoo.MODELS if (RESULTS / f"{name}.json").exists()
+    ]
+    files.write_bytes(RESULTS / "README.md", tables.page(kept).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""One peer quantizes one model, in a process of its own and in the peers' environment (requirements-peers.txt).
+
+    python bench/peers.py PEER fp32.onnx calibration.npz OUTPUT [--transformer]
+
+The last line of stdout is JSON: `seconds` of the quantization alone (imports excluded), `versions`, `settings`.
+Needs nothing of edgerun. Every peer gets the same samples, all of them, one at a time and streamed from the file,
+so that its memory is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+for switch in ("ORT_DISABLE_TELEMETRY", "NNCF_CI"):  # no network, and no forks that send things, while we measure
+    os.environ.setdefault(switch, "1")
+
+
+class Samples:
+    """An uncompressed .npz as samples of batch 1, read from the file one at a time; ORT's reader protocol included."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._members = {
+            info.filename.removesuffix(".npy"): _layout(path, info) for info in zipfile.ZipFile(path).infolist()
+        }
+        self._length = min(shape[0] for _, _, shape in self._members.values())
+        self.set_range(0, self._length)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index >= self._length:
+            raise IndexError(index)
+        return {name: self._row(index, *member) for name, member in self._members.items()}
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (self[index] for index in range(self._length))
+
+    def _row(self, index: int, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+        count = int(np.prod(shape[1:]))
+        start = offset + index * count * dtype.itemsize
+        return np.fromfile(self._path, dtype, count, offset=start).reshape(1, *shape[1:])
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """ORT: the next `get_next` calls give samples `start_index` to `end_index - 1`."""
+        self._next, self._end = start_index, end_index
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """ORT: the next sample, or None at the end."""
+        if self._next >= self._end:
+            return None
+        self._next += 1
+        return self[self._next - 1]
+
+
+def _layout(path: Path, info: zipfile.ZipInfo) -> tuple[int, np.dtype[Any], tuple[int, ...]]:
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise SystemExit(f"{path}: {info.filename} is compressed; write it with numpy.savez")
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        local = file.read(30)
+        file.seek(int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little"), os.SEEK_CUR)
+        major, _ = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if fortran:
+            raise SystemExit(f"{path}: {info.filename} is in Fortran order")
+        return file.tell(), dtype, shape
+
+
+def _ort(model: Path, samples: Samples, output: Path, *, activation: str, method: str, **extra: Any) -> None:
+    from onnxruntime import quantization as q  # type: ignore[import-untyped]
+    from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped]
+
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(model), str(prepared))
+        q.quantize_static(
+            str(prepared),
+            str(output),
+            samples,
+            quant_format=q.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=q.QuantType[activation],
+            weight_type=q.QuantType.QInt8,
+            calibrate_method=q.CalibrationMethod[method],
+            extra_options=extra,
+        )
+
+
+def ort_minmax(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """ONNX Runtime's `quantize_static` with min-max ranges: U8S8, what its documents advise on x86 with VNNI."""
+    _ort(model, samples, output, activation="QUInt8", method="MinMax")
+
+
+def ort_minmax_s8s8(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """The same with its default types, S8S8."""
+    _ort(model, samples, output, activation="QInt8", method="MinMax")
+
+
+def ort_percentile(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """U8S8 with percentile ranges, ten samples at a time: all at once need tens of gigabytes on ResNet-50."""
+    _ort(model, samples, output, activation="QUInt8", method="Percentile", CalibStridedMinMax=10)
+
+
+def nncf_onnx(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """`nncf.quantize` on the ONNX model, defaults, all samples."""
+    import nncf  # type: ignore[import-not-found]
+    import onnx
+
+    onnx.save(_nncf(nncf, onnx.load(model), samples, transformer), output)
+
+
+def nncf_ir(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """`nncf.quantize` on the OpenVINO model, defaults, all samples; writes IR."""
+    import nncf
+    import openvino as ov  # type: ignore[import-untyped]
+
+    ov.save_model(_nncf(nncf, ov.Core().read_model(model), samples, transformer), output)
+
+
+def _nncf(nncf: Any, model: Any, samples: Samples, transformer: bool) -> Any:
+    kind = nncf.ModelType.TRANSFORMER if transformer else None
+    return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples), model_type=kind)
+
+
+Peer = Callable[[Path, Samples, Path, bool], None]
+PEERS: dict[str, tuple[str, Peer]] = {
+    "ort_minmax": (".onnx", ort_minmax),
+    "ort_minmax_s8s8": (".onnx", ort_minmax_s8s8),
+    "ort_percentile": (".onnx", ort_percentile),
+    "nncf_onnx": (".onnx", nncf_onnx),
+    "nncf_ir": (".xml", nncf_ir),
+}
+
+
+def main() -> None:
+    """Run one peer and print what it took."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--transformer", action="store_true", help="say so to peers that have such a switch")
+    asked = parser.parse_args()
+    suffix, peer = PEERS[asked.peer]
+    if asked.output.suffix != suffix:
+        parser.error(f"{asked.peer} writes {suffix}")
+    samples = Samples(asked.calibration)
+    _import(asked.peer)
+    begun = time.perf_counter()
+    peer(asked.model, samples, asked.output, asked.transformer)
+    seconds = time.perf_counter() - begun
+    versions = {name: version(name) for name in ("nncf", "onnxruntime", "openvino")}
+    print(json.dumps({"seconds": seconds, "samples": len(samples), "versions": versions, "settings": peer.__doc__}))
+
+
+def _import(peer: str) -> None:
+    """Import what the peer needs, so that its own seconds are work."""
+    import onnx  # noqa: F401
+
+    if peer.startswith("ort"):
+        import onnxruntime.quantization  # type: ignore[import-untyped]  # noqa: F401
+    else:
+        import nncf  # noqa: F401
+        import openvino  # noqa: F401
+
+
+if __name__ == "__main__":
+    main()

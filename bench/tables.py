@@ -1,0 +1,120 @@
+"""Results as Markdown: one page with a verdict per model and target, and every number below it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Result = dict[str, Any]
+COMMAND = "python -m bench.compare_peers"
+_DETAILS = (
+    "variant",
+    "on",
+    "accuracy, %",
+    "drop, points [95 %]",
+    "agreement",
+    "SQNR, dB",
+    "cosine",
+    "MB",
+    "p50, ms",
+    "× fp32 [95 %]",
+    "verdict",
+    "seconds",
+    "peak MB",
+)
+_OURS = {"onnxruntime": "edgerun_onnxruntime", "openvino": "edgerun_openvino"}
+
+
+def page(results: list[Result]) -> str:
+    """The whole page."""
+    parts = [
+        "# edgerun beside its peers",
+        f"Made by `{COMMAND}`; every number below is from that run.",
+        *_devices(results),
+    ]
+    parts += ["## At a glance", summary(results)]
+    parts += [f"## {r['model']}\n\n{r['metric']}\n\n{details(r)}" for r in results]
+    return "\n\n".join(parts) + "\n"
+
+
+def _devices(results: list[Result]) -> list[str]:
+    told = {
+        (d["cpu"], d["isa"]): None
+        for r in results
+        for t in r["targets"].values()
+        if "latency" in t
+        for d in [t["latency"]["device"]]
+    }
+    return [
+        f"CPU: {cpu} ({isa}); latency: batch 1, one thread, all variants interleaved in one process."
+        for cpu, isa in told
+    ]
+
+
+def summary(results: list[Result]) -> str:
+    """One row per model and target: edgerun and, in brackets, the best peer, which may differ between columns."""
+    lines = _head("model", "target", "drop, points", "agreement", "× fp32", "seconds", "peak MB")
+    for r in results:
+        for target, told in r["targets"].items():
+            ours = _OURS[target]
+            peers = [name for name in told["accuracy"] if name not in (ours, "fp32")]
+            if ours in told["accuracy"] and peers:
+                lines.append(_summary_row(r, target, told, ours, peers))
+    return "\n".join(lines)
+
+
+def _summary_row(r: Result, target: str, told: Result, ours: str, peers: list[str]) -> str:
+    accuracy, cost = told["accuracy"], r["quantize"]
+    cells = [
+        _best({n: accuracy[n]["drop"]["value"] * 100 for n in (ours, *peers)}, ours, min, "{:.2f}"),
+        _best({n: accuracy[n]["agreement"] for n in (ours, *peers)}, ours, max, "{:.3f}"),
+        "",
+        _best({n: cost[n]["wall_s"] for n in (ours, *peers)}, ours, min, "{:.1f}"),
+        _best({n: cost[n]["peak_mb"] for n in (ours, *peers)}, ours, min, "{:.0f}"),
+    ]
+    if "latency" in told:
+        rows = told["latency"]["rows"]
+        cells[2] = _best({n: rows[n]["speedup"]["value"] for n in (ours, *peers)}, ours, max, "{:.2f}")
+    return f"| {r['model']} | {target} | " + " | ".join(cells) + " |"
+
+
+def _best(values: dict[str, float], ours: str, better: Any, form: str) -> str:
+    own = values.pop(ours)
+    peer = better(values, key=lambda name: values[name])
+    mark = "**" if better(own, values[peer]) == own else ""
+    return f"{mark}{form.format(own)}{mark} ({form.format(values[peer])} {peer})"
+
+
+def details(r: Result) -> str:
+    """One row per variant and target: accuracy, fidelity, size, latency, and what the quantization took."""
+    lines = _head(*_DETAILS)
+    for target, told in r["targets"].items():
+        for name, score in told["accuracy"].items():
+            cost = r["quantize"].get(name)
+            time = told.get("latency", {}).get("rows", {}).get(name)
+            cells = [name, target, *_accuracy(score), f"{(cost or r)['size'] / 1e6:.2f}", *_latency(time)]
+            cells += [f"{cost['wall_s']:.1f}", f"{cost['peak_mb']:.0f}"] if cost else ["", ""]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _head(*columns: str) -> list[str]:
+    return ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+
+
+def _accuracy(score: Result) -> list[str]:
+    drop = score["drop"]
+    return [
+        f"{score['accuracy']['value'] * 100:.2f} (n={score['n']})",
+        f"{drop['value'] * 100:.2f} [{drop['low'] * 100:.2f}, {drop['high'] * 100:.2f}]",
+        f"{score['agreement']:.4f}",
+        "" if score["sqnr_db"] is None else f"{score['sqnr_db']:.1f}",
+        f"{score['cosine']:.5f}",
+    ]
+
+
+def _latency(row: Result | None) -> list[str]:
+    if row is None:
+        return ["", "", ""]
+    ratio = row["speedup"]
+    shown = f"{ratio['value']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "1"
+    return [f"{row['p50_ms']['value']:.3f}", shown, row["verdict"]]
