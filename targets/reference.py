@@ -41,6 +41,8 @@ def limits() -> Limits:
 
 def check(model: Model) -> list[Issue]:
     """The ops that the evaluator has no implementation of; it reports the first of them."""
+    if found := limits().exceeded(model):
+        return found
     try:
         _evaluator(model.to_proto())
     except EdgerunError as error:
@@ -71,7 +73,7 @@ def load(engine: Engine, options: Options) -> Session:
     if isinstance(engine.payload, Path):
         model = Model.load(engine.payload)
     else:
-        model = Model.from_proto(_onnx().load_model_from_string(engine.payload))
+        model = Model.from_proto(_parsed(engine.payload))
     return _Session(_evaluator(model.to_proto()), model.inputs, model.outputs)
 
 
@@ -101,6 +103,17 @@ class _Session(Session):
 
 def _onnx() -> Any:
     return importlib.import_module("onnx")
+
+
+def _parsed(data: bytes) -> Any:
+    decode_error = importlib.import_module("google.protobuf.message").DecodeError
+    try:
+        proto = _onnx().load_model_from_string(data)
+    except decode_error as error:
+        raise EdgerunError("these bytes are no ONNX model", got=error) from error
+    if not proto.graph.output:
+        raise EdgerunError("these bytes are no ONNX model", got="a graph without outputs")
+    return proto
 
 
 def _evaluator(proto: Any) -> Any:

@@ -35,7 +35,7 @@ class Session(ABC):
     def _close(self) -> None:
         """Release what the backend holds."""
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, feeds: Mapping[str, np.ndarray | np.generic]) -> dict[str, np.ndarray]:
         """Outputs by name. Raises EdgerunError for a missing or surplus input, a wrong dtype or a wrong shape."""
         if self._closed:
             raise EdgerunError("the session is closed", do="load the engine again")
