@@ -12,8 +12,6 @@ no batch axis in common (a scalar among them, say), every stored row is one whol
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from edgerun import sources
+from edgerun.batches import Digest, Feeds, rebatched
 from edgerun.errors import EdgerunError
 from edgerun.npy import read_npy
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime.spec import TensorSpec
 
-Feeds = dict[str, np.ndarray]
+__all__ = ["Data", "Feeds", "open_data"]
 KINDS = "an .npz or .npy file, a folder of .npy or pictures, module:callable, or random[:N]"
 DEFAULT_BATCH = 32  # samples, where the model leaves the batch open
 DEFAULT_RANDOM = 32  # samples
@@ -80,8 +79,8 @@ class Data:
         return -(-self.samples // (self.batch or 1))
 
     def __iter__(self) -> Iterator[Feeds]:
-        hashed, count = _Digest(self.inputs), 0
-        for feeds in _batches(self._checked(), self.batch or 1):
+        hashed, count = Digest(self.inputs), 0
+        for feeds in rebatched(self._checked(), self.batch or 1):
             rows = len(feeds[self.inputs[0].name])
             count += rows
             if self._fixed and rows < self._fixed:
@@ -252,52 +251,3 @@ def _rows(array: np.ndarray, spec: TensorSpec, batched: bool, where: str, first:
         bad = first + int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
         raise EdgerunError(f"{name} holds NaN or infinity", got=f"at sample {bad}", do="remove or repair the sample")
     return np.ascontiguousarray(rows)
-
-
-def _batches(chunks: Iterator[Feeds], size: int) -> Iterator[Feeds]:
-    """Chunks cut and joined to `size` rows; the last batch, or one before samples change shape, may be smaller."""
-    pieces: list[Feeds] = []
-    have = 0
-    for chunk in chunks:
-        if pieces and any(pieces[0][name].shape[1:] != array.shape[1:] for name, array in chunk.items()):
-            yield _joined(pieces)
-            pieces, have = [], 0
-        total = len(next(iter(chunk.values())))
-        start = 0
-        while start < total:
-            stop = min(total, start + size - have)
-            pieces.append({name: array[start:stop] for name, array in chunk.items()})
-            start, have = stop, have + stop - start
-            if have == size:
-                yield _joined(pieces)
-                pieces, have = [], 0
-    if pieces:
-        yield _joined(pieces)
-
-
-def _joined(pieces: list[Feeds]) -> Feeds:
-    if len(pieces) == 1:
-        return pieces[0]
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-class _Digest:
-    """SHA-256 of feeds in order: every input's bytes, and its runs of equal row shapes."""
-
-    def __init__(self, inputs: Sequence[TensorSpec]) -> None:
-        self._inputs = inputs
-        self._hashes = {spec.name: hashlib.sha256() for spec in inputs}
-        self._runs: dict[str, list[list[Any]]] = {spec.name: [] for spec in inputs}
-
-    def update(self, feeds: Feeds) -> None:
-        for name, array in feeds.items():
-            self._hashes[name].update(array.data)
-            runs, shape = self._runs[name], list(array.shape[1:])
-            if runs and runs[-1][0] == shape:
-                runs[-1][1] += len(array)
-            else:
-                runs.append([shape, len(array)])
-
-    def hexdigest(self) -> str:
-        parts = [[s.name, s.dtype, self._runs[s.name], self._hashes[s.name].hexdigest()] for s in self._inputs]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

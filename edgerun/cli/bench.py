@@ -14,7 +14,7 @@ import click
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the models leave it open (1).")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
-              help="About how long to measure, all models together.")  # fmt: skip
+              help="Measure at most about so long, all models together.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(min=6), default=100, show_default=True, help="At most so many rounds.")
 @click.option("--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",
               help="Fixes dynamic dimensions, as image:[1,3,224,224].")  # fmt: skip
@@ -46,7 +46,7 @@ def command(
         rows = []
         for t in result.timings:
             times = [
-                f"{1e3 * q.value:.3f} [{1e3 * q.interval.low:.3f}, {1e3 * q.interval.high:.3f}]"
+                f"{1e3 * q.value:.4g} [{1e3 * q.interval.low:.4g}, {1e3 * q.interval.high:.4g}]"
                 for q in (t.p50, t.p90, t.p99)
             ]
             s = t.speedup
@@ -54,7 +54,7 @@ def command(
             rows.append([t.model, t.target, *times, ratio, t.verdict, str(t.runs)])
         click.echo(table(["model", "target", "p50 ms", "p90 ms", "p99 ms", "speed-up", "verdict", "runs"], rows))
         batch_text = "whole feeds" if result.batch is None else f"batch {result.batch}"
-        threads_text = f"{threads} threads" if threads else "threads: the quota"
+        threads_text = f"threads {threads or 'by the quota'}"
         click.echo(f"{batch_text}, {threads_text}, {result.rounds} interleaved rounds, fed {', '.join(result.feed)}")
         for t in result.not_faster:
             click.echo(f"not an improvement: {t.model} is not faster than {result.timings[0].model} ({t.verdict})")

@@ -118,7 +118,7 @@ def _external_bytes(path: Path, tensors: list[Any], ir: Any) -> int:
 def _weights(tensors: list[Any]) -> dict[str, Weights]:
     found: dict[str, Weights] = {}
     for tensor in tensors:
-        name = tensor.dtype.name.lower()
+        name = tensor.dtype.numpy().name
         known = found.get(name, Weights(0, 0, 0))
         found[name] = Weights(known.tensors + 1, known.elements + tensor.size, known.bytes + tensor.nbytes)
     return dict(sorted(found.items(), key=lambda item: -item[1].bytes))

@@ -1,0 +1,63 @@
+"""Rows of samples cut and joined to batches, and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgerun.runtime.spec import TensorSpec
+
+Feeds = dict[str, np.ndarray]
+
+
+def rebatched(chunks: Iterator[Feeds], size: int) -> Iterator[Feeds]:
+    """Chunks cut and joined to `size` rows; the last batch, or one before samples change shape, may be smaller."""
+    pieces: list[Feeds] = []
+    have = 0
+    for chunk in chunks:
+        if pieces and any(pieces[0][name].shape[1:] != array.shape[1:] for name, array in chunk.items()):
+            yield _joined(pieces)
+            pieces, have = [], 0
+        total = len(next(iter(chunk.values())))
+        start = 0
+        while start < total:
+            stop = min(total, start + size - have)
+            pieces.append({name: array[start:stop] for name, array in chunk.items()})
+            start, have = stop, have + stop - start
+            if have == size:
+                yield _joined(pieces)
+                pieces, have = [], 0
+    if pieces:
+        yield _joined(pieces)
+
+
+def _joined(pieces: list[Feeds]) -> Feeds:
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+class Digest:
+    """SHA-256 of feeds in order: every input's bytes, and its runs of equal row shapes."""
+
+    def __init__(self, inputs: Sequence[TensorSpec]) -> None:
+        self._inputs = inputs
+        self._hashes = {spec.name: hashlib.sha256() for spec in inputs}
+        self._runs: dict[str, list[list[Any]]] = {spec.name: [] for spec in inputs}
+
+    def update(self, feeds: Feeds) -> None:
+        for name, array in feeds.items():
+            self._hashes[name].update(array.data)
+            runs, shape = self._runs[name], list(array.shape[1:])
+            if runs and runs[-1][0] == shape:
+                runs[-1][1] += len(array)
+            else:
+                runs.append([shape, len(array)])
+
+    def hexdigest(self) -> str:
+        parts = [[s.name, s.dtype, self._runs[s.name], self._hashes[s.name].hexdigest()] for s in self._inputs]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
