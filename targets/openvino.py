@@ -16,6 +16,7 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def check(model: Model) -> list[Issue]:
 def compile(model: Model, options: Options) -> Engine:
     """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic."""
     graph, digest = ir.read(model.to_bytes()), model.digest()
+    fake_quantize.fuse(graph)
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],
         "outputs": [asdict(spec) for spec in model.outputs],
@@ -98,12 +100,14 @@ def save(engine: Engine, path: Path) -> None:
 def load(engine: Engine, options: Options) -> Session:
     """A session with one request, in f32 where the model is float. Raises EdgerunError when the model is refused."""
     graph = ir.read(engine.payload)
+    fake_quantize.fuse(graph)
     return _Session(_compiled(graph, options), *ir.door(graph))
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
     """Mean time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT."""
     graph, total, runs = ir.read(engine.payload), dict[tuple[str, str, str], float](), 0
+    fake_quantize.fuse(graph)
     counted = Options(options.threads, {**options.extra, "PERF_COUNT": "YES"})
     with _Session(_compiled(graph, counted), *ir.door(graph)) as session:
         for feed in feeds:

@@ -1,0 +1,77 @@
+"""Q/DQ pairs as single FakeQuantize nodes: the form in which OpenVINO's graph passes leave them together.
+
+Read from ONNX, a pair is FakeQuantize, Convert, Convert, Subtract, Multiply. Strides and transposes are then moved
+into the middle of it before it is recognised, and the layers behind run in float. Weights lose a zero Subtract.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgerun.targets import _openvino_ir as ir
+
+
+def fuse(graph: Any) -> int:
+    """Rewrite every activation pair and every weight in place; return how many activation pairs there were."""
+    pairs = 0
+    for node in graph.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "FakeQuantize":
+            pairs += _fuse_pair(node)
+        elif kind == "Subtract":
+            _drop_zero(node)
+    graph.validate_nodes_and_infer_types()
+    return pairs
+
+
+def _fuse_pair(quantize: Any) -> bool:
+    """FakeQuantize(x; il, ih, 0, 255) -> … -> ·s(q − z) becomes FakeQuantize(x; il, ih, −s·z, s·(255 − z))."""
+    stored = _only_reader(quantize, "Convert")
+    widened = _only_reader(stored, "Convert") if stored is not None else None
+    if widened is None:
+        return False
+    shifted = _only_reader(widened, "Subtract")
+    zero_point = _constant(shifted.input_value(1)) if shifted is not None else np.float32(0)
+    result = _only_reader(shifted or widened, "Multiply")
+    scale = _constant(result.input_value(1)) if result is not None else None
+    low, high = (_constant(quantize.input_value(i)) for i in (3, 4))
+    if scale is None or zero_point is None or low is None or high is None or result is None:
+        return False
+    make = ir.runtime().opset13
+    ends = [make.constant(np.asarray((end - zero_point) * scale, np.float32)) for end in (low, high)]
+    fused = make.fake_quantize(*(quantize.input_value(i) for i in range(3)), *ends, quantize.get_attributes()["levels"])
+    fused.set_friendly_name(quantize.get_friendly_name())
+    names = result.output(0).get_names()
+    ir.runtime().utils.replace_node(result, fused)
+    fused.output(0).add_names(names)
+    return True
+
+
+def _drop_zero(node: Any) -> None:
+    """A weight's zero point that is zero everywhere."""
+    stored = node.input_value(0).get_node()
+    zero_point = _constant(node.input_value(1))
+    if stored.get_type_name() != "Convert" or zero_point is None or np.any(zero_point):
+        return
+    if stored.input_value(0).get_node().get_type_name() == "Constant":
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(stored.output(0))
+
+
+def _only_reader(node: Any, kind: str) -> Any | None:
+    readers = list(node.output(0).get_target_inputs())
+    found = readers[0].get_node() if len(readers) == 1 else None
+    return found if found is not None and found.get_type_name() == kind else None
+
+
+def _constant(output: Any) -> np.ndarray | None:
+    """The array behind an output, looking through Convert and shape-only nodes; None when it is computed."""
+    node = output.get_node()
+    while node.get_type_name() in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
+        node = node.input_value(0).get_node()
+    if node.get_type_name() != "Constant":
+        return None
+    array = np.asarray(node.get_data(), np.float32)
+    return array.reshape(()) if array.size == 1 else None if array.ndim < 2 else array
