@@ -64,9 +64,8 @@ def normalize(model: ir.Model) -> ir.Model:
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
         common.IdentityEliminationPass(),
-        common.DeduplicateInitializersPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         common.TopologicalSortPass(),
         common.OutputFixPass(),
@@ -77,7 +76,9 @@ def normalize(model: ir.Model) -> ir.Model:
         model = clean(model).model
     except Exception as error:  # a pass wraps whatever it met
         cause = error.__cause__ or error
-        raise EdgerunError("the graph cannot be normalized", got=first_line(cause), do="check it with onnx.checker") from error
+        raise EdgerunError(
+            "the graph cannot be normalized", got=first_line(cause), do="check it with onnx.checker"
+        ) from error
     _name_nodes(model)
     return model
 

@@ -12,7 +12,7 @@ from edgerun.passes import Feeds, Runner
 
 def runner(path: Path) -> Runner:
     """A function from feeds to outputs. Raises EdgerunError when ONNX Runtime refuses the file."""
-    import onnxruntime as ort
+    import onnxruntime as ort  # type: ignore[import-untyped]
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

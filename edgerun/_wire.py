@@ -1,10 +1,10 @@
-"""Protobuf's wire format read in place: field by field over a memory map, no copy of the weights, no schema compiled."""
+"""Protobuf's wire format read in place, field by field over a memory map: weights are not copied."""
 
 from __future__ import annotations
 
-from typing import Iterator, Union
+from collections.abc import Iterator
 
-Value = Union[int, memoryview]
+Value = int | memoryview
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 

@@ -30,15 +30,20 @@ def sizes(specs: Sequence[TensorSpec], batch: int, other: int) -> dict[str, int]
 def feeds(
     specs: Sequence[TensorSpec], dims: Mapping[str, int], seed: int, below: Mapping[str, int] | None = None
 ) -> dict[str, np.ndarray]:
-    """Feeds of the given sizes: floats from N(0, 1), booleans fair, integers uniform in [0, below[name]), default 2."""
+    """Feeds of the given sizes: floats from N(0, 1), booleans fair, integers uniform in [0, 2).
+
+    An input that `below` names holds whole numbers in [0, below[name]), whatever its dtype: indices into a table.
+    """
     rng = np.random.default_rng(seed)
     drawn: dict[str, np.ndarray] = {}
     for spec in specs:
         shape = spec.with_dims(dims)
-        if spec.dtype.startswith("float"):
+        if spec.dtype.startswith("float") and spec.name not in (below or {}):
             drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
         else:
-            high = 2 if spec.dtype == "bool" else min((below or {}).get(spec.name, 2), np.iinfo(spec.dtype).max)
+            high = (below or {}).get(spec.name, 2)
+            if not spec.dtype.startswith(("float", "bool")):
+                high = min(high, np.iinfo(spec.dtype).max)
             drawn[spec.name] = rng.integers(0, high, shape).astype(spec.dtype)
     return drawn
 
@@ -62,7 +67,7 @@ def _table_rows(value: ir.Value) -> list[int]:
         if node.op_type == "Gather" and slot == 1 and node.inputs[0] is not None:
             table, axis = node.inputs[0].const_value, node.attributes.get_int("axis", 0)
             if table is not None:
-                rows.append(int(table.shape[axis]))
+                rows.append(table.shape.numpy()[axis])
         elif node.op_type in _PASS_INDICES and slot == 0:
             rows += _table_rows(node.outputs[0])
     return rows

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from edgerun import _wire
 from edgerun.errors import EdgerunError, Unsupported
@@ -164,7 +164,9 @@ class _Model:
             self.external(name, external, size)
         elif raw >= 0 and size >= 0 and raw != size:
             raise self.refuse(
-                f"tensor {name!r} does not have the size it declares", got=f"{raw} bytes", wanted=f"{size} bytes for {dims}"
+                f"tensor {name!r} does not have the size it declares",
+                got=f"{raw} bytes",
+                wanted=f"{size} bytes for {dims}",
             )
         return name
 
@@ -178,7 +180,9 @@ class _Model:
             raise self.refuse(f"the weights of {name!r} are missing", got=location, do="put the file beside the model")
         status = file.stat()
         if status.st_nlink > 1:
-            raise self.refuse(f"the weights of {name!r} are a hard link to another file", got=location, do="copy the file")
+            raise self.refuse(
+                f"the weights of {name!r} are a hard link to another file", got=location, do="copy the file"
+            )
         try:
             offset = int(entries.get("offset") or 0)
             length = int(entries.get("length") or max(size, 0))
@@ -191,4 +195,6 @@ class _Model:
                 wanted=f"within {status.st_size} bytes of {location}",
             )
         if size >= 0 and length < size:
-            raise self.refuse(f"tensor {name!r} is larger than its stored weights", got=f"{length} bytes", wanted=f"{size}")
+            raise self.refuse(
+                f"tensor {name!r} is larger than its stored weights", got=f"{length} bytes", wanted=f"{size}"
+            )

@@ -74,7 +74,9 @@ def call(function: str, arguments: Mapping[str, Any], folder: Path, limits: Limi
         status = process.wait(limits.wall_seconds)
     except subprocess.TimeoutExpired:
         raise EdgerunError(
-            "the work on this file ran out of time", got=f"no answer in {limits.wall_seconds:g} s", do="--timeout allows more"
+            "the work on this file ran out of time",
+            got=f"no answer in {limits.wall_seconds:g} s",
+            do="--timeout allows more",
         ) from None
     finally:
         _kill(process)

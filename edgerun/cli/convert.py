@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Optional
 
 import click
 
@@ -13,21 +12,37 @@ import click
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .onnx file to write.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME:DTYPE[DIMS]",
-              help="An input as image:float32[batch,3,224,224]; words are dynamic dimensions. Repeat in call order.")
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME:DTYPE[DIMS]",
+    help="An input as image:float32[batch,3,224,224]; words are dynamic dimensions. Repeat in call order.",
+)
 @click.option("--factory", metavar="MODULE:CALLABLE", help="Builds the nn.Module that a state_dict belongs to.")
 @click.option("--from", "converter", metavar="NAME", help="The converter to use, instead of asking the file.")
 @click.option("--target", default="onnxruntime", show_default=True, help="Whose opset and IR limits to keep.")
 @click.option("--opset", type=int, help="The ONNX opset to write, instead of the preferred one.")
-@click.option("--timeout", type=click.FloatRange(min=1), default=900, show_default=True, metavar="SECONDS",
-              help="End the work on the file after this time.")
-@click.option("--memory-cap", type=click.FloatRange(min=0), default=0, metavar="GIB",
-              help="Memory for the work on the file; default: this machine's.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=900,
+    show_default=True,
+    metavar="SECONDS",
+    help="End the work on the file after this time.",
+)
+@click.option(
+    "--memory-cap",
+    type=click.FloatRange(min=0),
+    default=0,
+    metavar="GIB",
+    help="Memory for the work on the file; default: this machine's.",
+)
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
 def command(
-    source: Path, output: Path, inputs: tuple[str, ...], factory: Optional[str], converter: Optional[str], target: str,
-    opset: Optional[int], timeout: float, memory_cap: float, force: bool, as_json: bool,
+    source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str,
+    opset: int | None, timeout: float, memory_cap: float, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring a trained model in: PyTorch, Keras or ONNX to checked ONNX.
 

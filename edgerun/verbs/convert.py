@@ -55,14 +55,14 @@ def convert(
     name = converter or _recognised(source)
     _usable(name)
     with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
-        request = {"name": name, "inputs": [str(spec) for spec in specs], "factory": factory, "opset": wanted}
-        folder = Path(temporary)
+        folder, texts = Path(temporary), [str(spec).removeprefix(":") for spec in specs]
         log.info("converters/%s reads %s", name, source if is_file else type(source).__name__)
         if is_file:
-            arguments = {"source": str(Path(source).resolve()), "folder": temporary, **request}
+            arguments = {"source": str(Path(source).resolve()), "folder": temporary, "name": name,
+                         "inputs": texts, "factory": factory, "opset": wanted}  # fmt: skip
             sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, limits)
         else:
-            convert_here(source, temporary, **request)
+            convert_here(source, temporary, name, texts, factory, wanted)
         model = _load(folder / "model.onnx")
     if output is not None:
         model.save(output)

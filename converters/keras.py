@@ -1,0 +1,210 @@
+"""Keras in: `.keras`, `.h5` or a model object, written layer by layer with channels first; no TensorFlow needed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgerun.converters import _keras_graph, _normalize
+from edgerun.converters._keras_graph import Graph, Value
+from edgerun.converters._ort import first_line
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.model import Model
+from edgerun.passes import Conversion, Feeds, Runner
+from edgerun.runtime import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+summary = "Keras: .keras and .h5 files, model objects"
+requires: tuple[str, ...] = ("keras", "h5py", "torch", "onnx", "onnx_ir", "onnxruntime")
+extra = "keras"
+log = logging.getLogger("edgerun")
+_LAYER_MODULES = (
+    "_keras_activations",
+    "_keras_layers",
+    "_keras_windows",
+    "_keras_recurrent",
+)  # importing one registers its layers
+_OLDEST = 17  # the opset that brought LayerNormalization
+
+
+def recognises(source: Any) -> bool:
+    """A path that ends as Keras's files do, or a keras.Model object."""
+    if isinstance(source, (str, Path)):
+        return Path(source).suffix.lower() in {".keras", ".h5", ".hdf5"}
+    return any(f"{c.__module__}.{c.__qualname__}" == "keras.src.models.model.Model" for c in type(source).__mro__)
+
+
+def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
+    """Write the model's layers as ONNX; the door keeps Keras's own layout (NHWC), one Transpose behind it.
+
+    `inputs` may rename inputs and fix or name their free dimensions. Raises Unsupported with every layer that has no
+    ONNX form here, and EdgerunError for a file that is damaged or asks for other inputs.
+    """
+    if factory is not None:
+        raise EdgerunError("a Keras model needs no factory", got=factory, do="leave --factory out")
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    for module in _LAYER_MODULES:
+        importlib.import_module(f"edgerun.converters.{module}")
+    from edgerun.converters import _keras_files
+
+    model = _keras_files.load(Path(source)) if isinstance(source, (str, Path)) else source
+    if not getattr(model, "inputs", None):
+        model = _built(model, inputs)
+    specs = _specs(model, inputs)
+    proto = _write(model, specs, max(opset, _OLDEST))
+    if opset < _OLDEST:
+        proto = _normalize.to_opset(proto, opset)
+    return Conversion(Model.from_proto(_clean(proto, opset)), _runner(model, specs), _double(model, specs))
+
+
+def _built(model: Any, inputs: Sequence[TensorSpec]) -> Any:
+    """A Sequential model without an input shape gets the one that the user names."""
+    if not hasattr(model, "build") or len(inputs) != 1:
+        raise EdgerunError("the model does not tell its input", do="give it: --input 'image:float32[batch,32,32,3]'")
+    try:
+        model.build(tuple(None if isinstance(dim, str) else dim for dim in inputs[0].shape))
+    except Exception as error:  # whatever its layers raise
+        raise EdgerunError("the model does not fit this input", got=f"{inputs[0]}: {first_line(error)}") from error
+    if not getattr(model, "inputs", None):
+        raise Unsupported("a subclassed Keras model has no layer graph", got=type(model).__name__,
+                          do="build it with the functional API")  # fmt: skip
+    return model
+
+
+def _specs(model: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """The door: free dimensions are `batch` and `NAME_axis`, or what the user calls or sets them."""
+    have = [
+        TensorSpec(
+            tensor.name,
+            str(tensor.dtype),
+            tuple(
+                ("batch" if axis == 0 else f"{tensor.name}_{axis}") if d is None else d
+                for axis, d in enumerate(tensor.shape)
+            ),
+        )
+        for tensor in model.inputs
+    ]
+    if not wanted:
+        return have
+    by_name = {spec.name: spec for spec in wanted}
+    if len(wanted) == len(have) and set(by_name) == {spec.name for spec in have}:
+        wanted = [by_name[spec.name] for spec in have]
+    pairs = list(zip(have, wanted, strict=False))
+    fits = len(wanted) == len(have) and all(
+        h.dtype == w.dtype
+        and len(h.shape) == len(w.shape)
+        and all(isinstance(a, str) or a == b for a, b in zip(h.shape, w.shape, strict=True))
+        for h, w in pairs
+    )
+    if not fits:
+        raise EdgerunError(
+            "the model has other inputs", got=", ".join(map(str, wanted)), wanted=", ".join(map(str, have)),
+            do="leave --input out, or name and fix only its free dimensions",
+        )  # fmt: skip
+    return [TensorSpec(w.name or h.name, w.dtype, w.shape) for h, w in pairs]
+
+
+def _write(model: Any, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelProto:
+    from onnx import helper
+
+    graph = Graph(opset)
+    values = [Value(s.name, tuple(d if isinstance(d, int) else None for d in s.shape), s.dtype) for s in specs]
+    refused: list[str] = []
+    results = _keras_graph.walk(graph, model, values, refused)
+    if refused:
+        raise Unsupported("the model has layers that cannot be converted", got="\n    " + "\n    ".join(refused),
+                          do="replace them by built-in layers")  # fmt: skip
+    outputs = []
+    for name, value in zip(_output_names(model, specs), results, strict=True):
+        graph.scope = name
+        graph.nodes.append(helper.make_node("Identity", [graph.plain(value).name], [name]))
+        dims = [specs[0].shape[0] if axis == 0 and d is None else d for axis, d in enumerate(value.shape)]
+        dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+        outputs.append(helper.make_tensor_value_info(name, dtype, dims))
+    doors = [
+        helper.make_tensor_value_info(s.name, helper.np_dtype_to_tensor_dtype(np.dtype(s.dtype)), s.shape)
+        for s in specs
+    ]
+    body = helper.make_graph(graph.nodes, model.name, doors, outputs, list(graph.initializers.values()))
+    return helper.make_model(
+        body, opset_imports=[helper.make_opsetid("", opset)], ir_version=_normalize.ir_version(opset)
+    )
+
+
+def _output_names(model: Any, specs: Sequence[TensorSpec]) -> list[str]:
+    """The names of the layers that end the model; each once, and none an input's."""
+    names: list[str] = []
+    for name in (getattr(model, "_functional", None) or model).output_names:
+        while name in {*names, *(spec.name for spec in specs)}:
+            name += "_out"
+        names.append(name)
+    return names
+
+
+def _clean(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    import onnx_ir as ir
+
+    graph = _normalize.normalize(ir.from_proto(proto))
+    graph.ir_version = _normalize.ir_version(opset)
+    return _normalize.infer_shapes(ir.to_proto(graph))
+
+
+def _runner(model: Any, specs: Sequence[TensorSpec], dtype: str = "") -> Runner:
+    """The model as a function of feeds; floating feeds are cast to `dtype` when it is given."""
+    import contextlib
+
+    from keras import backend, ops, tree  # type: ignore[import-untyped]
+
+    if backend.backend() == "torch":
+        import torch
+
+        quiet: Any = torch.no_grad
+    else:
+        quiet = contextlib.nullcontext
+    names = _output_names(model, specs)
+
+    def run(feeds: Feeds) -> dict[str, np.ndarray]:
+        arrays = [feeds[spec.name] for spec in specs]
+        tensors = [ops.convert_to_tensor(a.astype(dtype) if dtype and a.dtype.kind == "f" else a) for a in arrays]
+        structure = getattr(getattr(model, "_functional", None) or model, "_inputs_struct", None)
+        with quiet():
+            result = model(
+                tree.pack_sequence_as(structure, tensors) if structure is not None else tensors, training=False
+            )
+        return {n: np.asarray(ops.convert_to_numpy(r)) for n, r in zip(names, tree.flatten(result), strict=True)}
+
+    return run
+
+
+def _double(model: Any, specs: Sequence[TensorSpec]) -> Runner | None:
+    """A float64 twin of the model: the same configuration with another dtype policy, the same weights."""
+    from edgerun import draws
+
+    try:
+        twin = type(model).from_config(_policy(model.get_config()))
+        twin.build(model.input_shape) if not twin.built else None
+        twin.set_weights([_keras_graph.weight(w).astype("float64") for w in model.weights])
+        run = _runner(twin, specs, "float64")
+        results = run(draws.feeds(specs, draws.sizes(specs, 2, 64), seed=0))
+    except Exception as error:  # a layer that fixes float32 somewhere
+        log.info("the source does not run in float64: %s", first_line(error))
+        return None
+    if any(a.dtype.kind == "f" and a.dtype.itemsize < 8 for a in results.values()):
+        log.info("the source does not stay in float64: compared in its own precision")
+        return None
+    return run
+
+
+def _policy(config: Any) -> Any:
+    """The configuration with every float32 dtype policy made float64."""
+    if isinstance(config, dict):
+        return {key: "float64" if item == "float32" else _policy(item) for key, item in config.items()}
+    return [_policy(item) for item in config] if isinstance(config, (list, tuple)) else config

@@ -1,0 +1,142 @@
+"""PyTorch in: a state_dict with its factory, TorchScript, a `torch.export` program, or an nn.Module object."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgerun.converters import _torch_export, _torch_files
+from edgerun.converters._ort import first_line
+from edgerun.errors import EdgerunError
+from edgerun.model import Model
+from edgerun.passes import Conversion
+from edgerun.runtime import TensorSpec
+
+summary = "PyTorch: state_dict with --factory, TorchScript, .pt2, nn.Module"
+requires: tuple[str, ...] = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
+extra = "torch"
+log = logging.getLogger("edgerun")
+
+
+def recognises(source: Any) -> bool:
+    """A path that ends as PyTorch's files do, or an nn.Module or exported program object."""
+    if isinstance(source, (str, Path)):
+        return Path(source).suffix.lower() in {".pt", ".pth", ".pt2", ".ts", ".torchscript"}
+    kinds = {f"{c.__module__}.{c.__qualname__}" for c in type(source).__mro__}
+    return bool(kinds & {"torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"})
+
+
+def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
+    """Export with torch.export, or as TorchScript where that cannot; dimension names stay as the user wrote them.
+
+    `factory` is called without arguments and returns the nn.Module that a state_dict fits. The model runs in eval mode.
+    Raises EdgerunError for a pickled program, a state_dict that does not fit, or inputs the model refuses.
+    """
+    warnings.filterwarnings("ignore")  # the exporters' notes to their own authors
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    import torch
+
+    module = _module(source, factory)
+    if isinstance(module, torch.export.ExportedProgram):
+        return _program(module, inputs, opset)
+    if not inputs:
+        raise EdgerunError(
+            "PyTorch files do not tell their inputs",
+            do="give them in call order: --input 'image:float32[batch,3,224,224]'",
+        )
+    module.eval()
+    call = _torch_export.Call(module, inputs)
+    example = call.example()
+    if isinstance(module, torch.jit.ScriptModule):
+        proto = _torch_export.ladder([("TorchScript", lambda: _torch_export.scripted(call, example, opset))])
+    else:
+        proto = _torch_export.ladder(
+            [
+                ("torch.export", lambda: _torch_export.exported(call, example, opset)),
+                ("TorchScript tracing", lambda: _torch_export.traced(call, example, opset)),
+            ]
+        )
+    model = Model.from_proto(proto)
+    return Conversion(model, call.run, _double(call, example))
+
+
+def _program(program: Any, inputs: Sequence[TensorSpec], opset: int) -> Conversion:
+    specs = _torch_export.program_specs(program, inputs)
+    call = _torch_export.Call(program.module(), specs, positional=True)
+    example = call.example()
+    proto = _torch_export.ladder([(".pt2", lambda: _torch_export.program(program, specs, call.outputs, opset))])
+    return Conversion(Model.from_proto(proto), call.run, _double(call, example))
+
+
+def _module(source: Any, factory: str | None) -> Any:
+    if not isinstance(source, (str, Path)):
+        if factory is not None:
+            raise EdgerunError("a model object needs no factory", got=factory, do="leave factory out")
+        return copy.deepcopy(source) if not hasattr(source, "graph_signature") else source
+    path = Path(source)
+    kind = _torch_files.kind(path)
+    if kind != "pickle":
+        if factory is not None:
+            raise EdgerunError(f"a {kind} file needs no factory", got=factory, do="leave --factory out")
+        return _torch_files.torchscript(path) if kind == "torchscript" else _torch_files.exported_program(path)
+    tensors = _torch_files.state_dict(path)
+    if factory is None:
+        raise EdgerunError(
+            "a state_dict holds tensors, not the network", got=f"{len(tensors)} tensors in {path.name}",
+            do="name what builds the network: --factory module:callable",
+        )  # fmt: skip
+    module = _built(factory)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise EdgerunError(
+            f"the state_dict does not fit what {factory} builds", got="; ".join(lines)[:500],
+            do="name the factory of exactly this network",
+        ) from error  # fmt: skip
+    return module
+
+
+def _built(factory: str) -> Any:
+    """What the user's own function builds; it may live in the working folder."""
+    import torch
+
+    name, _, attribute = factory.partition(":")
+    if not name or not attribute:
+        raise EdgerunError(
+            "the factory is not understood", got=factory, wanted="module:callable, for example nets:small"
+        )
+    sys.path.insert(0, "")
+    try:
+        build: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
+        module = build()
+    except Exception as error:  # the user's code may raise anything
+        raise EdgerunError(
+            f"the factory {factory} failed", got=f"{type(error).__name__}: {first_line(error)}",
+            wanted="a callable without arguments, importable from here, that returns an nn.Module",
+        ) from error  # fmt: skip
+    finally:
+        sys.path.remove("")
+    if not isinstance(module, torch.nn.Module):
+        raise EdgerunError(f"the factory {factory} returned no nn.Module", got=type(module).__name__)
+    return module
+
+
+def _double(call: _torch_export.Call, example: dict[str, Any]) -> Callable[..., Any] | None:
+    """The source in float64, or None where its code fixes another dtype."""
+    try:
+        twin = _torch_export.Call(copy.deepcopy(call.module).double(), call.specs, call.positional, double=True)
+        results = twin.run(example)
+    except Exception as error:  # whatever a hard-coded dtype raises, or a copy that is not allowed
+        log.info("the source does not run in float64: %s", first_line(error))
+        return None
+    if any(value.dtype.kind == "f" and value.dtype.itemsize < 8 for value in results.values()):
+        log.info("the source does not stay in float64: compared in its own precision")
+        return None
+    return twin.run
