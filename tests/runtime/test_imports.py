@@ -1,0 +1,59 @@
+"""What the doors load: a device has numpy, click and one runtime, and pays for nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+FRAMEWORKS = {
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "keras",
+    "tensorflow",
+    "sklearn",
+    "PIL",
+}
+CODE = """
+import sys
+before = set(sys.modules)
+{statement}
+print(" ".join(sorted({{name.partition(".")[0] for name in set(sys.modules) - before}})))
+"""
+
+
+def _loaded(statement: str) -> set[str]:
+    command = [sys.executable, "-c", CODE.format(statement=statement)]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import edgerun",
+        "import edgerun.runtime",
+        "import edgerun.cli",
+        "import edgerun.verbs.load, edgerun.verbs.run",
+        "import edgerun.targets.onnxruntime, edgerun.targets.openvino, edgerun.targets.reference",
+        "from edgerun import registry; registry.names('target')",
+    ],
+)
+def test_no_framework(statement: str) -> None:
+    assert not _loaded(statement) & FRAMEWORKS
+
+
+def test_help_loads_no_framework() -> None:
+    statement = (
+        "from click.testing import CliRunner; from edgerun.cli import edgerun as e; CliRunner().invoke(e, ['--help'])"
+    )
+    assert not _loaded(statement) & FRAMEWORKS
+
+
+def test_the_runtime_needs_numpy_alone() -> None:
+    foreign = _loaded("import edgerun.runtime") - set(sys.stdlib_module_names) - {"edgerun", "numpy"}
+    assert not {name for name in foreign if not name.startswith("_")}

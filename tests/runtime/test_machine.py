@@ -1,0 +1,65 @@
+"""Threads from the cgroup's quota, read from a made-up file tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgerun.errors import EdgerunError
+from edgerun.runtime import Options, machine
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "visible", lambda: 4)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize(
+    ("limit", "threads"),
+    [("max 100000", 4), ("200000 100000", 2), ("150000 100000", 1), ("20000 100000", 1), ("900000 100000", 4), ("", 4)],
+)
+def test_quota_of_version_2(tmp_path: Path, limit: str, threads: int) -> None:
+    _write(tmp_path / "proc/self/cgroup", "0::/box/inner\n")
+    _write(tmp_path / "sys/fs/cgroup/box/inner/cpu.max", limit + "\n")
+    assert machine.quota(tmp_path) == threads
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_the_group_above_limits_too(tmp_path: Path) -> None:
+    _write(tmp_path / "proc/self/cgroup", "0::/box/inner\n")
+    _write(tmp_path / "sys/fs/cgroup/box/inner/cpu.max", "300000 100000\n")
+    _write(tmp_path / "sys/fs/cgroup/box/cpu.max", "200000 100000\n")
+    assert machine.quota(tmp_path) == 2
+
+
+@pytest.mark.usefixtures("four_cores")
+@pytest.mark.parametrize(("quota", "threads"), [("300000", 3), ("-1", 4), ("50000", 1)])
+def test_quota_of_version_1(tmp_path: Path, quota: str, threads: int) -> None:
+    _write(tmp_path / "proc/self/cgroup", "5:memory:/box\n4:cpu,cpuacct:/box\n")
+    _write(tmp_path / "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us", quota + "\n")
+    _write(tmp_path / "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us", "100000\n")
+    assert machine.quota(tmp_path) == threads
+
+
+@pytest.mark.usefixtures("four_cores")
+def test_no_cgroup_at_all(tmp_path: Path) -> None:
+    assert machine.quota(tmp_path) == 4
+
+
+def test_asked_threads_win() -> None:
+    assert machine.threads(3) == 3 and machine.threads(0) == machine.quota()
+    with pytest.raises(EdgerunError, match="negative"):
+        Options(threads=-1)
+
+
+def test_fingerprint_is_text() -> None:
+    told = machine.fingerprint("x", "1")
+    assert told["runtime"] == "x" and told["arch"] and told["cpu"] and int(told["threads"]) >= 1
+    assert set(told["isa"].split()) <= set(machine.ISA)

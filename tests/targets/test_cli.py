@@ -1,0 +1,148 @@
+"""`edgerun run` and `edgerun targets`, through the command line's own door."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgerun import cli, registry
+from edgerun.model import Model
+from edgerun.verbs.targets import devices
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Exit code, stdout and stderr of one command."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["edgerun", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def folder(dense: Model, tmp_path: Path) -> Path:
+    dense.save(tmp_path / "dense.onnx")
+    np.savez(tmp_path / "x.npz", x=np.arange(12, dtype=np.float32).reshape(2, 6))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "target", [[], ["--target", "onnxruntime"], ["--target", "openvino"], ["--target", "reference"]]
+)
+def test_run_writes_the_outputs(folder: Path, call: Call, dense: Model, target: list[str]) -> None:
+    code, out, _ = call("run", folder / "dense.onnx", "--feeds", folder / "x.npz", "-o", folder / "y.npz", *target)
+    assert (code, out) == (0, "y: float32[2, 4]\n")
+    weight = np.frombuffer(dense.to_proto().graph.initializer[0].raw_data, np.float32).reshape(6, 4)
+    with np.load(folder / "y.npz", allow_pickle=False) as written:
+        assert list(written) == ["y"]
+        np.testing.assert_allclose(written["y"], np.arange(12).reshape(2, 6) @ weight, rtol=1e-5)
+
+
+def test_run_twice_gives_the_same_bytes(folder: Path, call: Call) -> None:
+    arguments = ("run", folder / "dense.onnx", "--feeds", folder / "x.npz", "--threads", 1, "-o")
+    assert call(*arguments, folder / "a.npz")[0] == call(*arguments, folder / "b.npz")[0] == 0
+    assert (folder / "a.npz").read_bytes() == (folder / "b.npz").read_bytes()
+
+
+def test_json_on_stdout(folder: Path, call: Call) -> None:
+    _, out, _ = call("run", folder / "dense.onnx", "--feeds", folder / "x.npz", "-o", folder / "y.npz", "--json")
+    assert json.loads(out)["outputs"] == [{"name": "y", "dtype": "float32", "shape": [2, 4]}]
+
+
+def _write(path: Path, content: bytes | dict[str, np.ndarray]) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"not a zip file", "cannot read"),
+        ({}, "input 'x' is missing"),
+        ({"z": np.zeros(3)}, "input 'x' is missing"),
+        ({"x": np.zeros((2, 6), np.float32), "z": np.zeros(3)}, "unknown input 'z'"),
+        ({"x": np.zeros((2, 6))}, "wrong dtype"),
+        ({"x": np.zeros((2, 7), np.float32)}, "wrong shape"),
+        ({"x": np.array([{"a": 1}], dtype=object)}, "not numeric"),
+    ],
+)
+def test_bad_feeds(folder: Path, call: Call, content: bytes | dict[str, np.ndarray], message: str) -> None:
+    _write(folder / "bad.npz", content)
+    code, _, err = call("run", folder / "dense.onnx", "--feeds", folder / "bad.npz", "-o", folder / "y.npz")
+    assert code == 2 and err.startswith("error: ") and message in err and "Traceback" not in err
+    assert not (folder / "y.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.onnx", "--feeds", "x.npz", "-o", "y.npz"], "does not exist"),
+        (["dense.onnx", "--feeds", "none.npz", "-o", "y.npz"], "does not exist"),
+        (["dense.onnx", "--feeds", "x.npz", "-o", "no/y.npz"], "folder does not exist"),
+        (["dense.onnx", "--feeds", "x.npz", "-o", "y.txt"], ".npz"),
+        (["dense.onnx", "--feeds", "x.npz", "-o", "x.npz"], "--force"),
+        (["dense.onnx", "--feeds", "x.npy", "-o", "y.npz"], ".npz"),
+        (["dense.onnx", "--feeds", "x.npz", "-o", "y.npz", "--target", "openvno"], "did you mean 'openvino'"),
+        (["x.npz", "--feeds", "x.npz", "-o", "y.npz"], "no target reads"),
+        (["x.npz", "--feeds", "x.npz", "-o", "y.npz", "--target", "openvino"], "does not read"),
+        (["dense.onnx", "--feeds", "x.npz", "-o", "y.npz", "--threads", "-1"], "--threads"),
+    ],
+)
+def test_misuse(folder: Path, call: Call, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, _, err = call("run", *arguments)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_missing_target_is_exit_3(folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.target("openvino", usable=False), "available", lambda: "needs openvino: pip install x")
+    code, _, err = call(
+        "run", folder / "dense.onnx", "--feeds", folder / "x.npz", "-o", folder / "y.npz", "--target", "openvino"
+    )
+    assert code == 3 and "pip install x" in err
+    code, out, _ = call("targets")
+    assert code == 0 and "unavailable: needs openvino: pip install x" in out
+
+
+def test_targets_are_listed(call: Call) -> None:
+    code, out, _ = call("targets")
+    assert code == 0 and all(name in out for name in registry.names("target"))
+    _, out, _ = call("targets", "--json")
+    listed = {entry["name"]: entry for entry in json.loads(out)}
+    assert list(listed) == registry.names("target")
+    assert listed["onnxruntime"]["opset"] >= 20 and "w8a8" in listed["onnxruntime"]["schemes"]
+
+
+def test_devices_are_listed_with_sources(call: Call) -> None:
+    code, out, _ = call("targets", "--devices")
+    assert code == 0
+    known = devices()
+    assert {"raspberry-pi-5", "intel-n100", "generic-x86-64-vnni", "generic-aarch64"} <= {d.name for d in known}
+    for device in known:
+        assert device.name in out and device.summary
+        assert {"arch", "isa", "target", "schemes"} <= set(device.facts)
+        assert all(len(fact.source) > 10 for fact in device.facts.values())
+        target = device.facts["target"].value
+        assert target in registry.names("target")
+        assert set(device.facts["schemes"].value) <= set(registry.target(target, usable=False).quantization().schemes)
+    _, out, _ = call("targets", "--devices", "--json")
+    assert [entry["name"] for entry in json.loads(out)] == [device.name for device in known]

@@ -1,0 +1,141 @@
+"""The self-check of compile: it passes what is right and names what is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import edgerun
+from edgerun import registry
+from edgerun.errors import EdgerunError, GateFailed, Unsupported
+from edgerun.model import Model
+from edgerun.runtime import Engine, Options
+from edgerun.verbs import compile as verb
+
+ONE = Options(1)
+TARGETS = [n for n in ("onnxruntime", "openvino") if registry.target(n, usable=False).available() is None]
+
+
+def _altered(model: Model, name: str, change: Callable[[np.ndarray], np.ndarray]) -> Model:
+    proto = model.to_proto()
+    for tensor in proto.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), name))
+    return Model.from_proto(proto)
+
+
+def _sabotage(monkeypatch: pytest.MonkeyPatch, target: str, wrong: Model) -> None:
+    module = registry.target(target)
+    honest = module.compile
+    monkeypatch.setattr(module, "compile", lambda model, options: honest(wrong, options))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_small_error_passes_and_is_told(dense: Model, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _sabotage(monkeypatch, target, _altered(dense, "w", lambda w: w * np.float32(1.0005)))
+    check = edgerun.compile(dense, target, ONE).check
+    assert check is not None
+    assert check.relative_error == pytest.approx(5e-4, rel=0.01)
+    assert check.sqnr_db == pytest.approx(-20 * math.log10(5e-4), abs=0.1)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("change", [lambda w: w * np.float32(1.002), lambda w: w * 0, lambda w: w + np.float32("nan")])
+def test_a_wrong_engine_fails_the_gate(
+    dense: Model, target: str, change: Callable[[np.ndarray], np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _sabotage(monkeypatch, target, _altered(dense, "w", change))
+    with pytest.raises(GateFailed, match="output 'y'") as caught:
+        edgerun.compile(dense, target, ONE)
+    assert target in str(caught.value) and caught.value.exit_code == 1
+
+
+def test_the_worst_output_is_named(build: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [helper.make_node("Mul", ["x", name], [f"by_{name}"], name) for name in ("p", "q")]
+    weights = {name: np.array([2], np.float32) for name in ("p", "q")}
+    model = build(nodes, {"x": ["batch"]}, {"by_p": ["batch"], "by_q": ["batch"]}, weights)
+    _sabotage(monkeypatch, "onnxruntime", _altered(model, "q", lambda w: w + 1))
+    with pytest.raises(GateFailed, match="by_q"):
+        edgerun.compile(model, "onnxruntime", ONE)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_models_that_round_are_judged_by_sqnr(rounded: Model, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = edgerun.compile(rounded, target, ONE).check
+    assert check is not None and check.sqnr_db >= 20 and check.reference.startswith("reference")
+    _sabotage(monkeypatch, target, _altered(rounded, "w", lambda w: w[::-1].copy()))
+    with pytest.raises(GateFailed, match="SQNR"):
+        edgerun.compile(rounded, target, ONE)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_real_feeds_are_used_when_given(dense: Model, target: str) -> None:
+    feeds = [{"x": np.full((n, 6), n, np.float32)} for n in (1, 2, 5)]
+    check = edgerun.compile(dense, target, ONE, feeds=feeds).check
+    assert check is not None and check.runs == 3 and check.shapes == ("x[1, 6]", "x[2, 6]", "x[5, 6]")
+
+
+def test_what_the_reference_lacks_is_compared_with_unoptimized_runtime(build: Callable[..., Model]) -> None:
+    node = helper.make_node("BiasGelu", ["x", "b"], ["y"], "gelu", domain="com.microsoft")
+    weights = {"b": np.ones(4, np.float32)}
+    model = build([node], {"x": ["batch", 4]}, {"y": ["batch", 4]}, weights, domains=("com.microsoft",))
+    check = edgerun.compile(model, "onnxruntime", ONE).check
+    assert check is not None and check.reference.endswith("graph_optimization_level=off")
+
+
+def test_heavy_models_are_compared_with_unoptimized_runtime(build: Callable[..., Model]) -> None:
+    weight = np.random.default_rng(0).normal(size=(64, 64, 3, 3)).astype(np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])
+    for size, heavy in ((8, False), (32, True)):  # 2.4 and 38 million multiply-accumulates
+        model = build([node], {"x": ["n", 64, size, size]}, {"y": ["n", 64, size, size]}, {"w": weight})
+        assert verb._macs(model) == 64 * size * size * 64 * 9
+        check = edgerun.compile(model, "onnxruntime", ONE).check
+        assert check is not None and ("off" in check.reference) == heavy
+
+
+def test_indices_stay_inside_their_table(build: Callable[..., Model]) -> None:
+    table = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    model = build(
+        [helper.make_node("Gather", ["table", "ids"], ["y"], "gather")], {}, {"y": ["n", "t", 4]}, {"table": table}
+    )
+    proto = model.to_proto()
+    proto.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ["n", "t"]))
+    for target in TARGETS:
+        assert edgerun.compile(Model.from_proto(proto), target, ONE).check is not None
+
+
+def test_no_feeds_fit(build: Callable[..., Model]) -> None:
+    """Two inputs whose sizes must differ by one: no random draw can know."""
+    nodes = [
+        helper.make_node("Concat", ["a", "one"], ["c"], "grow", axis=0),
+        helper.make_node("Add", ["c", "b"], ["y"], "add"),
+    ]
+    model = build(nodes, {"a": ["n"], "b": ["m"]}, {"y": ["m"]}, {"one": np.ones(1, np.float32)})
+    with pytest.raises(EdgerunError, match="real feeds"):
+        edgerun.compile(model, "onnxruntime", ONE)
+    feeds = {"a": np.ones(3, np.float32), "b": np.ones(4, np.float32)}
+    assert edgerun.compile(model, "onnxruntime", ONE, feeds=[feeds]).check is not None
+
+
+def test_unsupported_nodes_are_told(build: Callable[..., Model]) -> None:
+    model = build([helper.make_node("Frobnicate", ["x"], ["y"], "odd")], {"x": [2]}, {"y": [2]})
+    with pytest.raises(Unsupported, match=r"odd \(Frobnicate\)") as caught:
+        edgerun.compile(model, "onnxruntime", ONE)
+    assert caught.value.exit_code == 3
+
+
+def test_compile_takes_a_file(dense: Model, tmp_path: Path) -> None:
+    dense.save(tmp_path / "dense.onnx")
+    assert edgerun.compile(tmp_path / "dense.onnx", "onnxruntime", ONE).digest == dense.digest()
+
+
+def test_an_engine_runs_where_it_was_compiled_for(dense: Model) -> None:
+    engine = edgerun.compile(dense, "onnxruntime", ONE)
+    assert isinstance(engine, Engine) and edgerun.load(engine).inputs == dense.inputs
+    with pytest.raises(EdgerunError, match="another target"):
+        edgerun.load(engine, "openvino")

@@ -1,0 +1,130 @@
+"""OpenVINO: what the contract cannot know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+import edgerun
+from edgerun.errors import EdgerunError
+from edgerun.model import Model, Step
+from edgerun.runtime import Engine, Options
+from edgerun.targets import _openvino_ir as ir
+from edgerun.targets import openvino as target
+
+pytestmark = pytest.mark.skipif(target.available() is not None, reason=str(target.available()))
+ONE = Options(1)
+X = {"x": np.ones((1, 6), np.float32)}
+
+
+def test_history_travels_in_the_ir(dense: Model, tmp_path: Path) -> None:
+    step = Step("quantize/static_int8", "1", {"scheme": "w8a8"}, "a", "b", "c")
+    target.save(target.compile(dense.with_step(step), ONE), tmp_path / "small.xml")
+    told = ir.told(ir.core().read_model(str(tmp_path / "small.xml")))
+    assert told["history"][0]["name"] == "quantize/static_int8" and told["history"][0]["options"] == {"scheme": "w8a8"}
+    assert told["digest"] == dense.digest() and told["inputs"] == dense.inputs
+
+
+def test_a_pair_of_different_ages_never_runs(dense: Model, rounded: Model, tmp_path: Path) -> None:
+    target.save(target.compile(dense, ONE), tmp_path / "a.xml")
+    other = dense.to_proto()
+    weight = np.frombuffer(other.graph.initializer[0].raw_data, np.float32)
+    other.graph.initializer[0].raw_data = (weight * 2).tobytes()
+    target.save(target.compile(Model.from_proto(other), ONE), tmp_path / "b.xml")
+    (tmp_path / "b.bin").replace(tmp_path / "a.bin")
+    with pytest.raises(EdgerunError, match="not this graph's"):
+        edgerun.load(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize("damage", ["no bin", "short bin", "short xml", "no json"])
+def test_damaged_files_are_refused(dense: Model, tmp_path: Path, damage: str) -> None:
+    xml, weights = tmp_path / "a.xml", tmp_path / "a.bin"
+    target.save(target.compile(dense, ONE), xml)
+    if damage == "no bin":
+        weights.unlink()
+    elif damage == "short bin":
+        weights.write_bytes(weights.read_bytes()[:-4])
+    elif damage == "short xml":
+        xml.write_bytes(xml.read_bytes()[:-100])
+    else:
+        xml.write_bytes(xml.read_bytes().replace(b"{&quot;digest", b"{digest"))
+    with pytest.raises(EdgerunError):
+        edgerun.load(xml)
+
+
+def test_an_ir_from_elsewhere_loads(dense: Model, tmp_path: Path) -> None:
+    graph = ir.core().read_model(dense.to_bytes())
+    ir.runtime().serialize(graph, str(tmp_path / "plain.xml"), str(tmp_path / "plain.bin"))
+    with edgerun.load(tmp_path / "plain.xml") as session:
+        assert str(session.inputs[0]) == "x:float32[x_0,6]"
+        np.testing.assert_allclose(session.run(X)["y"], edgerun.load(target.compile(dense, ONE)).run(X)["y"], rtol=1e-6)
+
+
+def test_float_kernels_run_in_f32(dense: Model) -> None:
+    compiled = target._compiled(ir.read(dense.to_bytes()), Options(1))
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1 and compiled.get_property("NUM_STREAMS") == 1
+    kernels = target.profile(target.compile(dense, ONE), [X], ONE)
+    assert all(kernel.precision.endswith("f32") for kernel in kernels)
+
+
+def test_failed_and_missing_translations_are_told_apart(build: Callable[..., Model]) -> None:
+    nodes = [
+        helper.make_node("Frobnicate", ["a"], ["p"], "unknown"),
+        helper.make_node("Sort", ["a"], ["q"], "foreign", domain="my.ops"),
+        helper.make_node("Mod", ["a", "a"], ["m"], "misused"),
+    ]
+    shape: list[int | str] = [2]
+    issues = target.check(build(nodes, {"a": shape}, {n: shape for n in ("p", "q", "m")}, domains=("my.ops",)))
+    reasons = {issue.node: issue.reason for issue in issues}
+    assert "no translation" in reasons["unknown"] and "no translation" in reasons["foreign"]
+    assert "fmod" in reasons["misused"]
+
+
+def test_one_session_serves_several_threads(dense: Model) -> None:
+    with edgerun.load(target.compile(dense, ONE), options=ONE) as session, ThreadPoolExecutor(4) as pool:
+        feeds = [np.full((1, 6), i, np.float32) for i in range(40)]
+        together = list(pool.map(lambda x: session.run({"x": x})["y"], feeds))
+        alone = [session.run({"x": x})["y"] for x in feeds]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_damaged_containers_are_refused(dense: Model) -> None:
+    payload = target.compile(dense, ONE).payload
+    assert isinstance(payload, bytes)
+    with pytest.raises(EdgerunError):
+        edgerun.load(Engine("openvino", payload[: len(ir.MAGIC) + 4]))
+
+
+def test_no_telemetry(dense: Model, tmp_path: Path, in_clean_home: Callable[[str], list[Path]]) -> None:
+    dense.save(tmp_path / "dense.onnx")
+    code = """
+import edgerun, json, sys, numpy as np
+edgerun.load("dense.onnx", "openvino").run({"x": np.ones((1, 6), np.float32)})
+assert not any(name.startswith("openvino_telemetry") for name in sys.modules)
+"""
+    assert in_clean_home(code) == []
+
+
+def test_same_bytes_in_any_process(dense: Model, tmp_path: Path, in_clean_home: Callable[[str], list[Path]]) -> None:
+    dense.save(tmp_path / "dense.onnx")
+    code = """
+import pathlib
+from edgerun.model import Model
+from edgerun.runtime import Options
+from edgerun.targets import openvino as target
+model = Model.load("dense.onnx")
+target.compile(model, Options(1))
+target.save(target.compile(model, Options(1)), pathlib.Path("again.xml"))
+"""
+    in_clean_home(code)
+    target.save(target.compile(Model.load(tmp_path / "dense.onnx"), ONE), tmp_path / "once.xml")
+    for suffix in (".xml", ".bin"):
+        assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"once{suffix}").read_bytes()
+    assert json.dumps(ir.told(ir.core().read_model(str(tmp_path / "once.xml")))["digest"])
