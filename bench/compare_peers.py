@@ -21,6 +21,7 @@ from bench import scores, tables, zoo, zoo_fetch
 from bench.cells import Cells, digest, sources
 from bench.processes import measured
 from edgerun import files
+from edgerun.errors import EdgerunError
 
 HERE = Path(__file__).resolve().parent
 ROOT, RESULTS, REQUIREMENTS = HERE.parent, HERE / "results", HERE / "requirements-peers.txt"
@@ -79,7 +80,12 @@ class Comparison:
             files_ = [str(model.onnx), str(model.calibration), str(output)]
             command = [str(self._python), str(HERE / "peers.py"), variant.name, *files_]
             command += ["--transformer"] if model.transformer else []
-        runs = [measured(command, ROOT) for _ in range(self._repeat)]
+        try:
+            runs = [measured(command, ROOT) for _ in range(self._repeat)]
+        except EdgerunError as error:
+            if variant.ours:
+                raise
+            return {"failed": str(error.got).strip().splitlines()[-1]}
         told = {} if variant.ours else json.loads(runs[-1].stdout.strip().splitlines()[-1])
         return {
             "wall_s": statistics.median(run.seconds for run in runs),
@@ -136,6 +142,7 @@ def compare(run: Comparison, model: zoo.ZooModel, chosen: list[Variant], latency
     result: dict[str, Any] = {"model": model.name, "metric": model.metric, "size": size(model.onnx)}
     result["quantize"] = {v.name: run.quantized(model, v) for v in chosen if _said(f"{model.name}: {v.name}")}
     result["targets"] = {}
+    chosen = [v for v in chosen if "failed" not in result["quantize"][v.name]]
     for target in TARGETS:
         here = [v for v in chosen if target in v.targets]
         _said(f"{model.name}: accuracy on {target}")

@@ -94,7 +94,8 @@ def details(r: Result) -> str:
             cells = [name, target, *_accuracy(score), f"{(cost or r)['size'] / 1e6:.2f}", *_latency(time)]
             cells += [f"{cost['wall_s']:.1f}", f"{cost['peak_mb']:.0f}"] if cost else ["", ""]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    failed = [f"{name} failed: {cost['failed']}" for name, cost in r["quantize"].items() if "failed" in cost]
+    return "\n".join([*lines, *(f"\n{line}" for line in failed)])
 
 
 def _head(*columns: str) -> list[str]:

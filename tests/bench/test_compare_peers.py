@@ -1,0 +1,110 @@
+"""The machinery of the comparison, without any peer: samples, processes, kept cells, scores, tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import scores, tables, zoo
+from bench.cells import Cells, digest
+from bench.peers import Samples
+from bench.processes import measured
+from edgerun.errors import EdgerunError
+
+
+def test_samples_are_the_rows_of_the_file(tmp_path: Path) -> None:
+    image, ids = np.random.default_rng(0).random((5, 3, 4), np.float32), np.arange(10).reshape(5, 2)
+    np.savez(tmp_path / "c.npz", image=image, ids=ids)
+    samples = Samples(tmp_path / "c.npz")
+    assert len(samples) == 5
+    for index, feeds in enumerate(samples):
+        assert np.array_equal(feeds["image"], image[index : index + 1]) and feeds["ids"].dtype == ids.dtype
+    samples.set_range(3, 5)
+    taken = [samples.get_next(), samples.get_next(), samples.get_next()]
+    assert taken[0] is not None and np.array_equal(taken[0]["ids"], ids[3:4])
+    assert taken[1] is not None and taken[2] is None
+
+
+def test_compressed_samples_are_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "c.npz", image=np.zeros((2, 2), np.float32))
+    with pytest.raises(SystemExit, match="numpy.savez"):
+        Samples(tmp_path / "c.npz")
+
+
+def test_peak_is_that_of_the_whole_tree(tmp_path: Path) -> None:
+    grow = "b = bytearray(b'x') * 100_000_000; import time; time.sleep(0.5)"
+    both = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {grow!r}]); {grow}; p.wait()"
+    alone = measured([sys.executable, "-c", grow], tmp_path)
+    together = measured([sys.executable, "-c", both], tmp_path)
+    assert 100 <= alone.peak_mb < 180 and 200 <= together.peak_mb < 300
+    assert alone.seconds >= 0.5
+
+
+def test_a_failing_command_shows_its_stderr(tmp_path: Path) -> None:
+    with pytest.raises(EdgerunError, match="no such thing"):
+        measured([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path)
+
+
+def test_cells_are_made_again_only_when_something_changed(tmp_path: Path) -> None:
+    artefact, made = tmp_path / "model", []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        artefact.write_text("x")
+        return {"value": len(made), "files": [str(artefact)]}
+
+    cells = Cells(tmp_path / "cells")
+    assert [cells.get("a", "k1", make)["value"] for _ in range(3)] == [1, 1, 1]
+    assert cells.get("a", "k2", make)["value"] == 2
+    artefact.unlink()
+    assert cells.get("a", "k2", make)["value"] == 3
+    assert Cells(tmp_path / "cells", fresh=True).get("a", "k2", make)["value"] == 4
+    assert digest(artefact) != digest("x")
+
+
+def test_scores_are_paired(tmp_path: Path) -> None:
+    labels = np.arange(100) % 10
+    reference = np.eye(10, dtype=np.float32)[labels]  # all right
+    other = reference.copy()
+    other[:10] = np.roll(other[:10], 1, axis=1)  # ten wrong
+    np.savez(tmp_path / "a.npz", outputs=reference, labels=labels)
+    np.savez(tmp_path / "b.npz", outputs=other, labels=labels)
+    score = scores.scored(zoo.CIFAR_CNN, tmp_path / "a.npz", tmp_path / "b.npz")
+    assert score["drop"]["value"] == pytest.approx(0.1) and score["drop"]["low"] > 0
+    assert score["agreement"] == pytest.approx(0.9) and score["cosine"] == pytest.approx(0.9)
+    assert score["sqnr_db"] == pytest.approx(6.9897, abs=1e-4)  # signal 100, noise 10 · 2
+
+
+def _score(drop: float) -> dict[str, Any]:
+    whole = {"value": 0.8 - drop, "low": 0.7, "high": 0.9}
+    shift = {"value": drop, "low": drop - 0.01, "high": drop + 0.01}
+    return {"n": 10, "accuracy": whole, "drop": shift, "agreement": 0.9, "sqnr_db": None, "cosine": 1.0}
+
+
+def test_the_page_tells_ours_and_the_best_peer() -> None:
+    cost = {"wall_s": 2.0, "peak_mb": 300.0, "size": 1_000_000}
+    accuracy = {
+        "fp32": _score(0.0),
+        "nncf_ir": _score(0.01),
+        "ort_minmax": _score(0.1),
+        "edgerun_openvino": _score(0.002),
+    }
+    result = {
+        "model": "m",
+        "metric": "top-1",
+        "size": 4_000_000,
+        "quantize": {
+            "nncf_ir": cost,
+            "ort_minmax": {**cost, "wall_s": 1.0},
+            "edgerun_openvino": cost,
+            "nncf_onnx": {"failed": "it does not load"},
+        },
+        "targets": {"openvino": {"accuracy": accuracy}},
+    }
+    page = tables.page([result])
+    assert "| m | openvino | **0.20** (1.00 nncf_ir) |" in page
+    assert "2.0 (1.0 ort_minmax)" in page and "nncf_onnx failed: it does not load" in page

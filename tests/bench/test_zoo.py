@@ -1,0 +1,132 @@
+"""The zoo: what needs no download runs always; the real models run where the cache has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgerun
+from bench import zoo, zoo_build, zoo_fetch, zoo_images, zoo_keras, zoo_text
+from edgerun.errors import EdgerunError
+
+
+def cached(name: str) -> zoo.ZooModel:
+    chosen = zoo.model(name)
+    if not chosen.ready:
+        pytest.skip(f"{name} is not in the cache: python -m bench.zoo {name}")
+    return chosen
+
+
+def archived(archive: zoo_fetch.Archive) -> None:
+    if not archive.path.exists():
+        pytest.skip(f"{archive.file} is not in the cache: python -m bench.zoo")
+
+
+def outputs(chosen: zoo.ZooModel, examples: int) -> tuple[np.ndarray, np.ndarray]:
+    scores, labels = [], []
+    with edgerun.load(chosen.onnx, "onnxruntime", edgerun.Options(threads=1)) as session:
+        for feeds, truth in chosen.test(chosen.batch):
+            scores.append(session.run(feeds)[session.outputs[0].name])
+            labels.append(truth)
+            if sum(map(len, labels)) >= examples:
+                break
+    return np.concatenate(scores), np.concatenate(labels)
+
+
+def test_class_map_gives_every_imagenet_class_to_one_cifar_class_at_most() -> None:
+    members = [c for classes in zoo_images.CIFAR_CLASSES.values() for c in classes]
+    assert len(zoo_images.CIFAR_CLASSES) == 10
+    assert len(members) == len(set(members)) and 0 <= min(members) and max(members) < 1000
+
+
+def test_mapped_score_is_the_best_member() -> None:
+    scores = np.zeros((2, 1000), np.float32)
+    scores[0, 339] = 2.0  # sorrel: horse
+    scores[1, 285] = 1.0  # Egyptian cat
+    assert zoo.cifar_top1(scores, np.array([7, 3])).all()
+
+
+def test_unknown_model_names_the_nearest() -> None:
+    with pytest.raises(EdgerunError, match="did you mean 'resnet50'"):
+        zoo.model("resnet5")
+
+
+def test_keras_names_of_the_original_resnet() -> None:
+    assert zoo_keras.keras_name("res2a_branch2a") == "conv2_block1_1_conv"
+    assert zoo_keras.keras_name("bn5c_branch2c") == "conv5_block3_3_bn"
+    assert zoo_keras.keras_name("bn3a_branch1") == "conv3_block1_0_bn"
+
+
+def test_safetensors_are_read_by_offset() -> None:
+    first, second = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([7.0], np.float32)
+    header = {
+        "__metadata__": {"format": "pt"},
+        "b": {"dtype": "F32", "shape": [1], "data_offsets": [24, 28]},
+        "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    }
+    text = json.dumps(header).encode()
+    raw = struct.pack("<Q", len(text)) + text + first.tobytes() + second.tobytes()
+    found = zoo_build.safetensors(raw)
+    assert np.array_equal(found["a"], first) and np.array_equal(found["b"], second)
+
+
+def test_an_altered_archive_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def download(command: list[str], cwd: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        Path(cwd, zoo_fetch.RESNET.file).write_bytes(b"altered")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setenv("EDGERUN_ZOO", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", download)
+    with pytest.raises(EdgerunError, match="not the pinned file"):
+        zoo_fetch.fetch(zoo_fetch.RESNET)
+    assert not zoo_fetch.RESNET.path.exists()
+    good = dataclasses.replace(zoo_fetch.RESNET, sha256=hashlib.sha256(b"altered").hexdigest())
+    assert zoo_fetch.fetch(good).read_bytes() == b"altered"
+
+
+@pytest.mark.zoo
+def test_wordpiece_gives_berts_ids() -> None:
+    archived(zoo_fetch.MINILM)
+    # The ids of "Hello, wörld! unaffable" in BERT's published uncased vocabulary, each looked up by its line.
+    row = zoo_text.encode(["Hello, wörld! unaffable"])
+    expected = [101, 7592, 1010, 2088, 999, 14477, 20961, 3468, 102]
+    assert row["input_ids"][0, :9].tolist() == expected
+    assert row["attention_mask"].sum() == 9 and row["input_ids"].shape == (1, zoo_text.LENGTH)
+
+
+@pytest.mark.zoo
+def test_text_splits_do_not_meet() -> None:
+    archived(zoo_fetch.SENTENCES)
+    texts, labels = zoo_text.sentences()
+    assert len(texts) == len(set(texts)) == len(labels) == 15_815
+    assert zoo.TEXT_TEST.stop <= min(zoo.TEXT_TRAIN.start, zoo.TEXT_CALIBRATION.start)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize(
+    ("name", "examples", "accuracy", "tolerance"),
+    [("cifar_cnn", 2_000, 0.8014, 0.02), ("mobilenet_v2", 100, 0.59, 0.1), ("minilm", 500, 0.832, 0.04)],
+)
+def test_fp32_is_as_good_as_it_was_trained(name: str, examples: int, accuracy: float, tolerance: float) -> None:
+    chosen = cached(name)
+    scores, labels = outputs(chosen, examples)
+    assert abs(chosen.correct(scores, labels).mean() - accuracy) <= tolerance
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", sorted(zoo.MODELS))
+def test_calibration_fits_the_door(name: str) -> None:
+    chosen = cached(name)
+    with edgerun.load(chosen.onnx, "onnxruntime", edgerun.Options(threads=1)) as session:
+        feeds = chosen.latency_feeds()
+        assert all(array.shape == chosen.latency[name] for name, array in feeds.items())
+        (result,) = session.run(feeds).values()
+    assert result.shape[0] == 1 and np.isfinite(result).all()
