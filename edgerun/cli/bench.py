@@ -15,7 +15,7 @@ import click
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
               help="Measure at most about so long, all models together.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(min=6), default=100, show_default=True, help="At most so many rounds.")
+@click.option("--rounds", type=click.IntRange(min=1), default=108, show_default=True, help="At most so many rounds.")
 @click.option("--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",
               help="Fixes dynamic dimensions, as image:[1,3,224,224].")  # fmt: skip
 @click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
@@ -54,8 +54,11 @@ def command(
             rows.append([t.model, t.target, *times, ratio, t.verdict, str(t.runs)])
         click.echo(table(["model", "target", "p50 ms", "p90 ms", "p99 ms", "speed-up", "verdict", "runs"], rows))
         batch_text = "whole feeds" if result.batch is None else f"batch {result.batch}"
+        feed = ", ".join(result.feed)
         threads_text = f"threads {threads or 'by the quota'}"
-        click.echo(f"{batch_text}, {threads_text}, {result.rounds} interleaved rounds, fed {', '.join(result.feed)}")
+        click.echo(
+            f"{batch_text}, {threads_text}, {result.sessions} sessions, {result.rounds} interleaved rounds, fed {feed}"
+        )
         for t in result.not_faster:
             click.echo(f"not an improvement: {t.model} is not faster than {result.timings[0].model} ({t.verdict})")
     if must_be_faster:

@@ -1,12 +1,14 @@
 """From timings to claims: quantiles with intervals, the ratio of two models, and the verdict.
 
-Timings stand as float64 [rounds, repetitions] in seconds. Timings of one machine resemble their neighbours
-(frequency, other work), so nothing here treats two single runs as independent.
+One model's timings are a sequence of sessions, each float64 [rounds, repetitions] in seconds. Timings within a session
+hang together (the same memory addresses, frequency, neighbours), so the session is the unit: every session gives one
+number, and the interval is that of their median by the sign test, which assumes nothing about how they scatter.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +16,10 @@ import numpy as np
 from edgerun.errors import EdgerunError
 from edgerun.metrics import Interval
 
-# Two sessions of one model differ by where their memory happens to lie; less than this is never called a difference.
-MARGIN = 0.01
-FEWEST_ROUNDS = 6  # below this no 95 % interval of a median exists: 2·0.5^6 = 3.1 %
-_RESAMPLES = 400
+MARGIN = 0.01  # less than this is not worth being called a difference
+FEWEST_SESSIONS = 6  # below this no 95 % interval of a median exists: 2·0.5^6 = 3.1 %
+
+Sessions = Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -28,38 +30,30 @@ class Estimate:
     interval: Interval
 
 
-def quantile(samples: np.ndarray, q: float, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """The q-quantile (0..1) of [rounds, repetitions], with a moving-block bootstrap interval over rounds.
+def quantile(sessions: Sessions, q: float, confidence: float = 0.95) -> Estimate:
+    """The q-quantile (0..1) of a session, typically: the median over sessions, with its interval; seconds."""
+    return _median([float(np.quantile(samples, q)) for samples in sessions], confidence)
 
-    Blocks of ⌈√rounds⌉ neighbouring rounds are drawn together (circular), which keeps their dependence
-    (H. R. Künsch, Ann. Stat. 17, 1989; D. N. Politis and J. P. Romano, 1992). Deterministic for one `seed`.
+
+def speedup(baseline: Sessions, other: Sessions, confidence: float = 0.95) -> Estimate:
+    """How many times faster `other` is than `baseline`, 1 for equal, with its interval.
+
+    Both were timed in the same rounds of the same sessions. A session's ratio is the median over its rounds of
+    median(baseline) / median(other); the estimate is the median over sessions.
+
+    False alarms: both were opened in an order drawn for every session and run in one drawn for every round. Where
+    both are the same model, the draw alone decides which of the two gets the better addresses and moments, so every
+    session's ratio falls above or below 1 by a fair coin, whatever the machine does and however its timings hang
+    together. The interval then lies above 1 with a probability of at most (1 - confidence) / 2, and below 1 too.
     """
-    rounds = len(samples)
-    _check_rounds(samples, 1)
-    generator = np.random.default_rng(seed)
-    block = math.ceil(math.sqrt(rounds))
-    starts = generator.integers(0, rounds, (_RESAMPLES, -(-rounds // block)))
-    draws = (starts[:, :, None] + np.arange(block)).reshape(_RESAMPLES, -1)[:, :rounds] % rounds
-    values = [float(np.quantile(samples[draw], q)) for draw in draws]
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(np.quantile(samples, q)), Interval(float(low), float(high), confidence))
-
-
-def speedup(baseline: np.ndarray, other: np.ndarray, confidence: float = 0.95) -> Estimate:
-    """How many times faster `other` is: the median over rounds of median(baseline) / median(other), 1 for equal.
-
-    Both [rounds, repetitions] come from one interleaved run whose order was drawn anew in every round. The interval
-    is the sign test's: the k-th smallest to the k-th largest ratio, k from the binomial distribution. Where both are
-    the same model, the drawn order alone decides which one gets the slower half of a round, so every ratio lies
-    above or below 1 by a fair coin: whatever the machine did, and however its timings hang together, the interval
-    misses 1 with a probability of at most 1 - `confidence`.
-    """
-    if baseline.shape[0] != other.shape[0]:
-        raise EdgerunError("two models were not timed in the same rounds", got=(len(baseline), len(other)))
-    _check_rounds(baseline, FEWEST_ROUNDS)
-    ratios = np.sort(np.median(baseline, axis=1) / np.median(other, axis=1))
-    k = _sign_rank(len(ratios), confidence)
-    return Estimate(float(np.median(ratios)), Interval(float(ratios[k - 1]), float(ratios[-k]), confidence))
+    if [len(b) for b in baseline] != [len(o) for o in other]:
+        raise EdgerunError(
+            "two models were not timed in the same rounds",
+            got=[len(o) for o in other],
+            wanted=f"{[len(b) for b in baseline]}",
+        )
+    pairs = zip(baseline, other, strict=True)
+    return _median([float(np.median(np.median(b, axis=1) / np.median(o, axis=1))) for b, o in pairs], confidence)
 
 
 def verdict(interval: Interval, margin: float = MARGIN) -> str:
@@ -69,17 +63,17 @@ def verdict(interval: Interval, margin: float = MARGIN) -> str:
     return "slower" if interval.high < 1 / (1 + margin) else "no difference"
 
 
-def _sign_rank(n: int, confidence: float) -> int:
-    """The largest k with 2·P(B < k) <= 1 - confidence, B binomial(n, 1/2)."""
-    tail, k = 0.0, 0
-    while True:
-        # comb / 2^n as exact integers first: 2^n alone leaves float64 at n = 1024
-        tail += 2 * math.comb(n, k) / 2**n
-        if tail > 1 - confidence:
-            return k
+def _median(values: list[float], confidence: float) -> Estimate:
+    """The median with the sign test's interval: from the k-th smallest to the k-th largest value.
+
+    k is the largest number with 2·P(B < k) <= 1 - confidence, B binomial(n, 1/2): 2 for nine values.
+    """
+    n, tail, k = len(values), 0.0, 0
+    if n < FEWEST_SESSIONS:
+        raise EdgerunError("too few sessions for an interval", got=n, wanted=f"at least {FEWEST_SESSIONS}")
+    while (tail := tail + 2 * math.comb(n, k) / 2**n) <= 1 - confidence:
         k += 1
-
-
-def _check_rounds(samples: np.ndarray, fewest: int) -> None:
-    if samples.ndim != 2 or len(samples) < fewest or samples.shape[1] < 1:
-        raise EdgerunError("too few timings", got=list(samples.shape), wanted=f"[rounds >= {fewest}, repetitions >= 1]")
+    if k == 0:
+        raise EdgerunError("too few sessions for this confidence", got=f"{n} at {confidence:g}")
+    ordered = sorted(values)
+    return Estimate(float(np.median(ordered)), Interval(ordered[k - 1], ordered[-k], confidence))

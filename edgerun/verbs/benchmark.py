@@ -1,33 +1,35 @@
-"""Benchmark: several models timed against each other in one interleaved run; the first is the baseline."""
+"""Benchmark: several models timed against each other, interleaved, in nine sessions each; the first is the baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgerun import registry
-from edgerun.data import Data
+from edgerun.data import Data, Feeds
 from edgerun.errors import EdgerunError, GateFailed
-from edgerun.measure.latency import interleaved
-from edgerun.measure.stats import Estimate, quantile, speedup, verdict
+from edgerun.measure.latency import in_sessions
+from edgerun.measure.stats import Estimate, Sessions, quantile, speedup, verdict
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Options, Session, TensorSpec
 from edgerun.verbs.feeds import feeds_for, located
 from edgerun.verbs.load import load, target_for
 
 BASELINE, OUTPUTS_DIFFER = "baseline", "outputs differ"
+SESSIONS = 9  # the interval of their median leaves out the smallest and the largest: 96 %
 
 
 @dataclass(frozen=True)
 class Timing:
     """One model: seconds per run at three quantiles, and how many times faster than the baseline it is.
 
-    `verdict` is 'faster', 'slower', 'no difference', 'baseline', or 'outputs differ' when the last timed run did not
+    `verdict` is 'faster', 'slower', 'no difference', 'baseline', or 'outputs differ' when a timed run did not
     give the same bits as a run outside the benchmark, or the baseline's did not: then the speed proves nothing.
     `runs` counts timed runs.
     """
@@ -45,11 +47,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All timings of one run: samples per feed, rounds, threads asked for (0: the quota), and what was fed."""
+    """All timings of one run: samples per feed, rounds in all, how often each model was opened anew, threads asked for
+    (0: the quota), and what was fed."""
 
     timings: tuple[Timing, ...]
     batch: int | None
     rounds: int
+    sessions: int
     threads: int
     feed: tuple[str, ...]
     notes: tuple[str, ...]
@@ -76,14 +80,15 @@ def benchmark(
     batch: int | None = None,
     shapes: Sequence[TensorSpec | str] = (),
     seconds: float = 10.0,
-    rounds: int = 100,
+    rounds: int = 108,
     progress: Callable[[float], None] | None = None,
 ) -> Benchmark:
-    """Time `models` (files, or `PATH@TARGET`) on one feed, the first batch of `data`, interleaved over `rounds`.
+    """Time `models` (files, or `PATH@TARGET`) on one feed, the first batch of `data`, interleaved.
 
-    Without `data` the feed is seeded noise, and the result says so.
-    `batch` counts where the models leave it open (default 1). `shapes` (`name:[1,3,224,224]`) fix dynamic dimensions.
-    `progress` gets the share done. All models get the same bytes; raises EdgerunError when one does not take them.
+    All are opened together nine times, for an equal share of `rounds` and `seconds` (opening not counted).
+    Without `data` the feed is seeded noise, and the result says so. `batch` counts where the models leave it open
+    (default 1). `shapes` (`name:[1,3,224,224]`) fix dynamic dimensions. `progress` gets the share done.
+    All models get the same bytes; raises EdgerunError when one does not take them.
     """
     if not models:
         raise EdgerunError("no model to time", wanted="at least one")
@@ -91,33 +96,48 @@ def benchmark(
     places = [located(model, target) for model in models]
     targets = [own or target_for(path.suffix) for path, own in places]
     names = _names([str(path) for path, _ in places], targets)
+    openers = {
+        name: partial(load, path, own, options) for name, (path, _), own in zip(names, places, targets, strict=True)
+    }
     with ExitStack() as stack:
-        sessions = [
-            stack.enter_context(load(path, own, options)) for (path, _), own in zip(places, targets, strict=True)
-        ]
-        inputs = _agreed(dict(zip(names, sessions, strict=True)), shapes)
-        feeds = _open(inputs, places[0][0], data, preprocessing, batch)
+        opened = {name: stack.enter_context(opener()) for name, opener in openers.items()}
+        feeds = _open(_agreed(opened, shapes), places[0][0], data, preprocessing, batch)
         feed = next(iter(feeds))
-        runs = [_Run(session, feed) for session in sessions]
-        samples = interleaved(dict(zip(names, runs, strict=True)), rounds=rounds, seconds=seconds, progress=progress)
+        runs = {name: _Run(openers[name], feed, session.run(feed)) for name, session in opened.items()}
+    samples = in_sessions(
+        {name: run.opened for name, run in runs.items()},
+        sessions=SESSIONS, rounds=-(-rounds // SESSIONS), seconds=seconds, progress=progress,
+    )  # fmt: skip
     timings: list[Timing] = []
-    for name, own, (path, _), run in zip(names, targets, places, runs, strict=True):
-        with load(path, own, options) as fresh:
-            same = _same(run.last, fresh.run(feed)) and not (timings and timings[0].verdict == OUTPUTS_DIFFER)
+    for name, own in zip(names, targets, strict=True):
+        same = runs[name].same and not (timings and timings[0].verdict == OUTPUTS_DIFFER)
         timings.append(_timing(name, own, samples[name], samples[names[0]] if timings else None, same))
+    done = sum(map(len, samples[names[0]]))
     shown = tuple(str(TensorSpec(name, array.dtype.name, array.shape)) for name, array in feed.items())
-    return Benchmark(tuple(timings), feeds.batch, len(samples[names[0]]), options.threads, shown, feeds.notes)
+    return Benchmark(tuple(timings), feeds.batch, done, SESSIONS, options.threads, shown, feeds.notes)
 
 
 class _Run:
-    """Runs one session on one feed and keeps what came out last."""
+    """Runs a model on one feed; `same` while the last run of every session gave the bits of `reference`."""
 
-    def __init__(self, session: Session, feed: Mapping[str, np.ndarray]) -> None:
-        self._session, self._feed = session, feed
-        self.last: dict[str, np.ndarray] = {}
+    def __init__(self, opener: Callable[[], Session], feed: Feeds, reference: Feeds) -> None:
+        self._opener, self._feed, self._reference = opener, feed, reference
+        self._last: Feeds = {}
+        self.same = True
 
-    def __call__(self) -> None:
-        self.last = self._session.run(self._feed)
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[], None]]:
+        """One new session of the model, as a function to time."""
+        with self._opener() as session:
+
+            def run() -> None:
+                self._last = session.run(self._feed)
+
+            yield run
+        self.same = self.same and all(
+            np.array_equal(self._last[name], value, equal_nan=value.dtype.kind == "f")
+            for name, value in self._reference.items()
+        )
 
 
 def _names(paths: Sequence[str], targets: Sequence[str]) -> list[str]:
@@ -176,13 +196,11 @@ def _open(inputs: Sequence[TensorSpec], model: Path, data: Any, preprocessing: A
     return feeds
 
 
-def _same(last: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> bool:
-    return all(np.array_equal(last[name], fresh[name], equal_nan=fresh[name].dtype.kind == "f") for name in fresh)
-
-
-def _timing(name: str, target: str, samples: np.ndarray, baseline: np.ndarray | None, same: bool) -> Timing:
+def _timing(name: str, target: str, samples: Sessions, baseline: Sessions | None, same: bool) -> Timing:
     against = None if baseline is None else speedup(baseline, samples)
     answer = BASELINE if against is None else verdict(against.interval)
     p50, p90, p99 = (quantile(samples, q) for q in (0.5, 0.9, 0.99))
     device = registry.target(target).device()
-    return Timing(name, target, samples.size, p50, p90, p99, against, answer if same else OUTPUTS_DIFFER, device)
+    return Timing(
+        name, target, sum(s.size for s in samples), p50, p90, p99, against, answer if same else OUTPUTS_DIFFER, device
+    )

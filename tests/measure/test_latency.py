@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from edgerun.errors import EdgerunError
-from edgerun.measure.latency import MOST_REPETITIONS, interleaved
+from edgerun.measure.latency import MOST_REPETITIONS, Open, Run, in_sessions, interleaved
 
 
 class World:
@@ -48,12 +49,37 @@ def test_every_round_runs_every_session_in_a_drawn_order() -> None:
     assert world.gc_enabled == {False} and gc.isenabled()
 
 
-def test_time_ends_the_run_but_not_before_six_rounds() -> None:
+def test_time_ends_the_run_after_the_round() -> None:
     world = World()
     samples = interleaved({"a": world.session("a", 10**9)}, rounds=50, seconds=20, clock=world.clock)
     assert samples["a"].shape == (10, 1)  # two calls a round, ten rounds in 20 s
     slow = interleaved({"a": world.session("a", 10**10)}, rounds=50, seconds=1, clock=world.clock)
-    assert slow["a"].shape == (6, 1)
+    assert slow["a"].shape == (1, 1)
+
+
+def test_new_sessions_are_opened_in_a_drawn_order_and_closed() -> None:
+    world = World()
+    opened: list[str] = []
+    closed: list[str] = []
+
+    def opener(name: str) -> Open:
+        @contextmanager
+        def session() -> Iterator[Run]:
+            opened.append(name)
+            yield world.session(name, 1_000_000)
+            closed.append(name)
+
+        return session
+
+    shares: list[float] = []
+    names = {name: opener(name) for name in "ab"}
+    samples = in_sessions(names, sessions=8, rounds=4, seconds=0.16, progress=shares.append, clock=world.clock)
+    assert [s.shape for s in samples["a"]] == [s.shape for s in samples["b"]] == [(4, 1)] * 8
+    pairs = {tuple(opened[i : i + 2]) for i in range(0, 16, 2)}
+    assert pairs == {("a", "b"), ("b", "a")} and sorted(closed) == sorted(opened) == ["a"] * 8 + ["b"] * 8
+    assert shares == sorted(shares) and shares[-1] == 1
+    with pytest.raises(EdgerunError, match="too few sessions"):
+        in_sessions(names, sessions=5)
 
 
 def test_repetitions_have_a_ceiling() -> None:
@@ -81,7 +107,7 @@ def test_garbage_collection_comes_back_after_an_error() -> None:
     assert gc.isenabled()
 
 
-@pytest.mark.parametrize("arguments", [{"rounds": 5}, {"seconds": 0}, {"warmup": 0}, {"seconds": float("nan")}])
+@pytest.mark.parametrize("arguments", [{"rounds": 0}, {"seconds": 0}, {"warmup": 0}, {"seconds": float("nan")}])
 def test_nothing_to_time_is_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(EdgerunError, match="nothing can be timed"):
         interleaved({"a": lambda: None}, **arguments)  # type: ignore[arg-type]
