@@ -69,14 +69,23 @@ def split(payload: bytes) -> tuple[bytes, bytes]:
 
 def serialized(graph: Any) -> tuple[bytes, bytes]:
     """Graph and weights as the same bytes every time: names that OpenVINO made up count per process, ours per model."""
-    for index, op in enumerate(graph.get_ordered_ops()):
-        if op.get_friendly_name() == op.get_name():
-            op.set_friendly_name(f"{op.get_type_name()}.{index}")
+    _name_by_place(graph)
     with tempfile.TemporaryDirectory() as folder:
         xml, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
         runtime().serialize(graph, str(xml), str(weights))
         data = weights.read_bytes()
         return xml.read_bytes().replace(DIGEST.encode(), hashlib.sha256(data).hexdigest().encode()), data
+
+
+def _name_by_place(graph: Any) -> None:
+    for index, op in enumerate(graph.get_ordered_ops()):
+        if op.get_friendly_name() == op.get_name():
+            op.set_friendly_name(f"{op.get_type_name()}.{index}")
+        if op.get_type_name() == "If":
+            _name_by_place(op.get_then_body())
+            _name_by_place(op.get_else_body())
+        elif op.get_type_name() in ("Loop", "TensorIterator"):
+            _name_by_place(op.get_function())
 
 
 def told(graph: Any) -> dict[str, Any]:

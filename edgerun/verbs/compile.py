@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"})
 LIGHT_MACS, LIGHT_WEIGHTS = 25e6, 20e6  # above either, the evaluator takes too long
 LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
 BATCHES = (1, 3)
+Pair = tuple[Feeds, dict[str, np.ndarray]]
 
 
 def compile(
@@ -50,12 +50,9 @@ def compile(
 
 def self_check(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds] = ()) -> SelfCheck:
     """Run `engine` and the reference on the same feeds. Raises GateFailed naming the worst output."""
-    with ExitStack() as stack:
-        label, reference = _reference(model, engine, options)
-        stack.enter_context(reference)
-        session = stack.enter_context(registry.target(engine.target).load(engine, options))
-        pairs = list(_given(reference, feeds) if feeds else _drawn(model, reference))
-        totals = dict.fromkeys((spec.name for spec in model.outputs), Difference())
+    label, pairs = _truth(model, engine, options, feeds)
+    totals = dict.fromkeys((spec.name for spec in model.outputs), Difference())
+    with registry.target(engine.target).load(engine, options) as session:
         for feed, wanted in pairs:
             got = _run(session, feed)
             for name, want in wanted.items():
@@ -94,8 +91,9 @@ def _difference(name: str, want: np.ndarray, got: np.ndarray) -> Difference:
     return Difference.of(want, got)
 
 
-def _reference(model: Model, engine: Engine, options: Options) -> tuple[str, Session]:
-    """The first that takes the model: the ONNX evaluator, or unoptimized ONNX Runtime (first where the model is heavy).
+def _truth(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds]) -> tuple[str, list[Pair]]:
+    """Who computed the truth, and feeds with true outputs, by the first reference that takes the model and the feeds:
+    the ONNX evaluator, or unoptimized ONNX Runtime (first where the model is heavy).
 
     One that is the engine itself proves nothing and is left out.
     """
@@ -104,25 +102,40 @@ def _reference(model: Model, engine: Engine, options: Options) -> tuple[str, Ses
         if name == engine.target and dict(own.extra) == dict(options.extra):
             continue
         try:
-            target = registry.target(name)
-            extra = "".join(f", {key}={value}" for key, value in own.extra.items())
-            settings = Options(options.threads, own.extra)
-            return f"{name} {target.device()['version']}{extra}", target.load(target.compile(model, settings), settings)
+            target, settings = registry.target(name), Options(options.threads, own.extra)
+            with target.load(target.compile(model, settings), settings) as session:
+                pairs = [(feed, session.run(feed)) for feed in feeds] if feeds else _drawn(model, session)
+            _refuse_misfits(model, pairs)
+            return f"{name} {target.device()['version']}" + "".join(f", {k}={v}" for k, v in own.extra.items()), pairs
         except EdgerunError as error:
-            reasons.append(f"{name}: {error.got}")
-    raise Unsupported("no reference can run this model, so the engine cannot be checked", got="; ".join(reasons))
+            reasons.append(f"{name}: {error.what}: {error.got}")
+    raise EdgerunError(
+        "no reference runs this model, so the engine cannot be checked",
+        got="; ".join(reasons),
+        do="give compile() real feeds: feeds=[...]",
+    )
 
 
-def _given(reference: Session, feeds: Sequence[Feeds]) -> Iterator[tuple[Feeds, dict[str, np.ndarray]]]:
-    return ((feed, reference.run(feed)) for feed in feeds)
+def _refuse_misfits(model: Model, pairs: Sequence[Pair]) -> None:
+    """The evaluator has faults of its own: what contradicts the model's declared outputs is no truth."""
+    for spec in model.outputs:
+        for _, outputs in pairs:
+            array = outputs[spec.name]
+            fixed = [have for have, want in zip(array.shape, spec.shape, strict=False) if isinstance(want, int)]
+            if (
+                array.dtype != np.dtype(spec.dtype)
+                or array.ndim != len(spec.shape)
+                or fixed != [want for want in spec.shape if isinstance(want, int)]
+            ):
+                raise EdgerunError("a result does not fit", got=f"{array.dtype}{list(array.shape)}", wanted=str(spec))
 
 
-def _drawn(model: Model, reference: Session) -> list[tuple[Feeds, dict[str, np.ndarray]]]:
+def _drawn(model: Model, reference: Session) -> list[Pair]:
     """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes."""
     below, refusal = draws.index_bounds(model.ir), EdgerunError("")
     for other in draws.SIZES:
         try:
-            found: list[tuple[Feeds, dict[str, np.ndarray]]] = []
+            found: list[Pair] = []
             for seed, batch in enumerate(2 * BATCHES):
                 feed = draws.feeds(model.inputs, draws.sizes(model.inputs, batch, other), seed, below)
                 found.append((feed, reference.run(feed)))
@@ -131,11 +144,7 @@ def _drawn(model: Model, reference: Session) -> list[tuple[Feeds, dict[str, np.n
             refusal = error
             if not draws.sizes(model.inputs, 1, 1):
                 break
-    raise EdgerunError(
-        "the reference refuses every random input that was tried",
-        got=refusal.got,
-        do="give compile() real feeds: feeds=[...]",
-    )
+    raise EdgerunError("every random input that was tried is refused", got=refusal.got) from refusal
 
 
 def _rounds(model: Model) -> bool:

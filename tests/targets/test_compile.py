@@ -139,3 +139,34 @@ def test_an_engine_runs_where_it_was_compiled_for(dense: Model) -> None:
     assert isinstance(engine, Engine) and edgerun.load(engine).inputs == dense.inputs
     with pytest.raises(EdgerunError, match="another target"):
         edgerun.load(engine, "openvino")
+
+
+def test_a_reference_that_contradicts_the_model_is_no_truth(build: Callable[..., Model]) -> None:
+    """onnx's evaluator stacks a Loop's scalar scan outputs as [trips, 1]; the model says [trips]."""
+    inner = [
+        helper.make_node("Add", ["total", "one"], ["next"], "add"),
+        helper.make_node("Identity", ["go"], ["on"], "on"),
+        helper.make_node("ReduceSum", ["next"], ["sum"], "sum", keepdims=0),
+    ]
+    body = helper.make_graph(
+        inner,
+        "body",
+        [
+            helper.make_tensor_value_info("trip", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("total", TensorProto.FLOAT, [2]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [2]),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, []),
+        ],
+    )
+    weights = {"trips": np.array(3), "yes": np.array(True), "one": np.ones(2, np.float32)}
+    loop = helper.make_node("Loop", ["trips", "yes", "x"], ["last", "sums"], "loop", body=body)
+    model = build([loop], {"x": [2]}, {"last": [2], "sums": ["k"]}, weights)
+    for target in TARGETS:
+        engine = edgerun.compile(model, target, ONE)
+        assert engine.check is not None and engine.check.reference.startswith("onnxruntime")
+        assert edgerun.load(engine).run({"x": np.zeros(2, np.float32)})["sums"].tolist() == [2, 4, 6]
+        assert engine.payload == edgerun.compile(model, target, ONE).payload, "bodies are named by place too"
