@@ -15,7 +15,7 @@ from edgerun.runtime.spec import TensorSpec
 
 if TYPE_CHECKING:
     import onnx
-    import onnx_ir as ir
+    import onnx_ir
 
 HISTORY, PREPROCESSING = "edgerun.history", "edgerun.preprocessing"
 EXTERNAL_ABOVE = 1_800_000_000  # bytes; protobuf stops at 2 GiB, so larger models keep weights beside the file
@@ -44,14 +44,14 @@ class Model:
     `history` is every Step since the model came in.
     """
 
-    ir: ir.Model
+    ir: onnx_ir.Model
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocessing: Mapping[str, Any] | None = None
     history: tuple[Step, ...] = ()
 
     @classmethod
-    def of(cls, model: ir.Model) -> Model:
+    def of(cls, model: onnx_ir.Model) -> Model:
         """Take an `onnx_ir.Model`, reading history and contract out of its `metadata_props`."""
         props = model.metadata_props
         try:
@@ -90,7 +90,7 @@ class Model:
         """The model as one deterministic byte string. Raises EdgerunError at 2 GiB, protobuf's limit."""
         if self.weight_bytes() > EXTERNAL_ABOVE:
             raise EdgerunError("the model is over 2 GiB", do="save it to a file: weights go beside it")
-        return self.to_proto().SerializeToString(deterministic=True)
+        return bytes(self.to_proto().SerializeToString(deterministic=True))
 
     def save(self, path: str | Path) -> None:
         """Write atomically; weights over 1.8 GB go to `<path>.data`, which is in place before the model is."""
@@ -131,7 +131,7 @@ class Model:
                 hashed.update(value.const_value.tobytes())
         return hashed.hexdigest()
 
-    def clone(self) -> ir.Model:
+    def clone(self) -> onnx_ir.Model:
         """A private copy of the graph; weights are shared until they are replaced."""
         return self.ir.clone()
 
@@ -156,6 +156,9 @@ def _specs(values: Any) -> tuple[TensorSpec, ...]:
     for value in values:
         if value.dtype is None or value.shape is None:
             raise EdgerunError(f"{value.name!r} has no dtype or no shape", do="run edgerun convert on the model first")
-        dims = tuple(d if isinstance(d, int) else str(d.value) if d.value else f"{value.name}_{i}" for i, d in enumerate(value.shape))
+        dims = tuple(
+            d if isinstance(d, int) else str(d.value) if d.value else f"{value.name}_{i}"
+            for i, d in enumerate(value.shape)
+        )
         specs.append(TensorSpec(value.name, value.dtype.numpy().name, dims))
     return tuple(specs)

@@ -52,15 +52,6 @@ class Calibration(Protocol):
     def digest(self) -> str: ...
 
 
-class Pass(Protocol):
-    """Changes a private clone of a model. The wrapper `quantize.apply` clones, checks and writes the Step."""
-
-    summary: str
-    needs_calibration: bool
-
-    def apply(self, model: ir.Model, request: Any) -> ir.Model: ...
-
-
 @dataclass(frozen=True)
 class Limits:
     """The newest IR version and default-domain opset that a target's installed version reads."""
@@ -87,6 +78,8 @@ class Quantization:
     `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
+    `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer).
+    `pair_matmul`: products of two activations (attention) have an integer kernel that pays.
     """
 
     schemes: tuple[str, ...]
@@ -98,7 +91,38 @@ class Quantization:
     join: frozenset[str] = frozenset()
     absorbed: frozenset[str] = frozenset()
     float_output: frozenset[str] = frozenset()
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    float_stem: int = 0
+    pair_matmul: bool = False
+
+
+@dataclass
+class Request:
+    """What a pass is asked for, and what it may use.
+
+    `rules` are the target's; `open` starts a float or Q/DQ graph for measuring on this machine; `ranges` names an
+    estimator or "auto"; `keep_float` names nodes to leave alone; `memory_cap` is for activations, in bytes.
+    `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
+    measured into `found` (JSON values): that becomes part of the Step in the history.
+    """
+
+    rules: Quantization
+    open: Callable[[ir.Model], Session]
+    calibration: Calibration | None = None
+    ranges: str = "auto"
+    keep_float: frozenset[str] = frozenset()
+    memory_cap: int = 512 << 20
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+class Pass(Protocol):
+    """Changes a private clone of a model in place or anew; `quantize.apply` clones, checks and writes the Step."""
+
+    summary: str
+    needs_calibration: bool
+    scheme: str  # the scheme it makes, or "" when it keeps the number formats
+
+    def apply(self, model: ir.Model, request: Request) -> ir.Model: ...
 
 
 @dataclass(frozen=True)

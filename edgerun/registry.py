@@ -18,7 +18,7 @@ _GROUPS = {"converter": "edgerun.converters", "pass": "edgerun.passes", "target"
 def names(kind: str) -> list[str]:
     """Registered names of a kind ("converter", "pass", "target"), sorted. Nothing is imported."""
     package = importlib.import_module(KINDS[kind])
-    found = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
+    found = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg}
     found |= {entry.name for entry in entry_points(group=_GROUPS[kind])}
     return sorted(found)
 

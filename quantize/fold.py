@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,14 +12,17 @@ from edgerun.quantize.numerics.batchnorm import affine, fold_into, fold_onward
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgerun.passes import Request
+
 summary = "constant folding, BatchNorm into Conv/ConvTranspose/Gemm, dead code elimination"
 needs_calibration = False
+scheme = ""
 
 # A folded constant may be this much larger than what it was computed from before it is left alone (bytes).
 GROWTH_CAP = 1 << 20
 
 
-def apply(model: ir.Model, request: Any = None) -> ir.Model:
+def apply(model: ir.Model, request: Request | None = None) -> ir.Model:
     """Return `model` with everything constant folded; values agree with the input's to float rounding."""
     import onnx_ir.passes.common as common
     from onnxscript.optimizer import fold_constants
@@ -34,7 +37,7 @@ def apply(model: ir.Model, request: Any = None) -> ir.Model:
     infer_shapes(model)
     fold_onward_batchnorm(model.graph)
     common.RemoveUnusedNodesPass()(model)
-    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.NameFixPass()(model)
     common.TopologicalSortPass()(model)
     infer_shapes(model)
@@ -88,10 +91,10 @@ def fold_onward_batchnorm(graph: ir.Graph) -> int:
     """
     folded = 0
     for norm in [n for n in graph if n.op_type == "BatchNormalization" and n.domain == ""]:
-        parameters = [constant(v) for v in norm.inputs[1:5]]
-        if len(norm.outputs) != 1 or any(p is None for p in parameters) or norm.outputs[0].shape is None:
+        scale, offset, mean, variance = (constant(v) for v in norm.inputs[1:5])
+        if scale is None or offset is None or mean is None or variance is None or len(norm.outputs) != 1:
             continue
-        gain, shift = affine(*parameters, norm.attributes.get_float("epsilon", 1e-5))  # type: ignore[arg-type]
+        gain, shift = affine(scale, offset, mean, variance, norm.attributes.get_float("epsilon", 1e-5))
         reader = _affine_reader(norm.outputs[0], bool((gain > 0).all()))
         if reader is not None and _fold_into_reader(graph, reader, gain, shift):
             drop_node(graph, norm)
@@ -136,7 +139,9 @@ def _fold_into_reader(graph: ir.Graph, node: ir.Node, gain: np.ndarray, shift: n
             return False
         axis, group = 1, node.attributes.get_int("group", 1)
     else:
-        if node.attributes.get_int("transA", 0) or any(node.attributes.get_float(k, 1.0) != 1.0 for k in ("alpha", "beta")):
+        if node.attributes.get_int("transA", 0) or any(
+            node.attributes.get_float(k, 1.0) != 1.0 for k in ("alpha", "beta")
+        ):
             return False
         axis, group = (1 if node.attributes.get_int("transB", 0) else 0), 1
     if weight.shape[axis] * group != len(gain):

@@ -268,13 +268,14 @@ def quantization() -> Quantization:
     flags = machine.isa()
     dot = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(flags)
     return Quantization(
-        schemes=("w8a8", "w8a8_dynamic"),
+        schemes=("w8a8",),
         activation="uint8",
         weight="int8",
         reduced_range=not dot and "avx2" in flags,
         compute=frozenset({"Conv", "Gemm", "MatMul"}),
-        through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Gather", "Slice"}),
-        join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax"}),
-        absorbed=frozenset({"Relu", "Clip"}),
+        through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
+        join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
+        absorbed=frozenset({"Relu", "Clip", "Min"}),
         float_output=frozenset({"MatMul", "Gemm"}),
+        float_stem=4,
     )

@@ -206,9 +206,9 @@ def quantization() -> Quantization:
         activation="uint8",
         weight="int8",
         reduced_range=not dot and "avx2" in flags,
-        compute=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
-        through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split"}),
-        join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"}),
-        absorbed=frozenset({"Relu", "Clip"}),
+        compute=frozenset({"Conv", "Gemm", "MatMul"}),
+        through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
+        join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
+        absorbed=frozenset({"Relu", "Clip", "Min"}),
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
     )

@@ -22,7 +22,7 @@ def sole_consumer(value: ir.Value | None) -> ir.Node | None:
     """The one node that reads `value`, or None when it is read elsewhere too or is a graph output."""
     if value is None or value.is_graph_output():
         return None
-    uses = value.uses()
+    uses = list(value.uses())
     return uses[0].node if len(uses) == 1 else None
 
 
@@ -73,3 +73,10 @@ def drop_node(graph: ir.Graph, node: ir.Node) -> None:
     else:
         result.replace_all_uses_with(source)
     graph.remove(node, safe=True)
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Remove nodes and initializers that nothing reads."""
+    import onnx_ir.passes.common as common
+
+    common.RemoveUnusedNodesPass()(model)

@@ -78,8 +78,10 @@ def _computes(node: ir.Node, rules: Quantization) -> bool:
         return False
     weight = constant(node.inputs[1])
     if node.op_type == "MatMul":
-        return weight.ndim == 2 if weight is not None else bool(rules.extra.get("matmul_activations"))
+        return weight.ndim == 2 if weight is not None else rules.pair_matmul
     if weight is None:
+        return False
+    if node.op_type == "Conv" and weight.shape[1] <= rules.float_stem and node.attributes.get_int("group", 1) == 1:
         return False
     if node.op_type == "Gemm":
         plain = not node.attributes.get_int("transA", 0) and node.attributes.get_float("beta", 1.0) == 1.0
@@ -102,10 +104,26 @@ def _mark(placement: Plan, value: ir.Value, group: str | None = None) -> None:
     placement.points.setdefault(value, group or str(value.name))
 
 
-def _absorbable(value: ir.Value, rules: Quantization) -> ir.Node | None:
-    """The activation that alone reads `value` and that a quantizer can stand in for."""
+def _absorbable(node: ir.Node | None, rules: Quantization) -> bool:
+    """Whether a quantizer can do this node's clipping: Relu, Clip from zero, Min with constants behind a Relu."""
+    if node is None or node.domain != "" or node.op_type not in rules.absorbed:
+        return False
+    if node.op_type == "Clip":
+        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        return low is not None and float(low) == 0.0
+    if node.op_type == "Min":
+        before = node.inputs[0].producer() if node.inputs[0] is not None else None
+        return before is not None and before.op_type == "Relu" and constant(node.inputs[1]) is not None
+    return node.op_type == "Relu"
+
+
+def _behind(value: ir.Value, rules: Quantization) -> ir.Value:
+    """Where the quantizer of `value` belongs: behind the activations that it absorbs."""
     node = sole_consumer(value)
-    return node if node is not None and node.domain == "" and node.op_type in rules.absorbed else None
+    while node is not None and _absorbable(node, rules):
+        value = node.outputs[0]
+        node = sole_consumer(value)
+    return value
 
 
 def _extend_outputs(placement: Plan, rules: Quantization) -> None:
@@ -113,36 +131,44 @@ def _extend_outputs(placement: Plan, rules: Quantization) -> None:
     for node in placement.compute:
         if node.op_type in rules.float_output:
             continue
-        output = node.outputs[0]
-        activation = _absorbable(output, rules)
-        _mark(placement, activation.outputs[0] if activation is not None else output)
+        _mark(placement, _behind(node.outputs[0], rules))
 
 
 def _extend_joins(
     graph: ir.Graph, placement: Plan, rules: Quantization, integer: set[ir.Node], keep_float: frozenset[str]
 ) -> None:
-    """Residual adds and the like run on integers when everything around them does."""
+    """Residual adds and the like run on integers when integers come in and integers are wanted behind."""
+    wanted = _wanted(graph, placement, rules)
     for node in list(graph):
         if node.domain != "" or node.op_type not in rules.join or node.name in keep_float or not _float32(node):
             continue
         inputs = [v for v in node.inputs if v is not None]
-        output = node.outputs[0]
-        activation = _absorbable(output, rules)
-        final = activation.outputs[0] if activation is not None else output
-        fed = all(constant(v) is None and (v in placement.points or _source(v, rules) in integer) for v in inputs)
-        if not fed or not (final in placement.points or all(v in placement.points for v in inputs)):
+        final = _behind(node.outputs[0], rules)
+        if not all(constant(v) is None and (v in placement.points or _source(v, rules) in integer) for v in inputs):
             continue
-        for value in inputs:
-            _mark(placement, value)
-        _mark(placement, final)
-        integer.add(node)
+        # An Add of quantized values is cheaper on integers even when floats are read behind it; a Concat would
+        # press values of different sizes into one scale for nothing.
+        if final in wanted or (node.op_type == "Add" and all(v in placement.points for v in inputs)):
+            for value in (*inputs, final):
+                _mark(placement, value)
+            integer.add(node)
+
+
+def _wanted(graph: ir.Graph, placement: Plan, rules: Quantization) -> set[ir.Value]:
+    """The values that some integer op reads, directly or through joins, movers and absorbed activations."""
+    wanted = set(placement.points)
+    for node in reversed(list(graph)):
+        passes_on = node.op_type in rules.join | rules.through or _absorbable(node, rules)
+        if node.domain == "" and passes_on and node.outputs[0] in wanted:
+            wanted.update(v for v in node.inputs if v is not None)
+    return wanted
 
 
 def _source(value: ir.Value, rules: Quantization) -> ir.Node | None:
-    """The node that computes `value`, looking back over an absorbed activation."""
+    """The node that computes `value`, looking back over absorbed activations."""
     node = value.producer()
-    if node is not None and node.op_type in rules.absorbed and node.inputs[0] is not None:
-        return node.inputs[0].producer()
+    while node is not None and _absorbable(node, rules) and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
     return node
 
 
@@ -170,19 +196,14 @@ def _merge(placement: Plan, old: str, new: str) -> None:
 
 
 def _absorb(placement: Plan, rules: Quantization, integer: set[ir.Node]) -> None:
+    """List the activations to drop, the one next to its quantizer first."""
     for value in placement.points:
         node = value.producer()
-        if node is None or node.op_type not in rules.absorbed or node.domain != "":
+        if node is None or _source(value, rules) not in integer:
             continue
-        source = node.inputs[0]
-        if source is not None and source not in placement.points and sole_consumer(source) is node:
-            if source.producer() in integer and _clips_at_zero(node):
-                placement.absorbed.append(node)
-
-
-def _clips_at_zero(node: ir.Node) -> bool:
-    """Relu, or a Clip from exactly zero: what an unsigned quantizer with zero point 0 does by itself."""
-    if node.op_type == "Relu":
-        return True
-    low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    return low is not None and float(low) == 0.0
+        while node is not None and _absorbable(node, rules):
+            source = node.inputs[0]
+            if source is None or source in placement.points or sole_consumer(source) is not node:
+                break
+            placement.absorbed.append(node)
+            node = source.producer()

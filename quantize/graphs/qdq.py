@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 
 
 def absorb(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
-    """Drop the activations whose clipping their quantizer does: zero point at the lowest code, and for a Clip
+    """Drop the activations whose clipping their quantizer does.
 
-    a grid that ends at or before the Clip does.
+    That is so when the grid's zero point is the lowest code and the grid ends no later than the Clip (or per-channel
+    Min) does. An activation that fails this stays, and so do those before it.
     """
     for node in plan.absorbed:
-        grid = grids[plan.points[node.outputs[0]]]
+        group = plan.points.get(node.outputs[0])
+        if group is None:
+            continue
+        grid = grids[group]
         lowest = {"uint8": 0, "int8": -128}[grid.zero_point.dtype.name]
-        end = float(grid.scale) * 255
-        cap = _upper(node)
-        if int(grid.zero_point) != lowest or end > cap * (1 + 1e-6):
+        if int(grid.zero_point) != lowest or float(grid.scale) * 255 > upper(node) * (1 + 1e-6):
             continue
         source, result = node.inputs[0], node.outputs[0]
         assert source is not None
@@ -33,11 +35,13 @@ def absorb(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
         drop_node(graph, node)
 
 
-def _upper(node: ir.Node) -> float:
-    if node.op_type != "Clip" or len(node.inputs) < 3 or node.inputs[2] is None:
+def upper(node: ir.Node | None) -> float:
+    """The lowest cap that a Clip or a Min with a constant puts on any channel; infinite for other nodes."""
+    if node is None or node.op_type not in ("Clip", "Min"):
         return np.inf
-    high = constant(node.inputs[2])
-    return float(high) if high is not None else -np.inf
+    index = 2 if node.op_type == "Clip" else 1
+    cap = constant(node.inputs[index]) if len(node.inputs) > index else None
+    return float(cap.min()) if cap is not None else np.inf
 
 
 def insert_points(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:

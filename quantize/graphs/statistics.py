@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from edgerun.quantize.graphs.edit import initializer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,56 +26,94 @@ class Observed:
     sample: np.ndarray
 
 
+class _Probes:
+    """Grows measuring nodes on a clone of a model; its only outputs are theirs."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model.clone()
+        graph = self.model.graph
+        self.values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
+        graph.outputs.clear()
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        known = self.model.graph.initializers.get(f"edgerun/probe/{name}")
+        return known if known is not None else initializer(self.model.graph, f"edgerun/probe/{name}", array)
+
+    def emit(self, op: str, inputs: Sequence[ir.Value], name: str, **attributes: int | Sequence[int]) -> ir.Value:
+        import onnx_ir as ir
+
+        node = ir.node(op, list(inputs), attributes=attributes, name=name)
+        node.outputs[0].name = name
+        self.model.graph.append(node)
+        return node.outputs[0]
+
+    def reduce(self, op: str, value: ir.Value, axes: Sequence[int] | None, name: str) -> None:
+        """A reduction over `axes` (None: all) as an output, in the form that the model's opset has."""
+        if axes is None:
+            probe = self.emit(op, [value], name, keepdims=0)
+        elif self.model.graph.opset_imports.get("", 0) >= 18:
+            listed = self.constant("axes/" + ",".join(map(str, axes)), np.array(axes, np.int64))
+            probe = self.emit(op, [value, listed], name, keepdims=0)
+        else:
+            probe = self.emit(op, [value], name, keepdims=0, axes=axes)
+        self.output(probe, "FLOAT", [] if axes is None else [value.shape[1]])  # type: ignore[index]
+
+    def output(self, probe: ir.Value, dtype: str, shape: Sequence[Any]) -> None:
+        import onnx_ir as ir
+
+        probe.type, probe.shape = ir.TensorType(ir.DataType[dtype]), ir.Shape(shape)
+        self.model.graph.outputs.append(probe)
+
+
 def with_probes(model: ir.Model, names: Sequence[str], per_batch: int) -> ir.Model:
     """A clone of `model` whose only outputs are the probes of the named float tensors.
 
     For tensor `t`: `t/min` and `t/max` (scalars) and `t/sample` (`[≤ 2·per_batch]`): every k-th element with an odd k,
     so that the sample does not stay in one column of an even-sized picture.
     """
-    import onnx_ir as ir
-
-    probed = model.clone()
-    graph = probed.graph
-    values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
-    graph.outputs.clear()
-
-    def const(name: str, array: np.ndarray) -> ir.Value:
-        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-        value.shape, value.type = ir.Shape(array.shape), ir.TensorType(value.const_value.dtype)  # type: ignore[union-attr]
-        graph.register_initializer(value)
-        return value
-
-    flat, zero, end, axis, one, two, share = (
-        const(f"edgerun/probe/{name}", np.array(v, np.int64))
-        for name, v in (
-            ("flat", [-1]), ("zero", [0]), ("end", [np.iinfo(np.int64).max]), ("axis", [0]), ("one", [1]), ("two", [2]),
-            ("share", [per_batch]),
-        )
-    )  # fmt: skip
-
-    def emit(op: str, inputs: Sequence[ir.Value], name: str, **attributes: int) -> ir.Value:
-        node = ir.node(op, list(inputs), attributes=attributes, name=name)
-        node.outputs[0].name = name
-        graph.append(node)
-        return node.outputs[0]
-
+    probes = _Probes(model)
+    numbers = {"flat": -1, "zero": 0, "axis": 0, "end": np.iinfo(np.int64).max, "share": per_batch, "one": 1, "two": 2}
+    flat, zero, axis, end, share, one, two = (probes.constant(n, np.array([v], np.int64)) for n, v in numbers.items())
     for name in names:
-        source = values[name]
-        line = emit("Reshape", [source, flat], f"{name}/flat")
-        size = emit("Shape", [line], f"{name}/size")
-        half = emit("Div", [emit("Div", [size, share], f"{name}/ratio"), two], f"{name}/half")
-        step = emit("Add", [emit("Mul", [half, two], f"{name}/even"), one], f"{name}/step")
-        probes = [
-            emit("ReduceMin", [source], f"{name}/min", keepdims=0),
-            emit("ReduceMax", [source], f"{name}/max", keepdims=0),
-            emit("Slice", [line, zero, end, axis, step], f"{name}/sample"),
-        ]
-        for probe in probes:
-            probe.type = ir.TensorType(ir.DataType.FLOAT)
-        probes[0].shape = probes[1].shape = ir.Shape([])
-        probes[2].shape = ir.Shape([None])
-        graph.outputs.extend(probes)
-    return probed
+        source = probes.values[name]
+        probes.reduce("ReduceMin", source, None, f"{name}/min")
+        probes.reduce("ReduceMax", source, None, f"{name}/max")
+        line = probes.emit("Reshape", [source, flat], f"{name}/flat")
+        ratio = probes.emit("Div", [probes.emit("Shape", [line], f"{name}/size"), share], f"{name}/ratio")
+        even = probes.emit("Mul", [probes.emit("Div", [ratio, two], f"{name}/half"), two], f"{name}/even")
+        step = probes.emit("Add", [even, one], f"{name}/step")
+        probes.output(probes.emit("Slice", [line, zero, end, axis, step], f"{name}/sample"), "FLOAT", [None])
+    return probes.model
+
+
+def with_channel_probes(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A clone that gives, for each named `t` `[N, C, …]`, `t/low`, `t/high` and `t/squares` `[C]`, and `t/size`."""
+    probes = _Probes(model)
+    for name in names:
+        value = probes.values[name]
+        rest = [i for i in range(len(value.shape or ())) if i != 1]
+        for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax"), ("squares", "ReduceSumSquare")):
+            probes.reduce(op, value, rest, f"{name}/{kind}")
+        probes.output(probes.emit("Size", [value], f"{name}/size"), "INT64", [])
+    return probes.model
+
+
+def observe_channels(
+    run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """max |x| and mean x² per channel `[C]`, by tensor name."""
+    peak: dict[str, np.ndarray] = {}
+    squares: dict[str, np.ndarray] = {}
+    counts = dict.fromkeys(names, 0.0)
+    for feeds in batches:
+        out = run(feeds)
+        for name in names:
+            now = np.maximum(out[f"{name}/high"], -out[f"{name}/low"])
+            peak[name] = np.maximum(peak[name], now) if name in peak else now
+            now = out[f"{name}/squares"].astype(np.float64)
+            squares[name] = squares[name] + now if name in squares else now
+            counts[name] += float(out[f"{name}/size"]) / len(now)
+    return peak, {name: squares[name] / counts[name] for name in names}
 
 
 def observe(run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str]) -> dict[str, Observed]:

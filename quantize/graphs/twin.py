@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, sole_consumer
+from edgerun.quantize.graphs.edit import constant, initializer, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
 from edgerun.quantize.numerics.grid import Grid
 
@@ -19,114 +19,143 @@ PREFIX = "edgerun/twin/"
 
 
 @dataclass(frozen=True)
-class Shift:
-    """One correctable layer: the node whose output is corrected, and the node and input that hold its bias."""
+class Layer:
+    """A layer whose bias can be moved: the node that holds it (and whose output it shifts), at which input."""
 
-    output: str  # probe name: float32 `[C]`, mean(float) − mean(quantized) over batch and positions
-    node: ir.Node
+    holder: ir.Node
     index: int
+    bias: ir.Value | None
 
 
-def correctable(plan: Plan) -> list[tuple[ir.Node, ir.Node, int]]:
-    """(node whose output has the bias added, bias holder, input index) for each node with quantized weights.
+@dataclass(frozen=True)
+class Twin:
+    """Both streams in one model: `shifts` names each layer's probe by its holder, `outputs` pairs (float, quantized).
 
-    Conv and Gemm hold their own bias; a MatMul's is the constant of the Add that alone reads it, if there is one.
+    A probe is float32 with C elements: mean(float) − mean(quantized) over batch and positions.
     """
-    found: list[tuple[ir.Node, ir.Node, int]] = []
+
+    model: ir.Model
+    shifts: dict[str, str]
+    outputs: list[tuple[str, str]]
+
+
+def correctable(plan: Plan) -> list[Layer]:
+    """The layers with quantized weights whose bias is a constant or absent.
+
+    Conv and Gemm hold their own; a MatMul's is the constant of the Add that alone reads it, if there is one.
+    """
+    found: list[Layer] = []
     for node in plan.weights:
         if node.op_type != "MatMul":
-            found.append((node, node, 2))
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            if bias is None or constant(bias) is not None:
+                found.append(Layer(node, 2, bias))
             continue
         add = sole_consumer(node.outputs[0])
         if add is None or add.op_type != "Add":
             continue
         index = 1 if add.inputs[0] is node.outputs[0] else 0
-        bias = constant(add.inputs[index])
-        if bias is not None and bias.ndim == 1:
-            found.append((add, add, index))
+        array = constant(add.inputs[index])
+        if array is not None and array.ndim == 1:
+            found.append(Layer(add, index, add.inputs[index]))
     return found
 
 
-def build(
-    model: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: Mapping[str, np.ndarray]
-) -> tuple[ir.Model, list[str]]:
-    """A model with both streams; outputs are the shifts (one per correctable layer) and both streams' outputs.
+def build(model: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: Mapping[str, np.ndarray]) -> Twin:
+    """Put a quantized stream beside the float one.
 
     `grids` gives each scale group's grid, `weights` each weighted node's dequantized weight by node name. In the
     quantized stream every correctable layer's output is shifted by that batch's own mean difference before it goes
     on, so that each layer is measured with its predecessors already corrected (sequential bias correction,
-    Nagel et al. 2019, section 4.2, by data) at the price of one pass. Returns the names of the shifts, in plan order.
+    Nagel et al. 2019, section 4.2, by data) at the price of one pass.
     """
-    import onnx_ir as ir
-
     twin = model.clone()
-    graph = twin.graph
-    names = {node.name: node for node in graph}
-    shift_of = {names[node.name].name: position for position, (node, _, _) in enumerate(correctable(plan))}
-    mapped: dict[ir.Value, ir.Value] = {}
-    values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
-    points = {values[v.name]: group for v, group in plan.points.items()}
-    shifts: dict[int, str] = {}
+    builder = _Builder(twin.graph, plan, grids, weights)
+    for value in twin.graph.inputs:
+        builder.mapped[value] = builder.quantized(value, value)
+    for node in list(twin.graph):
+        builder.copy(node)
+    pairs = [(value, builder.mapped[value]) for value in twin.graph.outputs if value in builder.mapped]
+    for index, (value, stream) in enumerate(pairs):
+        if stream is value:
+            continue
+        if stream.is_graph_output():
+            pairs[index] = value, builder.emit("Identity", [stream], f"output/{index}")
+        twin.graph.outputs.append(pairs[index][1])
+    return Twin(twin, builder.shifts, [(str(a.name), str(b.name)) for a, b in pairs])
 
-    def register(name: str, array: np.ndarray) -> ir.Value:
-        if name in graph.initializers:
-            return graph.initializers[name]
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
-        return value
 
-    def emit(op: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int) -> ir.Value:
+class _Builder:
+    """Copies nodes into the second stream; `mapped` leads from a float value to its quantized counterpart."""
+
+    def __init__(
+        self, graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid], weights: Mapping[str, np.ndarray]
+    ) -> None:
+        values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
+        self.graph, self.grids, self.weights = graph, grids, weights
+        self.points = {values[v.name]: group for v, group in plan.points.items()}
+        self.holders = {str(layer.holder.name) for layer in correctable(plan)}
+        self.mapped: dict[ir.Value, ir.Value] = {}
+        self.shifts: dict[str, str] = {}
+
+    def emit(
+        self, op: str, inputs: Sequence[ir.Value | None], name: str, **attributes: int | Sequence[int]
+    ) -> ir.Value:
+        import onnx_ir as ir
+
         node = ir.node(op, list(inputs), attributes=attributes, name=PREFIX + name)
         node.outputs[0].name = PREFIX + name
         node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        graph.append(node)
+        self.graph.append(node)
         return node.outputs[0]
 
-    def quantized(value: ir.Value, stream: ir.Value) -> ir.Value:
-        group = points.get(value)
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        known = self.graph.initializers.get(PREFIX + name)
+        return known if known is not None else initializer(self.graph, PREFIX + name, array)
+
+    def quantized(self, value: ir.Value, stream: ir.Value) -> ir.Value:
+        """`stream` rounded to the grid of the point `value`; itself where there is none."""
+        import onnx_ir as ir
+
+        group = self.points.get(value)
         if group is None:
             return stream
-        scale = register(f"{PREFIX}{group}/scale", grids[group].scale)
-        zero = register(f"{PREFIX}{group}/zero", grids[group].zero_point)
-        stored = emit("QuantizeLinear", [stream, scale, zero], f"{value.name}/q")
-        stored.type = ir.TensorType(ir.DataType[grids[group].zero_point.dtype.name.upper()])
-        return emit("DequantizeLinear", [stored, scale, zero], f"{value.name}/dq")
+        grid = self.grids[group]
+        parameters = [self.constant(f"{group}/scale", grid.scale), self.constant(f"{group}/zero", grid.zero_point)]
+        stored = self.emit("QuantizeLinear", [stream, *parameters], f"{value.name}/q")
+        stored.type = ir.TensorType(ir.DataType[grid.zero_point.dtype.name.upper()])
+        return self.emit("DequantizeLinear", [stored, *parameters], f"{value.name}/dq")
 
-    for value in graph.inputs:
-        mapped[value] = quantized(value, value)
-    for node in list(graph):
-        inputs = [mapped.get(v, v) if v is not None else None for v in node.inputs]
-        if node.name in weights:
-            inputs[1] = register(f"{PREFIX}{node.name}/weight", weights[node.name])
-        copy = ir.Node(
-            node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs), version=node.version,
-            name=PREFIX + str(node.name),
+    def copy(self, node: ir.Node) -> None:
+        """Repeat `node` on the quantized stream, with its quantized weight and its layer's shift."""
+        import onnx_ir as ir
+
+        inputs = [self.mapped.get(v, v) if v is not None else None for v in node.inputs]
+        if node.name in self.weights:
+            inputs[1] = self.constant(f"{node.name}/weight", self.weights[str(node.name)])
+        twin = ir.Node(
+            node.domain, node.op_type, inputs, node.attributes.values(), num_outputs=len(node.outputs),
+            version=node.version, name=PREFIX + str(node.name),
         )  # fmt: skip
-        graph.append(copy)
-        for old, new in zip(node.outputs, copy.outputs, strict=True):
+        self.graph.append(twin)
+        for old, new in zip(node.outputs, twin.outputs, strict=True):
             new.name, new.type, new.shape = f"{PREFIX}{old.name}/raw", old.type, old.shape
-            stream = new
-            if node.name in shift_of:
-                axes = _mean_axes(node, len(old.shape or ()))
-                position = shift_of[str(node.name)]
-                axis_list = register(f"{PREFIX}axes/{','.join(map(str, axes))}", np.array(axes, np.int64))
-                difference = emit("Sub", [old, new], f"{position}/difference")
-                mean = _reduce_mean(emit, graph, difference, axes, axis_list, f"{position}/shift")
-                stream = emit("Add", [new, mean], f"{position}/corrected")
-                shifts[position] = str(mean.name)
-                graph.outputs.append(mean)
-            mapped[old] = quantized(old, stream)
-    for value in list(graph.outputs):
-        if value in mapped:
-            graph.outputs.append(mapped[value])
-    return twin, [shifts[i] for i in sorted(shifts)]
+            stream = self._shifted(node, old, new) if node.name in self.holders else new
+            self.mapped[old] = self.quantized(old, stream)
 
-
-def _reduce_mean(emit, graph, value, axes, axis_list, name):  # type: ignore[no-untyped-def]
-    if graph.opset_imports.get("", 0) >= 18:
-        return emit("ReduceMean", [value, axis_list], name, keepdims=1)
-    return emit("ReduceMean", [value], name, keepdims=1, axes=axes)
+    def _shifted(self, node: ir.Node, old: ir.Value, new: ir.Value) -> ir.Value:
+        axes = _mean_axes(node, len(old.shape or ()))
+        difference = self.emit("Sub", [old, new], f"{node.name}/difference")
+        name = f"{node.name}/shift"
+        if self.graph.opset_imports.get("", 0) >= 18:
+            listed = self.constant(f"axes/{','.join(map(str, axes))}", np.array(axes, np.int64))
+            mean = self.emit("ReduceMean", [difference, listed], name, keepdims=1)
+        else:
+            mean = self.emit("ReduceMean", [difference], name, keepdims=1, axes=axes)
+        mean.shape = None
+        self.shifts[str(node.name)] = str(mean.name)
+        self.graph.outputs.append(mean)
+        return self.emit("Add", [new, mean], f"{node.name}/corrected")
 
 
 def _mean_axes(node: ir.Node, rank: int) -> tuple[int, ...]:

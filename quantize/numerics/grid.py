@@ -22,12 +22,14 @@ class Grid:
         scale, zero_point = self._broadcast(values.ndim)
         low, high = BOUNDS[self.zero_point.dtype.name]
         steps = np.rint(values / scale) + zero_point.astype(np.float32)
-        return np.clip(steps, low, high).astype(self.zero_point.dtype)
+        stored: np.ndarray = np.clip(steps, low, high).astype(self.zero_point.dtype)
+        return stored
 
     def dequantize(self, stored: np.ndarray) -> np.ndarray:
         """r = s·(q − z), float32."""
         scale, zero_point = self._broadcast(stored.ndim)
-        return (stored.astype(np.float32) - zero_point.astype(np.float32)) * scale
+        values: np.ndarray = (stored.astype(np.float32) - zero_point.astype(np.float32)) * scale
+        return values
 
     def _broadcast(self, ndim: int) -> tuple[np.ndarray, np.ndarray]:
         if self.axis is None:
@@ -62,7 +64,8 @@ def symmetric(bound: np.ndarray | float, dtype: str = "int8", axis: int | None =
 def channel_bounds(weight: np.ndarray, axis: int | None) -> np.ndarray:
     """max |w| for each channel on `axis` (`[C]`), or of the whole tensor (scalar) when `axis` is None."""
     rest = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
-    return np.maximum(weight.max(axis=rest), -weight.min(axis=rest))
+    bounds: np.ndarray = np.maximum(weight.max(axis=rest), -weight.min(axis=rest))
+    return bounds
 
 
 def quantize_bias(bias: np.ndarray, input_scale: np.ndarray, weight_grid: Grid) -> tuple[np.ndarray, np.ndarray]:

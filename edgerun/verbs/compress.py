@@ -1,0 +1,145 @@
+"""Compress: a float model becomes a small, fast one for one target, with the evidence in its history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgerun import files, quantize, registry
+from edgerun.data import Data, open_data
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.model import Model
+from edgerun.passes import Request
+from edgerun.runtime import Engine, Options, Session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Progress = Callable[[str, int, int], None]
+DEFAULT_CAP = 512 << 20  # bytes of activations
+MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are chosen, whatever the target is
+
+
+def compress(
+    model: Model | str | Path,
+    *,
+    scheme: str = "w8a8",
+    target: str = "onnxruntime",
+    calibration: str
+    | Path
+    | Mapping[str, np.ndarray]
+    | Iterable[Any]
+    | Callable[[], Iterable[Any]]
+    | Data
+    | None = None,
+    output: str | Path | None = None,
+    ranges: str = "auto",
+    keep_float: Iterable[str] = (),
+    memory_cap: int = DEFAULT_CAP,
+    limit: int | None = None,
+    force: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> Model:
+    """`model` in `scheme`, with Q/DQ where `target` wants them; written to `output` (.onnx, or what the target writes).
+
+    `calibration` is any kind of data that `edgerun.data.open_data` takes (at most `limit` samples of it); `ranges` an
+    estimator or "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
+    the batch that statistics are taken with. The compiled result is compared with the reference before it is
+    returned. What was decided and measured stands in the last Step of the history.
+
+    Raises EdgerunError for bad input, Unsupported when nothing in the model can be quantized for the target,
+    GateFailed when the compiled result does not compute what it says.
+    """
+    if output is not None:
+        files.refuse_overwrite(Path(output), force)
+    name, chosen = quantize.pass_for(scheme), registry.target(target)
+    rules = chosen.quantization()
+    if scheme not in rules.schemes:
+        raise Unsupported(f"{target} has no fast kernels for {scheme}", wanted=", ".join(rules.schemes))
+    if output is not None and Path(output).suffix not in chosen.suffixes:
+        raise EdgerunError(
+            f"{target} does not write this kind of file", got=output, wanted=" or ".join(chosen.suffixes)
+        )
+    check_ranges(ranges)
+    model = model if isinstance(model, Model) else Model.load(model)
+    _check_names(model, keep_float)
+    if calibration is None:
+        raise EdgerunError(
+            f"{scheme} needs calibration data", do="give --calibration FILE.npz, FOLDER, module:callable, or random"
+        )
+    batch = _batch(model, memory_cap)
+    data = calibration if isinstance(calibration, Data) else open_data(
+        calibration, model.inputs, preprocessing=model.preprocessing, batch=batch, limit=limit
+    )  # fmt: skip
+    request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), memory_cap, progress)
+    request.found |= {"target": target, "scheme": scheme, "random data": data.random}
+    result = quantize.apply(name, model, request)
+    engine = _proven(result, target, data)
+    if output is not None:
+        files.refuse_overwrite(Path(output), force)
+        result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
+    return result
+
+
+def check_ranges(name: str) -> None:
+    """Raise unless `name` is an estimator or "auto"."""
+    from edgerun.errors import unknown
+    from edgerun.quantize.numerics.ranges import ESTIMATORS
+
+    if name not in ("auto", *ESTIMATORS):
+        raise unknown("range estimator", name, ("auto", *ESTIMATORS))
+
+
+def _proven(result: Model, target: str, data: Data) -> Engine:
+    from edgerun.verbs.compile import compile
+
+    feeds = [feeds for _, feeds in zip(range(2), data, strict=False)]
+    return compile(result, target, feeds=feeds)
+
+
+def _open(graph: ir.Model) -> Session:
+    import onnx_ir as ir
+
+    target = registry.target(MEASURER)
+    return target.load(Engine(MEASURER, ir.to_proto(graph).SerializeToString()), Options())
+
+
+class _Known:
+    """Calibration data whose number of batches is known: a callable's is counted in a pass of its own."""
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        if data.samples is None:
+            _ = data.digest
+
+    def __iter__(self) -> Any:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @property
+    def digest(self) -> str:
+        return self._data.digest
+
+
+def _check_names(model: Model, keep_float: Iterable[str]) -> None:
+    known = {str(node.name) for node in model.ir.graph}
+    for name in keep_float:
+        if name not in known:
+            from edgerun.errors import unknown
+
+            raise unknown("node", name, known)
+
+
+def _batch(model: Model, memory_cap: int) -> int:
+    """Samples a batch may have under the cap: both streams of the search hold every activation once, at worst."""
+    per_sample = 0.0
+    for node in model.ir.graph:
+        for value in node.outputs:
+            dims = [d if isinstance(d, int) else 1 for d in list(value.shape or ())]
+            per_sample += 4 * float(np.prod(dims)) if dims else 4
+    return int(np.clip(memory_cap / max(2 * per_sample, 1), 1, 32))

@@ -1,0 +1,233 @@
+"""Find tensors whose channels can be rescaled for free, and rescale them: exact in real arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize.graphs.edit import constant, initializer, set_constant
+from edgerun.quantize.numerics.equalization import Reader, scales
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# f(s∘x) = s∘f(x) for every positive per-channel s on axis 1.
+HOMOGENEOUS = frozenset(
+    {"Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity"}
+)
+
+
+@dataclass
+class Chain:
+    """Values tied to one scale per channel, the layers that write them and the layers that read them."""
+
+    channels: int
+    values: dict[ir.Value, None] = field(default_factory=dict)
+    writers: dict[ir.Node, None] = field(default_factory=dict)
+    readers: dict[ir.Node, None] = field(default_factory=dict)
+    clips: dict[ir.Node, None] = field(default_factory=dict)
+
+
+def chains(graph: ir.Graph) -> list[Chain]:
+    """Every rescalable chain, in graph order; a value belongs to at most one."""
+    found: list[Chain] = []
+    seen: set[ir.Value] = set()
+    for node in graph:
+        if not _layer(node) or node.outputs[0] in seen:
+            continue
+        channels = _output_channels(node)
+        chain = Chain(channels)
+        closed = _collect(chain, node.outputs[0])
+        seen.update(chain.values)
+        if closed and chain.readers:
+            found.append(chain)
+    return found
+
+
+def _layer(node: ir.Node) -> bool:
+    """A Conv or Gemm whose weight and bias are constants."""
+    if node.domain != "" or node.op_type not in ("Conv", "Gemm") or constant(node.inputs[1]) is None:
+        return False
+    if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
+        return False
+    plain = node.attributes.get_int("transA", 0) == 0
+    return plain and all(node.attributes.get_float(k, 1.0) == 1.0 for k in ("alpha", "beta"))
+
+
+def _output_channels(node: ir.Node) -> int:
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    return int(weight.shape[0] if node.op_type == "Conv" or node.attributes.get_int("transB", 0) else weight.shape[1])
+
+
+def _collect(chain: Chain, start: ir.Value) -> bool:
+    """Grow the chain over everything tied to `start`; False when something ties it to what cannot be rescaled."""
+    pending = [start]
+    while pending:
+        value = pending.pop()
+        if value in chain.values:
+            continue
+        chain.values[value] = None
+        node = value.producer()
+        if value.is_graph_output() or node is None:
+            return False
+        if _layer(node):
+            if _output_channels(node) != chain.channels:
+                return False
+            chain.writers[node] = None
+        elif not _tie(chain, node, pending):
+            return False
+        for reader, index in value.uses():
+            if _layer(reader) and index == 0:
+                if not _reads_channels(reader, chain.channels):
+                    return False
+                chain.readers[reader] = None
+            elif not _tie(chain, reader, pending):
+                return False
+    return True
+
+
+def _tie(chain: Chain, node: ir.Node, pending: list[ir.Value]) -> bool:
+    if node.domain != "":
+        return False
+    source, result = node.inputs[0], node.outputs[0]
+    if source is None or source.shape is None or result.shape is None or len(node.outputs) != 1:
+        return False
+    if node.op_type == "Add":
+        other = node.inputs[1]
+        if other is None or constant(other) is not None or constant(source) is not None or other.shape != source.shape:
+            return False
+        pending.extend([source, other, result])
+        return True
+    if _is_relu_clip(node):
+        chain.clips[node] = None
+    elif not (node.op_type in HOMOGENEOUS or _averages_positions(node) or _keeps_channels(node)):
+        return False
+    pending.extend([source, result])
+    return True
+
+
+def _is_relu_clip(node: ir.Node) -> bool:
+    if node.op_type != "Clip" or len(node.inputs) < 3:
+        return False
+    low, high = constant(node.inputs[1]), constant(node.inputs[2])
+    return low is not None and high is not None and float(low) == 0.0 and float(high) > 0
+
+
+def _averages_positions(node: ir.Node) -> bool:
+    if node.op_type not in ("ReduceMean", "ReduceMax") or node.inputs[0] is None or node.inputs[0].shape is None:
+        return False
+    rank = len(node.inputs[0].shape)
+    given = constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("axes", None)
+    return given is not None and {int(a) % rank for a in given} == set(range(2, rank)) and rank > 2
+
+
+def _keeps_channels(node: ir.Node) -> bool:
+    """A Flatten, Reshape or Squeeze from [N, C, 1, …] to [N, C] (or back)."""
+    if node.op_type not in ("Flatten", "Reshape", "Squeeze", "Unsqueeze"):
+        return False
+    before, after = node.inputs[0].shape, node.outputs[0].shape  # type: ignore[union-attr]
+    if before is None or after is None or len(before) < 2 or len(after) < 2:
+        return False
+    ones = all(d == 1 for d in [*list(before)[2:], *list(after)[2:]])
+    return ones and before[1] == after[1] and isinstance(before[1], int)
+
+
+def _reads_channels(node: ir.Node, channels: int) -> bool:
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    if node.op_type == "Conv":
+        return bool(weight.shape[1] * node.attributes.get_int("group", 1) == channels)
+    return bool(weight.shape[1 if node.attributes.get_int("transB", 0) else 0] == channels)
+
+
+def equalize(
+    graph: ir.Graph, found: list[Chain], ranges: Mapping[str, np.ndarray], power: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """Rescale every chain that `ranges` knows; return {name of its first value: exponent} for those changed.
+
+    `ranges` and `power` give max |x| and mean x² per channel, `[C]`, of observed values by name.
+    """
+    changed: dict[str, float] = {}
+    for chain in found:
+        names = [str(v.name) for v in chain.values if v.name in ranges]
+        if not names:
+            continue
+        peak = np.max([ranges[n] for n in names], axis=0)
+        mean = np.max([power[n] for n in names], axis=0)
+        factors, exponent = scales(peak, mean, [_reader(node) for node in chain.readers])
+        if exponent == 0.0:
+            continue
+        for node in chain.writers:
+            _scale_output(graph, node, factors)
+        for node in chain.readers:
+            _scale_input(graph, node, 1 / factors)
+        for node in chain.clips:
+            _scale_clip(graph, node, factors)
+        changed[names[0]] = exponent
+    return changed
+
+
+def _reader(node: ir.Node) -> Reader:
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    group = node.attributes.get_int("group", 1)
+    if node.op_type == "Gemm":
+        matrix = weight if node.attributes.get_int("transB", 0) else weight.T
+        return Reader((matrix**2).sum(axis=0), np.abs(matrix), 1)
+    flat = weight.reshape(*weight.shape[:2], -1)
+    energy, peaks = (flat**2).sum(axis=2), np.abs(flat).max(axis=2)
+    if group == 1:
+        return Reader(energy.sum(axis=0), peaks, flat.shape[2])
+    per_group = energy.reshape(group, -1, weight.shape[1]).sum(axis=1).reshape(-1)
+    if weight.shape[1] == 1:
+        return Reader(per_group, None, flat.shape[2])
+    wide = np.zeros((weight.shape[0], group * weight.shape[1]), weight.dtype)
+    for g, rows in enumerate(np.array_split(np.arange(weight.shape[0]), group)):
+        wide[rows, g * weight.shape[1] : (g + 1) * weight.shape[1]] = peaks[rows]
+    return Reader(per_group, wide, flat.shape[2])
+
+
+def _scale_output(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    rows = node.op_type == "Conv" or bool(node.attributes.get_int("transB", 0))
+    shape = (-1, *[1] * (weight.ndim - 1)) if rows else (1, -1)
+    set_constant(graph, node, 1, (weight * factors.reshape(shape)).astype(weight.dtype))
+    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if bias is not None:
+        set_constant(graph, node, 2, (bias.reshape(-1) * factors).astype(bias.dtype))
+
+
+def _scale_input(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
+    weight = constant(node.inputs[1])
+    assert weight is not None
+    if node.op_type == "Gemm":
+        shape: tuple[int, ...] = (1, -1) if node.attributes.get_int("transB", 0) else (-1, 1)
+        set_constant(graph, node, 1, (weight * factors.reshape(shape)).astype(weight.dtype))
+        return
+    group = node.attributes.get_int("group", 1)
+    per_row = np.repeat(factors.reshape(group, -1), weight.shape[0] // group, axis=0)
+    scaled = weight * per_row.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+    set_constant(graph, node, 1, scaled.astype(weight.dtype))
+
+
+def _scale_clip(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
+    """Clip(x, 0, h) becomes Min(Relu(x), h·f): the cap now differs per channel."""
+    import onnx_ir as ir
+
+    high = constant(node.inputs[2])
+    source, result = node.inputs[0], node.outputs[0]
+    assert high is not None and source is not None and result.shape is not None
+    cap = (float(high) * factors).reshape(-1, *[1] * (len(result.shape) - 2)).astype(np.float32)
+    relu = ir.node("Relu", [source], name=f"{node.name}/Relu")
+    relu.outputs[0].name, relu.outputs[0].shape, relu.outputs[0].type = f"{result.name}/relu", result.shape, result.type
+    least = ir.node("Min", [relu.outputs[0], initializer(graph, f"{node.name}/cap", cap)], name=f"{node.name}/Min")
+    name, least.outputs[0].shape, least.outputs[0].type = result.name, result.shape, result.type
+    graph.insert_before(node, [relu, least])
+    result.replace_all_uses_with(least.outputs[0])
+    graph.remove(node, safe=True)
+    least.outputs[0].name = name
