@@ -40,7 +40,7 @@ def main(runs: int) -> None:
     times = np.array([[wall(command) for command in COMMANDS.values()] for _ in range(runs)])
     click.echo(f"{'command':<22}{'median':>10}  95 % interval, n={runs}; goal for --help <= {GOAL_MS:g} ms")
     for name, column in zip(COMMANDS, times.T, strict=True):
-        median = quantile(column[:, None], 0.5)
+        median = quantile([np.array([time]) for time in column], 0.5)
         click.echo(f"{name:<22}{median.value:>7.1f} ms  [{median.interval.low:.1f}, {median.interval.high:.1f}]")
 
 

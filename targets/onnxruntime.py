@@ -109,7 +109,8 @@ class _Session(Session):
 
     def __init__(self, session: Any) -> None:
         super().__init__(_specs(session.get_inputs()), _specs(session.get_outputs()))
-        self._session, self._names, self._errors = session, [spec.name for spec in self.outputs], _errors()
+        self._session: Any = session
+        self._names, self._errors = [spec.name for spec in self.outputs], _errors()
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         try:

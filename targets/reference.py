@@ -87,7 +87,7 @@ class _Session(Session):
 
     def __init__(self, evaluator: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
         super().__init__(inputs, outputs)
-        self._evaluator = evaluator
+        self._evaluator: Any = evaluator
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         try:
