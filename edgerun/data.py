@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -194,7 +194,8 @@ def _open(
     if isinstance(source, Mapping):
         return sources.Arrays(source, axes)
     if callable(source):
-        return sources.Called(getattr(source, "__name__", "the callable"), source, axes)
+        function = cast("Callable[[], Iterable[Any]]", source)
+        return sources.Called(getattr(source, "__name__", "the callable"), function, axes)
     if isinstance(source, Iterator) or not isinstance(source, Iterable):
         got, do = type(source).__name__, "give a list, or a function that returns a new iterator"
         raise EdgerunError("the data cannot be read more than once", got=got, do=do)

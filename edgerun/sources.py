@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -207,8 +207,7 @@ def imported(reference: str) -> Callable[[], Iterable[Any]]:
         raise EdgerunError(
             f"{reference} is not callable", got=type(found).__name__, wanted="a function that gives feeds"
         )
-    function: Callable[[], Iterable[Any]] = found
-    return function
+    return cast("Callable[[], Iterable[Any]]", found)
 
 
 def pick(values: Mapping[str, Any], wanted: Sequence[str], where: str = "the data") -> dict[str, Any]:

@@ -107,10 +107,12 @@ def _part(progress: Progress | None, number: int, total: int) -> Progress | None
 
 def _warm(run: Run, calls: int, clock: Clock) -> int:
     """Nanoseconds of the last of `calls` calls."""
+    took = 0
     for _ in range(calls):
         start = clock()
         run()
-    return clock() - start
+        took = clock() - start
+    return took
 
 
 def _block(run: Run, repetitions: int, clock: Clock) -> list[int]:
