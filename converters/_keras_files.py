@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgerun.converters._keras_graph import LAYERS
+from edgerun.converters._keras_graph import LAYERS, key_of
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 
@@ -76,6 +76,6 @@ def _refused(layers: Any, prefix: str) -> Iterator[str]:
         module = entry.get("module") or "keras"
         if kind in _CONTAINERS:
             yield from _refused(config.get("layers", []), f"{name}/")
-        elif kind not in LAYERS or not module.startswith("keras") or module.startswith("keras.src.ops"):
+        elif key_of(module, kind) not in LAYERS:
             package = "" if module.startswith("keras") else f" of {module}"
             yield f"{name}: {kind}{package} is not supported"

@@ -28,6 +28,7 @@ class Value:
 
     `first`: the ONNX tensor is channels-first. `order` (rank 2): ONNX column p is Keras's column order[p].
     `padded`: it is zero padding, (begin…, end…) per spatial axis, of another value; a convolution takes that in.
+    `positive`: no element is below zero.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Value:
     first: bool = False
     order: np.ndarray | None = None
     padded: tuple[Value, tuple[int, ...]] | None = None
+    positive: bool = False
 
     @property
     def rank(self) -> int:
@@ -78,6 +80,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._taken: set[str] = set()
+        self._turned: dict[str, str] = {}
 
     def _name(self, word: str) -> str:
         name, count = f"{self.scope}/{word}", 1
@@ -98,10 +101,18 @@ class Graph:
         """An int64 initializer; its name."""
         return self.const(np.asarray(values, np.int64), word)
 
+    def number(self, item: Any) -> Value:
+        """A plain number beside a tensor, as `x + 3` has it."""
+        if not isinstance(item, (int, float)):
+            raise Unsupported(f"an operator with {type(item).__name__} beside a tensor is not supported")
+        return Value(self.const(np.float32(item), "number"), ())
+
     def node(self, op: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> str:
         """A node; the name of its first output, or with `outputs` > 1 of the last one, the others being unnamed."""
-        from onnx import helper
+        from onnx import defs, helper
 
+        if not defs.has(op, self.opset):
+            raise Unsupported(f"{op} is not in opset {self.opset}")
         name = self._name(op)
         results = [""] * (outputs - 1) + [name]
         self.nodes.append(helper.make_node(op, list(inputs), results, name, **attributes))
@@ -116,7 +127,7 @@ class Graph:
             shape = self.ints([0, channels, *[1] * len(value.spatial)], "shape")
             return replace(value, name=self.node("Reshape", [value.name, shape]), first=True, padded=None)
         perm = [0, value.rank - 1, *range(1, value.rank - 1)]
-        return replace(value, name=self.node("Transpose", [value.name], perm=perm), first=True, padded=None)
+        return replace(value, name=self._transpose(value.name, perm), first=True, padded=None)
 
     def plain(self, value: Value) -> Value:
         """The value with its ONNX tensor in Keras's order."""
@@ -129,12 +140,19 @@ class Graph:
         if all(size == 1 for size in value.spatial) and channels is not None:
             shape = self.ints([0, *[1] * len(value.spatial), channels], "shape")
             return replace(value, name=self.node("Reshape", [value.name, shape]), first=False, padded=None)
-        perm = [0, *range(2, value.rank), 1]
-        return replace(value, name=self.node("Transpose", [value.name], perm=perm), first=False, padded=None)
+        return replace(value, name=self._transpose(value.name, [0, *range(2, value.rank), 1]), first=False, padded=None)
+
+    def _transpose(self, name: str, perm: list[int]) -> str:
+        """One Transpose per value, however many layers ask for it; turning back gives the value that was turned."""
+        if name not in self._turned:
+            turned = self.node("Transpose", [name], perm=perm)
+            self._turned |= {name: turned, turned: name}
+        return self._turned[name]
 
     def like(self, value: Value, op: str, *more: str, **attributes: Any) -> Value:
         """An elementwise operator: same shape, same lie."""
-        return replace(value, name=self.node(op, [value.name, *more], **attributes), padded=None)
+        name = self.node(op, [value.name, *more], **attributes)
+        return replace(value, name=name, padded=None, positive=op == "Relu")
 
     def spread(self, array: np.ndarray, value: Value, word: str) -> str:
         """A constant of one number per channel, or of Keras's shape without batch, lying as `value` does."""
@@ -170,6 +188,8 @@ def walk(graph: Graph, model: Any, values: Sequence[Value], refused: list[str], 
                 continue
             args, kwargs = node.arguments.fill_in(known)
             inputs = [item for item in tree.flatten([args, kwargs]) if isinstance(item, Value)]
+            if _key(node.operation).startswith("ops."):
+                inputs = [item if isinstance(item, Value) else graph.number(item) for item in args]
             results = _one(graph, node.operation, inputs, node.outputs, refused, prefix)
             known.update({id(tensor): value for tensor, value in zip(node.outputs, results, strict=True)})
     return [known[id(tensor)] for tensor in model.outputs]
@@ -187,17 +207,28 @@ def _one(
         return unknown
     graph.scope = name
     try:
-        return [LAYERS[type(operation).__name__](graph, operation, inputs)]
+        return [LAYERS[_key(operation)](graph, operation, inputs)]
     except Unsupported as error:
         refused.append(f"{name}: {error.what}")
         return unknown
 
 
+def _key(operation: Any) -> str:
+    """A layer's class name, `ops.` and its class name for an operator on tensors, "" for a stranger's class."""
+    return key_of(type(operation).__module__, type(operation).__name__)
+
+
+def key_of(module: str, name: str) -> str:
+    """The name under which a class of Keras is registered in LAYERS, from where it is defined or saved."""
+    if module.startswith("keras.src.ops."):
+        return f"ops.{name}"
+    return name if module == "keras" or module.startswith(("keras.layers", "keras.src.layers.")) else ""
+
+
 def refusal(operation: Any) -> str | None:
     """Why this layer cannot be written, or None."""
     kind = type(operation)
-    own = kind.__module__.startswith("keras.src.layers.")
-    if not own or kind.__name__ not in LAYERS:
+    if _key(operation) not in LAYERS:
         return f"{kind.__name__} is not supported"
     if getattr(operation, "compute_dtype", "float32") not in ("float32", "int32", "int64"):
         return f"{kind.__name__} computes in {operation.compute_dtype}, wanted float32"

@@ -123,7 +123,7 @@ def _merge(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
             name = graph.node(op, [name, other])
     else:
         name = graph.node(op, names)
-    return replace(inputs[0], name=name, shape=shape, padded=None)
+    return replace(inputs[0], name=name, shape=shape, padded=None, positive=False)
 
 
 def _alike(graph: Graph, inputs: list[Value]) -> list[Value]:
@@ -134,6 +134,28 @@ def _alike(graph: Graph, inputs: list[Value]) -> list[Value]:
     return inputs if same else [graph.plain(value) for value in inputs]
 
 
+@layer("ops.Add", "ops.Subtract", "ops.Multiply", "ops.TrueDivide", "ops.Divide")
+def _arithmetic(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
+    """`x + y` between layers, where one side may be a number."""
+    tensors = [value for value in inputs if value.rank]
+    if len({value.rank for value in tensors}) > 1 or any(value.dtype != "float32" for value in tensors):
+        raise Unsupported("arithmetic on values of different rank or on integers is not supported")
+    alike = iter(_alike(graph, tensors))
+    sides = [next(alike) if value.rank else value for value in inputs]
+    op = {"Add": "Add", "Subtract": "Sub", "Multiply": "Mul"}.get(type(operation).__name__, "Div")
+    shape = tensors[0].shape if len(tensors) == 1 else np.broadcast_shapes(*_known(tensors))
+    like = next(value for value in sides if value.rank)
+    sizes = tuple(None if size == 0 else size for size in shape)
+    return replace(like, name=graph.node(op, [v.name for v in sides]), shape=sizes, padded=None, positive=False)
+
+
+def _known(values: list[Value]) -> list[tuple[int, ...]]:
+    """Shapes with 0 for unknown sizes, which all values must have in the same places."""
+    if len({tuple(size is None for size in value.shape) for value in values}) > 1:
+        raise Unsupported("arithmetic that spreads over an unknown size is not supported")
+    return [tuple(size or 0 for size in value.shape) for value in values]
+
+
 @layer("Concatenate")
 def _concatenate(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
     shape = shape_after(operation, inputs)
@@ -142,7 +164,7 @@ def _concatenate(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
     if inputs[0].first:
         axis = 1 if axis == len(shape) - 1 else axis + (axis > 0)
     name = graph.node("Concat", [value.name for value in inputs], axis=axis)
-    return replace(inputs[0], name=name, shape=shape, padded=None)
+    return replace(inputs[0], name=name, shape=shape, padded=None, positive=False)
 
 
 @layer("Dot")

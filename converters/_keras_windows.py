@@ -130,6 +130,14 @@ def _pool(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
     kernel, strides = list(operation.pool_size), list(operation.strides)
     pads = _padding(operation.padding, value.spatial, kernel, strides, [1] * len(kernel))
     op = "MaxPool" if type(operation).__name__.startswith("Max") else "AveragePool"
+    ends = pads.get("pads", [0, 1])
+    if op == "AveragePool" and ends[: len(ends) // 2] != ends[len(ends) // 2 :]:
+        # Some count only the picture, some repeat its border: there is no one answer to convert.
+        raise Unsupported("AveragePooling whose 'same' padding is uneven is not supported: Keras's backends disagree")
+    if op == "MaxPool" and value.padded is not None and "pads" in pads:
+        below, more = value.padded
+        if below.positive and max(more) < min(kernel):  # beside a positive neighbour, zeros never are the maximum
+            value, pads = below, {"pads": [a + b for a, b in zip(pads["pads"], more, strict=True)]}
     name = graph.node(op, [value.name], kernel_shape=kernel, strides=strides, **pads)
     return _result(operation, name, inputs)
 

@@ -32,7 +32,6 @@ _LAYER_MODULES = (
     "_keras_windows",
     "_keras_recurrent",
 )  # importing one registers its layers
-_OLDEST = 17  # the opset that brought LayerNormalization
 
 
 def recognises(source: Any) -> bool:
@@ -59,10 +58,8 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     if not getattr(model, "inputs", None):
         model = _built(model, inputs)
     specs = _specs(model, inputs)
-    proto = _write(model, specs, max(opset, _OLDEST))
-    if opset < _OLDEST:
-        proto = _normalize.to_opset(proto, opset)
-    return Conversion(Model.from_proto(_clean(proto, opset)), _runner(model, specs), _double(model, specs))
+    proto = _clean(_write(model, specs, opset), opset)
+    return Conversion(Model.from_proto(proto), _runner(model, specs), _double(model, specs))
 
 
 def _built(model: Any, inputs: Sequence[TensorSpec]) -> Any:
