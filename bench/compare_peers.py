@@ -77,15 +77,15 @@ class Comparison:
             options = ["--scheme", "w8a8", "--target", variant.ours, "--calibration", str(model.calibration), "--force"]
             command = [sys.executable, "-m", "edgerun", "compress", str(model.onnx), "-o", str(output), *options]
         else:
-            files_ = [str(model.onnx), str(model.calibration), str(output)]
-            command = [str(self._python), str(HERE / "peers.py"), variant.name, *files_]
+            paths = [str(model.onnx), str(model.calibration), str(output)]
+            command = [str(self._python), str(HERE / "peers.py"), variant.name, *paths]
             command += ["--transformer"] if model.transformer else []
         try:
             runs = [measured(command, ROOT) for _ in range(self._repeat)]
         except EdgerunError as error:
             if variant.ours:
                 raise
-            return {"failed": str(error.got).strip().splitlines()[-1]}
+            return {"failed": last_line(error)}
         told = {} if variant.ours else json.loads(runs[-1].stdout.strip().splitlines()[-1])
         return {
             "wall_s": statistics.median(run.seconds for run in runs),
@@ -95,20 +95,26 @@ class Comparison:
             "files": [str(output)],
         }
 
-    def evaluated(self, model: zoo.ZooModel, variant: Variant | None, target: str) -> Path:
-        """The file with outputs and labels of the whole test set."""
+    def evaluated(self, model: zoo.ZooModel, variant: Variant | None, target: str) -> dict[str, Any]:
+        """`files`: outputs and labels of the whole test set, in one; or `failed`: why a peer's model did not run."""
         artefact, name = self.artefact(model, variant), variant.name if variant else BASELINE
         output = self._folder / model.name / f"{name}.{target}.npz"
         data = digest(model.metric, *(HERE / f"{file}.py" for file in ("zoo", "zoo_images", "zoo_text", "evaluate")))
-        key = digest(artefact, *weights(artefact), data, target, self._versions[target])
+        code = digest(*sorted((ROOT / "targets").glob(f"*{target}*.py")))
+        key = digest(artefact, *weights(artefact), data, code, target, self._versions[target])
 
         def make() -> dict[str, Any]:
             output.parent.mkdir(parents=True, exist_ok=True)
-            measured([sys.executable, "-m", "bench.evaluate", model.name, str(artefact), target, str(output)], ROOT)
+            command = [sys.executable, "-m", "bench.evaluate", model.name, str(artefact), target, str(output)]
+            try:
+                measured(command, ROOT)
+            except EdgerunError as error:
+                if variant is None or variant.ours:
+                    raise
+                return {"failed": last_line(error)}
             return {"files": [str(output)]}
 
-        self._cells.get(f"{model.name}.{name}.{target}.evaluate", key, make)
-        return output
+        return self._cells.get(f"{model.name}.{name}.{target}.evaluate", key, make)
 
     def timed(self, model: zoo.ZooModel, variants: list[Variant], target: str) -> dict[str, Any]:
         """Latency of fp32 and the variants on one target, by name."""
@@ -125,6 +131,14 @@ class Comparison:
         told = self._cells.get(f"{model.name}.{target}.latency", key, make)
         names = [BASELINE, *(v.name for v in variants)]
         return {"device": told["device"], "rounds": told["rounds"], "rows": dict(zip(names, told["rows"], strict=True))}
+
+
+def last_line(error: EdgerunError) -> str:
+    """What a failed process said last that says something."""
+    lines = [
+        line.strip() for line in str(error.got).splitlines() if line.strip() and not line.strip().startswith("do:")
+    ]
+    return lines[-1] if lines else error.what
 
 
 def weights(artefact: Path) -> list[Path]:
@@ -144,12 +158,14 @@ def compare(run: Comparison, model: zoo.ZooModel, chosen: list[Variant], latency
     result["targets"] = {}
     chosen = [v for v in chosen if "failed" not in result["quantize"][v.name]]
     for target in TARGETS:
-        here = [v for v in chosen if target in v.targets]
         _said(f"{model.name}: accuracy on {target}")
-        baseline = run.evaluated(model, None, target)
-        rows = {v.name: scores.scored(model, baseline, run.evaluated(model, v, target)) for v in here}
-        rows = {BASELINE: scores.scored(model, baseline, baseline), **rows}
-        result["targets"][target] = {"accuracy": rows}
+        told = {v: run.evaluated(model, v, target) for v in chosen if target in v.targets}
+        here = [v for v in told if "failed" not in told[v]]
+        baseline = Path(run.evaluated(model, None, target)["files"][0])
+        rows = {BASELINE: scores.scored(model, baseline, baseline)}
+        rows |= {v.name: scores.scored(model, baseline, Path(told[v]["files"][0])) for v in here}
+        failed = {v.name: told[v]["failed"] for v in told if v not in here}
+        result["targets"][target] = {"accuracy": rows, "failed": failed}
         if latency and model.labelled:
             _said(f"{model.name}: latency on {target}")
             result["targets"][target]["latency"] = run.timed(model, here, target)

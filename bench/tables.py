@@ -94,8 +94,13 @@ def details(r: Result) -> str:
             cells = [name, target, *_accuracy(score), f"{(cost or r)['size'] / 1e6:.2f}", *_latency(time)]
             cells += [f"{cost['wall_s']:.1f}", f"{cost['peak_mb']:.0f}"] if cost else ["", ""]
             lines.append("| " + " | ".join(cells) + " |")
-    failed = [f"{name} failed: {cost['failed']}" for name, cost in r["quantize"].items() if "failed" in cost]
-    return "\n".join([*lines, *(f"\n{line}" for line in failed)])
+    return "\n".join([*lines, *(f"\n{line}" for line in _failures(r))])
+
+
+def _failures(r: Result) -> list[str]:
+    made = [f"{name} made no model: {cost['failed']}" for name, cost in r["quantize"].items() if "failed" in cost]
+    ran = [(target, *item) for target, told in r["targets"].items() for item in told["failed"].items()]
+    return [*made, *(f"{name}'s model did not run on {target}: {why}" for target, name, why in ran)]
 
 
 def _head(*columns: str) -> list[str]:

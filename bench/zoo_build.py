@@ -62,7 +62,8 @@ def safetensors(raw: bytes) -> dict[str, np.ndarray]:
 
 
 def _convert(source: Path, *inputs: str, factory: str = "") -> None:
-    options = [word for spec in inputs for word in ("--input", spec)]
+    # The same file for every peer: at opset 21 NNCF 3.4 writes QuantizeLinear nodes that no runtime takes.
+    options = ["--opset", "20", *(word for spec in inputs for word in ("--input", spec))]
     options += ["--factory", factory] if factory else []
     edgerun = [sys.executable, "-m", "edgerun"]
     command = [*edgerun, "convert", str(source), "-o", str(source.parent / "model.onnx"), "--force", *options]

@@ -103,8 +103,9 @@ def test_the_page_tells_ours_and_the_best_peer() -> None:
             "edgerun_openvino": cost,
             "nncf_onnx": {"failed": "it does not load"},
         },
-        "targets": {"openvino": {"accuracy": accuracy}},
+        "targets": {"openvino": {"accuracy": accuracy, "failed": {"nncf_ir": "no"}}},
     }
     page = tables.page([result])
     assert "| m | openvino | **0.20** (1.00 nncf_ir) |" in page
-    assert "2.0 (1.0 ort_minmax)" in page and "nncf_onnx failed: it does not load" in page
+    assert "2.0 (1.0 ort_minmax)" in page and "nncf_onnx made no model: it does not load" in page
+    assert "nncf_ir's model did not run on openvino: no" in page
