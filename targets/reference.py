@@ -95,10 +95,15 @@ class _Session(Session):
                 results = self._evaluator.run(None, dict(feeds))
         except Exception as error:  # it runs ops in plain Python and lets all their errors through
             raise EdgerunError("the reference could not run these feeds", got=error) from error
-        return {spec.name: np.array(value) for spec, value in zip(self.outputs, results, strict=True)}
+        return {spec.name: _owned(value) for spec, value in zip(self.outputs, results, strict=True)}
 
     def _close(self) -> None:
         self._evaluator = None
+
+
+def _owned(value: Any) -> np.ndarray:
+    array = np.array(value)
+    return array.astype(object) if array.dtype.kind == "U" else array  # strings as the other runtimes give them
 
 
 def _onnx() -> Any:

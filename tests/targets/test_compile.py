@@ -170,3 +170,29 @@ def test_a_reference_that_contradicts_the_model_is_no_truth(build: Callable[...,
         assert engine.check is not None and engine.check.reference.startswith("onnxruntime")
         assert edgerun.load(engine).run({"x": np.zeros(2, np.float32)})["sums"].tolist() == [2, 4, 6]
         assert engine.payload == edgerun.compile(model, target, ONE).payload, "bodies are named by place too"
+
+
+def test_another_runtime_may_correct_the_evaluator(build: Callable[..., Model]) -> None:
+    """onnx's evaluator sums x, not |x|, for the L1 norm: ONNX Runtime and OpenVINO agree on what the standard says."""
+    node = helper.make_node("LpNormalization", ["x"], ["y"], "norm", axis=1, p=1)
+    model = build([node], {"x": ["batch", 4]}, {"y": ["batch", 4]})
+    x = np.array([[1, -2, 3, -4]], np.float32)
+    for target in TARGETS:
+        with edgerun.load(registry.target(target).compile(model, ONE)) as session:
+            np.testing.assert_allclose(session.run({"x": x})["y"], x / 10, rtol=1e-6)
+    with pytest.raises(GateFailed, match="against reference"):  # its own runtime is no second opinion
+        edgerun.compile(model, "onnxruntime", ONE)
+    if "openvino" in TARGETS:
+        check = edgerun.compile(model, "openvino", ONE).check
+        assert check is not None and check.reference.startswith("onnxruntime")
+
+
+def test_strings_need_real_feeds(build: Callable[..., Model]) -> None:
+    node = helper.make_node("StringConcat", ["a", "b"], ["c"], "concat")
+    model = build([node], {"a": [2], "b": [2]}, {"c": [2]}, opset=20, dtype=TensorProto.STRING)
+    with pytest.raises(EdgerunError, match="real feeds"):
+        edgerun.compile(model, "onnxruntime", ONE)
+    feeds = {name: np.array(["x", "ü"], dtype=object) for name in ("a", "b")}
+    engine = edgerun.compile(model, "onnxruntime", ONE, feeds=[feeds])
+    assert engine.check is not None and engine.check.relative_error == 0
+    assert edgerun.load(engine).run(feeds)["c"].tolist() == ["xx", "üü"]
