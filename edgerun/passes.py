@@ -38,6 +38,7 @@ class Converter(Protocol):
     summary: str
     requires: tuple[str, ...]  # importable module names
     extra: str  # the pip extra that brings them
+    newest_opset: int  # that it writes unless asked for another
 
     def recognises(self, source: Any) -> bool: ...
     def convert(self, source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion: ...
@@ -110,7 +111,7 @@ class Request:
     calibration: Calibration | None = None
     ranges: str = "auto"
     keep_float: frozenset[str] = frozenset()
-    memory_cap: int = 512 << 20
+    memory_cap: int = 256 << 20
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
 

@@ -28,7 +28,7 @@ needs_calibration = True
 scheme = "w8a8"
 
 SAMPLE_BUDGET = 1 << 18  # elements kept of each activation over all batches
-EQUALIZE_SAMPLES, SEARCH_SAMPLES, CORRECT_SAMPLES, PROOF_SAMPLES = 32, 24, 64, 48
+EQUALIZE_SAMPLES, SEARCH_SAMPLES, CORRECT_SAMPLES, PROOF_SAMPLES = 16, 8, 32, 16
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 
 

@@ -27,7 +27,7 @@ import click
 @click.option("--keep-float", multiple=True, metavar="NODE", help="Leave this node in float. Repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many calibration samples.")
 @click.option(
-    "--memory-cap", type=click.IntRange(min=16), default=512, show_default=True, metavar="MIB", help="For activations."
+    "--memory-cap", type=click.IntRange(min=16), default=256, show_default=True, metavar="MIB", help="For activations."
 )
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was decided and measured as JSON.")

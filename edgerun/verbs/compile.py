@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from edgerun.model import Model
 
 RELATIVE_ERROR = 1e-3  # of float models: max |y - r| / max |r|, every output
-SQNR_DB = 20.0  # of models that round (Q/DQ, float16): a tie that falls the other way moves a whole step
+# Of models that round (Q/DQ, float16). A tie that falls the other way moves a whole step and everything behind it:
+# on a quantized MobileNetV2 ONNX Runtime with and without its optimizations agrees with itself to 20 dB, and both are
+# as near to the float model. So the float model is the judge where it is known, and else the bound is a low one.
+SQNR_DB = 10.0
+SQNR_LOSS_DB = 3.0  # how much further from the float model the engine may be than the reference is
 ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"})
 LIGHT_MACS, LIGHT_WEIGHTS = 25e6, 20e6  # above either, the evaluator takes too long
 LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
@@ -30,11 +34,17 @@ Pair = tuple[Feeds, dict[str, np.ndarray]]
 
 
 def compile(
-    model: Model | str | Path, target: str, options: Options | None = None, *, feeds: Sequence[Feeds] = ()
+    model: Model | str | Path,
+    target: str,
+    options: Options | None = None,
+    *,
+    feeds: Sequence[Feeds] = (),
+    original: Model | None = None,
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
 
-    `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3.
+    `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
+    the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
     Raises Unsupported with the nodes that cannot run, and GateFailed when the engine computes something else.
     """
     from edgerun.model import Model
@@ -46,10 +56,12 @@ def compile(
         more = f", and {len(named) - 5} more" if len(named) > 5 else ""
         raise Unsupported(f"the model does not run on {target}", got="; ".join(named[:5]) + more)
     engine = found.compile(model, options)
-    return replace(engine, check=self_check(model, engine, options, feeds))
+    return replace(engine, check=self_check(model, engine, options, feeds, original))
 
 
-def self_check(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds] = ()) -> SelfCheck:
+def self_check(
+    model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds] = (), original: Model | None = None
+) -> SelfCheck:
     """Run `engine` and a reference on the same feeds. Raises GateFailed naming the worst output.
 
     Where the engine differs from the first reference, it may still meet another one that is not its own runtime:
@@ -61,23 +73,23 @@ def self_check(model: Model, engine: Engine, options: Options, feeds: Sequence[F
             if refusal and truth.target == engine.target:
                 continue
             try:
-                return _judged(model, engine, session, truth)
+                return _judged(model, engine, session, truth, original)
             except GateFailed as error:
                 refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises
     raise refusal
 
 
-def _judged(model: Model, engine: Engine, session: Session, truth: _Truth) -> SelfCheck:
-    totals = dict.fromkeys((spec.name for spec in model.outputs), Difference())
-    for feed, wanted in truth.pairs:
-        got = _run(session, feed)
-        for name, want in wanted.items():
-            totals[name] += _difference(name, want, got[name])
-    rounds = _rounds(model)
+def _judged(model: Model, engine: Engine, session: Session, truth: _Truth, original: Model | None) -> SelfCheck:
+    wanted = [outputs for _, outputs in truth.pairs]
+    got = [_run(session, feed) for feed, _ in truth.pairs]
+    totals, rounds = _totals(wanted, got), _rounds(model)
     worst = min(totals, key=lambda n: totals[n].sqnr_db if rounds else -totals[n].relative_error)
     error = totals[worst]
-    if not (error.sqnr_db >= SQNR_DB if rounds else error.relative_error <= RELATIVE_ERROR):
+    agreed = error.sqnr_db >= SQNR_DB if rounds else error.relative_error <= RELATIVE_ERROR
+    if rounds and not agreed and original is not None:
+        agreed = _as_near(original, [feed for feed, _ in truth.pairs], wanted, got)
+    if not agreed:
         raise GateFailed(
             f"the engine for {engine.target} does not compute what the model says: output {worst!r}",
             got=f"SQNR {error.sqnr_db:.1f} dB, relative error {error.relative_error:.2g} against {truth.label}",
@@ -86,6 +98,28 @@ def _judged(model: Model, engine: Engine, session: Session, truth: _Truth) -> Se
         )
     shapes = dict.fromkeys(", ".join(f"{n}{list(a.shape)}" for n, a in feed.items()) for feed, _ in truth.pairs)
     return SelfCheck(truth.label, len(truth.pairs), tuple(shapes), worst, error.relative_error, error.sqnr_db)
+
+
+def _as_near(
+    original: Model, feeds: Sequence[Feeds], reference: Sequence[Mapping[str, np.ndarray]], got: Sequence[Any]
+) -> bool:
+    """Whether the engine's outputs are as near to the float model's as the reference's are, to SQNR_LOSS_DB."""
+    name, own = HEAVY
+    target = registry.target(name)
+    with target.load(target.compile(original, own), own) as session:
+        exact = [session.run(feed) for feed in feeds]
+    ours, theirs = _totals(exact, got), _totals(exact, reference)
+    return all(ours[n].sqnr_db >= theirs[n].sqnr_db - SQNR_LOSS_DB for n in ours)
+
+
+def _totals(
+    wanted: Sequence[Mapping[str, np.ndarray]], got: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Difference]:
+    totals = dict.fromkeys(wanted[0], Difference())
+    for want, have in zip(wanted, got, strict=True):
+        for name, array in want.items():
+            totals[name] += _difference(name, array, have[name])
+    return totals
 
 
 def _run(session: Session, feed: Feeds) -> dict[str, np.ndarray]:

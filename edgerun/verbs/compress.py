@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Progress = Callable[[str, int, int], None]
-DEFAULT_CAP = 512 << 20  # bytes of activations
+DEFAULT_CAP = 256 << 20  # bytes of activations
 MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are chosen, whatever the target is
 
 
@@ -77,7 +77,7 @@ def compress(
     request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), memory_cap, progress)
     request.found |= {"target": target, "scheme": scheme, "random data": data.random}
     result = quantize.apply(name, model, request)
-    engine = _proven(result, target, data)
+    engine = _proven(result, model, target, data)
     if output is not None:
         files.refuse_overwrite(Path(output), force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
@@ -93,11 +93,11 @@ def check_ranges(name: str) -> None:
         raise unknown("range estimator", name, ("auto", *ESTIMATORS))
 
 
-def _proven(result: Model, target: str, data: Data) -> Engine:
+def _proven(result: Model, original: Model, target: str, data: Data) -> Engine:
     from edgerun.verbs.compile import compile
 
     feeds = [feeds for _, feeds in zip(range(2), data, strict=False)]
-    return compile(result, target, feeds=feeds)
+    return compile(result, target, feeds=feeds, original=original)
 
 
 def _open(graph: ir.Model) -> Session:
@@ -136,10 +136,14 @@ def _check_names(model: Model, keep_float: Iterable[str]) -> None:
 
 
 def _batch(model: Model, memory_cap: int) -> int:
-    """Samples a batch may have under the cap: both streams of the search hold every activation once, at worst."""
-    per_sample = 0.0
+    """Samples a batch may have under the cap, between 1 and 32.
+
+    Runtimes free what nobody will read again: at the fullest moment of the search about a dozen tensors of the
+    largest one's size are alive (both streams, their rounded copies, layout copies).
+    """
+    largest = 1
     for node in model.ir.graph:
         for value in node.outputs:
             dims = [d if isinstance(d, int) else 1 for d in list(value.shape or ())]
-            per_sample += 4 * float(np.prod(dims)) if dims else 4
-    return int(np.clip(memory_cap / max(2 * per_sample, 1), 1, 32))
+            largest = max(largest, 4 * int(np.prod(dims)))
+    return int(np.clip(memory_cap // (12 * largest), 1, 32))
