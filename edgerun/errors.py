@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable, Optional
 
 
 class EdgerunError(Exception):
@@ -11,9 +11,7 @@ class EdgerunError(Exception):
 
     exit_code = 2
 
-    def __init__(
-        self, what: str, *, got: object = None, wanted: Optional[str] = None, do: Optional[str] = None
-    ) -> None:
+    def __init__(self, what: str, *, got: object = None, wanted: str | None = None, do: str | None = None) -> None:
         self.what, self.got, self.wanted, self.do = what, got, wanted, do
         parts = [what]
         if got is not None:

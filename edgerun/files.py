@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, Union
 
 from edgerun.errors import EdgerunError
 
@@ -40,12 +40,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except OSError as error:
-        raise EdgerunError(f"could not write {path}", got=error.strerror or str(error), do="free space or choose another place") from error
+        raise EdgerunError(
+            f"could not write {path}", got=error.strerror or str(error), do="free space or choose another place"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Union[str, Path], data: bytes) -> None:
+def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(data)

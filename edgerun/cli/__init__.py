@@ -6,7 +6,6 @@ import importlib
 import os
 import pkgutil
 import sys
-from typing import Optional
 
 import click
 
@@ -22,7 +21,7 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
         command: click.Command = importlib.import_module(f"edgerun.cli.{cmd_name}").command
