@@ -74,8 +74,9 @@ class Comparison:
         output = self.artefact(model, variant)
         output.parent.mkdir(parents=True, exist_ok=True)
         if variant.ours:
-            options = ["--scheme", "w8a8", "--target", variant.ours, "--calibration", str(model.calibration), "--force"]
+            options = ["--scheme", "w8a8", "--target", variant.ours, "--calibration", str(model.calibration)]
             command = [sys.executable, "-m", "edgerun", "compress", str(model.onnx), "-o", str(output), *options]
+            command += ["--force", "--json"]
         else:
             paths = [str(model.onnx), str(model.calibration), str(output)]
             command = [str(self._python), str(HERE / "peers.py"), variant.name, *paths]
@@ -86,7 +87,7 @@ class Comparison:
             if variant.ours:
                 raise
             return {"failed": last_line(error)}
-        told = {} if variant.ours else json.loads(runs[-1].stdout.strip().splitlines()[-1])
+        told = json.loads(runs[-1].stdout.strip().splitlines()[-1])
         return {
             "wall_s": statistics.median(run.seconds for run in runs),
             "peak_mb": max(run.peak_mb for run in runs),
