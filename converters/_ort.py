@@ -10,15 +10,16 @@ from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds, Runner
 
 
-def runner(path: Path) -> Runner:
-    """A function from feeds to outputs. Raises EdgerunError when ONNX Runtime refuses the file."""
+def runner(model: Path | bytes) -> Runner:
+    """A function from feeds to outputs, of a file or its bytes. Raises EdgerunError when ONNX Runtime refuses it."""
     import onnxruntime as ort  # type: ignore[import-untyped]
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ORT's exceptions share no base class but Exception
         raise EdgerunError("ONNX Runtime refuses the model", got=first_line(error)) from error
     names = [output.name for output in session.get_outputs()]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 summary = "Keras: .keras and .h5 files, model objects"
 requires: tuple[str, ...] = ("keras", "h5py", "torch", "onnx", "onnx_ir", "onnxruntime")
 extra = "keras"
+newest_opset = _normalize.PREFERRED_OPSET
 log = logging.getLogger("edgerun")
 _LAYER_MODULES = (
     "_keras_activations",

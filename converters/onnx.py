@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerun import guard
 from edgerun.converters import _normalize, _ort
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Conversion
 from edgerun.runtime import TensorSpec
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 summary = "ONNX files: checked, normalized, in the opset of the target"
 requires: tuple[str, ...] = ("onnx", "onnx_ir", "onnxruntime")
 extra = "compress"
+newest_opset = guard.NEWEST_OPSET  # a model's own opset stays while the target reads it
 
 
 def recognises(source: Any) -> bool:
@@ -40,8 +41,13 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     path = Path(source)
     guard.check_onnx(path)
     _checked(path)
-    run = _ort.runner(path)
     proto = onnx.load(path)
+    repaired = _normalize.repair_names(proto.graph)
+    run = _ort.runner(proto.SerializeToString() if repaired else path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        if not value.type.HasField("tensor_type"):
+            raise Unsupported(f"{value.name!r} is no tensor", got=value.type.WhichOneof("value"),
+                              do="export the model with tensors at its door")  # fmt: skip
     if _normalize.opset_of(proto) != (wish := _normalize.fitting_opset(_normalize.opset_of(proto), opset)):
         proto = _normalize.to_opset(proto, wish)
     _set_inputs(proto, inputs)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerun.converters import _torch_export, _torch_files
+from edgerun.converters import _normalize, _torch_export, _torch_files
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
@@ -21,6 +21,7 @@ from edgerun.runtime import TensorSpec
 summary = "PyTorch: state_dict with --factory, TorchScript, .pt2, nn.Module"
 requires: tuple[str, ...] = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 extra = "torch"
+newest_opset = _normalize.PREFERRED_OPSET
 log = logging.getLogger("edgerun")
 
 

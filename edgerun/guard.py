@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from edgerun import _wire
@@ -69,7 +69,8 @@ class _Model:
                 elif number == 25:
                     functions.append(_wire.message(value))
             self.header(ir_version, opsets, graph)
-            self.graph(graph or data[:0], 0)
+            if unknown := self.graph(graph or data[:0], 0):
+                raise self.refuse("a value is used that nothing produces", got=min(unknown))
             for function in functions:
                 for number, value in _wire.fields(function):
                     if number == 7:
@@ -104,43 +105,55 @@ class _Model:
                 version = _wire.signed(value)
         return domain, version
 
-    def graph(self, data: memoryview, depth: int) -> None:
+    def graph(self, data: memoryview, depth: int) -> set[str]:
+        """Check one graph; the names it uses and does not define, which must stand in the graph around it."""
         if depth > _DEEPEST:
             raise self.refuse("subgraphs are nested too deeply", wanted=f"at most {_DEEPEST} levels")
         initializers: set[str] = set()
         produced: set[str] = set()
-        outputs = 0
+        inputs: set[str] = set()
+        outputs: set[str] = set()
+        used: set[str] = set()
         for number, value in _wire.fields(data):
             if number == 1:
-                self.unique(self.node(_wire.message(value), depth), produced, "two nodes write the same value")
+                reads, writes = self.node(_wire.message(value), depth)
+                used |= reads
+                self.unique(writes, produced, "two nodes write the same value")
             elif number == 5:
-                self.unique(iter([self.tensor(_wire.message(value))]), initializers, "two initializers share a name")
-            elif number == 12:
-                outputs += 1
+                self.unique([self.tensor(_wire.message(value))], initializers, "two initializers share a name")
+            elif number == 15:  # a sparse initializer is named by its values
+                initializers |= {self.tensor(_wire.message(v)) for n, v in _wire.fields(_wire.message(value)) if n == 1}
+            elif number in (11, 12):
+                names = (_wire.text(v) for n, v in _wire.fields(_wire.message(value)) if n == 1)
+                (inputs if number == 11 else outputs).update(names)
         if both := sorted(initializers & produced):
             raise self.refuse("an initializer is also a node's output", got=both[0])
-        if depth == 0 and outputs == 0:
+        if depth == 0 and not outputs:
             raise self.refuse("the graph has no output; the file may be truncated", do="export it again")
+        return (used | outputs) - initializers - produced - inputs - {""}
 
-    def unique(self, names: Iterator[str], seen: set[str], what: str) -> None:
+    def unique(self, names: Iterable[str], seen: set[str], what: str) -> None:
         for name in filter(None, names):
             if name in seen:
                 raise self.refuse(what, got=name)
             seen.add(name)
 
-    def node(self, data: memoryview, depth: int) -> Iterator[str]:
-        """Check what the node carries; its output names."""
+    def node(self, data: memoryview, depth: int) -> tuple[set[str], list[str]]:
+        """Check what the node carries; the names it reads, its subgraphs included, and those it writes."""
+        inputs: set[str] = set()
         outputs: list[str] = []
         for number, value in _wire.fields(data):
-            if number == 2:
+            if number == 1:
+                inputs.add(_wire.text(value))
+            elif number == 2:
                 outputs.append(_wire.text(value))
             elif number == 5:
                 for kind, part in _wire.fields(_wire.message(value)):
                     if kind in (5, 10):
                         self.tensor(_wire.message(part))
                     elif kind in (6, 11):
-                        self.graph(_wire.message(part), depth + 1)
-        return iter(outputs)
+                        inputs |= self.graph(_wire.message(part), depth + 1)
+        return inputs, outputs
 
     def tensor(self, data: memoryview) -> str:
         """Check declared size against stored bytes; the tensor's name."""

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgerun import files, guard
 from edgerun.errors import EdgerunError
 from edgerun.runtime.spec import TensorSpec
@@ -69,7 +71,12 @@ class Model:
         import onnx_ir as ir
 
         guard.check_onnx(Path(path))
-        return cls.of(ir.load(path))
+        try:
+            return cls.of(ir.load(path))
+        except EdgerunError:
+            raise
+        except Exception as error:  # protobuf's, onnx_ir's and Python's own: damage that sizes alone don't show
+            raise EdgerunError(f"{path}: the file is damaged", got=str(error)[:300], do="export it again") from error
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> Model:
@@ -149,6 +156,28 @@ class Model:
         if self.preprocessing is not None:
             texts[PREPROCESSING] = json.dumps(self.preprocessing, sort_keys=True)
         return texts
+
+
+def without_weights(model: onnx_ir.Model, least: int = 1024) -> tuple[bytes, dict[str, np.ndarray]]:
+    """The graph as protobuf in which initializers of `least` bytes and more are named as external, and these as arrays.
+
+    Nothing is copied; the arrays share memory with `model`.
+    """
+    import onnx_ir as ir
+
+    held: dict[str, ir.TensorProtocol] = {}
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.const_value.nbytes >= least:
+            tensor = held[name] = value.const_value
+            value.const_value = ir.ExternalTensor(
+                "weights", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            )  # type: ignore[arg-type]
+    try:
+        data = ir.to_proto(model).SerializeToString()
+    finally:
+        for name, tensor in held.items():
+            model.graph.initializers[name].const_value = tensor
+    return data, {name: tensor.numpy() for name, tensor in held.items()}
 
 
 def _specs(values: Any) -> tuple[TensorSpec, ...]:

@@ -24,7 +24,13 @@ from edgerun import errors
 from edgerun.errors import EdgerunError
 
 log = logging.getLogger("edgerun")
-_OUT_OF_MEMORY = ("bad_alloc", "can't allocate memory", "Cannot allocate memory", "Unable to allocate")
+_OUT_OF_MEMORY = (
+    "bad_alloc",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "Unable to allocate",
+    "failed to map segment",
+)
 _BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.sandbox import child; child({folder!r})"
 
 

@@ -22,7 +22,7 @@ import click
 @click.option("--factory", metavar="MODULE:CALLABLE", help="Builds the nn.Module that a state_dict belongs to.")
 @click.option("--from", "converter", metavar="NAME", help="The converter to use, instead of asking the file.")
 @click.option("--target", default="onnxruntime", show_default=True, help="Whose opset and IR limits to keep.")
-@click.option("--opset", type=int, help="The ONNX opset to write, instead of the preferred one.")
+@click.option("--opset", type=int, help="The newest ONNX opset to write, instead of the preferred one.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgerun import __version__, files, guard, parity, registry, sandbox
 from edgerun.converters import _ort
+from edgerun.converters._normalize import OLDEST_OPSET
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model, Step
 from edgerun.parity import Parity
@@ -19,8 +20,6 @@ from edgerun.runtime import TensorSpec
 
 __all__ = ["Parity", "convert"]
 log = logging.getLogger("edgerun")
-PREFERRED_OPSET = 21  # carries 16-bit and blocked Q/DQ, and is read by every runtime since 2024
-OLDEST_OPSET = 13
 
 
 def convert(
@@ -39,7 +38,7 @@ def convert(
 
     A file is read and compared in a limited child process (`limits`); an object in this one. `inputs` are specs such
     as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch state_dict; `converter` is found
-    from the source when None; `opset` is at most what `target` reads. The figures of the comparison with the source
+    from the source when None; `opset` is the newest to write, at most what `target` reads. The figures of the comparison with the source
     are in the last Step of the history: `Parity.of(model)`.
 
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
@@ -48,12 +47,11 @@ def convert(
     if output is not None:
         files.refuse_overwrite(Path(output), force)
     specs = [TensorSpec.parse(spec) if isinstance(spec, str) else spec for spec in inputs]
-    wanted = _opset(target, opset)
     is_file = isinstance(source, (str, Path))
     if is_file:
         guard.check_file(Path(source))
     name = converter or _recognised(source)
-    _usable(name)
+    wanted = _opset(target, opset, _usable(name).newest_opset)
     with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
         folder, texts = Path(temporary), [str(spec).removeprefix(":") for spec in specs]
         log.info("converters/%s reads %s", name, source if is_file else type(source).__name__)
@@ -105,10 +103,10 @@ def _gate(result: Parity) -> GateFailed:
     )
 
 
-def _opset(target: str, opset: int | None) -> int:
+def _opset(target: str, opset: int | None, preferred: int) -> int:
     newest = registry.target(target).limits().opset
     if opset is None:
-        return min(PREFERRED_OPSET, newest)
+        return min(preferred, newest)
     if not OLDEST_OPSET <= opset <= newest:
         raise EdgerunError(f"target {target!r} cannot use this opset", got=opset, wanted=f"{OLDEST_OPSET} to {newest}")
     return opset
@@ -123,10 +121,11 @@ def _recognised(source: Any) -> str:
                        do="name the converter with --from, if the file's name misleads")  # fmt: skip
 
 
-def _usable(name: str) -> None:
-    converter: Converter = registry.converter(name)
+def _usable(name: str) -> Converter:
+    converter = registry.converter(name)
     if reason := registry.missing(converter.requires, converter.extra):
         raise Unsupported(f"converter {name!r} is unavailable here", got=reason)
+    return converter
 
 
 def _load(path: Path) -> Model:
