@@ -28,10 +28,11 @@ def replacing(path: Path) -> Iterator[Path]:
     The bytes are synced before the rename, so that a power cut leaves the old file or the new one.
     A full disk becomes an EdgerunError that names the place.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -44,7 +45,8 @@ def replacing(path: Path) -> Iterator[Path]:
             f"could not write {path}", got=error.strerror or str(error), do="free space or choose another place"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -169,9 +169,8 @@ def without_weights(model: onnx_ir.Model, least: int = 1024) -> tuple[bytes, dic
     for name, value in model.graph.initializers.items():
         if value.const_value is not None and value.const_value.nbytes >= least:
             tensor = held[name] = value.const_value
-            value.const_value = ir.ExternalTensor(
-                "weights", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
-            )  # type: ignore[arg-type]
+            shape = ir.Shape(tensor.shape.numpy())
+            value.const_value = ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
     try:
         data = ir.to_proto(model).SerializeToString()
     finally:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, drop_node, set_constant, sole_consumer
+from edgerun.quantize.graphs.edit import constant, drop_node, row_bias, set_constant, sole_consumer
 from edgerun.quantize.numerics.batchnorm import affine, fold_into, fold_onward
 
 if TYPE_CHECKING:
@@ -59,11 +59,11 @@ def fold_batchnorm(graph: ir.Graph) -> int:
 
 def _fold_one(graph: ir.Graph, node: ir.Node, norm: ir.Node) -> bool:
     weight = constant(node.inputs[1])
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     scale, shift, mean, variance = (constant(v) for v in norm.inputs[1:5])
     if weight is None or scale is None or shift is None or mean is None or variance is None:
         return False
-    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
+    start = row_bias(node, len(scale))
+    if start is None or len(norm.outputs) != 1:
         return False
     if node.op_type == "Gemm" and any(node.attributes.get_float(k, 1.0) != 1.0 for k in ("alpha", "beta")):
         return False
@@ -73,7 +73,6 @@ def _fold_one(graph: ir.Graph, node: ir.Node, norm: ir.Node) -> bool:
     if node.op_type == "Gemm":
         axis = 0 if node.attributes.get_int("transB", 0) else 1
     epsilon = norm.attributes.get_float("epsilon", 1e-5)
-    start = np.zeros(len(scale), weight.dtype) if bias is None else np.broadcast_to(bias.reshape(-1), scale.shape)
     new_weight, new_bias = fold_into(
         weight, start, scale, shift, mean, variance, epsilon, axis, group if transposed else 1
     )
@@ -113,6 +112,8 @@ def _affine_reader(value: ir.Value, positive: bool) -> ir.Node | None:
         ) and node.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID")  # fmt: skip
         # Behind one position per channel, every flattening order is the channel order.
         flat = node.op_type in ("Flatten", "Reshape", "Transpose", "Squeeze") and _one_position(node.inputs[0])
+        if node.op_type == "Transpose" and node.attributes.get_ints("perm", [1])[0] != 0:
+            flat = False
         if not (pool or flat):
             return None
         value = node.outputs[0]
@@ -129,9 +130,7 @@ def _one_position(value: ir.Value | None) -> bool:
 
 def _fold_into_reader(graph: ir.Graph, node: ir.Node, gain: np.ndarray, shift: np.ndarray) -> bool:
     weight = constant(node.inputs[1])
-    has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
-    bias = constant(node.inputs[2]) if has_bias else None
-    if weight is None or (has_bias and bias is None) or node.op_type == "MatMul":
+    if weight is None or node.op_type == "MatMul":
         return False
     if node.op_type == "Conv":
         padded = any(node.attributes.get_ints("pads", [])) and bool(np.any(shift))
@@ -145,6 +144,9 @@ def _fold_into_reader(graph: ir.Graph, node: ir.Node, gain: np.ndarray, shift: n
             return False
         axis, group = (1 if node.attributes.get_int("transB", 0) else 0), 1
     if weight.shape[axis] * group != len(gain):
+        return False
+    bias = row_bias(node, weight.shape[1] if axis == 0 else weight.shape[0])
+    if bias is None:
         return False
     new_weight, new_bias = fold_onward(weight, bias, gain, shift, axis, group)
     set_constant(graph, node, 1, new_weight)

@@ -6,7 +6,8 @@ nearest to the float one at the model's outputs, and bias correction stays when 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
 from edgerun.quantize import fold
-from edgerun.quantize.graphs import edit, equalize, placement, qdq, statistics, twin
+from edgerun.quantize.graphs import correction, edit, equalize, placement, qdq, statistics
 from edgerun.quantize.numerics import grid, ranges
 from edgerun.quantize.numerics.grid import Grid
 
@@ -28,33 +29,55 @@ needs_calibration = True
 scheme = "w8a8"
 
 SAMPLE_BUDGET = 1 << 18  # elements kept of each activation over all batches
-EQUALIZE_SAMPLES, SEARCH_SAMPLES, CORRECT_SAMPLES, PROOF_SAMPLES = 16, 8, 32, 16
+EQUALIZE_SAMPLES, SEARCH_SAMPLES, CORRECT_SAMPLES = 16, 8, 32
+CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the float model computes on a batch: its outputs, and each correctable layer's mean."""
+
+    feeds: Feeds
+    outputs: dict[str, np.ndarray]
+    means: dict[str, np.ndarray]
 
 
 def apply(model: ir.Model, request: Request) -> ir.Model:
     """Quantize `model`. Raises Unsupported when nothing in it has an integer kernel on the target."""
+    _refuse_quantized(model)
     fold.apply(model)
+    _check_kept(model, request)
     _equalize(model, request)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
     if not plan.compute:
-        wanted = ", ".join(sorted(request.rules.compute))
-        raise Unsupported(
-            "nothing in this model runs on integers on the target", wanted=f"float32 {wanted} with constant weights"
-        )
+        wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
+        raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     observed = _observe(model, plan, request)
-    name, grids, shifts = _choose(model, plan, observed, request)
-    plain = _quantized(model, grids, None, request)
-    corrected = _quantized(model, grids, shifts, request)
-    reached = {"plain": _sqnr(model, plain, request), "bias corrected": _sqnr(model, corrected, request)}
-    kept = max(reached, key=lambda key: reached[key])
-    request.found |= {
-        "ranges": name,
-        "bias correction": kept != "plain",
-        "calibration SQNR (dB)": round(reached[kept], 2),
-    }
+    truths = _truths(model, plan, request)
+    name, grids = _choose(model, plan, observed, truths, request)
+    _, shifts = _stream(model, plan, grids, truths, "bias correction", request)
+    plain, moved = _quantized(model, grids, {}, request), _quantized(model, grids, shifts, request)
+    reached = {False: _sqnr(plain, truths, request), True: _sqnr(moved, truths, request)}
+    pays = reached[True] > reached[False]
+    request.found |= {"ranges": name, "bias correction": pays, "calibration SQNR (dB)": round(reached[pays], 2)}
     request.found |= {"integer nodes": len(plan.compute), "quantized activations": len(plan.points)}
-    return plain if kept == "plain" else corrected
+    return moved if pays else plain
+
+
+def _refuse_quantized(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") or "Integer" in node.op_type:
+            raise EdgerunError("the model is quantized already", got=f"{node.op_type} {node.name!r}",
+                               wanted="a float model", do="compress the model that it was made from")  # fmt: skip
+
+
+def _check_kept(model: ir.Model, request: Request) -> None:
+    candidates = {str(n.name) for n in model.graph if n.op_type in request.rules.compute | request.rules.join}
+    for name in request.keep_float:
+        if name not in candidates:
+            wanted = f"the name of a {', '.join(sorted(request.rules.compute | request.rules.join))} node"
+            raise EdgerunError(f"keeping {name!r} in float has no effect: it is never quantized", wanted=wanted)
 
 
 def _batches(request: Request, samples: int | None, stage: str) -> Iterator[Feeds]:
@@ -93,7 +116,7 @@ def _observe(model: ir.Model, plan: placement.Plan, request: Request) -> dict[st
     total = len(request.calibration or ())
     per_batch = max(statistics.LEAST, SAMPLE_BUDGET // max(total, 1))
     with request.open(statistics.with_probes(model, names, per_batch)) as session:
-        observed = statistics.observe(session.run, _batches(request, None, "ranges"), names)
+        observed = statistics.observe(session.run, _batches(request, None, "ranges"), names, SAMPLE_BUDGET)
     for name, seen in observed.items():
         if not np.isfinite([seen.low, seen.high]).all():
             raise EdgerunError(f"activation {name!r} is not finite on the calibration data", got=(seen.low, seen.high),
@@ -111,88 +134,121 @@ def _grids(
         sample = np.concatenate([s.sample for s in seen])
         low, high = ranges.ESTIMATORS[estimator](min(s.low for s in seen), max(s.high for s in seen), sample)
         cap = min(qdq.upper(value.producer()) for value in values)
-        grids[group] = grid.asymmetric(low, min(high, cap), dtype)
+        # A cap per channel that lies far below what other channels reach is no end for the whole tensor.
+        grids[group] = grid.asymmetric(low, min(high, cap) if high <= CAP_SLACK * cap else high, dtype)
     return grids
 
 
-def _choose(
-    model: ir.Model, plan: placement.Plan, observed: Mapping[str, statistics.Observed], request: Request
-) -> tuple[str, dict[str, Grid], dict[str, np.ndarray]]:
-    """The estimator (asked for, or the best of SEARCH), its grids, and each layer's bias shift by its bias holder."""
-    names = SEARCH if request.ranges == "auto" else (request.ranges,)
-    weights = {str(node.name): grid.dequantize(grid.quantize(w)) for node, w, grid in _weights(plan)}
-    dtype = request.rules.activation
-    tried: dict[str, float] = {}
-    for name in names if len(names) > 1 else ():
-        grids = _grids(plan, observed, name, dtype)
-        tried[name], _ = _twin(model, plan, grids, weights, SEARCH_SAMPLES, f"trying {name}", request)
-        if name.startswith("shrink") and tried[name] < max(tried.values()):
-            # Tighter ranges have stopped paying: a still tighter one will not either.
-            tried |= {later: -np.inf for later in names if later.startswith("shrink") and later not in tried}
-    best = max(tried, key=lambda key: tried[key]) if tried else names[0]
-    if tried:
-        request.found["tried (dB)"] = {name: round(db, 2) for name, db in tried.items() if np.isfinite(db)}
-    grids = _grids(plan, observed, best, dtype)
-    _, shifts = _twin(model, plan, grids, weights, CORRECT_SAMPLES, "bias correction", request)
-    return best, grids, shifts
-
-
-def _twin(
-    model: ir.Model, plan: placement.Plan, grids: Mapping[str, Grid], weights: Mapping[str, np.ndarray], samples: int,
-    stage: str, request: Request,
-) -> tuple[float, dict[str, np.ndarray]]:  # fmt: skip
-    """SQNR (dB, mean over outputs) of the corrected quantized stream, and the mean shift by bias holder's name."""
-    built = twin.build(model, plan, grids, weights)
-    totals = [Difference() for _ in built.outputs]
-    sums: dict[str, np.ndarray] = {}
-    count = 0
-    with request.open(built.model) as session:
-        for feeds in _batches(request, samples, stage):
+def _truths(model: ir.Model, plan: placement.Plan, request: Request) -> list[Truth]:
+    """The float model on the batches that the search, the correction and the check share."""
+    names = _numeric_outputs(model)
+    found: list[Truth] = []
+    with request.open(correction.with_means(model, plan)) as session:
+        for feeds in _batches(request, CORRECT_SAMPLES, "float reference"):
             out = session.run(feeds)
-            for holder, probe in built.shifts.items():
-                sums[holder] = sums.get(holder, np.float64(0)) + out[probe].reshape(-1).astype(np.float64) * _rows(
-                    feeds
-                )
-            totals = [t + Difference.of(out[a], out[b]) for t, (a, b) in zip(totals, built.outputs, strict=True)]
-            count += _rows(feeds)
-    return _decibels(totals), {holder: total / count for holder, total in sums.items()}
+            means = {name: array for name, array in out.items() if name.startswith(correction.MEANS)}
+            found.append(Truth(feeds, {name: out[name] for name in names}, means))
+    return found
 
 
-def _decibels(totals: list[Difference]) -> float:
+def _numeric_outputs(model: ir.Model) -> list[str]:
+    """The outputs that have an SQNR. Raises Unsupported when there is none."""
+    import onnx_ir as ir
+
+    names = [str(value.name) for value in model.graph.outputs if value.dtype != ir.DataType.STRING]
+    if not names:
+        raise Unsupported("the model has no numeric output to compare", do="add the scores as an output")
+    return names
+
+
+def _choose(
+    model: ir.Model,
+    plan: placement.Plan,
+    observed: Mapping[str, statistics.Observed],
+    truths: Sequence[Truth],
+    request: Request,
+) -> tuple[str, dict[str, Grid]]:
+    """The estimator (asked for, or the best of SEARCH on a few samples) and its grids."""
+    dtype = request.rules.activation
+    if request.ranges != "auto":
+        return request.ranges, _grids(plan, observed, request.ranges, dtype)
+    few = truths[: max(1, -(-SEARCH_SAMPLES // _rows(truths[0].feeds)))]
+    tried: dict[str, float] = {}
+    for name in SEARCH:
+        # Tighter ranges have stopped paying: a still tighter one will not start to.
+        if name == "shrink80" and tried["shrink90"] < tried["minmax"]:
+            continue
+        grids = _grids(plan, observed, name, dtype)
+        tried[name], _ = _stream(model, plan, grids, few, f"trying {name}", request)
+    best = max(tried, key=lambda key: tried[key])
+    request.found["tried (dB)"] = {name: round(db, 2) for name, db in tried.items()}
+    return best, _grids(plan, observed, best, dtype)
+
+
+def _stream(
+    model: ir.Model,
+    plan: placement.Plan,
+    grids: Mapping[str, Grid],
+    truths: Sequence[Truth],
+    stage: str,
+    request: Request,
+) -> tuple[float, dict[str, np.ndarray]]:
+    """SQNR (dB) of the corrected quantized stream, and the mean shift by bias holder's name."""
+    weights = {str(node.name): grid.dequantize(grid.quantize(w)) for node, w, grid in _weights(plan, request)}
+    found = correction.layers(plan)
+    shifts = {str(layer.holder.name): np.zeros(1) for layer in found}
+    totals = dict.fromkeys(truths[0].outputs, Difference())
+    rows = [_rows(truth.feeds) for truth in truths]
+    with request.open(correction.corrected(model, plan, grids, weights)) as session:
+        for index, truth in enumerate(truths):
+            out = session.run({**truth.feeds, **truth.means})
+            for layer in found:
+                share = rows[index] / sum(rows)
+                shifts[str(layer.holder.name)] = shifts[str(layer.holder.name)] + share * out[layer.shift].reshape(-1)
+            totals = {name: total + Difference.of(truth.outputs[name], out[name]) for name, total in totals.items()}
+            request.progress(stage, sum(rows[: index + 1]), sum(rows))
+    return _decibels(totals), shifts
+
+
+def _decibels(totals: Mapping[str, Difference]) -> float:
     """The mean over outputs; an exact output counts as 120 dB."""
-    return float(np.mean([min(total.sqnr_db, 120.0) for total in totals]))
+    return float(np.mean([min(total.sqnr_db, 120.0) for total in totals.values()]))
 
 
-def _weights(plan: placement.Plan) -> Iterator[tuple[ir.Node, np.ndarray, Grid]]:
+def _weights(plan: placement.Plan, request: Request) -> Iterator[tuple[ir.Node, np.ndarray, Grid]]:
     """Each weighted node with its float weight and its per-channel grid."""
     for node in plan.weights:
         weight = edit.constant(node.inputs[1])
         assert weight is not None
         axis = placement.weight_axis(node)
-        yield node, weight, grid.symmetric(grid.channel_bounds(weight, axis), axis=axis)
+        bounds = grid.channel_bounds(weight, axis)
+        if not np.isfinite(bounds).all():
+            raise EdgerunError(f"the weight of {node.name!r} is not finite", do="repair the float model")
+        yield node, weight, grid.symmetric(bounds, axis=axis, steps=63 if request.rules.reduced_range else 127)
 
 
 def _quantized(
-    model: ir.Model, grids: Mapping[str, Grid], shifts: Mapping[str, np.ndarray] | None, request: Request
+    model: ir.Model, grids: Mapping[str, Grid], shifts: Mapping[str, np.ndarray], request: Request
 ) -> ir.Model:
     """A Q/DQ clone of the float `model`, with biases moved by `shifts`."""
     result = model.clone()
     graph = result.graph
     plan = placement.plan(graph, request.rules, request.keep_float)
     if shifts:
-        for layer in twin.correctable(plan):
+        for layer in correction.layers(plan):
             bias = edit.constant(layer.bias)
-            moved = shifts[str(layer.holder.name)] + (0.0 if bias is None else bias)
+            moved = shifts[str(layer.holder.name)] + (0.0 if bias is None else bias.reshape(-1))
             edit.set_constant(
                 graph, layer.holder, layer.index, moved.astype(np.float32), name=f"{layer.holder.name}/bias"
             )
     scale = {str(value.name): grids[group].scale for value, group in plan.points.items()}
-    for node, weight, weight_grid in list(_weights(plan)):
+    for node, weight, weight_grid in list(_weights(plan, request)):
         input_scale = scale[str(node.inputs[0].name)]  # type: ignore[union-attr]
-        bias = edit.constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if bias is not None:
-            weight_grid = grid.widen(weight_grid, bias.reshape(-1), input_scale)
-            qdq.store_bias(graph, node, bias.reshape(-1), input_scale, weight_grid)
+        if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            bias = edit.row_bias(node, weight.shape[placement.weight_axis(node)])
+            assert bias is not None
+            weight_grid = grid.widen(weight_grid, bias, input_scale)
+            qdq.store_bias(graph, node, bias, input_scale, weight_grid)
         qdq.store_weight(graph, node, weight_grid, weight_grid.quantize(weight))
     qdq.absorb(graph, plan, grids)
     qdq.insert_points(graph, plan, grids)
@@ -200,12 +256,11 @@ def _quantized(
     return result
 
 
-def _sqnr(model: ir.Model, quantized: ir.Model, request: Request) -> float:
-    """SQNR (dB, mean over outputs) of the finished model against the float one, on calibration data."""
-    names = [str(value.name) for value in model.graph.outputs]
-    totals = [Difference() for _ in names]
-    with request.open(model) as reference, request.open(quantized) as session:
-        for feeds in _batches(request, PROOF_SAMPLES, "checking"):
-            wanted, got = reference.run(feeds), session.run(feeds)
-            totals = [t + Difference.of(wanted[n], got[n]) for t, n in zip(totals, names, strict=True)]
+def _sqnr(quantized: ir.Model, truths: Sequence[Truth], request: Request) -> float:
+    """SQNR (dB) of a finished model against the float one, on calibration data."""
+    totals = dict.fromkeys(truths[0].outputs, Difference())
+    with request.open(quantized) as session:
+        for truth in truths:
+            out = session.run(truth.feeds)
+            totals = {name: total + Difference.of(truth.outputs[name], out[name]) for name, total in totals.items()}
     return _decibels(totals)

@@ -163,6 +163,9 @@ def _settings(options: Options) -> Any:
 
 def _open(engine: Engine, settings: Any) -> Any:
     source = engine.payload if isinstance(engine.payload, bytes) else str(engine.payload)
+    if engine.weights:
+        value = _runtime().OrtValue.ortvalue_from_numpy
+        settings.add_external_initializers(list(engine.weights), [value(array) for array in engine.weights.values()])
     try:
         session = _runtime().InferenceSession(source, settings, providers=PROVIDERS)
     except _errors() as error:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from edgerun.errors import EdgerunError
 from edgerun.runtime.spec import TensorSpec
 
@@ -44,7 +46,8 @@ class Engine:
 
     `payload` is what the target's `load` reads; `device` is the fingerprint of the machine it was compiled for;
     `digest` is the SHA-256 of the Model it came from ("" when it was opened from a file without one);
-    `check` is the comparison with the reference that it passed (None: opened from a file, or not compared).
+    `check` is the comparison with the reference that it passed (None: opened from a file, or not compared);
+    `weights` are initializers that `payload` names as external, given as arrays instead of in a file.
     """
 
     target: str
@@ -54,3 +57,4 @@ class Engine:
     device: Mapping[str, str] = field(default_factory=dict)
     digest: str = ""
     check: SelfCheck | None = None
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -11,8 +11,9 @@ import numpy as np
 from edgerun import files, quantize, registry
 from edgerun.data import Data, open_data
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.model import Model
+from edgerun.model import Model, without_weights
 from edgerun.passes import Request
+from edgerun.quantize.fold import infer_shapes
 from edgerun.runtime import Engine, Options, Session
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_CAP = 256 << 20  # bytes of activations
+OLDEST_OPSET = 13
 MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are chosen, whatever the target is
 
 
@@ -53,8 +55,7 @@ def compress(
     Raises EdgerunError for bad input, Unsupported when nothing in the model can be quantized for the target,
     GateFailed when the compiled result does not compute what it says.
     """
-    if output is not None:
-        files.refuse_overwrite(Path(output), force)
+    _refuse_overwrite(output, force)
     name, chosen = quantize.pass_for(scheme), registry.target(target)
     rules = chosen.quantization()
     if scheme not in rules.schemes:
@@ -65,23 +66,55 @@ def compress(
         )
     check_ranges(ranges)
     model = model if isinstance(model, Model) else Model.load(model)
+    _check_model(model)
     _check_names(model, keep_float)
     if calibration is None:
         raise EdgerunError(
             f"{scheme} needs calibration data", do="give --calibration FILE.npz, FOLDER, module:callable, or random"
         )
-    batch = _batch(model, memory_cap)
-    data = calibration if isinstance(calibration, Data) else open_data(
-        calibration, model.inputs, preprocessing=model.preprocessing, batch=batch, limit=limit
-    )  # fmt: skip
+    data = calibration if isinstance(calibration, Data) else _data(model, calibration, memory_cap, limit)
     request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), memory_cap, progress)
     request.found |= {"target": target, "scheme": scheme, "random data": data.random}
     result = quantize.apply(name, model, request)
     engine = _proven(result, model, target, data)
     if output is not None:
-        files.refuse_overwrite(Path(output), force)
+        _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
     return result
+
+
+def _refuse_overwrite(output: str | Path | None, force: bool) -> None:
+    if output is not None:
+        files.refuse_overwrite(Path(output), force)
+        if Path(output).suffix == ".xml":
+            files.refuse_overwrite(Path(output).with_suffix(".bin"), force)
+
+
+def _check_model(model: Model) -> None:
+    opset = model.ir.opset_imports.get("", 0)
+    do = "edgerun convert it first: that brings it up to date"
+    if opset < OLDEST_OPSET:
+        wanted = f"{OLDEST_OPSET} or newer (per-channel Q/DQ)"
+        raise EdgerunError("the model's opset is too old to quantize", got=opset, wanted=wanted, do=do)
+    doubled = [spec.name for spec in model.inputs if spec.name in model.ir.graph.initializers]
+    if doubled:
+        raise EdgerunError("weights are declared as inputs too", got=", ".join(doubled[:5]), do=do)
+
+
+def _data(model: Model, calibration: Any, memory_cap: int, limit: int | None) -> Data:
+    """The calibration data, in batches that fit the cap at the sizes which its first sample has."""
+
+    def opened(batch: int) -> Data:
+        return open_data(calibration, model.inputs, preprocessing=model.preprocessing, batch=batch, limit=limit)
+
+    first = next(iter(opened(1)))
+    sizes = {
+        dim: size
+        for spec in model.inputs
+        for dim, size in zip(spec.shape, first[spec.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
+    return opened(_batch(model, memory_cap, sizes))
 
 
 def check_ranges(name: str) -> None:
@@ -101,10 +134,8 @@ def _proven(result: Model, original: Model, target: str, data: Data) -> Engine:
 
 
 def _open(graph: ir.Model) -> Session:
-    import onnx_ir as ir
-
-    target = registry.target(MEASURER)
-    return target.load(Engine(MEASURER, ir.to_proto(graph).SerializeToString()), Options())
+    data, weights = without_weights(graph)
+    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), Options())
 
 
 class _Known:
@@ -135,15 +166,17 @@ def _check_names(model: Model, keep_float: Iterable[str]) -> None:
             raise unknown("node", name, known)
 
 
-def _batch(model: Model, memory_cap: int) -> int:
+def _batch(model: Model, memory_cap: int, sizes: Mapping[str, int]) -> int:
     """Samples a batch may have under the cap, between 1 and 32.
 
     Runtimes free what nobody will read again: at the fullest moment of the search about a dozen tensors of the
     largest one's size are alive (both streams, their rounded copies, layout copies).
     """
     largest = 1
-    for node in model.ir.graph:
+    inferred = model.clone()
+    infer_shapes(inferred)
+    for node in inferred.graph:
         for value in node.outputs:
-            dims = [d if isinstance(d, int) else 1 for d in list(value.shape or ())]
+            dims = [d if isinstance(d, int) else sizes.get(str(d.value), 1) for d in list(value.shape or ())]
             largest = max(largest, 4 * int(np.prod(dims)))
     return int(np.clip(memory_cap // (12 * largest), 1, 32))

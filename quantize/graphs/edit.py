@@ -9,6 +9,8 @@ import numpy as np
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_NAMES = "edgerun.names"
+
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array of an initializer, or None when the value is computed or absent."""
@@ -18,20 +20,43 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return array
 
 
+def row_bias(node: ir.Node, channels: int) -> np.ndarray | None:
+    """The constant bias of a Conv or Gemm as `[C]` (zeros when there is none), or None when it is no such bias.
+
+    A Gemm's C may be a scalar, [N] or [1, N]; a matrix or a column is something else.
+    """
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return np.zeros(channels, np.float32)
+    bias = constant(node.inputs[2])
+    if bias is None or bias.size not in (1, channels) or (bias.ndim > 1 and bias.shape[-1] != bias.size):
+        return None
+    row: np.ndarray = np.broadcast_to(bias.reshape(-1), (channels,))
+    return row
+
+
 def sole_consumer(value: ir.Value | None) -> ir.Node | None:
     """The one node that reads `value`, or None when it is read elsewhere too or is a graph output."""
     if value is None or value.is_graph_output():
         return None
     uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 else None
+    # A reader inside an If or Loop body is not one that could be fused with.
+    return uses[0].node if len(uses) == 1 and uses[0].node.graph is value.graph else None
 
 
 def fresh_name(graph: ir.Graph, wanted: str) -> str:
-    """`wanted`, or `wanted_2`, `wanted_3` … when an initializer has that name."""
+    """`wanted`, or `wanted_2`, `wanted_3` … when a value or a node has that name; it counts as taken from now on."""
+    owner, taken = graph.meta.get(_NAMES, (None, set()))
+    if owner is not graph:  # a clone's notes are its original's
+        taken = {str(v.name) for v in (*graph.inputs, *graph.initializers.values())}
+        for node in graph.all_nodes():
+            taken.add(str(node.name))
+            taken.update(str(output.name) for output in node.outputs)
+        graph.meta[_NAMES] = graph, taken
     name, n = wanted, 1
-    while name in graph.initializers:
+    while name in taken:
         n += 1
         name = f"{wanted}_{n}"
+    taken.add(name)
     return name
 
 
@@ -59,6 +84,7 @@ def set_constant(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, 
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
         node.replace_input_with(index, None)
         graph.initializers.pop(base)
+        graph.meta.get(_NAMES, (None, set()))[1].discard(base)
     node.replace_input_with(index, initializer(graph, base, array))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, initializer, set_constant
+from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, row_bias, set_constant
 from edgerun.quantize.numerics.equalization import Reader, scales
 
 if TYPE_CHECKING:
@@ -51,16 +51,16 @@ def _layer(node: ir.Node) -> bool:
     """A Conv or Gemm whose weight and bias are constants."""
     if node.domain != "" or node.op_type not in ("Conv", "Gemm") or constant(node.inputs[1]) is None:
         return False
-    if len(node.inputs) > 2 and node.inputs[2] is not None and constant(node.inputs[2]) is None:
-        return False
-    plain = node.attributes.get_int("transA", 0) == 0
-    return plain and all(node.attributes.get_float(k, 1.0) == 1.0 for k in ("alpha", "beta"))
+    transposed = node.attributes.get_int("transA", 0) != 0
+    scaled = any(node.attributes.get_float(k, 1.0) != 1.0 for k in ("alpha", "beta"))
+    return not transposed and not scaled and row_bias(node, _output_channels(node)) is not None
 
 
 def _output_channels(node: ir.Node) -> int:
     weight = constant(node.inputs[1])
     assert weight is not None
-    return int(weight.shape[0] if node.op_type == "Conv" or node.attributes.get_int("transB", 0) else weight.shape[1])
+    rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0
+    return int(weight.shape[0 if rows else 1])
 
 
 def _collect(chain: Chain, start: ir.Value) -> bool:
@@ -197,9 +197,10 @@ def _scale_output(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
     rows = node.op_type == "Conv" or bool(node.attributes.get_int("transB", 0))
     shape = (-1, *[1] * (weight.ndim - 1)) if rows else (1, -1)
     set_constant(graph, node, 1, (weight * factors.reshape(shape)).astype(weight.dtype))
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if bias is not None:
-        set_constant(graph, node, 2, (bias.reshape(-1) * factors).astype(bias.dtype))
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = row_bias(node, len(factors))
+        assert bias is not None
+        set_constant(graph, node, 2, (bias * factors).astype(weight.dtype))
 
 
 def _scale_input(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
@@ -223,10 +224,13 @@ def _scale_clip(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
     source, result = node.inputs[0], node.outputs[0]
     assert high is not None and source is not None and result.shape is not None
     cap = (float(high) * factors).reshape(-1, *[1] * (len(result.shape) - 2)).astype(np.float32)
-    relu = ir.node("Relu", [source], name=f"{node.name}/Relu")
-    relu.outputs[0].name, relu.outputs[0].shape, relu.outputs[0].type = f"{result.name}/relu", result.shape, result.type
-    least = ir.node("Min", [relu.outputs[0], initializer(graph, f"{node.name}/cap", cap)], name=f"{node.name}/Min")
-    name, least.outputs[0].shape, least.outputs[0].type = result.name, result.shape, result.type
+    relu = ir.node("Relu", [source], name=fresh_name(graph, f"{node.name}/Relu"))
+    caps = initializer(graph, f"{node.name}/cap", cap)
+    least = ir.node("Min", [relu.outputs[0], caps], name=fresh_name(graph, f"{node.name}/Min"))
+    relu.outputs[0].name = fresh_name(graph, f"{result.name}/relu")
+    name = result.name
+    for made in (relu.outputs[0], least.outputs[0]):
+        made.shape, made.type = result.shape, result.type
     graph.insert_before(node, [relu, least])
     result.replace_all_uses_with(least.outputs[0])
     graph.remove(node, safe=True)

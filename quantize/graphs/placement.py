@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
-from edgerun.quantize.graphs.edit import constant, sole_consumer
+from edgerun.quantize.graphs.edit import constant, row_bias, sole_consumer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -81,6 +81,8 @@ def _computes(node: ir.Node, rules: Quantization) -> bool:
         return weight.ndim == 2 if weight is not None else rules.pair_matmul
     if weight is None:
         return False
+    if node.op_type in ("Conv", "Gemm") and row_bias(node, weight.shape[weight_axis(node)]) is None:
+        return False
     if node.op_type == "Conv" and weight.shape[1] <= rules.float_stem and node.attributes.get_int("group", 1) == 1:
         return False
     if node.op_type == "Gemm":
@@ -113,7 +115,12 @@ def _absorbable(node: ir.Node | None, rules: Quantization) -> bool:
         return low is not None and float(low) == 0.0
     if node.op_type == "Min":
         before = node.inputs[0].producer() if node.inputs[0] is not None else None
-        return before is not None and before.op_type == "Relu" and constant(node.inputs[1]) is not None
+        return (
+            before is not None
+            and before.op_type == "Relu"
+            and len(node.inputs) == 2
+            and constant(node.inputs[1]) is not None
+        )
     return node.op_type == "Relu"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, drop_node, initializer
+from edgerun.quantize.graphs.edit import constant, drop_node, fresh_name, initializer
 from edgerun.quantize.graphs.placement import Plan
 from edgerun.quantize.numerics.grid import Grid, quantize_bias
 
@@ -36,8 +36,8 @@ def absorb(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
 
 
 def upper(node: ir.Node | None) -> float:
-    """The lowest cap that a Clip or a Min with a constant puts on any channel; infinite for other nodes."""
-    if node is None or node.op_type not in ("Clip", "Min"):
+    """The lowest cap that a Clip or a two-input Min with a constant puts on any channel; infinite for other nodes."""
+    if node is None or node.op_type not in ("Clip", "Min") or (node.op_type == "Min" and len(node.inputs) != 2):
         return np.inf
     index = 2 if node.op_type == "Clip" else 1
     cap = constant(node.inputs[index]) if len(node.inputs) > index else None
@@ -46,56 +46,54 @@ def upper(node: ir.Node | None) -> float:
 
 def insert_points(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
     """Put one Q/DQ pair behind every point; all its readers read the dequantized value."""
+    parameters: dict[str, tuple[ir.Value, ir.Value]] = {}
     for value, group in plan.points.items():
-        scale, zero_point = _parameters(graph, group, grids[group])
-        _pair(graph, value, scale, zero_point)
-
-
-def _parameters(graph: ir.Graph, group: str, grid: Grid) -> tuple[ir.Value, ir.Value]:
-    names = f"{group}/scale", f"{group}/zero_point"
-    if names[0] in graph.initializers:
-        return graph.initializers[names[0]], graph.initializers[names[1]]
-    return initializer(graph, names[0], grid.scale), initializer(graph, names[1], grid.zero_point)
+        if group not in parameters:
+            scale = initializer(graph, f"{group}/scale", grids[group].scale)
+            parameters[group] = scale, initializer(graph, f"{group}/zero_point", grids[group].zero_point)
+        _pair(graph, value, *parameters[group])
 
 
 def _pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero_point: ir.Value) -> None:
     import onnx_ir as ir
 
-    uses, name = list(value.uses()), value.name
-    quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=f"{name}/QuantizeLinear")
-    dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero_point], name=f"{name}/DequantizeLinear")
-    stored, result = quantize.outputs[0], dequantize.outputs[0]
-    stored.name, stored.shape = f"{name}/quantized", value.shape
+    uses, name = list(value.uses()), str(value.name)
+    quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=fresh_name(graph, f"{name}/QuantizeLinear"))
+    stored = quantize.outputs[0]
+    back = ir.node("DequantizeLinear", [stored, scale, zero_point], name=fresh_name(graph, f"{name}/DequantizeLinear"))
+    result = back.outputs[0]
+    stored.name, stored.shape = fresh_name(graph, f"{name}/quantized"), value.shape
     stored.type = ir.TensorType(zero_point.dtype)  # type: ignore[arg-type]
-    result.name, result.shape, result.type = f"{name}/dequantized", value.shape, value.type
+    result.name, result.shape, result.type = fresh_name(graph, f"{name}/dequantized"), value.shape, value.type
     for user, index in uses:
         user.replace_input_with(index, result)
     producer = value.producer()
     if producer is None:
-        graph.insert_before(graph[0], [quantize, dequantize])
+        graph.insert_before(graph[0], [quantize, back])
     else:
-        graph.insert_after(producer, [quantize, dequantize])
-    if value.is_graph_output():
+        graph.insert_after(producer, [quantize, back])
+    if value.is_graph_output() and producer is not None:
         graph.outputs[list(graph.outputs).index(value)] = result
-        value.name, result.name = f"{name}/float", name
+        value.name, result.name = fresh_name(graph, f"{name}/float"), name
 
 
 def store_weight(graph: ir.Graph, node: ir.Node, grid: Grid, stored: np.ndarray) -> None:
     """Replace a node's float weight by int8 `stored` and a DequantizeLinear in front of the node."""
-    _constant_pair(graph, node, 1, grid.scale, grid.zero_point, stored, grid.axis)
+    _constant_pair(graph, node, 1, "weight", grid.scale, grid.zero_point, stored, grid.axis)
 
 
 def store_bias(graph: ir.Graph, node: ir.Node, bias: np.ndarray, input_scale: np.ndarray, grid: Grid) -> None:
     """Replace a node's float bias by int32 with scale s_x·s_w and a DequantizeLinear in front of the node."""
     stored, scale = quantize_bias(bias, input_scale, grid)
     zero_point = np.zeros(scale.shape, np.int32)
-    _constant_pair(graph, node, 2, scale, zero_point, stored, 0 if scale.ndim else None)
+    _constant_pair(graph, node, 2, "bias", scale, zero_point, stored, 0 if scale.ndim else None)
 
 
 def _constant_pair(
     graph: ir.Graph,
     node: ir.Node,
     index: int,
+    kind: str,
     scale: np.ndarray,
     zero_point: np.ndarray,
     stored: np.ndarray,
@@ -104,20 +102,21 @@ def _constant_pair(
     import onnx_ir as ir
 
     old = node.inputs[index] if index < len(node.inputs) else None
-    base = old.name if old is not None else f"{node.name}/bias"
+    base = old.name if old is not None and len(list(old.uses())) == 1 else f"{node.name}/{kind}"
     inputs = [
         initializer(graph, f"{base}/quantized", stored),
         initializer(graph, f"{base}/scale", scale),
         initializer(graph, f"{base}/zero_point", zero_point),
     ]
     attributes = {} if axis is None else {"axis": axis}
-    dequantize = ir.node("DequantizeLinear", inputs, attributes=attributes, name=f"{base}/DequantizeLinear")
-    dequantize.outputs[0].name = f"{base}/dequantized"
+    name = fresh_name(graph, f"{base}/DequantizeLinear")
+    dequantize = ir.node("DequantizeLinear", inputs, attributes=attributes, name=name)
+    dequantize.outputs[0].name = fresh_name(graph, f"{base}/dequantized")
     dequantize.outputs[0].shape = ir.Shape(stored.shape)
     dequantize.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.insert_before(node, dequantize)
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
     node.replace_input_with(index, dequantize.outputs[0])
-    if old is not None and old.is_initializer() and not old.uses():
-        graph.initializers.pop(old.name)  # type: ignore[arg-type]
+    if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
+        graph.initializers.pop(str(old.name))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+PREFIX = "edgerun/probe/"
 LEAST = 512  # elements kept of each tensor in each batch, however many batches there are
 
 
@@ -36,8 +37,8 @@ class _Probes:
         graph.outputs.clear()
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        known = self.model.graph.initializers.get(f"edgerun/probe/{name}")
-        return known if known is not None else initializer(self.model.graph, f"edgerun/probe/{name}", array)
+        known = self.model.graph.initializers.get(f"{PREFIX}constant/{name}")
+        return known if known is not None else initializer(self.model.graph, f"{PREFIX}constant/{name}", array)
 
     def emit(self, op: str, inputs: Sequence[ir.Value], name: str, **attributes: int | Sequence[int]) -> ir.Value:
         import onnx_ir as ir
@@ -68,21 +69,21 @@ class _Probes:
 def with_probes(model: ir.Model, names: Sequence[str], per_batch: int) -> ir.Model:
     """A clone of `model` whose only outputs are the probes of the named float tensors.
 
-    For tensor `t`: `t/min` and `t/max` (scalars) and `t/sample` (`[≤ 2·per_batch]`): every k-th element with an odd k,
-    so that the sample does not stay in one column of an even-sized picture.
+    For tensor `t`, behind PREFIX: `t/min` and `t/max` (scalars) and `t/sample` (`[≤ 2·per_batch]`): every k-th
+    element with an odd k, so that the sample does not stay in one column of an even-sized picture.
     """
     probes = _Probes(model)
     numbers = {"flat": -1, "zero": 0, "axis": 0, "end": np.iinfo(np.int64).max, "share": per_batch, "one": 1, "two": 2}
     flat, zero, axis, end, share, one, two = (probes.constant(n, np.array([v], np.int64)) for n, v in numbers.items())
     for name in names:
-        source = probes.values[name]
-        probes.reduce("ReduceMin", source, None, f"{name}/min")
-        probes.reduce("ReduceMax", source, None, f"{name}/max")
-        line = probes.emit("Reshape", [source, flat], f"{name}/flat")
-        ratio = probes.emit("Div", [probes.emit("Shape", [line], f"{name}/size"), share], f"{name}/ratio")
-        even = probes.emit("Mul", [probes.emit("Div", [ratio, two], f"{name}/half"), two], f"{name}/even")
-        step = probes.emit("Add", [even, one], f"{name}/step")
-        probes.output(probes.emit("Slice", [line, zero, end, axis, step], f"{name}/sample"), "FLOAT", [None])
+        source, own = probes.values[name], PREFIX + name
+        probes.reduce("ReduceMin", source, None, f"{own}/min")
+        probes.reduce("ReduceMax", source, None, f"{own}/max")
+        line = probes.emit("Reshape", [source, flat], f"{own}/flat")
+        ratio = probes.emit("Div", [probes.emit("Shape", [line], f"{own}/size"), share], f"{own}/ratio")
+        even = probes.emit("Mul", [probes.emit("Div", [ratio, two], f"{own}/half"), two], f"{own}/even")
+        step = probes.emit("Add", [even, one], f"{own}/step")
+        probes.output(probes.emit("Slice", [line, zero, end, axis, step], f"{own}/sample"), "FLOAT", [None])
     return probes.model
 
 
@@ -93,8 +94,8 @@ def with_channel_probes(model: ir.Model, names: Sequence[str]) -> ir.Model:
         value = probes.values[name]
         rest = [i for i in range(len(value.shape or ())) if i != 1]
         for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax"), ("squares", "ReduceSumSquare")):
-            probes.reduce(op, value, rest, f"{name}/{kind}")
-        probes.output(probes.emit("Size", [value], f"{name}/size"), "INT64", [])
+            probes.reduce(op, value, rest, f"{PREFIX}{name}/{kind}")
+        probes.output(probes.emit("Size", [value], f"{PREFIX}{name}/size"), "INT64", [])
     return probes.model
 
 
@@ -108,23 +109,31 @@ def observe_channels(
     for feeds in batches:
         out = run(feeds)
         for name in names:
-            now = np.maximum(out[f"{name}/high"], -out[f"{name}/low"])
+            now = np.maximum(out[f"{PREFIX}{name}/high"], -out[f"{PREFIX}{name}/low"])
             peak[name] = np.maximum(peak[name], now) if name in peak else now
-            now = out[f"{name}/squares"].astype(np.float64)
+            now = out[f"{PREFIX}{name}/squares"].astype(np.float64)
             squares[name] = squares[name] + now if name in squares else now
-            counts[name] += float(out[f"{name}/size"]) / len(now)
+            counts[name] += float(out[f"{PREFIX}{name}/size"]) / len(now)
     return peak, {name: squares[name] / counts[name] for name in names}
 
 
-def observe(run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str]) -> dict[str, Observed]:
-    """Run the probes over all batches. Memory: the samples, `per_batch` elements × tensors × batches."""
+def observe(
+    run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str], budget: int = 1 << 18
+) -> dict[str, Observed]:
+    """Run the probes over all batches. Memory: at most 2 · `budget` sampled elements of each tensor, whatever comes."""
     low = {name: np.inf for name in names}
     high = {name: -np.inf for name in names}
     samples: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    held, every = 0, 1
     for feeds in batches:
         out = run(feeds)
         for name in names:
-            low[name] = min(low[name], float(out[f"{name}/min"]))
-            high[name] = max(high[name], float(out[f"{name}/max"]))
-            samples[name].append(np.array(out[f"{name}/sample"]))
+            low[name] = min(low[name], float(out[f"{PREFIX}{name}/min"]))
+            high[name] = max(high[name], float(out[f"{PREFIX}{name}/max"]))
+            samples[name].append(np.array(out[f"{PREFIX}{name}/sample"][::every]))
+        held = max(held, max(sum(map(len, parts)) for parts in samples.values()))
+        if held > 2 * budget:
+            # Thin what is held and what is to come alike, so that every batch keeps its weight.
+            samples = {name: [np.concatenate(parts)[::2]] for name, parts in samples.items()}
+            held, every = held // 2, 2 * every
     return {name: Observed(low[name], high[name], np.concatenate(samples[name])) for name in names}

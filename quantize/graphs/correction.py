@@ -1,0 +1,144 @@
+"""Bias correction by measurement: what quantization shifts, layer by layer, with the layers before already corrected.
+
+Two runs over the same batches: the float model tells the mean of every layer's output; the quantized stream takes
+these means as inputs and moves each layer's output onto them before it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize.graphs import qdq
+from edgerun.quantize.graphs.edit import constant, initializer, set_constant, sole_consumer
+from edgerun.quantize.graphs.placement import Plan
+from edgerun.quantize.numerics.grid import Grid
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+MEANS = "edgerun/mean/"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose bias can be moved: the node that holds it (and whose output it shifts), at which input."""
+
+    holder: ir.Node
+    index: int
+    bias: ir.Value | None
+
+    @property
+    def mean(self) -> str:
+        """Name of the float output's mean, `[1, C, 1, …]` or `[1, …, C]`: an output there, an input here."""
+        return f"{MEANS}{self.holder.name}"
+
+    @property
+    def shift(self) -> str:
+        """Name of mean(float) − mean(quantized), of the same shape."""
+        return f"edgerun/shift/{self.holder.name}"
+
+
+def layers(plan: Plan) -> list[Layer]:
+    """The layers with quantized weights whose bias is a constant or absent.
+
+    Conv and Gemm hold their own; a MatMul's is the constant of the Add that alone reads it, if there is one.
+    """
+    found: list[Layer] = []
+    for node in plan.weights:
+        if node.op_type != "MatMul":
+            bias = node.inputs[2] if len(node.inputs) > 2 else None
+            if (bias is None or constant(bias) is not None) and _has_positions(node):
+                found.append(Layer(node, 2, bias))
+            continue
+        add = sole_consumer(node.outputs[0])
+        if add is None or add.op_type != "Add":
+            continue
+        index = 1 if add.inputs[0] is node.outputs[0] else 0
+        array = constant(add.inputs[index])
+        if array is not None and array.ndim == 1 and _has_positions(add):
+            found.append(Layer(add, index, add.inputs[index]))
+    return found
+
+
+def _has_positions(node: ir.Node) -> bool:
+    """Whether a mean over everything but the channels can be taken: the rank is known and there is a batch axis."""
+    shape = node.outputs[0].shape
+    return shape is not None and len(shape) > 1
+
+
+def with_means(model: ir.Model, plan: Plan) -> ir.Model:
+    """A clone of the float model that also outputs each layer's mean over batch and positions."""
+    told = model.clone()
+    nodes = {node.name: node for node in told.graph}
+    for layer in layers(plan):
+        holder = nodes[layer.holder.name]
+        mean = _reduce_mean(told.graph, holder, holder.outputs[0], layer.mean)
+        told.graph.outputs.append(mean)
+    return told
+
+
+def corrected(model: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: Mapping[str, np.ndarray]) -> ir.Model:
+    """A clone that computes in float what the quantized model computes, every layer moved onto its given mean.
+
+    `grids` gives each scale group's grid, `weights` each weighted node's dequantized weight by node name. Beside the
+    model's outputs it gives every layer's shift: sequential bias correction (Nagel et al. 2019, section 4.2, by data)
+    in one pass.
+    """
+    import onnx_ir as ir
+
+    result = model.clone()
+    graph = result.graph
+    nodes = {node.name: node for node in graph}
+    values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
+    own = Plan({values[v.name]: group for v, group in plan.points.items()})
+    for name, weight in weights.items():
+        set_constant(graph, nodes[name], 1, weight)
+    for layer in layers(plan):
+        holder = nodes[layer.holder.name]
+        output = holder.outputs[0]
+        uses = list(output.uses())
+        mean = _reduce_mean(graph, holder, output, f"{layer.mean}/quantized")
+        given = ir.Value(name=layer.mean, type=ir.TensorType(ir.DataType.FLOAT), shape=mean.shape)
+        graph.inputs.append(given)
+        shift = ir.node("Sub", [given, mean], name=layer.shift)
+        moved = ir.node("Add", [output, shift.outputs[0]], name=f"edgerun/corrected/{layer.holder.name}")
+        shift.outputs[0].name, shift.outputs[0].type = layer.shift, ir.TensorType(ir.DataType.FLOAT)
+        shift.outputs[0].shape = mean.shape
+        moved.outputs[0].name, moved.outputs[0].type = f"edgerun/corrected/{output.name}", output.type
+        moved.outputs[0].shape = output.shape
+        graph.insert_after(mean.producer(), [shift, moved])  # type: ignore[arg-type]
+        for user, index in uses:
+            user.replace_input_with(index, moved.outputs[0])
+        if output.is_graph_output():
+            graph.outputs[list(graph.outputs).index(output)] = moved.outputs[0]
+            name, output.name = str(output.name), f"edgerun/uncorrected/{output.name}"
+            moved.outputs[0].name = name
+        if output in own.points:
+            own.points[moved.outputs[0]] = own.points.pop(output)
+        graph.outputs.append(shift.outputs[0])
+    qdq.insert_points(graph, own, grids)
+    return result
+
+
+def _reduce_mean(graph: ir.Graph, holder: ir.Node, value: ir.Value, name: str) -> ir.Value:
+    import onnx_ir as ir
+
+    rank = len(value.shape or ())
+    # The channel axis is 1 behind convolutions, the last one behind matrix products and their Adds.
+    channel = 1 if holder.op_type in ("Conv", "ConvTranspose") else rank - 1
+    axes = tuple(i for i in range(rank) if i != channel)
+    if graph.opset_imports.get("", 0) >= 18:
+        known = graph.initializers.get(f"edgerun/axes/{axes}")
+        listed = known if known is not None else initializer(graph, f"edgerun/axes/{axes}", np.array(axes, np.int64))
+        node = ir.node("ReduceMean", [value, listed], attributes={"keepdims": 1}, name=name)
+    else:
+        node = ir.node("ReduceMean", [value], attributes={"keepdims": 1, "axes": axes}, name=name)
+    mean = node.outputs[0]
+    mean.name, mean.type = name, ir.TensorType(ir.DataType.FLOAT)
+    mean.shape = ir.Shape([value.shape[i] if i == channel else 1 for i in range(rank)])  # type: ignore[index]
+    graph.insert_after(holder, node)
+    return mean
