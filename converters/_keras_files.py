@@ -64,8 +64,8 @@ def _h5_config(path: Path) -> str | bytes:
     with h5py.File(path, "r") as file:
         if "model_config" not in file.attrs:
             raise ValueError("the .h5 holds weights without a model")
-        text: str | bytes = file.attrs["model_config"]
-        return text
+        text: Any = file.attrs["model_config"]
+        return text if isinstance(text, bytes) else str(text)
 
 
 def _refused(layers: Any, prefix: str) -> Iterator[str]:

@@ -60,7 +60,7 @@ def _convolve(
 ) -> str:
     """One Conv; `kernel` is [out, in/group, …]. Zero padding written right before it is taken in."""
     sizes, dilations = kernel.shape[2:], tuple(operation.dilation_rate)
-    pads = _padding(operation.padding, value.spatial, sizes, strides, dilations)
+    pads: dict[str, Any] = _padding(operation.padding, value.spatial, sizes, strides, dilations)
     if value.padded is not None and "pads" in pads:
         value, more = value.padded
         pads = {"pads": [a + b for a, b in zip(pads["pads"], more, strict=True)]}
@@ -128,7 +128,7 @@ def _transposed(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
 def _pool(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
     value = _window(operation, graph, inputs[0])
     kernel, strides = list(operation.pool_size), list(operation.strides)
-    pads = _padding(operation.padding, value.spatial, kernel, strides, [1] * len(kernel))
+    pads: dict[str, Any] = _padding(operation.padding, value.spatial, kernel, strides, [1] * len(kernel))
     op = "MaxPool" if type(operation).__name__.startswith("Max") else "AveragePool"
     ends = pads.get("pads", [0, 1])
     if op == "AveragePool" and ends[: len(ends) // 2] != ends[len(ends) // 2 :]:

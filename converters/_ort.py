@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +27,8 @@ def runner(model: Path | bytes) -> Runner:
     names = [output.name for output in session.get_outputs()]
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        results: Sequence[Any] = session.run(names, dict(feeds))
+        return dict(zip(names, results, strict=True))
 
     return run
 

@@ -173,7 +173,7 @@ def _without_dict(module: Any) -> Any:
     if result.kind() != "prim::DictConstruct":
         return module
     values = list(result.inputs())[1::2]
-    together = graph.create("prim::TupleConstruct", values)
+    together = graph.create("prim::TupleConstruct", values, 1)
     together.insertBefore(graph.return_node())
     together.output().setType(torch._C.TupleType([value.type() for value in values]))
     graph.eraseOutput(0)

@@ -22,7 +22,7 @@ def sizes(specs: Sequence[TensorSpec], batch: int, other: int) -> dict[str, int]
     when every input has one axis.
     """
     flat = all(len(spec.shape) <= 1 for spec in specs)
-    leading = {spec.shape[0] for spec in specs if spec.shape and (len(spec.shape) > 1 or flat)}
+    leading = {spec.shape[0] for spec in specs if len(spec.shape) > (0 if flat else 1)}
     names = {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
     return {name: batch if name in leading else other for name in sorted(names)}
 

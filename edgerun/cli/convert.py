@@ -67,7 +67,8 @@ def command(
         click.echo(json.dumps({"output": str(output), "passed": parity.passed, **doors, **parity.to_json()}))
         return
     click.echo(f"{output}: {', '.join(map(str, model.inputs))} -> {', '.join(map(str, model.outputs))}")
-    click.echo(f"compared with the source in {parity.reference} on {len(parity.shapes)} draws; {parity.data}")
+    precision = "float64" if parity.reference == "float64" else "its own precision"
+    click.echo(f"compared with the source in {precision} on {len(parity.shapes)} draws; {parity.data}")
     click.echo(f"{'output':<24}{'max abs error':>15}{'relative error':>16}{'allowed':>10}{'SQNR':>12}")
     for o in parity.outputs:
         sqnr = "exact" if o.sqnr_db is None else f"{o.sqnr_db:.1f} dB"

@@ -61,7 +61,9 @@ SINGLE: dict[str, Callable[[], Any]] = {
     "conv2d same stride 3 even kernel": lambda: _stack(PICTURE, L.Conv2D(4, (4, 2), strides=3, padding="same")),
     "conv2d dilated": lambda: _stack(PICTURE, L.Conv2D(4, 3, dilation_rate=2, padding="same", use_bias=False)),
     "conv2d groups": lambda: _stack((8, 8, 4), L.Conv2D(6, 3, groups=2)),
-    "conv2d channels_first": lambda: _stack((3, 9, 8), L.Conv2D(5, 3, data_format="channels_first"), L.Flatten(), L.Dense(3)),
+    "conv2d channels_first": lambda: _stack(
+        (3, 9, 8), L.Conv2D(5, 3, data_format="channels_first"), L.Flatten(), L.Dense(3)
+    ),
     "conv1d causal": lambda: _stack((12, 3), L.Conv1D(4, 3, padding="causal", dilation_rate=2)),
     "conv1d": lambda: _stack((12, 3), L.Conv1D(4, 3, strides=2, padding="same")),
     "conv3d": lambda: _stack((5, 6, 7, 2), L.Conv3D(3, 2)),
@@ -74,7 +76,9 @@ SINGLE: dict[str, Callable[[], Any]] = {
     "max pool same": lambda: _stack(PICTURE, L.MaxPooling2D(3, strides=2, padding="same")),
     "average pool same": lambda: _stack((9, 9, 3), L.AveragePooling2D(3, strides=2, padding="same")),
     "pool 1d": lambda: _stack((11, 3), L.MaxPooling1D(2), L.AveragePooling1D(2)),
-    "global pools": lambda: _stack(PICTURE, L.Conv2D(4, 1), L.GlobalMaxPooling2D(keepdims=True), L.GlobalAveragePooling2D()),
+    "global pools": lambda: _stack(
+        PICTURE, L.Conv2D(4, 1), L.GlobalMaxPooling2D(keepdims=True), L.GlobalAveragePooling2D()
+    ),
     "global pool 1d": lambda: _stack((11, 3), L.GlobalAveragePooling1D()),
     "pad and crop": lambda: _stack(PICTURE, L.ZeroPadding2D(((1, 2), (0, 3))), L.Cropping2D(((2, 0), (1, 1)))),
     "upsample nearest": lambda: _stack(PICTURE, L.UpSampling2D((2, 3))),
@@ -98,12 +102,18 @@ SINGLE: dict[str, Callable[[], Any]] = {
     "repeat": lambda: _stack((4,), L.RepeatVector(3)),
     "prelu": lambda: _stack(PICTURE, L.Conv2D(4, 3), L.PReLU(shared_axes=[1, 2])),
     "prelu per pixel": lambda: _stack(PICTURE, L.Conv2D(4, 3), L.PReLU()),
-    "relu variants": lambda: _stack(PICTURE, L.ReLU(max_value=6), L.ReLU(negative_slope=0.1, max_value=1), L.LeakyReLU()),
+    "relu variants": lambda: _stack(
+        PICTURE, L.ReLU(max_value=6), L.ReLU(negative_slope=0.1, max_value=1), L.LeakyReLU()
+    ),
     "softmax layer": lambda: _stack(PICTURE, L.Conv2D(4, 3), L.Softmax()),
     "softmax other axis": lambda: _stack(PICTURE, L.Conv2D(4, 3), L.Softmax(axis=1)),
     "rescaling": lambda: _stack(PICTURE, L.Rescaling(1 / 127.5, offset=-1), L.Conv2D(3, 2)),
-    "rescaling per channel": lambda: _stack(PICTURE, L.Conv2D(3, 2), L.Rescaling([1.0, 2.0, 3.0], offset=[0.0, 1.0, 2.0])),
-    "normalization": lambda: _stack(PICTURE, L.Conv2D(3, 2), L.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])),
+    "rescaling per channel": lambda: _stack(
+        PICTURE, L.Conv2D(3, 2), L.Rescaling([1.0, 2.0, 3.0], offset=[0.0, 1.0, 2.0])
+    ),
+    "normalization": lambda: _stack(
+        PICTURE, L.Conv2D(3, 2), L.Normalization(mean=[0.1, 0.2, 0.3], variance=[1.0, 2.0, 3.0])
+    ),
     "identity layers": lambda: _stack((6,), L.Dense(3), L.GaussianNoise(0.1), L.Dropout(0.1), L.Identity()),
     "lstm": lambda: _stack((7, 3), L.LSTM(5)),
     "lstm sequence": lambda: _stack((None, 3), L.LSTM(5, return_sequences=True), L.Dense(2)),
@@ -111,8 +121,10 @@ SINGLE: dict[str, Callable[[], Any]] = {
     "gru": lambda: _stack((7, 3), L.GRU(5)),
     "gru reset before": lambda: _stack((7, 3), L.GRU(5, reset_after=False, return_sequences=True)),
     "rnn": lambda: _stack((7, 3), L.SimpleRNN(5)),
-    "bidirectional": lambda: _stack((7, 3), L.Bidirectional(L.LSTM(4, return_sequences=True)), L.Bidirectional(L.GRU(3))),
-}  # fmt: skip
+    "bidirectional": lambda: _stack(
+        (7, 3), L.Bidirectional(L.LSTM(4, return_sequences=True)), L.Bidirectional(L.GRU(3))
+    ),
+}
 
 
 @pytest.mark.parametrize("name", SINGLE)

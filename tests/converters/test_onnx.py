@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
+import onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from edgerun import registry  # noqa: E402
@@ -32,12 +33,15 @@ def _untidy(opset: int = 11) -> onnx.ModelProto:
         helper.make_node("Sigmoid", ["relu"], ["dead"]),
     ]
     graph = helper.make_graph(
-        nodes, "untidy",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", 16]),
-         helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3, 3, 3])],
+        nodes,
+        "untidy",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", 16]),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 3, 3, 3]),
+        ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, "h2", 14])],
         [weight, unused],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=6)
 
 
@@ -71,9 +75,9 @@ def test_the_reference_evaluator_agrees(untidy: Path) -> None:
     from onnx.reference import ReferenceEvaluator
 
     feeds = {"x": RNG.standard_normal((2, 3, 20, 16)).astype(np.float32)}
-    want = ReferenceEvaluator(onnx.load(untidy)).run(None, feeds)[0]
-    got = ReferenceEvaluator(_convert(untidy).model.to_proto()).run(None, feeds)[0]
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    (want,) = ReferenceEvaluator(onnx.load(untidy)).run(None, feeds)
+    (got,) = ReferenceEvaluator(_convert(untidy).model.to_proto()).run(None, feeds)
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +90,11 @@ def test_opset_stays_where_it_can(tmp_path: Path, have: int, limit: int, written
 
 def test_opset_that_cannot_be_reached(tmp_path: Path) -> None:
     graph = helper.make_graph(
-        [helper.make_node("Gelu", ["x"], ["y"])], "g",
-        [helper.make_tensor_value_info("x", 1, [2])], [helper.make_tensor_value_info("y", 1, [2])],
-    )  # fmt: skip
+        [helper.make_node("Gelu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", 1, [2])],
+        [helper.make_tensor_value_info("y", 1, [2])],
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
     with pytest.raises(Unsupported, match="(?s)cannot be brought.*opset 20.*opset 13"):
         _convert(tmp_path / "m.onnx", opset=13)
@@ -135,12 +141,15 @@ def test_functions_are_inlined_and_branches_survive(tmp_path: Path) -> None:
 def test_integer_inputs_reach_every_row_of_a_table(tmp_path: Path) -> None:
     table = numpy_helper.from_array(RNG.standard_normal((30, 4)).astype(np.float32), "table")
     graph = helper.make_graph(
-        [helper.make_node("Gather", ["table", "ids"], ["rows"]), helper.make_node("ReduceMax", ["rows"], ["y"], axes=[1], keepdims=0)],
+        [
+            helper.make_node("Gather", ["table", "ids"], ["rows"]),
+            helper.make_node("ReduceMax", ["rows"], ["y"], axes=[1], keepdims=0),
+        ],
         "g",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
         [table],
-    )  # fmt: skip
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "m.onnx")
     from edgerun import draws
 
@@ -166,10 +175,14 @@ def test_what_the_checker_refuses(tmp_path: Path) -> None:
 
 def test_no_tensor_at_the_door(tmp_path: Path) -> None:
     graph = helper.make_graph(
-        [helper.make_node("SequenceAt", ["s", "i"], ["y"])], "g",
-        [helper.make_tensor_sequence_value_info("s", 1, [2]), helper.make_tensor_value_info("i", TensorProto.INT64, [])],
+        [helper.make_node("SequenceAt", ["s", "i"], ["y"])],
+        "g",
+        [
+            helper.make_tensor_sequence_value_info("s", 1, [2]),
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+        ],
         [helper.make_tensor_value_info("y", 1, [2])],
-    )  # fmt: skip
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     with pytest.raises(Unsupported, match="'s' is no tensor"):
         _convert(tmp_path / "m.onnx")

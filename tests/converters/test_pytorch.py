@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgerun import registry  # noqa: E402
@@ -131,7 +132,8 @@ def test_inputs_are_asked_for_and_checked() -> None:
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state_dict of `nets:small`, which stands in the working folder."""
-    code = "from torch import nn\n\ndef small():\n    return nn.Sequential(nn.Linear(4, 3), nn.ReLU())\n\nnumber = lambda: 3\n"
+    code = "from torch import nn\n\ndef small():\n    return nn.Sequential(nn.Linear(4, 3), nn.ReLU())\n\n"
+    code += "def number():\n    return 3\n"
     (tmp_path / "nets.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "small.pt"
@@ -192,7 +194,7 @@ def test_damaged_file(tmp_path: Path) -> None:
 
 
 def test_torchscript(tmp_path: Path) -> None:
-    torch.jit.script(Net().eval()).save(tmp_path / "net.pt")
+    torch.jit.save(torch.jit.script(Net().eval()), tmp_path / "net.pt")
     found = convert(tmp_path / "net.pt", inputs=["image:float32[batch,3,16,16]"])
     assert [spec.name for spec in found.outputs] == ["logits", "features"]
     assert Parity.of(found).reference == "float64"

@@ -16,13 +16,14 @@ from typing import Protocol
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
+import onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from edgerun import draws, parity, registry  # noqa: E402
 from edgerun.errors import EdgerunError, GateFailed, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
-from edgerun.passes import Feeds  # noqa: E402
+from edgerun.passes import Feeds, Runner  # noqa: E402
 from edgerun.runtime import TensorSpec  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
 
@@ -149,13 +150,16 @@ def test_a_file_that_hangs_or_needs_too_much_memory(linear: Path, tmp_path: Path
     ran = _cli("linear.onnx", "-o", "out.onnx", "--memory-cap", "0.02", folder=tmp_path)
     assert ran.returncode == 2 and "more memory than the limit" in ran.stderr
     graph = helper.make_graph(
-        [helper.make_node("ConstantOfShape", ["shape"], ["big"]), helper.make_node("ReduceSum", ["big"], ["s"], keepdims=0),
-         helper.make_node("Add", ["x", "s"], ["y"])],
+        [
+            helper.make_node("ConstantOfShape", ["shape"], ["big"]),
+            helper.make_node("ReduceSum", ["big"], ["s"], keepdims=0),
+            helper.make_node("Add", ["x", "s"], ["y"]),
+        ],
         "bomb",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
         [numpy_helper.from_array(np.array([1 << 20, 1 << 20], np.int64), "shape")],
-    )  # fmt: skip
+    )
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "bomb.onnx"
     )
@@ -173,11 +177,25 @@ def test_ctrl_c_leaves_nothing(linear: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "tmp").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgerun", "convert", "net.pt", "-o", "out.onnx", "--factory", "slow:net",
-         "--input", "x:float32[1]"],
-        cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "edgerun",
+            "convert",
+            "net.pt",
+            "-o",
+            "out.onnx",
+            "--factory",
+            "slow:net",
+            "--input",
+            "x:float32[1]",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not (tmp_path / "started").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -199,7 +217,7 @@ def test_gate_against_float64(tmp_path: Path) -> None:
     def exact(feeds: Feeds) -> dict[str, np.ndarray]:
         return {"y": feeds["x"].astype(np.float64) @ WEIGHT.astype(np.float64)}
 
-    def off(by: float) -> parity.Runner:
+    def off(by: float) -> Runner:
         return lambda feeds: {"y": (exact(feeds)["y"] * (1 + by)).astype(np.float32)}
 
     model = _model(tmp_path)
@@ -212,7 +230,7 @@ def test_gate_against_float64(tmp_path: Path) -> None:
 
 
 def test_gate_without_float64(tmp_path: Path) -> None:
-    def off(by: float) -> parity.Runner:
+    def off(by: float) -> Runner:
         return lambda feeds: {"y": feeds["x"] @ WEIGHT * np.float32(1 + by)}
 
     model = _model(tmp_path)
