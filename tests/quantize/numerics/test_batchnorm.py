@@ -28,7 +28,7 @@ def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray, group: int) -> np.ndar
 def deconvolve(x: np.ndarray, w: np.ndarray, b: np.ndarray, group: int) -> np.ndarray:
     """Every x[c, r, s] adds w[c]·x to the outputs of c's group; x [C, H, W], w [C, O/group, k, k]."""
     inputs, outputs, k = w.shape[0], w.shape[1], w.shape[2]
-    y = np.zeros((outputs * group, x.shape[1] + k - 1, x.shape[2] + k - 1)) + b[:, None, None]
+    y: np.ndarray = np.zeros((outputs * group, x.shape[1] + k - 1, x.shape[2] + k - 1)) + b[:, None, None]
     for c, r, s in itertools.product(range(inputs), range(x.shape[1]), range(x.shape[2])):
         start = c // (inputs // group) * outputs
         y[start : start + outputs, r : r + k, s : s + k] += w[c] * x[c, r, s]
