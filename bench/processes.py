@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -16,6 +17,14 @@ import psutil  # type: ignore[import-untyped]
 from edgerun.errors import EdgerunError
 
 _INTERVAL = 0.05  # seconds between two looks at the tree
+# A process counts what its parent held when it was split off, so a small one stands between us and the command.
+_BETWEEN = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code if code >= 0 else 128 - code)
+"""
 
 
 @dataclass(frozen=True)
@@ -33,20 +42,26 @@ def measured(command: Sequence[str], cwd: Path, environment: Mapping[str, str] |
     The peak is the larger of two: the kernel's exact resident set of the largest single process, and the largest sum
     over the process and its children (proportional set sizes: shared pages count once) seen every 50 ms.
     """
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as err,
+        tempfile.NamedTemporaryFile("r") as peak,
+    ):
         begun = time.perf_counter()
-        process = subprocess.Popen(command, cwd=cwd, env={**os.environ, **(environment or {})}, stdout=out, stderr=err)
+        process = subprocess.Popen(
+            [sys.executable, "-ISc", _BETWEEN, peak.name, *command],
+            cwd=cwd, env={**os.environ, **(environment or {})}, stdout=out, stderr=err,
+        )  # fmt: skip
         watch = _Watch(process.pid)
-        _, status, usage = os.wait4(process.pid, 0)
+        process.wait()
         seconds = time.perf_counter() - begun
-        process.returncode = os.waitstatus_to_exitcode(status)
         seen = watch.stop()
         out.seek(0)
         err.seek(0)
         if process.returncode:
             tail = err.read()[-2000:]
             raise EdgerunError(f"{command[1:3]} ended with {process.returncode}", got=tail)
-        return Measured(seconds, max(usage.ru_maxrss * 1024, seen) / 1e6, out.read())
+        return Measured(seconds, max(int(peak.read()) * 1024, seen) / 1e6, out.read())
 
 
 def _bytes(process: psutil.Process) -> int:
@@ -57,7 +72,7 @@ def _bytes(process: psutil.Process) -> int:
 
 
 class _Watch(threading.Thread):
-    """Looks at a process tree until it is stopped or gone; keeps the largest sum of its bytes while it has children."""
+    """Looks at the tree below a process until it is stopped or gone; keeps the largest sum of two or more processes."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -73,7 +88,8 @@ class _Watch(threading.Thread):
         try:
             root = psutil.Process(self._pid)
             while not self._done.wait(_INTERVAL):
-                if children := root.children(recursive=True):
-                    self._peak = max(self._peak, sum(map(_bytes, (root, *children))))
+                tree = root.children(recursive=True)
+                if len(tree) > 1:
+                    self._peak = max(self._peak, sum(map(_bytes, tree)))
         except psutil.NoSuchProcess:
             return  # the root ended between two looks
