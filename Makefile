@@ -37,7 +37,7 @@ format: $(READY)  ## Rewrite the sources in the house's format
 	$(BIN)/ruff format .
 
 docs: $(READY)  ## Write docs/cli.md from the command line's own help
-	$(BIN)/python -m bench.cli_reference
+	$(BIN)/python docs/make_cli.py
 
 zoo: $(READY)  ## Fetch and convert the real models into the cache (360 MB)
 	$(BIN)/python -m bench.zoo

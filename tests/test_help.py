@@ -1,0 +1,85 @@
+"""What the command line tells about itself, and that the page in docs/ tells the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from edgerun.cli import edgerun
+
+ROOT = Path(__file__).parents[1]
+TOP = click.Context(edgerun, info_name="edgerun")
+COMMANDS = edgerun.list_commands(TOP)
+
+
+def _command(name: str) -> click.Command:
+    found = edgerun.get_command(TOP, name)
+    assert found is not None
+    return found
+
+
+def _options(name: str) -> dict[str, click.Option]:
+    return {p.opts[-1]: p for p in _command(name).params if isinstance(p, click.Option)}
+
+
+def _ran(*words: str, **environment: str) -> str:
+    command = [str(Path(sys.executable).with_name("edgerun")), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    return done.stdout
+
+
+def _make_cli() -> Any:
+    spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_the_commands_say() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text() == _make_cli().page(), "run `make docs`"
+
+
+def test_the_verbs_are_there() -> None:
+    assert {"bench", "compare", "compress", "convert", "eval", "inspect", "run", "targets"} <= set(COMMANDS)
+    told = _ran("--help")
+    assert all(f"\n  {name} " in told for name in COMMANDS) and "Exit codes" in told
+    assert _ran("-h") == told
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_says_what_it_does(name: str) -> None:
+    help_text = _command(name).help
+    assert help_text and help_text.splitlines()[0].strip().endswith((".", "?"))
+    silent = [option for option, parameter in _options(name).items() if not parameter.help]
+    assert not silent
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_manners_are_the_same_everywhere(name: str) -> None:
+    options = _options(name)
+    assert "--json" in options
+    assert ("--output" in options and "-o" in options["--output"].opts) == ("--force" in options)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_for_the_shell(shell: str) -> None:
+    assert "_EDGERUN_COMPLETE" in _ran(_EDGERUN_COMPLETE=f"{shell}_source")
+
+
+def test_completion_knows_commands_and_options() -> None:
+    asked = {"_EDGERUN_COMPLETE": "bash_complete"}
+    assert _ran(COMP_WORDS="edgerun comp", COMP_CWORD="1", **asked).split() == ["plain,compare", "plain,compress"]
+    assert "plain,--calibration" in _ran(COMP_WORDS="edgerun compress --cal", COMP_CWORD="2", **asked)
+
+
+def test_an_unknown_command_is_misuse() -> None:
+    done = subprocess.run([sys.executable, "-m", "edgerun", "comprss"], capture_output=True, text=True)
+    assert done.returncode == 2 and "comprss" in done.stderr and "Traceback" not in done.stderr
