@@ -21,21 +21,25 @@ def apply(name: str, model: Model, request: Request) -> Model:
         raise EdgerunError(
             f"{name} needs calibration data", do="give --calibration (an .npz, a folder, or module:callable)"
         )
-    changed = step.apply(model.clone(), request)
-    for before, after in zip(model.ir.graph.outputs, changed.graph.outputs, strict=True):
+    digest, door, shapes = model.digest(), (model.inputs, model.outputs), [v.shape for v in model.ir.graph.outputs]
+    preprocessing, history = model.preprocessing, model.history
+    graph = model.clone()
+    del model  # where the caller keeps none either, the weights that the pass replaces are free to go
+    graph = step.apply(graph, request)
+    for shape, value in zip(shapes, graph.graph.outputs, strict=True):
         # Folding and inference may know more of a shape than the model declares; the door stays as it was.
-        after.shape = None if before.shape is None else before.shape.copy()
-    result = Model.of(changed)
-    assert (result.inputs, result.outputs) == (model.inputs, model.outputs), f"{name} changed the model's door"
+        value.shape = None if shape is None else shape.copy()
+    result = Model.of(graph)
+    assert (result.inputs, result.outputs) == door, f"{name} changed the model's door"
     made = Step(
         f"quantize/{name}",
         __version__,
         dict(request.found),
-        model.digest(),
+        digest,
         result.digest(),
         request.calibration.digest if step.needs_calibration and request.calibration is not None else "",
     )
-    return replace(result, preprocessing=model.preprocessing, history=(*model.history, made))
+    return replace(result, preprocessing=preprocessing, history=(*history, made))
 
 
 def pass_for(scheme: str) -> str:

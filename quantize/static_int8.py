@@ -6,6 +6,7 @@ nearest to the float one at the model's outputs, and bias correction stays when 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ summary = "static INT8 (Q/DQ): per-channel weights, per-tensor activations, equa
 needs_calibration = True
 scheme = "w8a8"
 
-SAMPLE_BUDGET = 1 << 18  # elements kept of each activation over all batches
+SAMPLE_BUDGET = 1 << 16  # elements kept of each activation over all batches
 EQUALIZE_SAMPLES, SEARCH_SAMPLES, CORRECT_SAMPLES = 16, 8, 32
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
@@ -47,6 +48,7 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     """Quantize `model`. Raises Unsupported when nothing in it has an integer kernel on the target."""
     _refuse_quantized(model)
     fold.apply(model)
+    gc.collect()
     _check_kept(model, request)
     _equalize(model, request)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
@@ -200,6 +202,8 @@ def _stream(
     totals = dict.fromkeys(truths[0].outputs, Difference())
     rows = [_rows(truth.feeds) for truth in truths]
     with request.open(correction.corrected(model, plan, grids, weights)) as session:
+        del weights
+        gc.collect()  # graphs hold cycles; the session has its own copy of what this one held
         for index, truth in enumerate(truths):
             out = session.run({**truth.feeds, **truth.means})
             for layer in found:

@@ -39,7 +39,7 @@ def compile(
     options: Options | None = None,
     *,
     feeds: Sequence[Feeds] = (),
-    original: Model | None = None,
+    original: Model | str | Path | None = None,
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
 
@@ -60,7 +60,11 @@ def compile(
 
 
 def self_check(
-    model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds] = (), original: Model | None = None
+    model: Model,
+    engine: Engine,
+    options: Options,
+    feeds: Sequence[Feeds] = (),
+    original: Model | str | Path | None = None,
 ) -> SelfCheck:
     """Run `engine` and a reference on the same feeds. Raises GateFailed naming the worst output.
 
@@ -80,7 +84,9 @@ def self_check(
     raise refusal
 
 
-def _judged(model: Model, engine: Engine, session: Session, truth: _Truth, original: Model | None) -> SelfCheck:
+def _judged(
+    model: Model, engine: Engine, session: Session, truth: _Truth, original: Model | str | Path | None
+) -> SelfCheck:
     wanted = [outputs for _, outputs in truth.pairs]
     got = [_run(session, feed) for feed, _ in truth.pairs]
     totals, rounds = _totals(wanted, got), _rounds(model)
@@ -101,9 +107,15 @@ def _judged(model: Model, engine: Engine, session: Session, truth: _Truth, origi
 
 
 def _as_near(
-    original: Model, feeds: Sequence[Feeds], reference: Sequence[Mapping[str, np.ndarray]], got: Sequence[Any]
+    original: Model | str | Path,
+    feeds: Sequence[Feeds],
+    reference: Sequence[Mapping[str, np.ndarray]],
+    got: Sequence[Any],
 ) -> bool:
     """Whether the engine's outputs are as near to the float model's as the reference's are, to SQNR_LOSS_DB."""
+    from edgerun.model import Model
+
+    original = original if isinstance(original, Model) else Model.load(original)
     name, own = HEAVY
     target = registry.target(name)
     with target.load(target.compile(original, own), own) as session:

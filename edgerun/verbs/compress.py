@@ -65,22 +65,28 @@ def compress(
             f"{target} does not write this kind of file", got=output, wanted=" or ".join(chosen.suffixes)
         )
     check_ranges(ranges)
-    model = model if isinstance(model, Model) else Model.load(model)
-    _check_model(model)
-    _check_names(model, keep_float)
+    loaded = _loaded(model)
+    _check_model(loaded)
+    _check_names(loaded, keep_float)
     if calibration is None:
         raise EdgerunError(
             f"{scheme} needs calibration data", do="give --calibration FILE.npz, FOLDER, module:callable, or random"
         )
-    data = calibration if isinstance(calibration, Data) else _data(model, calibration, memory_cap, limit)
+    data = calibration if isinstance(calibration, Data) else _data(loaded, calibration, memory_cap, limit)
+    del loaded
     request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), memory_cap, progress)
     request.found |= {"target": target, "scheme": scheme, "random data": data.random}
-    result = quantize.apply(name, model, request)
+    # A file is read again where it is needed: its weights do not stay in memory in between.
+    result = quantize.apply(name, _loaded(model), request)
     engine = _proven(result, model, target, data)
     if output is not None:
         _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
     return result
+
+
+def _loaded(model: Model | str | Path) -> Model:
+    return model if isinstance(model, Model) else Model.load(model)
 
 
 def _refuse_overwrite(output: str | Path | None, force: bool) -> None:
@@ -126,7 +132,7 @@ def check_ranges(name: str) -> None:
         raise unknown("range estimator", name, ("auto", *ESTIMATORS))
 
 
-def _proven(result: Model, original: Model, target: str, data: Data) -> Engine:
+def _proven(result: Model, original: Model | str | Path, target: str, data: Data) -> Engine:
     from edgerun.verbs.compile import compile
 
     feeds = [feeds for _, feeds in zip(range(2), data, strict=False)]
@@ -167,10 +173,10 @@ def _check_names(model: Model, keep_float: Iterable[str]) -> None:
 
 
 def _batch(model: Model, memory_cap: int, sizes: Mapping[str, int]) -> int:
-    """Samples a batch may have under the cap, between 1 and 32.
+    """Samples a batch may have under the cap, between 1 and 8 (more would only take memory).
 
-    Runtimes free what nobody will read again: at the fullest moment of the search about a dozen tensors of the
-    largest one's size are alive (both streams, their rounded copies, layout copies).
+    Runtimes free what nobody will read again: at the fullest moment of the search memory grows by about two dozen
+    tensors of the largest one's size (rounded copies, layout copies, arenas that double); measured, not derived.
     """
     largest = 1
     inferred = model.clone()
@@ -179,4 +185,4 @@ def _batch(model: Model, memory_cap: int, sizes: Mapping[str, int]) -> int:
         for value in node.outputs:
             dims = [d if isinstance(d, int) else sizes.get(str(d.value), 1) for d in list(value.shape or ())]
             largest = max(largest, 4 * int(np.prod(dims)))
-    return int(np.clip(memory_cap // (12 * largest), 1, 32))
+    return int(np.clip(memory_cap // (24 * largest), 1, 8))

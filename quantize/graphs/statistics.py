@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 PREFIX = "edgerun/probe/"
-LEAST = 512  # elements kept of each tensor in each batch, however many batches there are
+LEAST = 256  # elements kept of each tensor in each batch, however many batches there are
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def observe_channels(
 
 
 def observe(
-    run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str], budget: int = 1 << 18
+    run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str], budget: int = 1 << 16
 ) -> dict[str, Observed]:
     """Run the probes over all batches. Memory: at most 2 · `budget` sampled elements of each tensor, whatever comes."""
     low = {name: np.inf for name in names}
