@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import files, guard
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -67,9 +67,15 @@ class Model:
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
-        """Read an `.onnx` file that passed the static guard. Raises EdgerunError when it is refused."""
-        import onnx_ir as ir
+        """Read an `.onnx` file that passed the static guard.
 
+        Raises EdgerunError when it is refused, and Unsupported where onnx is not installed (a device).
+        """
+        try:
+            import onnx_ir as ir
+        except ImportError as error:
+            what = "this reads the model as a graph, which takes more than a device install has"
+            raise Unsupported(what, got=str(error), do="pip install 'edgerun[compress]'") from error
         guard.check_onnx(Path(path))
         try:
             return cls.of(ir.load(path))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerun.data import Data, Feeds, open_data
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 from edgerun.verbs.load import load
@@ -91,5 +91,5 @@ def _contract_of(model: Runnable) -> Any:
         from edgerun.model import Model
 
         return Model.load(path).preprocessing
-    except ImportError:
+    except Unsupported:
         return None
