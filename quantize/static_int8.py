@@ -17,6 +17,7 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import correction, edit, equalize, placement, qdq, statistics
+from edgerun.quantize.graphs.statistics import Channels, Observed
 from edgerun.quantize.numerics import grid, ranges
 from edgerun.quantize.numerics.grid import Grid
 
@@ -29,8 +30,8 @@ summary = "static INT8 (Q/DQ): per-channel weights, per-tensor activations, equa
 needs_calibration = True
 scheme = "w8a8"
 
-SAMPLE_BUDGET = 1 << 16  # elements kept of each activation over all batches
-EQUALIZE_SAMPLES, SEARCH_SAMPLES, CORRECT_SAMPLES = 16, 8, 32
+SAMPLE_BUDGET = 1 << 16  # elements kept of each activation
+SAMPLE_SAMPLES, SEARCH_SAMPLES, CORRECT_SAMPLES = 32, 8, 32
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 
@@ -50,12 +51,12 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     fold.apply(model)
     gc.collect()
     _check_kept(model, request)
-    _equalize(model, request)
-    plan = placement.plan(model.graph, request.rules, request.keep_float)
-    if not plan.compute:
+    if not placement.plan(model.graph, request.rules, request.keep_float).compute:
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
-    observed = _observe(model, plan, request)
+    channels = _equalize(model, request)
+    plan = placement.plan(model.graph, request.rules, request.keep_float)
+    observed = _observe(model, plan, channels, request)
     truths = _truths(model, plan, request)
     name, grids = _choose(model, plan, observed, truths, request)
     _, shifts = _stream(model, plan, grids, truths, "bias correction", request)
@@ -99,36 +100,37 @@ def _rows(feeds: Feeds) -> int:
     return int(first.shape[0]) if first.ndim else 1
 
 
-def _equalize(model: ir.Model, request: Request) -> None:
+def _equalize(model: ir.Model, request: Request) -> dict[str, Channels]:
+    """Observe every point on all calibration data, rescale what can be rescaled; the extremes of the result by name."""
     plan = placement.plan(model.graph, request.rules, request.keep_float)
-    chains = equalize.chains(model.graph)
-    tied = {value.name for chain in chains for value in chain.values}
-    names = [str(value.name) for value in plan.points if value.name in tied]
-    if not names:
-        return
+    names = [str(value.name) for value in plan.points]
     with request.open(statistics.with_channel_probes(model, names)) as session:
-        batches = _batches(request, EQUALIZE_SAMPLES, "channels")
-        changed = equalize.equalize(model.graph, chains, *statistics.observe_channels(session.run, batches, names))
+        seen = statistics.observe_channels(session.run, _batches(request, None, "ranges"), names)
+    for name, channels in seen.items():
+        if not np.isfinite([channels.low, channels.high]).all():
+            raise EdgerunError(f"activation {name!r} is not finite on the calibration data",
+                               do="check the preprocessing; run the float model on the same data")  # fmt: skip
+    changed, factors = equalize.equalize(model.graph, equalize.chains(model.graph), seen)
     fold.infer_shapes(model)
     request.found["equalized"] = changed
+    return {name: channels.scaled(factors[name]) if name in factors else channels for name, channels in seen.items()}
 
 
-def _observe(model: ir.Model, plan: placement.Plan, request: Request) -> dict[str, statistics.Observed]:
+def _observe(
+    model: ir.Model, plan: placement.Plan, channels: Mapping[str, Channels], request: Request
+) -> dict[str, Observed]:
+    """Add to the extremes of all data a sample from part of it, for the estimators that look at more than extremes."""
     names = [str(value.name) for value in plan.points]
-    total = len(request.calibration or ())
-    per_batch = max(statistics.LEAST, SAMPLE_BUDGET // max(total, 1))
-    with request.open(statistics.with_probes(model, names, per_batch)) as session:
-        observed = statistics.observe(session.run, _batches(request, None, "ranges"), names, SAMPLE_BUDGET)
-    for name, seen in observed.items():
-        if not np.isfinite([seen.low, seen.high]).all():
-            raise EdgerunError(f"activation {name!r} is not finite on the calibration data", got=(seen.low, seen.high),
-                               do="check the preprocessing; run the float model on the same data")  # fmt: skip
-    return observed
+    per_batch = SAMPLE_BUDGET // SAMPLE_SAMPLES
+    with request.open(statistics.with_samples(model, names, per_batch)) as session:
+        samples = statistics.sample(session.run, _batches(request, SAMPLE_SAMPLES, "samples"), names)
+    return {
+        name: Observed(float(channels[name].low.min()), float(channels[name].high.max()), samples[name])
+        for name in names
+    }
 
 
-def _grids(
-    plan: placement.Plan, observed: Mapping[str, statistics.Observed], estimator: str, dtype: str
-) -> dict[str, Grid]:
+def _grids(plan: placement.Plan, observed: Mapping[str, Observed], estimator: str, dtype: str) -> dict[str, Grid]:
     """One grid per scale group; a cap (Clip, per-channel Min) ends the range, so that the quantizer can do its work."""
     grids: dict[str, Grid] = {}
     for group, values in plan.groups().items():
@@ -166,7 +168,7 @@ def _numeric_outputs(model: ir.Model) -> list[str]:
 def _choose(
     model: ir.Model,
     plan: placement.Plan,
-    observed: Mapping[str, statistics.Observed],
+    observed: Mapping[str, Observed],
     truths: Sequence[Truth],
     request: Request,
 ) -> tuple[str, dict[str, Grid]]:

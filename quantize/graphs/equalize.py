@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, row_bias, set_constant
+from edgerun.quantize.graphs.statistics import Channels
 from edgerun.quantize.numerics.equalization import Reader, scales
 
 if TYPE_CHECKING:
@@ -145,19 +146,20 @@ def _reads_channels(node: ir.Node, channels: int) -> bool:
 
 
 def equalize(
-    graph: ir.Graph, found: list[Chain], ranges: Mapping[str, np.ndarray], power: Mapping[str, np.ndarray]
-) -> dict[str, float]:
-    """Rescale every chain that `ranges` knows; return {name of its first value: exponent} for those changed.
+    graph: ir.Graph, found: list[Chain], seen: Mapping[str, Channels]
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Rescale every chain that was `seen` (by value name).
 
-    `ranges` and `power` give max |x| and mean x² per channel, `[C]`, of observed values by name.
+    Returns {name of its first seen value: exponent} for the chains changed, and each rescaled value's factors `[C]`.
     """
     changed: dict[str, float] = {}
+    factors_of: dict[str, np.ndarray] = {}
     for chain in found:
-        names = [str(v.name) for v in chain.values if v.name in ranges]
+        names = [str(v.name) for v in chain.values if v.name in seen]
         if not names:
             continue
-        peak = np.max([ranges[n] for n in names], axis=0)
-        mean = np.max([power[n] for n in names], axis=0)
+        peak = np.max([seen[n].peak for n in names], axis=0)
+        mean = np.max([seen[n].power for n in names], axis=0)
         factors, exponent = scales(peak, mean, [_reader(node) for node in chain.readers])
         if exponent == 0.0:
             continue
@@ -168,7 +170,8 @@ def equalize(
         for node in chain.clips:
             _scale_clip(graph, node, factors)
         changed[names[0]] = exponent
-    return changed
+        factors_of |= dict.fromkeys(names, factors)
+    return changed, factors_of
 
 
 def _reader(node: ir.Node) -> Reader:

@@ -56,7 +56,7 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
     _extend_outputs(placement, rules)
     _extend_joins(graph, placement, rules, integer, keep_float)
     _extend_through(graph, placement, rules, integer)
-    _absorb(placement, rules, integer)
+    _absorb(placement, rules)
     return placement
 
 
@@ -202,12 +202,10 @@ def _merge(placement: Plan, old: str, new: str) -> None:
             placement.points[value] = new
 
 
-def _absorb(placement: Plan, rules: Quantization, integer: set[ir.Node]) -> None:
-    """List the activations to drop, the one next to its quantizer first."""
+def _absorb(placement: Plan, rules: Quantization) -> None:
+    """List the activations right before a quantizer, the one next to it first."""
     for value in placement.points:
         node = value.producer()
-        if node is None or _source(value, rules) not in integer:
-            continue
         while node is not None and _absorbable(node, rules):
             source = node.inputs[0]
             if source is None or source in placement.points or sole_consumer(source) is not node:

@@ -1,4 +1,4 @@
-"""Activation statistics, streamed: one run per batch gives minimum, maximum and an even sample of every point."""
+"""Activation statistics, streamed: exact extremes per channel of all data, and an even sample of some of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,25 @@ if TYPE_CHECKING:
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 PREFIX = "edgerun/probe/"
-LEAST = 256  # elements kept of each tensor in each batch, however many batches there are
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Exact extremes and mean square per channel, `[C]` each (C = 1 where a tensor has no channels), float64."""
+
+    low: np.ndarray
+    high: np.ndarray
+    power: np.ndarray
+
+    @property
+    def peak(self) -> np.ndarray:
+        """max |x|."""
+        peak: np.ndarray = np.maximum(self.high, -self.low)
+        return peak
+
+    def scaled(self, factors: np.ndarray) -> Channels:
+        """Of f∘x, for positive f `[C]`."""
+        return Channels(self.low * factors, self.high * factors, self.power * factors**2)
 
 
 @dataclass(frozen=True)
@@ -66,33 +84,16 @@ class _Probes:
         self.model.graph.outputs.append(probe)
 
 
-def with_probes(model: ir.Model, names: Sequence[str], per_batch: int) -> ir.Model:
-    """A clone of `model` whose only outputs are the probes of the named float tensors.
-
-    For tensor `t`, behind PREFIX: `t/min` and `t/max` (scalars) and `t/sample` (`[≤ 2·per_batch]`): every k-th
-    element with an odd k, so that the sample does not stay in one column of an even-sized picture.
-    """
-    probes = _Probes(model)
-    numbers = {"flat": -1, "zero": 0, "axis": 0, "end": np.iinfo(np.int64).max, "share": per_batch, "one": 1, "two": 2}
-    flat, zero, axis, end, share, one, two = (probes.constant(n, np.array([v], np.int64)) for n, v in numbers.items())
-    for name in names:
-        source, own = probes.values[name], PREFIX + name
-        probes.reduce("ReduceMin", source, None, f"{own}/min")
-        probes.reduce("ReduceMax", source, None, f"{own}/max")
-        line = probes.emit("Reshape", [source, flat], f"{own}/flat")
-        ratio = probes.emit("Div", [probes.emit("Shape", [line], f"{own}/size"), share], f"{own}/ratio")
-        even = probes.emit("Mul", [probes.emit("Div", [ratio, two], f"{own}/half"), two], f"{own}/even")
-        step = probes.emit("Add", [even, one], f"{own}/step")
-        probes.output(probes.emit("Slice", [line, zero, end, axis, step], f"{own}/sample"), "FLOAT", [None])
-    return probes.model
-
-
 def with_channel_probes(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A clone that gives, for each named `t` `[N, C, …]`, `t/low`, `t/high` and `t/squares` `[C]`, and `t/size`."""
+    """A clone that gives, for each named `t`, `t/low`, `t/high`, `t/squares` and `t/size` behind PREFIX.
+
+    Per channel (axis 1) `[C]`; of the whole tensor where the rank is below 2 or unknown.
+    """
     probes = _Probes(model)
     for name in names:
         value = probes.values[name]
-        rest = [i for i in range(len(value.shape or ())) if i != 1]
+        rank = len(value.shape or ())
+        rest = [i for i in range(rank) if i != 1] if rank >= 2 else None
         for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax"), ("squares", "ReduceSumSquare")):
             probes.reduce(op, value, rest, f"{PREFIX}{name}/{kind}")
         probes.output(probes.emit("Size", [value], f"{PREFIX}{name}/size"), "INT64", [])
@@ -101,39 +102,50 @@ def with_channel_probes(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 def observe_channels(
     run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str]
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """max |x| and mean x² per channel `[C]`, by tensor name."""
-    peak: dict[str, np.ndarray] = {}
-    squares: dict[str, np.ndarray] = {}
-    counts = dict.fromkeys(names, 0.0)
+) -> dict[str, Channels]:
+    """Run the channel probes over all batches. Memory: a few numbers per channel, whatever comes."""
+    low = {name: np.array(np.inf) for name in names}
+    high = {name: np.array(-np.inf) for name in names}
+    squares = {name: np.array(0.0) for name in names}
+    sizes = dict.fromkeys(names, 0.0)
     for feeds in batches:
         out = run(feeds)
         for name in names:
-            now = np.maximum(out[f"{PREFIX}{name}/high"], -out[f"{PREFIX}{name}/low"])
-            peak[name] = np.maximum(peak[name], now) if name in peak else now
-            now = out[f"{PREFIX}{name}/squares"].astype(np.float64)
-            squares[name] = squares[name] + now if name in squares else now
-            counts[name] += float(out[f"{PREFIX}{name}/size"]) / len(now)
-    return peak, {name: squares[name] / counts[name] for name in names}
+            own = PREFIX + name
+            low[name] = np.asarray(np.minimum(low[name], out[f"{own}/low"]))
+            high[name] = np.asarray(np.maximum(high[name], out[f"{own}/high"]))
+            squares[name] = np.asarray(squares[name] + out[f"{own}/squares"].astype(np.float64))
+            sizes[name] += float(out[f"{own}/size"])
+    found: dict[str, Channels] = {}
+    for name in names:
+        total = np.atleast_1d(squares[name])
+        found[name] = Channels(np.atleast_1d(low[name]), np.atleast_1d(high[name]), total * len(total) / sizes[name])
+    return found
 
 
-def observe(
-    run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str], budget: int = 1 << 16
-) -> dict[str, Observed]:
-    """Run the probes over all batches. Memory: at most 2 · `budget` sampled elements of each tensor, whatever comes."""
-    low = {name: np.inf for name in names}
-    high = {name: -np.inf for name in names}
-    samples: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    held, every = 0, 1
+def with_samples(model: ir.Model, names: Sequence[str], per_batch: int) -> ir.Model:
+    """A clone that gives, for each named `t`, `t/sample` `[≤ 2·per_batch]` behind PREFIX.
+
+    That is every k-th element with an odd k, so that the sample does not stay in one column of an even-sized picture.
+    """
+    probes = _Probes(model)
+    numbers = {"flat": -1, "zero": 0, "axis": 0, "end": np.iinfo(np.int64).max, "share": per_batch, "one": 1, "two": 2}
+    flat, zero, axis, end, share, one, two = (probes.constant(n, np.array([v], np.int64)) for n, v in numbers.items())
+    for name in names:
+        source, own = probes.values[name], PREFIX + name
+        line = probes.emit("Reshape", [source, flat], f"{own}/flat")
+        ratio = probes.emit("Div", [probes.emit("Shape", [line], f"{own}/size"), share], f"{own}/ratio")
+        even = probes.emit("Mul", [probes.emit("Div", [ratio, two], f"{own}/half"), two], f"{own}/even")
+        step = probes.emit("Add", [even, one], f"{own}/step")
+        probes.output(probes.emit("Slice", [line, zero, end, axis, step], f"{own}/sample"), "FLOAT", [None])
+    return probes.model
+
+
+def sample(run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Run the sample probes; float32 `[m]` by name."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for feeds in batches:
         out = run(feeds)
         for name in names:
-            low[name] = min(low[name], float(out[f"{PREFIX}{name}/min"]))
-            high[name] = max(high[name], float(out[f"{PREFIX}{name}/max"]))
-            samples[name].append(np.array(out[f"{PREFIX}{name}/sample"][::every]))
-        held = max(held, max(sum(map(len, parts)) for parts in samples.values()))
-        if held > 2 * budget:
-            # Thin what is held and what is to come alike, so that every batch keeps its weight.
-            samples = {name: [np.concatenate(parts)[::2]] for name, parts in samples.items()}
-            held, every = held // 2, 2 * every
-    return {name: Observed(low[name], high[name], np.concatenate(samples[name])) for name in names}
+            parts[name].append(np.array(out[f"{PREFIX}{name}/sample"]))
+    return {name: np.concatenate(pieces) for name, pieces in parts.items()}

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FLOOR = 1e-3  # channels below this share of the largest range are scaled as if they had this share
+# Channels below this share of the largest range are scaled as if they had it: what calibration never saw of a quiet
+# channel must still fit, at the price of its last few levels.
+FLOOR = 1 / 64
 
 
 @dataclass(frozen=True)
