@@ -10,6 +10,7 @@ import pytest
 from edgerun.model import Model
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import equalize
+from edgerun.quantize.graphs.statistics import Channels
 
 DOOR = "(float[n,8,6,6] x) => (float[n,p,q,r] y)"
 FLAT = "(float[n,8,6,6] x) => (float[n,p] y)"
@@ -21,11 +22,13 @@ def rescaled(model: Model, *, spread: float = 3.0) -> tuple[Model, Model, dict[s
     graph = before.clone()
     chains = equalize.chains(graph.graph)
     generator = np.random.default_rng(5)
-    ranges: dict[str, np.ndarray] = {}
+    seen: dict[str, Channels] = {}
     for chain in chains:
         per_channel = np.exp(generator.uniform(-spread, spread, chain.channels))
-        ranges |= {str(value.name): per_channel for value in chain.values}
-    changed = equalize.equalize(graph.graph, chains, ranges, {name: r**2 / 3 for name, r in ranges.items()})
+        made_up = Channels(-per_channel, per_channel, per_channel**2 / 3)
+        seen |= {str(value.name): made_up for value in chain.values}
+    changed, factors = equalize.equalize(graph.graph, chains, seen)
+    assert all((f > 0).all() and np.isfinite(f).all() for f in factors.values()) and changed.keys() <= factors.keys()
     fold.infer_shapes(graph)
     return before, Model.of(graph), changed
 
