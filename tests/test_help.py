@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,19 @@ def test_completion_knows_commands_and_options() -> None:
 def test_an_unknown_command_is_misuse() -> None:
     done = subprocess.run([sys.executable, "-m", "edgerun", "comprss"], capture_output=True, text=True)
     assert done.returncode == 2 and "comprss" in done.stderr and "Traceback" not in done.stderr
+
+
+def _shown() -> list[str]:
+    """Every `edgerun …` line that the README shows as a command."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    return [line.strip() for line in lines if line.startswith("    edgerun ")]
+
+
+def test_the_readme_shows_the_whole_way() -> None:
+    assert {line.split()[1] for line in _shown()} >= {"convert", "compress", "compare", "eval", "bench", "run"}
+
+
+@pytest.mark.parametrize("line", _shown())
+def test_the_commands_in_the_readme_are_understood(line: str) -> None:
+    _, name, *words = shlex.split(line)
+    _command(name).make_context(name, words)
