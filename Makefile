@@ -65,5 +65,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -c '$(NEEDS)' || { \
 		echo "$(VENV) holds a Python older than 3.11: remove it (make clean), then try again." >&2; exit 1; }
 	@echo "installing edgerun[all,dev] and its frameworks into $(VENV): a few minutes the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@

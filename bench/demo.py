@@ -132,7 +132,7 @@ def verdict(found: dict[str, Any]) -> str:
     return f"{size}, {speed}, {accuracy}"
 
 
-HEADERS = ("fp32 -> INT8", "accuracy", "points lost [95 %]", "size", "p50 latency", "x as fast [95 %]", "verdict")
+HEADERS = ("fp32 -> INT8", "accuracy", "points lost [95 %]", "size", "p50 latency", "times as fast [95 %]", "verdict")
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def main() -> None:
     click.echo(
         f"\nAccuracy: {found[0]['eval']['samples']} held-out digits, fp32 and INT8 paired digit by digit; as accurate: "
         f"surely less than {MAX_DROP:g} points lost.\n"
-        f"INT8 gives the same answer as fp32 on {100 * same:.1f} % of them or more.\n"
+        f"INT8 and fp32 give the same answer on at least {100 * same:.1f} % of them.\n"
         f"Latency: one digit, one thread, fp32 and INT8 interleaved in {found[0]['bench']['sessions']} sessions, "
         f"on {device['cpu']} ({device['isa']}).\n"
         f"This is a small network; bench/results/README.md has real ones. The files in {OUT} tell their own life:\n"

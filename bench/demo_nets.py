@@ -74,12 +74,12 @@ def train_keras(train: Part, path: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
+    keras.utils.set_random_seed(0)
     layers: list[Any] = [keras.Input((SIZE, SIZE, 1), name="image")]
     for filters, stride in ((32, 1), (64, 2), (64, 1), (128, 2)):
         layers += [keras.layers.Conv2D(filters, 3, stride, padding="same", use_bias=False)]
         layers += [keras.layers.BatchNormalization(momentum=0.9), keras.layers.ReLU()]
     layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
-    keras.utils.set_random_seed(0)
     net = keras.Sequential(layers)
     net.compile(keras.optimizers.Adam(RATE), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     net.fit(train.pictures[..., None], train.labels, BATCH, EPOCHS, verbose=0)
