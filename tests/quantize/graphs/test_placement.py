@@ -1,0 +1,130 @@
+"""Where Q/DQ stand: read off small graphs, for rules written here (a target's are data of the same kind)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgerun.passes import Quantization
+from edgerun.quantize import fold
+from edgerun.quantize.graphs import placement
+
+RULES = Quantization(
+    schemes=("w8a8",),
+    compute=frozenset({"Conv", "Gemm", "MatMul"}),
+    through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
+    join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
+    absorbed=frozenset({"Relu", "Clip", "Min"}),
+    float_output=frozenset({"Gemm", "MatMul"}),
+)
+WRITES_FLOAT = replace(RULES, float_output=frozenset({"Conv", "Gemm", "MatMul"}))
+DOOR = "(float[n,8,8,8] x) => (float[n,p,q,r] y)"
+FLAT = "(float[n,8] x) => (float[n,p] y)"
+
+# rules, door, graph; then the points in their scale groups, the integer nodes, and the activations absorbed.
+CASES: dict[str, tuple[Quantization, str, str, str, str, str]] = {
+    "conv relu conv": (RULES, DOOR, "a = Conv(x, w) r = Relu(a) y = Conv(r, w)", "x r y", "a y", "r"),
+    "a last conv may write float": (WRITES_FLOAT, DOOR, "a = Conv(x, w) r = Relu(a) y = Conv(r, w)", "x r", "a y", "r"),
+    "relu6": (RULES, DOOR, "a = Conv(x, w) r = Clip(a, zero, six) y = Conv(r, w)", "x r y", "a y", "r"),
+    "clip from below zero": (RULES, DOOR, "a = Conv(x, w) r = Clip(a, low, six) y = Conv(r, w)", "x a r y", "a y", ""),
+    "clip without end": (RULES, DOOR, "a = Conv(x, w) r = Clip(a, zero) y = Conv(r, w)", "x r y", "a y", "r"),
+    "residual": (
+        RULES, DOOR, "a = Conv(x, w) r = Relu(a) c = Conv(r, w) s = Add(r, c) t = Relu(s) y = Conv(t, w)",
+        "x r c t y", "a c y", "r t",
+    ),
+    "residual of the input": (WRITES_FLOAT, DOOR, "a = Conv(x, w) s = Add(a, x) y = Conv(s, w)", "x a s", "a y", ""),
+    "concat keeps each scale": (
+        RULES, DOOR, "a = Conv(x, w) r = Relu(a) c = Conv(x, w) k = Concat<axis=1>(r, c) y = Conv(k, wide)",
+        "x r c k y", "a c y", "r",
+    ),
+    "maxpool shares the scale": (
+        RULES, DOOR, "a = Conv(x, w) r = Relu(a) p = MaxPool<kernel_shape=[2,2]>(r) y = Conv(p, w)",
+        "x r=p y", "a y", "r",
+    ),
+    "pool, flatten, gemm": (
+        RULES, "(float[n,8,8,8] x) => (float[n,p] y)",
+        "a = Conv(x, w) r = Relu(a) h = GlobalAveragePool(r) f = Flatten(h) y = Gemm(f, m)", "x r h=f", "a y", "r",
+    ),
+    "float in between": (RULES, DOOR, "a = Conv(x, w) s = Sigmoid(a) y = Conv(s, w)", "x a s y", "a y", ""),
+    "float in between, float writer": (
+        WRITES_FLOAT, DOOR, "a = Conv(x, w) s = Sigmoid(a) y = Conv(s, w)", "x s", "a y", "",
+    ),
+    "matrix products": (
+        RULES, FLAT, "a = MatMul(x, m) c = Add(a, b) r = Relu(c) y = MatMul(r, m)", "x r", "c y", "r",
+    ),
+    "weight on the left": (RULES, "(float[8,n] x) => (float[8,n] y)", "a = MatMul(m, x) y = Relu(a)", "", "", ""),
+    "two activations multiplied": (RULES, FLAT, "t = Transpose(x) y = MatMul(x, t)", "", "", ""),
+    "pairs where they pay": (
+        replace(RULES, pair_matmul=True), FLAT, "t = Transpose(x) y = MatMul(x, t)", "x=t", "y", "",
+    ),
+    "alpha": (RULES, FLAT, "a = Gemm<alpha=0.5>(x, m) y = Gemm(a, m)", "a", "y", ""),
+    "transposed input": (RULES, "(float[8,n] x) => (float[n,8] y)", "y = Gemm<transA=1>(x, m)", "", "", ""),
+    "a bias that is a matrix": (RULES, "(float[8,8] x) => (float[8,8] y)", "y = Gemm(x, m, m2)", "", "", ""),
+    "read outside too": (RULES, DOOR, "a = Conv(x, w) r = Relu(a) s = Sigmoid(a) y = Conv(r, w) z = Add(s, r)",
+                         "x a r y", "a y", ""),
+}  # fmt: skip
+
+
+@pytest.fixture
+def parts(weights: Any) -> dict[str, np.ndarray]:
+    scalars = {"zero": 0.0, "six": 6.0, "low": -1.0}
+    return {
+        "w": weights(1, 8, 8, 1, 1), "wide": weights(2, 8, 16, 1, 1), "m": weights(3, 8, 8), "m2": weights(4, 8, 8),
+        "b": weights(5, 8), **{name: np.array(value, np.float32) for name, value in scalars.items()},
+    }  # fmt: skip
+
+
+def planned(net: Any, parts: dict[str, np.ndarray], rules: Quantization, graph: str, *kept: str) -> placement.Plan:
+    words = set("".join(c if c.isalnum() else " " for c in graph).split())
+    model = net(graph, **{name: array for name, array in parts.items() if name in words})
+    return placement.plan(fold.apply(model.clone()).graph, rules, frozenset(kept))
+
+
+def grouped(plan: placement.Plan) -> set[frozenset[str]]:
+    return {frozenset(str(value.name) for value in values) for values in plan.groups().values()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_placement(net: Any, parts: dict[str, np.ndarray], case: str) -> None:
+    rules, door, graph, points, compute, absorbed = CASES[case]
+    if case == "read outside too":
+        door = "(float[n,8,8,8] x) => (float[n,8,8,8] y, float[n,8,8,8] z)"
+    plan = planned(net, parts, rules, f"{door} {{ {graph} }}")
+    assert grouped(plan) == {frozenset(group.split("=")) for group in points.split()}
+    assert [node.name for node in plan.compute] == compute.split()
+    assert {node.name for node in plan.absorbed} == set(absorbed.split())
+
+
+def test_a_pictures_first_layer_in_float(net: Any, weights: Any) -> None:
+    """Up to four input channels stay float where the target says so; a grouped layer of few channels is no stem."""
+    graph = "(float[n,3,8,8] x) => (float[n,p,q,r] y) { a = Conv(x, s) r = Relu(a) y = Conv<group=8>(r, d) }"
+    parts = {"s": weights(1, 8, 3, 3, 3), "d": weights(2, 8, 1, 3, 3)}
+    plan = planned(net, parts, replace(RULES, float_stem=4), graph)
+    assert [node.name for node in plan.compute] == ["y"] and grouped(plan) == {frozenset({"r"}), frozenset({"y"})}
+    assert len(planned(net, parts, RULES, graph).compute) == 2
+
+
+def test_kept_nodes(net: Any, parts: dict[str, np.ndarray]) -> None:
+    graph = f"{DOOR} {{ a = Conv(x, w) r = Relu(a) c = Conv(r, w) s = Add(r, c) t = Relu(s) y = Conv(t, w) }}"
+    plan = planned(net, parts, RULES, graph, "c")
+    assert [node.name for node in plan.compute] == ["a", "y"]
+    assert "c" not in {str(value.name) for value in plan.points}
+    assert [node.name for node in planned(net, parts, RULES, graph, "a", "c", "y").compute] == []
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis", "shape"),
+    [
+        ("Conv(x, k)", 0, (6, 8, 1, 1)),
+        ("Gemm(f, k)", 1, (8, 6)),
+        ("Gemm<transB=1>(f, k)", 0, (6, 8)),
+        ("MatMul(f, k)", 1, (8, 6)),
+    ],
+)
+def test_the_output_channels_axis(net: Any, layer: str, axis: int, shape: tuple[int, ...], weights: Any) -> None:
+    door = "(float[n,8,1,1] x, float[n,8] f) => (float y)"
+    plan = planned(net, {"k": weights(1, *shape)}, RULES, f"{door} {{ y = {layer} }}")
+    assert [placement.weight_axis(node) for node in plan.weights] == [axis]
