@@ -80,7 +80,7 @@ def train_keras(train: Part, path: Path) -> None:
         layers += [keras.layers.Conv2D(filters, 3, stride, padding="same", use_bias=False)]
         layers += [keras.layers.BatchNormalization(momentum=0.9), keras.layers.ReLU()]
     layers += [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10)]
-    net = keras.Sequential(layers)
+    net: Any = keras.Sequential(layers)
     net.compile(keras.optimizers.Adam(RATE), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     net.fit(train.pictures[..., None], train.labels, BATCH, EPOCHS, verbose=0)
     net.save(path)

@@ -36,7 +36,7 @@ def resnet50(path: Path) -> None:
 
     manifest = json.loads(zoo_fetch.read(zoo_fetch.RESNET, f"{_FOLDER}/model.json"))
     weights = _weights(manifest["weightsManifest"])
-    model = keras.applications.ResNet50(weights=None)
+    model = keras.applications.ResNet50(weights=None)  # pyright: ignore[reportArgumentType]
     for layer in manifest["modelTopology"]["model_config"]["config"]["layers"]:
         name, kind = layer["config"]["name"], layer["class_name"]
         if kind not in _ORDER:

@@ -6,28 +6,30 @@ The verbs are loaded on first use, so that `import edgerun` imports no framework
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+    from edgerun.runtime import Engine, Options, Session, TensorSpec
+    from edgerun.verbs.benchmark import benchmark
+    from edgerun.verbs.compare import compare
+    from edgerun.verbs.compile import compile
+    from edgerun.verbs.compress import compress
+    from edgerun.verbs.convert import convert
+    from edgerun.verbs.evaluate import evaluate
+    from edgerun.verbs.inspect import inspect
+    from edgerun.verbs.load import load
 
 __version__ = "0.1.0"
-_PUBLIC = {
-    "convert": "edgerun.verbs.convert",
-    "compress": "edgerun.verbs.compress",
-    "compile": "edgerun.verbs.compile",
-    "load": "edgerun.verbs.load",
-    "compare": "edgerun.verbs.compare",
-    "evaluate": "edgerun.verbs.evaluate",
-    "benchmark": "edgerun.verbs.benchmark",
-    "inspect": "edgerun.verbs.inspect",
-    "Model": "edgerun.model",
-    "TensorSpec": "edgerun.runtime",
-    "Session": "edgerun.runtime",
-    "Engine": "edgerun.runtime",
-    "Options": "edgerun.runtime",
-}
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "Engine", "Model", "Options", "Session", "TensorSpec", "__version__", "benchmark", "compare", "compile", "compress",
+    "convert", "evaluate", "inspect", "load",
+]  # fmt: skip
+_RUNTIME = ("Engine", "Options", "Session", "TensorSpec")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in __all__:
         raise AttributeError(f"module 'edgerun' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    module = "model" if name == "Model" else "runtime" if name in _RUNTIME else f"verbs.{name}"
+    return getattr(importlib.import_module(f"edgerun.{module}"), name)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import edgerun
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -69,3 +73,11 @@ def test_the_set_up_is_two_commands() -> None:
     assert made.returncode == 0 and "-m pytest" in made.stdout and "-m bench.demo" in made.stdout
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111 and "make test" in script.read_text()
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(edgerun, name) is not None for name in edgerun.__all__)
+    with pytest.raises(AttributeError, match="quantise"):
+        _ = edgerun.quantise
+    project = importlib.import_module("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == edgerun.__version__ == importlib.metadata.version("edgerun")

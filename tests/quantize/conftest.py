@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +39,7 @@ def _evaluate(model: Model, feeds: Mapping[str, np.ndarray], *, optimized: bool 
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(model.to_bytes(), options, providers=["CPUExecutionProvider"])
     found: list[np.ndarray] = session.run(None, dict(feeds))
     return found
 
