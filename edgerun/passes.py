@@ -79,7 +79,8 @@ class Quantization:
     `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
-    `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer).
+    `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
+    integer op follows at once.
     `pair_matmul`: products of two activations (attention) have an integer kernel that pays.
     """
 
@@ -111,7 +112,7 @@ class Request:
     calibration: Calibration | None = None
     ranges: str = "auto"
     keep_float: frozenset[str] = frozenset()
-    memory_cap: int = 256 << 20
+    memory_cap: int = 192 << 20
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
 

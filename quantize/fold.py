@@ -36,6 +36,7 @@ def apply(model: ir.Model, request: Request | None = None) -> ir.Model:
     fold_batchnorm(model.graph)
     infer_shapes(model)
     fold_onward_batchnorm(model.graph)
+    join_matmul_bias(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.NameFixPass()(model)
@@ -152,6 +153,35 @@ def _fold_into_reader(graph: ir.Graph, node: ir.Node, gain: np.ndarray, shift: n
     set_constant(graph, node, 1, new_weight)
     set_constant(graph, node, 2, new_bias, name=f"{node.inputs[1].name}_bias")  # type: ignore[union-attr]
     return True
+
+
+def join_matmul_bias(graph: ir.Graph) -> int:
+    """MatMul of rank 2 with a constant, and the Add of a row behind it, become one Gemm; return how many.
+
+    Runtimes do the same, but around Q/DQ some do it too early and leave the product in float.
+    """
+    import onnx_ir as ir
+
+    joined = 0
+    for node in [n for n in graph if n.op_type == "MatMul" and n.domain == ""]:
+        weight, add = constant(node.inputs[1]), sole_consumer(node.outputs[0])
+        source = node.inputs[0]
+        if weight is None or weight.ndim != 2 or add is None or add.op_type != "Add" or source is None:
+            continue
+        bias = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+        row = constant(bias)
+        if row is None or row.shape != (weight.shape[1],) or source.shape is None or len(source.shape) != 2:
+            continue
+        gemm = ir.node("Gemm", [source, node.inputs[1], bias], name=add.name)
+        graph.insert_before(add, gemm)
+        result = add.outputs[0]
+        gemm.outputs[0].shape, gemm.outputs[0].type = result.shape, result.type
+        name = result.name
+        result.replace_all_uses_with(gemm.outputs[0], replace_graph_outputs=True)
+        graph.remove([add, node], safe=True)
+        gemm.outputs[0].name = name
+        joined += 1
+    return joined
 
 
 def infer_shapes(model: ir.Model) -> None:

@@ -31,7 +31,7 @@ needs_calibration = True
 scheme = "w8a8"
 
 SAMPLE_BUDGET = 1 << 16  # elements kept of each activation
-SAMPLE_SAMPLES, SEARCH_SAMPLES, CORRECT_SAMPLES = 32, 8, 32
+SAMPLE_SAMPLES, SEARCH_SAMPLES, CORRECT_SAMPLES = 32, 8, 48
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 
@@ -107,7 +107,7 @@ def _equalize(model: ir.Model, request: Request) -> dict[str, Channels]:
     with request.open(statistics.with_channel_probes(model, names)) as session:
         seen = statistics.observe_channels(session.run, _batches(request, None, "ranges"), names)
     for name, channels in seen.items():
-        if not np.isfinite([channels.low, channels.high]).all():
+        if not np.isfinite([channels.low, channels.high, channels.power]).all():
             raise EdgerunError(f"activation {name!r} is not finite on the calibration data",
                                do="check the preprocessing; run the float model on the same data")  # fmt: skip
     changed, factors = equalize.equalize(model.graph, equalize.chains(model.graph), seen)
@@ -203,7 +203,7 @@ def _stream(
     shifts = {str(layer.holder.name): np.zeros(1) for layer in found}
     totals = dict.fromkeys(truths[0].outputs, Difference())
     rows = [_rows(truth.feeds) for truth in truths]
-    with request.open(correction.corrected(model, plan, grids, weights)) as session:
+    with request.open(correction.corrected(model, plan, grids, weights, rows[0])) as session:
         del weights
         gc.collect()  # graphs hold cycles; the session has its own copy of what this one held
         for index, truth in enumerate(truths):
@@ -253,7 +253,7 @@ def _quantized(
         if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None:
             bias = edit.row_bias(node, weight.shape[placement.weight_axis(node)])
             assert bias is not None
-            weight_grid = grid.widen(weight_grid, bias, input_scale)
+            weight_grid = grid.widen(weight_grid, bias, input_scale, dead=not weight.any())
             qdq.store_bias(graph, node, bias, input_scale, weight_grid)
         qdq.store_weight(graph, node, weight_grid, weight_grid.quantize(weight))
     qdq.absorb(graph, plan, grids)

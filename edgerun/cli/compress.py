@@ -27,7 +27,7 @@ import click
 @click.option("--keep-float", multiple=True, metavar="NODE", help="Leave this node in float. Repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many calibration samples.")
 @click.option(
-    "--memory-cap", type=click.IntRange(min=16), default=256, show_default=True, metavar="MIB", help="For activations."
+    "--memory-cap", type=click.IntRange(min=16), default=192, show_default=True, metavar="MIB", help="For activations."
 )
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was decided and measured as JSON.")
@@ -36,9 +36,10 @@ def command(
     limit: int | None, memory_cap: int, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
-    from edgerun.cli._progress import Stages
+    from edgerun.cli._progress import Stages, give_memory_back
     from edgerun.verbs.compress import compress
 
+    give_memory_back()
     with Stages() as progress:
         result = compress(
             model, scheme=scheme, target=target, calibration=calibration, output=output, ranges=ranges,

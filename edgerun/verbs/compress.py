@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Progress = Callable[[str, int, int], None]
-DEFAULT_CAP = 256 << 20  # bytes of activations
+DEFAULT_CAP = 192 << 20  # bytes of activations
 OLDEST_OPSET = 13
 MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are chosen, whatever the target is
 
@@ -175,7 +175,7 @@ def _check_names(model: Model, keep_float: Iterable[str]) -> None:
 def _batch(model: Model, memory_cap: int, sizes: Mapping[str, int]) -> int:
     """Samples a batch may have under the cap, between 1 and 8 (more would only take memory).
 
-    Runtimes free what nobody will read again: at the fullest moment of the search memory grows by about two dozen
+    Runtimes free what nobody will read again: at the fullest moment of the search memory grows by about 32
     tensors of the largest one's size (rounded copies, layout copies, arenas that double); measured, not derived.
     """
     largest = 1
@@ -185,4 +185,4 @@ def _batch(model: Model, memory_cap: int, sizes: Mapping[str, int]) -> int:
         for value in node.outputs:
             dims = [d if isinstance(d, int) else sizes.get(str(d.value), 1) for d in list(value.shape or ())]
             largest = max(largest, 4 * int(np.prod(dims)))
-    return int(np.clip(memory_cap // (24 * largest), 1, 8))
+    return int(np.clip(memory_cap // (32 * largest), 1, 8))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize.graphs import qdq
-from edgerun.quantize.graphs.edit import constant, initializer, set_constant, sole_consumer
+from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, set_constant, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
 from edgerun.quantize.numerics.grid import Grid
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 MEANS = "edgerun/mean/"
+LEAST_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,16 @@ def with_means(model: ir.Model, plan: Plan) -> ir.Model:
     return told
 
 
-def corrected(model: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: Mapping[str, np.ndarray]) -> ir.Model:
-    """A clone that computes in float what the quantized model computes, every layer moved onto its given mean.
+def corrected(
+    model: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: Mapping[str, np.ndarray], rows: int
+) -> ir.Model:
+    """A clone that computes in float what the quantized model computes, layers moved onto their given means.
 
     `grids` gives each scale group's grid, `weights` each weighted node's dequantized weight by node name. Beside the
     model's outputs it gives every layer's shift: sequential bias correction (Nagel et al. 2019, section 4.2, by data)
-    in one pass.
+    in one pass. With batches of less than 8 `rows`, a layer without positions (`[N, C]`) is measured and not moved:
+    its mean would be nearly the outputs themselves, and no error would be left to see.
     """
-    import onnx_ir as ir
-
     result = model.clone()
     graph = result.graph
     nodes = {node.name: node for node in graph}
@@ -98,30 +100,40 @@ def corrected(model: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: M
     for name, weight in weights.items():
         set_constant(graph, nodes[name], 1, weight)
     for layer in layers(plan):
-        holder = nodes[layer.holder.name]
-        output = holder.outputs[0]
-        uses = list(output.uses())
-        mean = _reduce_mean(graph, holder, output, f"{layer.mean}/quantized")
-        given = ir.Value(name=layer.mean, type=ir.TensorType(ir.DataType.FLOAT), shape=mean.shape)
-        graph.inputs.append(given)
-        shift = ir.node("Sub", [given, mean], name=layer.shift)
-        moved = ir.node("Add", [output, shift.outputs[0]], name=f"edgerun/corrected/{layer.holder.name}")
-        shift.outputs[0].name, shift.outputs[0].type = layer.shift, ir.TensorType(ir.DataType.FLOAT)
-        shift.outputs[0].shape = mean.shape
-        moved.outputs[0].name, moved.outputs[0].type = f"edgerun/corrected/{output.name}", output.type
-        moved.outputs[0].shape = output.shape
-        graph.insert_after(mean.producer(), [shift, moved])  # type: ignore[arg-type]
-        for user, index in uses:
-            user.replace_input_with(index, moved.outputs[0])
-        if output.is_graph_output():
-            graph.outputs[list(graph.outputs).index(output)] = moved.outputs[0]
-            name, output.name = str(output.name), f"edgerun/uncorrected/{output.name}"
-            moved.outputs[0].name = name
-        if output in own.points:
-            own.points[moved.outputs[0]] = own.points.pop(output)
-        graph.outputs.append(shift.outputs[0])
+        _measure(graph, layer, nodes[layer.holder.name], own, rows)
     qdq.insert_points(graph, own, grids)
     return result
+
+
+def _measure(graph: ir.Graph, layer: Layer, holder: ir.Node, plan: Plan, rows: int) -> None:
+    """Give the layer's shift as an output, and put its sum with the layer's output in the output's place."""
+    import onnx_ir as ir
+
+    output = holder.outputs[0]
+    uses = list(output.uses())
+    mean = _reduce_mean(graph, holder, output, f"{layer.mean}/quantized")
+    given = ir.Value(name=layer.mean, type=ir.TensorType(ir.DataType.FLOAT), shape=mean.shape)
+    graph.inputs.append(given)
+    node = ir.node("Sub", [given, mean], name=layer.shift)
+    shift = node.outputs[0]
+    shift.name, shift.type, shift.shape = layer.shift, ir.TensorType(ir.DataType.FLOAT), mean.shape
+    graph.insert_after(mean.producer(), node)  # type: ignore[arg-type]
+    graph.outputs.append(shift)
+    if output.shape is None or (len(output.shape) < 3 and rows < LEAST_ROWS):
+        return
+    add = ir.node("Add", [output, shift], name=fresh_name(graph, f"edgerun/corrected/{holder.name}"))
+    moved = add.outputs[0]
+    moved.name, moved.type = fresh_name(graph, f"edgerun/corrected/{output.name}"), output.type
+    moved.shape = output.shape
+    graph.insert_after(node, add)
+    for user, index in uses:
+        user.replace_input_with(index, moved)
+    if output.is_graph_output():
+        graph.outputs[list(graph.outputs).index(output)] = moved
+        name, output.name = str(output.name), fresh_name(graph, f"edgerun/uncorrected/{output.name}")
+        moved.name = name
+    if output in plan.points:
+        plan.points[moved] = plan.points.pop(output)
 
 
 def _reduce_mean(graph: ir.Graph, holder: ir.Node, value: ir.Value, name: str) -> ir.Value:

@@ -83,12 +83,23 @@ def _computes(node: ir.Node, rules: Quantization) -> bool:
         return False
     if node.op_type in ("Conv", "Gemm") and row_bias(node, weight.shape[weight_axis(node)]) is None:
         return False
-    if node.op_type == "Conv" and weight.shape[1] <= rules.float_stem and node.attributes.get_int("group", 1) == 1:
+    if node.op_type == "Conv" and _stem(node, weight.shape[1], rules):
         return False
     if node.op_type == "Gemm":
         plain = not node.attributes.get_int("transA", 0) and node.attributes.get_float("beta", 1.0) == 1.0
         return plain and node.attributes.get_float("alpha", 1.0) == 1.0
     return node.op_type != "ConvTranspose" or node.attributes.get_int("group", 1) == 1
+
+
+def _stem(node: ir.Node, channels: int, rules: Quantization) -> bool:
+    """A first layer that is faster in float: few input channels, and an integer op right behind it.
+
+    A pooling in between would have to pool in the float layout.
+    """
+    if channels > rules.float_stem or node.attributes.get_int("group", 1) != 1:
+        return False
+    readers = [user for user, _ in _behind(node.outputs[0], rules).uses()]
+    return bool(readers) and all(reader.op_type in rules.compute for reader in readers)
 
 
 def _float32(node: ir.Node) -> bool:

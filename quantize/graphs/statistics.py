@@ -87,13 +87,14 @@ class _Probes:
 def with_channel_probes(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A clone that gives, for each named `t`, `t/low`, `t/high`, `t/squares` and `t/size` behind PREFIX.
 
-    Per channel (axis 1) `[C]`; of the whole tensor where the rank is below 2 or unknown.
+    Per channel (axis 1) `[C]`; of the whole tensor where axis 1 has no fixed size or does not exist.
     """
     probes = _Probes(model)
     for name in names:
         value = probes.values[name]
         rank = len(value.shape or ())
-        rest = [i for i in range(rank) if i != 1] if rank >= 2 else None
+        fixed = value.shape is not None and rank > 1 and isinstance(value.shape[1], int)
+        rest = [i for i in range(rank) if i != 1] if fixed else None
         for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax"), ("squares", "ReduceSumSquare")):
             probes.reduce(op, value, rest, f"{PREFIX}{name}/{kind}")
         probes.output(probes.emit("Size", [value], f"{PREFIX}{name}/size"), "INT64", [])

@@ -84,9 +84,16 @@ def quantize_bias(bias: np.ndarray, input_scale: np.ndarray, weight_grid: Grid) 
     return np.clip(steps, limits.min, limits.max).astype(np.int32), scale
 
 
-def widen(grid: Grid, bias: np.ndarray, input_scale: np.ndarray) -> Grid:
-    """Raise a weight scale where the int32 bias would overflow: s_w ≥ |b| / (s_x·2³⁰) in each channel."""
-    least = (np.abs(bias.astype(np.float64)) / (float(input_scale) * 2**30)).astype(np.float32)
+def widen(grid: Grid, bias: np.ndarray, input_scale: np.ndarray, dead: bool = False) -> Grid:
+    """Raise a weight scale where the int32 bias would overflow: s_w ≥ |b| / (s_x·2³⁰) in each channel.
+
+    `dead` says that all weights are zero: then only the bias needs the scale, and max |b| gets 2¹⁵ steps.
+    """
+    size = np.abs(bias.astype(np.float64)) / float(input_scale)
+    if dead and size.any():
+        steps = np.full_like(grid.scale, max(size.max() / 2**15, float(np.finfo(np.float32).tiny)))
+        return Grid(steps, grid.zero_point, grid.axis)
+    least = (size / 2**30).astype(np.float32)
     if grid.axis is None:
         least = np.asarray(least.max(initial=0.0), np.float32)
     return Grid(np.maximum(grid.scale, least), grid.zero_point, grid.axis)
