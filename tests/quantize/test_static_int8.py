@@ -126,6 +126,7 @@ def test_result(
                 "QuantizeLinear": 1}),
     ("Gemm", {"QGemm": 2, "QuantizeLinear": 1}),
     ("scalar bias", {"QGemm": 2, "QuantizeLinear": 1}),
+    ("perceptron", {"QGemm": 2, "QuantizeLinear": 1}),
 ])  # fmt: skip
 def test_integers_from_the_first_layer_to_the_last(
     net: Any, fused: Any, parts: dict[str, np.ndarray], case: str, wanted: dict[str, int]
