@@ -11,8 +11,17 @@ from pathlib import Path
 from edgerun.errors import EdgerunError
 
 
+def check_name(path: Path) -> None:
+    """Raise for a name that no file system here can hold (too long, or with a NUL)."""
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:
+        raise EdgerunError("not a usable file name", got=f"{str(path)[:80]}: {error}", do="choose another name") from error
+
+
 def refuse_overwrite(path: Path, force: bool) -> None:
     """Raise unless `path` can be written: its folder exists, it is free, or `force` is set."""
+    check_name(path)
     if path.is_dir():
         raise EdgerunError("the output is a folder", got=path, wanted="a file name", do="give -o FILE")
     if not path.parent.is_dir():

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgerun import _wire
+from edgerun import files
 from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
@@ -22,6 +23,7 @@ _BITS = {
 
 def check_file(path: Path) -> None:
     """Raise unless `path` is a readable, non-empty, ordinary file."""
+    files.check_name(path)
     if not path.exists():
         raise EdgerunError("the file does not exist", got=path, do="check the path")
     if not path.is_file():

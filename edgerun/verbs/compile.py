@@ -13,7 +13,7 @@ import numpy as np
 from edgerun import draws, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import Difference
-from edgerun.passes import Feeds
+from edgerun.passes import Feeds, Issue
 from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.runtime.spec import DTYPES
 
@@ -51,12 +51,23 @@ def compile(
 
     model = model if isinstance(model, Model) else Model.load(model)
     found, options = registry.target(target), options or Options()
-    if issues := found.check(model):
-        named = [f"{issue.node} ({issue.op}): {issue.reason}" if issue.node else issue.reason for issue in issues]
-        more = f", and {len(named) - 5} more" if len(named) > 5 else ""
-        raise Unsupported(f"the model does not run on {target}", got="; ".join(named[:5]) + more)
-    engine = found.compile(model, options)
-    return replace(engine, check=self_check(model, engine, options, feeds, original))
+    if issues := found.limits().exceeded(model):
+        raise _unsupported(target, issues)
+    try:
+        engine = found.compile(model, options)
+        return replace(engine, check=self_check(model, engine, options, feeds, original))
+    except GateFailed:
+        raise
+    except EdgerunError as error:
+        if issues := found.check(model):  # says it node by node, at the price of another compilation
+            raise _unsupported(target, issues) from error
+        raise
+
+
+def _unsupported(target: str, issues: Sequence[Issue]) -> Unsupported:
+    named = [f"{issue.node} ({issue.op}): {issue.reason}" if issue.node else issue.reason for issue in issues]
+    more = f", and {len(named) - 5} more" if len(named) > 5 else ""
+    return Unsupported(f"the model does not run on {target}", got="; ".join(named[:5]) + more)
 
 
 def self_check(
@@ -72,14 +83,14 @@ def self_check(
     references have faults too.
     """
     refusal: GateFailed | None = None
-    with registry.target(engine.target).load(engine, options) as session:
-        for truth in _truths(model, engine, options, feeds):
-            if refusal and truth.target == engine.target:
-                continue
-            try:
+    for truth in _truths(model, engine, options, feeds):
+        if refusal and truth.target == engine.target:
+            continue
+        try:
+            with registry.target(engine.target).load(engine, options) as session:  # after the reference is closed
                 return _judged(model, engine, session, truth, original)
-            except GateFailed as error:
-                refusal = refusal or error
+        except GateFailed as error:
+            refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises
     raise refusal
 
