@@ -16,7 +16,8 @@ def check_name(path: Path) -> None:
     try:
         path.exists()
     except (OSError, ValueError) as error:
-        raise EdgerunError("not a usable file name", got=f"{str(path)[:80]}: {error}", do="choose another name") from error
+        got = f"{str(path)[:80]}: {error.args[-1]}"
+        raise EdgerunError("not a usable file name", got=got, do="choose another name") from error
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:

@@ -7,8 +7,7 @@ import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgerun import _wire
-from edgerun import files
+from edgerun import _wire, files
 from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
