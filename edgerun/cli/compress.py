@@ -29,11 +29,12 @@ import click
 @click.option(
     "--memory-cap", type=click.IntRange(min=16), default=192, show_default=True, metavar="MIB", help="For activations."
 )
+@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was decided and measured as JSON.")
 def command(
     model: Path, output: Path, scheme: str, target: str, calibration: str, ranges: str, keep_float: tuple[str, ...],
-    limit: int | None, memory_cap: int, force: bool, as_json: bool,
+    limit: int | None, memory_cap: int, preprocessing: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun.cli._progress import Stages, give_memory_back
@@ -43,7 +44,8 @@ def command(
     with Stages() as progress:
         result = compress(
             model, scheme=scheme, target=target, calibration=calibration, output=output, ranges=ranges,
-            keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, force=force, progress=progress,
+            keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, preprocessing=preprocessing,
+            force=force, progress=progress,
         )  # fmt: skip
     step = result.history[-1]
     before, after = model.stat().st_size, _size(output)

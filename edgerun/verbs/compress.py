@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import files, quantize, registry
-from edgerun.data import Data, open_data
+from edgerun.data import Data
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model, without_weights
 from edgerun.passes import Request
+from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
 from edgerun.runtime import Engine, Options, Session
+from edgerun.verbs.feeds import feeds_for
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -42,12 +44,14 @@ def compress(
     keep_float: Iterable[str] = (),
     memory_cap: int = DEFAULT_CAP,
     limit: int | None = None,
+    preprocessing: Preprocessing | str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Model:
     """`model` in `scheme`, with Q/DQ where `target` wants them; written to `output` (.onnx, or what the target writes).
 
-    `calibration` is any kind of data that `edgerun.data.open_data` takes (at most `limit` samples of it); `ranges` an
+    `calibration` is any kind of data that `edgerun.data.open_data` takes (at most `limit` samples of it); a folder of
+    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own; `ranges` an
     estimator or "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
     the batch that statistics are taken with. The compiled result is compared with the reference before it is
     returned. What was decided and measured stands in the last Step of the history.
@@ -72,7 +76,9 @@ def compress(
         raise EdgerunError(
             f"{scheme} needs calibration data", do="give --calibration FILE.npz, FOLDER, module:callable, or random"
         )
-    data = calibration if isinstance(calibration, Data) else _data(loaded, calibration, memory_cap, limit)
+    data = (
+        calibration if isinstance(calibration, Data) else _data(loaded, calibration, preprocessing, memory_cap, limit)
+    )
     del loaded
     request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), memory_cap, progress)
     request.found |= {"target": target, "scheme": scheme, "random data": data.random}
@@ -107,11 +113,15 @@ def _check_model(model: Model) -> None:
         raise EdgerunError("weights are declared as inputs too", got=", ".join(doubled[:5]), do=do)
 
 
-def _data(model: Model, calibration: Any, memory_cap: int, limit: int | None) -> Data:
+def _data(
+    model: Model, calibration: Any, preprocessing: Preprocessing | str | Path | None, memory_cap: int, limit: int | None
+) -> Data:
     """The calibration data, in batches that fit the cap at the sizes which its first sample has."""
 
     def opened(batch: int) -> Data:
-        return open_data(calibration, model.inputs, preprocessing=model.preprocessing, batch=batch, limit=limit)
+        return feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=batch, limit=limit)
+
+    contract: Any = preprocessing if preprocessing is not None else model.preprocessing
 
     first = next(iter(opened(1)))
     sizes = {
