@@ -127,6 +127,7 @@ def test_outputs(place: Path, refused: Callable[..., str]) -> None:
     assert ".onnx" in refused(2, **{"-o": place / "small.tflite"})
     assert ".onnx" in refused(2, **{"-o": place / "small.xml"})
     assert "could not write" in refused(2, **{"-o": "/proc/small.onnx"})
+    assert "too long" in refused(2, **{"-o": place / f"{'a' * 300}.onnx"})
 
 
 def future(proto: onnx.ModelProto) -> bytes:
