@@ -10,6 +10,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -82,7 +83,8 @@ class Comparison:
             command = [str(self._python), str(HERE / "peers.py"), variant.name, *paths]
             command += ["--transformer"] if model.transformer else []
         try:
-            runs = [measured(command, ROOT) for _ in range(self._repeat)]
+            with tempfile.TemporaryDirectory() as folder:  # some peers leave files where they run
+                runs = [measured(command, ROOT if variant.ours else Path(folder)) for _ in range(self._repeat)]
         except EdgerunError as error:
             if variant.ours:
                 raise
