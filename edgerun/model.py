@@ -55,6 +55,8 @@ class Model:
     @classmethod
     def of(cls, model: onnx_ir.Model) -> Model:
         """Take an `onnx_ir.Model`, reading history and contract out of its `metadata_props`."""
+        if "ai.onnx" in model.opset_imports:  # the default domain's long name
+            model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
         props = model.metadata_props
         try:
             history = tuple(Step(**step) for step in json.loads(props.get(HISTORY, "[]")))
@@ -67,7 +69,7 @@ class Model:
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
-        """Read an `.onnx` file that passed the static guard.
+        """Read an `.onnx` file that passed the static guard; weights beside it come into memory up to 1.8 GB.
 
         Raises EdgerunError when it is refused, and Unsupported where onnx is not installed (a device).
         """
@@ -78,7 +80,10 @@ class Model:
             raise Unsupported(what, got=str(error), do="pip install 'edgerun[compress]'") from error
         guard.check_onnx(Path(path))
         try:
-            return cls.of(ir.load(path))
+            model = cls.of(ir.load(path))
+            if model.weight_bytes() <= EXTERNAL_ABOVE:  # what is saved later must not point into this folder
+                ir.external_data.load_to_model(model.ir)
+            return model
         except EdgerunError:
             raise
         except Exception as error:  # protobuf's, onnx_ir's and Python's own: damage that sizes alone don't show
