@@ -233,3 +233,20 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
         command = [sys.executable, "-c", PEAK, str(model), str(samples)]
         peaks.append(int(subprocess.run(command, capture_output=True, check=True).stdout))
     assert abs(peaks[1] - peaks[0]) < 12, peaks
+
+
+def test_weights_beside_the_model(tmp_path: Path, model: Path) -> None:
+    """External data is named relative to the model, not to where the command runs; the result needs it no more."""
+    expected = compress(model, calibration={"x": X}, ranges="minmax").to_bytes()
+    (tmp_path / "there").mkdir()
+    path = tmp_path / "there" / "m.onnx"
+    onnx.save(onnx.load(model), path, save_as_external_data=True, location="m.bin", size_threshold=0)
+    assert compress(path, calibration={"x": X}, ranges="minmax").to_bytes() == expected
+
+
+def test_the_default_domain_by_its_long_name(tmp_path: Path, model: Path) -> None:
+    proto = onnx.load(model)
+    proto.opset_import[0].domain = "ai.onnx"
+    onnx.save(proto, tmp_path / "long.onnx")
+    result = compress(tmp_path / "long.onnx", calibration={"x": X}, ranges="minmax")
+    assert result.history[-1].options["integer nodes"] == 3
