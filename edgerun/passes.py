@@ -81,6 +81,7 @@ class Quantization:
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
     integer op follows at once.
+    `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
     `pair_matmul`: products of two activations (attention) have an integer kernel that pays.
     """
 
@@ -94,6 +95,7 @@ class Quantization:
     absorbed: frozenset[str] = frozenset()
     float_output: frozenset[str] = frozenset()
     float_stem: int = 0
+    fused_sum: bool = False
     pair_matmul: bool = False
 
 

@@ -211,4 +211,5 @@ def quantization() -> Quantization:
         join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
         absorbed=frozenset({"Relu", "Clip", "Min"}),
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
+        fused_sum=True,
     )

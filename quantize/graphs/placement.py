@@ -167,9 +167,23 @@ def _extend_joins(
         # An Add of quantized values is cheaper on integers even when floats are read behind it; a Concat would
         # press values of different sizes into one scale for nothing.
         if final in wanted or (node.op_type == "Add" and all(v in placement.points for v in inputs)):
+            summed = _fused_sum(node, inputs, placement, rules)
             for value in (*inputs, final):
-                _mark(placement, value)
+                if value is not summed:
+                    _mark(placement, value)
             integer.add(node)
+
+
+def _fused_sum(node: ir.Node, inputs: list[ir.Value], placement: Plan, rules: Quantization) -> ir.Value | None:
+    """The input of an Add that its own layer adds to before rounding: one written for this Add alone."""
+    if not rules.fused_sum or node.op_type != "Add":
+        return None
+    for value in reversed(inputs):
+        producer = value.producer()
+        alone = sole_consumer(value) is node and value not in placement.points
+        if alone and producer is not None and producer in placement.compute and producer.op_type in rules.float_output:
+            return value
+    return None
 
 
 def _wanted(graph: ir.Graph, placement: Plan, rules: Quantization) -> set[ir.Value]:
