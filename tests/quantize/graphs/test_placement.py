@@ -21,6 +21,7 @@ RULES = Quantization(
     float_output=frozenset({"Gemm", "MatMul"}),
 )
 WRITES_FLOAT = replace(RULES, float_output=frozenset({"Conv", "Gemm", "MatMul"}))
+SUMS_INSIDE = replace(WRITES_FLOAT, fused_sum=True)
 DOOR = "(float[n,8,8,8] x) => (float[n,p,q,r] y)"
 FLAT = "(float[n,8] x) => (float[n,p] y)"
 
@@ -34,6 +35,10 @@ CASES: dict[str, tuple[Quantization, str, str, str, str, str]] = {
     "residual": (
         RULES, DOOR, "a = Conv(x, w) r = Relu(a) c = Conv(r, w) s = Add(r, c) t = Relu(s) y = Conv(t, w)",
         "x r c t y", "a c y", "r t",
+    ),
+    "residual, the sum inside the layer": (
+        SUMS_INSIDE, DOOR, "a = Conv(x, w) r = Relu(a) c = Conv(r, w) s = Add(r, c) t = Relu(s) y = Conv(t, w)",
+        "x r t", "a c y", "r t",
     ),
     "residual of the input": (WRITES_FLOAT, DOOR, "a = Conv(x, w) s = Add(a, x) y = Conv(s, w)", "x a s", "a y", ""),
     "concat keeps each scale": (
