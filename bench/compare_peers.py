@@ -1,7 +1,8 @@
 """edgerun beside its peers on the zoo, in one run: `python -m bench.compare_peers`.
 
 Every cell (a quantization, an evaluation, a latency run) is a process of its own and is kept under the hash of what it
-depends on, so that a later run redoes only what changed. Writes bench/results/NAME.json and bench/results/README.md.
+depends on, so that a later run redoes only what changed. Writes bench/results/NAME.json, bench/results/README.md, and
+the summary into README.md.
 """
 
 from __future__ import annotations
@@ -223,6 +224,8 @@ def main(
         json.loads((RESULTS / f"{name}.json").read_text()) for name in zoo.MODELS if (RESULTS / f"{name}.json").exists()
     ]
     files.write_bytes(RESULTS / "README.md", tables.page(kept).encode())
+    readme = ROOT / "README.md"
+    files.write_bytes(readme, tables.in_readme(readme.read_text(encoding="utf-8"), kept).encode())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgerun.errors import EdgerunError
+
 Result = dict[str, Any]
 COMMAND = "python -m bench.compare_peers"
 _DETAILS = (
@@ -34,6 +36,18 @@ def page(results: list[Result]) -> str:
     parts += ["## At a glance", summary(results)]
     parts += [f"## {r['model']}\n\n{r['metric']}\n\n{details(r)}" for r in results]
     return "\n\n".join(parts) + "\n"
+
+
+def in_readme(text: str, results: list[Result]) -> str:
+    """`text` with the summary between the marks that the README keeps for it."""
+    before, opening, rest = text.partition("<!-- bench:")
+    mark, ended, rest = rest.partition("-->")
+    _, closing, after = rest.partition("<!-- /bench -->")
+    if not (opening and ended and closing):
+        raise EdgerunError("README.md has no place for the table", wanted="<!-- bench: … --> and <!-- /bench -->")
+    note = "edgerun, and in brackets the best peer of each column (it differs between columns); lower is better in"
+    told = f"{note} all but agreement and × fp32."
+    return f"{before}{opening}{mark}-->\n\n{summary(results)}\n\n{told}\n\n{closing}{after}"
 
 
 def _devices(results: list[Result]) -> list[str]:
