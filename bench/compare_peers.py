@@ -158,7 +158,12 @@ def size(artefact: Path) -> int:
 def compare(run: Comparison, model: zoo.ZooModel, chosen: list[Variant], latency: bool) -> dict[str, Any]:
     """Everything about one model as JSON values."""
     result: dict[str, Any] = {"model": model.name, "metric": model.metric, "size": size(model.onnx)}
-    result["quantize"] = {v.name: run.quantized(model, v) for v in chosen if _said(f"{model.name}: {v.name}")}
+    result["quantize"] = {
+        # Where files lie is for this machine alone to know.
+        v.name: {key: value for key, value in run.quantized(model, v).items() if key not in ("files", "told")}
+        for v in chosen
+        if _said(f"{model.name}: {v.name}")
+    }
     result["targets"] = {}
     chosen = [v for v in chosen if "failed" not in result["quantize"][v.name]]
     for target in TARGETS:

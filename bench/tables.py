@@ -45,8 +45,11 @@ def in_readme(text: str, results: list[Result]) -> str:
     _, closing, after = rest.partition("<!-- /bench -->")
     if not (opening and ended and closing):
         raise EdgerunError("README.md has no place for the table", wanted="<!-- bench: … --> and <!-- /bench -->")
-    note = "edgerun, and in brackets the best peer of each column (it differs between columns); lower is better in"
-    told = f"{note} all but agreement and × fp32."
+    told = (
+        "edgerun, and in brackets the best peer of each column (it differs between columns); bold where edgerun\n"
+        "is as good or better. Drop: accuracy lost against fp32, paired. × fp32: p50 latency, batch 1, one thread.\n"
+        "Seconds and peak memory of calibration and quantization as a whole process, imports included, one run each."
+    )
     return f"{before}{opening}{mark}-->\n\n{summary(results)}\n\n{told}\n\n{closing}{after}"
 
 
@@ -66,7 +69,7 @@ def _devices(results: list[Result]) -> list[str]:
 
 def summary(results: list[Result]) -> str:
     """One row per model and target: edgerun and, in brackets, the best peer, which may differ between columns."""
-    lines = _head("model", "target", "drop, points", "agreement", "× fp32", "seconds", "peak MB")
+    lines = _head("model", "target", "drop, points [95 %]", "agreement", "× fp32 [95 %]", "seconds", "peak MB")
     for r in results:
         for target, told in r["targets"].items():
             ours = _OURS[target]
@@ -79,7 +82,13 @@ def summary(results: list[Result]) -> str:
 def _summary_row(r: Result, target: str, told: Result, ours: str, peers: list[str]) -> str:
     accuracy, cost = told["accuracy"], r["quantize"]
     cells = [
-        _best({n: accuracy[n]["drop"]["value"] * 100 for n in (ours, *peers)}, ours, min, "{:.2f}"),
+        _best(
+            {n: accuracy[n]["drop"]["value"] * 100 for n in (ours, *peers)},
+            ours,
+            min,
+            "{:.2f}",
+            _interval(accuracy[ours]["drop"], 100),
+        ),
         _best({n: accuracy[n]["agreement"] for n in (ours, *peers)}, ours, max, "{:.3f}"),
         "",
         _best({n: cost[n]["wall_s"] for n in (ours, *peers)}, ours, min, "{:.1f}"),
@@ -87,15 +96,20 @@ def _summary_row(r: Result, target: str, told: Result, ours: str, peers: list[st
     ]
     if "latency" in told:
         rows = told["latency"]["rows"]
-        cells[2] = _best({n: rows[n]["speedup"]["value"] for n in (ours, *peers)}, ours, max, "{:.2f}")
+        speedups = {n: rows[n]["speedup"]["value"] for n in (ours, *peers)}
+        cells[2] = _best(speedups, ours, max, "{:.2f}", _interval(rows[ours]["speedup"]))
     return f"| {r['model']} | {target} | " + " | ".join(cells) + " |"
 
 
-def _best(values: dict[str, float], ours: str, better: Any, form: str) -> str:
+def _best(values: dict[str, float], ours: str, better: Any, form: str, interval: str = "") -> str:
     own = values.pop(ours)
     peer = better(values, key=lambda name: values[name])
     mark = "**" if better(own, values[peer]) == own else ""
-    return f"{mark}{form.format(own)}{mark} ({form.format(values[peer])} {peer})"
+    return f"{mark}{form.format(own)}{mark}{interval} ({form.format(values[peer])} {peer})"
+
+
+def _interval(estimate: dict[str, float], scale: float = 1.0) -> str:
+    return f" [{estimate['low'] * scale:.2f}, {estimate['high'] * scale:.2f}]"
 
 
 def details(r: Result) -> str:
