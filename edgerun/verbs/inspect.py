@@ -82,7 +82,8 @@ def inspect(path: str | Path) -> Inspection:
     values = list(_initializers(model.ir))
     return Inspection(
         str(path),
-        path.stat().st_size + _external_bytes(path, values, ir),
+        # Model.load brings weights into memory; where they lie is in the file.
+        path.stat().st_size + _external_bytes(path, list(_initializers(ir.load(path))), ir),
         model.digest(),
         " ".join(filter(None, (model.ir.producer_name, model.ir.producer_version))),
         model.ir.ir_version,
