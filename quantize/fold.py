@@ -185,7 +185,7 @@ def join_matmul_bias(graph: ir.Graph) -> int:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Fill in dtypes and shapes of every value, on a copy without weights so that size does not matter."""
+    """Fill in the dtypes and shapes of every value, as far as inference finds them."""
     import onnx_ir.passes.common as common
 
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
