@@ -1,4 +1,4 @@
-"""The command line: one file per command (file name = command name); a command parses, calls a verb and prints."""
+"""The command line: one file per command (file name = command name, `_` written as `-`); a command parses, calls a verb and prints."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class Commands(click.Group):
     """Finds commands as modules of this package; imports one only when it is asked for, or for its help line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+        names = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+        return sorted(name.replace("_", "-") for name in names)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command: click.Command = importlib.import_module(f"edgerun.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"edgerun.cli.{cmd_name.replace('-', '_')}").command
         return command
 
 
