@@ -99,18 +99,25 @@ class Quantization:
     pair_matmul: bool = False
 
 
+class Opener(Protocol):
+    """Starts a float or Q/DQ graph on this machine; `emulated` asks for no integer kernels: DequantizeLinear of a
+    constant is computed once, and every op between Q/DQ pairs runs in float."""
+
+    def __call__(self, graph: ir.Model, *, emulated: bool = False) -> Session: ...
+
+
 @dataclass
 class Request:
     """What a pass is asked for, and what it may use.
 
-    `rules` are the target's; `open` starts a float or Q/DQ graph for measuring on this machine; `ranges` names an
+    `rules` are the target's; `open` starts a graph for measuring on this machine (see Opener); `ranges` names an
     estimator or "auto"; `keep_float` names nodes to leave alone; `memory_cap` is for activations, in bytes.
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history.
     """
 
     rules: Quantization
-    open: Callable[[ir.Model], Session]
+    open: Opener
     calibration: Calibration | None = None
     ranges: str = "auto"
     keep_float: frozenset[str] = frozenset()

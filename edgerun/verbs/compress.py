@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 DEFAULT_CAP = 192 << 20  # bytes of activations
 OLDEST_OPSET = 13
+EMULATED = {"session.disable_quant_qdq": "1"}
 MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are chosen, whatever the target is
 
 
@@ -149,9 +150,10 @@ def _proven(result: Model, original: Model | str | Path, target: str, data: Data
     return compile(result, target, feeds=feeds, original=original)
 
 
-def _open(graph: ir.Model) -> Session:
+def _open(graph: ir.Model, *, emulated: bool = False) -> Session:
     data, weights = without_weights(graph)
-    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), Options())
+    options = Options(extra=EMULATED if emulated else {})
+    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), options)
 
 
 class _Known:

@@ -167,10 +167,10 @@ def equalize(
             _scale_output(graph, node, factors)
         for node in chain.readers:
             _scale_input(graph, node, 1 / factors)
+        changed[names[0]] = exponent
+        factors_of |= {str(value.name): factors for value in chain.values}
         for node in chain.clips:
             _scale_clip(graph, node, factors)
-        changed[names[0]] = exponent
-        factors_of |= dict.fromkeys(names, factors)
     return changed, factors_of
 
 
