@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Limits:
 class Quantization:
     """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement.
 
-    `activation`/`weight` are the storage dtypes; `reduced_range` says that products saturate in 16 bits (no VNNI).
+    `activation` is the storage dtype of activations; `reduced_range` says that products saturate in 16 bits (no VNNI).
     `compute` are the ops whose inputs are quantized because an integer kernel pays there;
     `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
@@ -87,7 +87,6 @@ class Quantization:
 
     schemes: tuple[str, ...]
     activation: str = "uint8"
-    weight: str = "int8"
     reduced_range: bool = False
     compute: frozenset[str] = frozenset()
     through: frozenset[str] = frozenset()
@@ -111,7 +110,7 @@ class Request:
     """What a pass is asked for, and what it may use.
 
     `rules` are the target's; `open` starts a graph for measuring on this machine (see Opener); `ranges` names an
-    estimator or "auto"; `keep_float` names nodes to leave alone; `memory_cap` is for activations, in bytes.
+    estimator or "auto"; `keep_float` names nodes to leave alone.
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history.
     """
@@ -121,7 +120,6 @@ class Request:
     calibration: Calibration | None = None
     ranges: str = "auto"
     keep_float: frozenset[str] = frozenset()
-    memory_cap: int = 192 << 20
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
 
@@ -134,6 +132,21 @@ class Pass(Protocol):
     scheme: str  # the scheme it makes, or "" when it keeps the number formats
 
     def apply(self, model: ir.Model, request: Request) -> ir.Model: ...
+
+
+class Prepared(Protocol):
+    """What a Staged pass knows of a float model."""
+
+    def copy(self) -> Any: ...
+
+
+@runtime_checkable
+class Staged(Pass, Protocol):
+    """A pass in two stages, `apply(m, r) == finish(prepare(m, r), r)`: the first does not depend on what stays float,
+    beyond what its own request says, and the second consumes what it gets."""
+
+    def prepare(self, model: ir.Model, request: Request) -> Prepared: ...
+    def finish(self, prepared: Any, request: Request) -> ir.Model: ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ nearest to the float one at the model's outputs, and bias correction stays when 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,34 +16,25 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
 from edgerun.quantize import fold
+from edgerun.quantize._observation import FIRST_SAMPLES, Truth, batches, observe, with_scaled_means
 from edgerun.quantize.graphs import correction, edit, equalize, placement, qdq
-from edgerun.quantize.graphs.statistics import Activation, Watch
+from edgerun.quantize.graphs.statistics import Activation
 from edgerun.quantize.numerics import grid, ranges
 from edgerun.quantize.numerics.grid import Grid
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Feeds, Request
+    from edgerun.passes import Request
     from edgerun.runtime import Session
 
 summary = "static INT8 (Q/DQ): per-channel weights, per-tensor activations, equalized and bias corrected"
 needs_calibration = True
 scheme = "w8a8"
 
-SAMPLE_BUDGET = 1 << 16  # elements kept of each activation
-FIRST_SAMPLES, SEARCH_SAMPLES, CHECK_SAMPLES = 48, 8, 24
+SEARCH_SAMPLES, CHECK_SAMPLES = 8, 24
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What the float model computes on a batch of `rows`: its outputs, and each correctable layer's mean."""
-
-    rows: int
-    outputs: dict[str, np.ndarray]
-    means: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -77,17 +68,16 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     if not plan.compute:
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
-    seen, truths = _observe(model, plan, request)
-    changed, factors = equalize.equalize(
-        model.graph, equalize.chains(model.graph), {name: activation.channels for name, activation in seen.items()}
-    )
+    seen, truths = observe(model, plan, request)
+    quantized = {str(value.name): seen[str(value.name)].channels for value in plan.points}
+    changed, factors = equalize.equalize(model.graph, equalize.chains(model.graph), quantized)
     fold.infer_shapes(model)
     request.found["equalized"] = changed
     seen = {
         name: activation.scaled(factors[name]) if name in factors else activation for name, activation in seen.items()
     }
     scale = {layer.mean: factors.get(str(layer.holder.outputs[0].name)) for layer in correction.layers(plan)}
-    return Prepared(model, seen, [_scaled(truth, scale) for truth in truths])
+    return Prepared(model, seen, [with_scaled_means(truth, scale) for truth in truths])
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
@@ -127,65 +117,6 @@ def _check_kept(model: ir.Model, request: Request) -> None:
             raise EdgerunError(f"keeping {name!r} in float has no effect: it is never quantized", wanted=wanted)
 
 
-def _batches(request: Request, samples: int | None, stage: str) -> Iterator[Feeds]:
-    """Calibration batches, `samples` of them at most counted in rows, reporting progress after each."""
-    assert request.calibration is not None
-    seen = 0
-    for feeds in request.calibration:
-        yield feeds
-        seen += _rows(feeds)
-        request.progress(stage, seen, samples or 0)
-        if samples is not None and seen >= samples:
-            return
-
-
-def _rows(feeds: Feeds) -> int:
-    first = next(iter(feeds.values()))
-    return int(first.shape[0]) if first.ndim else 1
-
-
-def _observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[dict[str, Activation], list[Truth]]:
-    """One float run over all data: every activation's extremes, and of its beginning everything else that is needed."""
-    outputs = _numeric_outputs(model)
-    watch = Watch(model, [str(value.name) for value in plan.points], SAMPLE_BUDGET // FIRST_SAMPLES)
-    batches, truths, rows = _batches(request, None, "float model"), list[Truth](), 0
-    full = watch.graph(full=True)
-    correction.add_means(full.graph, {str(node.name): node for node in full.graph}, plan)
-    with request.open(full) as session:
-        del full
-        for feeds in batches:
-            out = session.run(feeds)
-            watch.add(out)
-            # Copies: a runtime's own arrays may keep everything that it allocated for the run.
-            means = {name: array.copy() for name, array in out.items() if name.startswith(correction.MEANS)}
-            truths.append(Truth(_rows(feeds), {name: out[name].copy() for name in outputs}, means))
-            rows += truths[-1].rows
-            del out
-            if rows >= FIRST_SAMPLES:
-                break
-    gc.collect()
-    with request.open(watch.graph(full=False)) as session:
-        for feeds in batches:
-            watch.add(session.run(feeds))
-    gc.collect()
-    seen = watch.activations()
-    for name, activation in seen.items():
-        if not all(np.isfinite(a).all() for a in vars(activation.channels).values()):
-            raise EdgerunError(f"activation {name!r} is not finite on the calibration data",
-                               do="check the preprocessing; run the float model on the same data")  # fmt: skip
-    return seen, truths
-
-
-def _scaled(truth: Truth, factors: Mapping[str, np.ndarray | None]) -> Truth:
-    """With the layer means of the equalized model."""
-
-    def scaled(name: str, mean: np.ndarray) -> np.ndarray:
-        by = factors.get(name)
-        return mean if by is None else (mean * by.reshape(1, -1, *[1] * (mean.ndim - 2))).astype(mean.dtype)
-
-    return replace(truth, means={name: scaled(name, mean) for name, mean in truth.means.items()})
-
-
 def _grids(plan: placement.Plan, seen: Mapping[str, Activation], estimator: str, dtype: str) -> dict[str, Grid]:
     """One grid per scale group; a cap (Clip, per-channel Min) ends the range, so that the quantizer can do its work."""
     grids: dict[str, Grid] = {}
@@ -201,16 +132,6 @@ def _grids(plan: placement.Plan, seen: Mapping[str, Activation], estimator: str,
         # A cap per channel that lies far below what other channels reach is no end for the whole tensor.
         grids[group] = grid.asymmetric(low, min(high, cap) if high <= CAP_SLACK * cap else high, dtype)
     return grids
-
-
-def _numeric_outputs(model: ir.Model) -> list[str]:
-    """The outputs that have an SQNR. Raises Unsupported when there is none."""
-    import onnx_ir as ir
-
-    names = [str(value.name) for value in model.graph.outputs if value.dtype != ir.DataType.STRING]
-    if not names:
-        raise Unsupported("the model has no numeric output to compare", do="add the scores as an output")
-    return names
 
 
 @dataclass(frozen=True)
@@ -258,8 +179,9 @@ class _Stream:
         given = qdq.open_feeds(grids)
         shifts = {str(layer.holder.name): np.zeros(1) for layer in self._layers}
         totals, rows = dict.fromkeys(self._truths[0].outputs, Difference()), 0
-        for feeds, truth in zip(_batches(self._request, samples, stage), self._truths, strict=False):
-            out = self._session.run({**feeds, **truth.means, **given})
+        for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
+            means = {layer.mean: truth.means[layer.mean] for layer in self._layers}
+            out = self._session.run({**feeds, **means, **given})
             for layer in self._layers:
                 name = str(layer.holder.name)
                 shifts[name] = shifts[name] + truth.rows * out[layer.shift].reshape(-1)
@@ -326,7 +248,7 @@ def _sqnr(quantized: ir.Model, truths: list[Truth], request: Request) -> float:
     """SQNR (dB) of a finished model against the float one, on calibration data."""
     totals = dict.fromkeys(truths[0].outputs, Difference())
     with request.open(quantized) as session:
-        for feeds, truth in zip(_batches(request, CHECK_SAMPLES, "check"), truths, strict=False):
+        for feeds, truth in zip(batches(request, CHECK_SAMPLES, "check"), truths, strict=False):
             out = session.run(feeds)
             totals = {name: total + Difference.of(truth.outputs[name], out[name]) for name, total in totals.items()}
     return _decibels(totals)

@@ -204,7 +204,6 @@ def quantization() -> Quantization:
     return Quantization(
         schemes=("w8a8",),
         activation="uint8",
-        weight="int8",
         reduced_range=not dot and "avx2" in flags,
         compute=frozenset({"Conv", "Gemm", "MatMul"}),
         through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),

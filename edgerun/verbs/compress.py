@@ -81,7 +81,7 @@ def compress(
         calibration if isinstance(calibration, Data) else _data(loaded, calibration, preprocessing, memory_cap, limit)
     )
     del loaded
-    request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), memory_cap, progress)
+    request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), progress)
     request.found |= {"target": target, "scheme": scheme, "random data": data.random}
     # A file is read again where it is needed: its weights do not stay in memory in between.
     result = quantize.apply(name, _loaded(model), request)
