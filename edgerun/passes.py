@@ -98,6 +98,28 @@ class Quantization:
     pair_matmul: bool = False
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How many calibration samples each stage of a pass looks at (None: all), and whether single ranges are refined.
+
+    `ranges`: extremes; `first`: everything else that is known of the float model, and bias correction; `search`: each
+    candidate; `check`: the finished model. A search of 0 takes the extremes as they are.
+    """
+
+    ranges: int | None = None
+    first: int = 48
+    search: int = 8
+    check: int = 24
+    refine: bool = False
+
+
+PRESETS = {
+    "fast": Effort(ranges=32, first=16, search=0, check=8),
+    "default": Effort(),
+    "best": Effort(first=128, search=16, check=128, refine=True),
+}
+
+
 class Opener(Protocol):
     """Starts a float or Q/DQ graph on this machine; `emulated` asks for no integer kernels: DequantizeLinear of a
     constant is computed once, and every op between Q/DQ pairs runs in float."""
@@ -110,7 +132,7 @@ class Request:
     """What a pass is asked for, and what it may use.
 
     `rules` are the target's; `open` starts a graph for measuring on this machine (see Opener); `ranges` names an
-    estimator or "auto"; `keep_float` names nodes to leave alone.
+    estimator or "auto"; `keep_float` names nodes to leave alone; `effort` how much to look at.
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history.
     """
@@ -120,6 +142,7 @@ class Request:
     calibration: Calibration | None = None
     ranges: str = "auto"
     keep_float: frozenset[str] = frozenset()
+    effort: Effort = Effort()
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from edgerun.passes import Feeds, Request
 
 SAMPLE_BUDGET = 1 << 16  # elements kept of each activation
-FIRST_SAMPLES = 48  # of the calibration data, of which more is known than extremes
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[di
     outputs = _numeric_outputs(model)
     # A sum may need rounding after all once the layer that it is fused into stays in float.
     every = placement.plan(model.graph, replace(request.rules, fused_sum=False), request.keep_float)
-    watch = Watch(model, [str(value.name) for value in every.points], SAMPLE_BUDGET // FIRST_SAMPLES)
-    data, truths, rows = batches(request, None, "float model"), list[Truth](), 0
+    watch = Watch(model, [str(value.name) for value in every.points], SAMPLE_BUDGET // request.effort.first)
+    data, truths, rows = batches(request, request.effort.ranges, "float model"), list[Truth](), 0
     full = watch.graph(full=True)
     correction.add_means(full.graph, {str(node.name): node for node in full.graph}, plan)
     with request.open(full) as session:
@@ -68,7 +67,7 @@ def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[di
             truths.append(Truth(rows_of(feeds), {name: out[name].copy() for name in outputs}, means))
             rows += truths[-1].rows
             del out
-            if rows >= FIRST_SAMPLES:
+            if rows >= request.effort.first:
                 break
     gc.collect()
     if (more := next(data, None)) is not None:

@@ -16,25 +16,21 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
 from edgerun.quantize import fold
-from edgerun.quantize._observation import FIRST_SAMPLES, Truth, batches, observe, with_scaled_means
+from edgerun.quantize._observation import Truth, batches, observe, with_scaled_means
+from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, equalize, placement, qdq
 from edgerun.quantize.graphs.statistics import Activation
-from edgerun.quantize.numerics import grid, ranges
+from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgerun.passes import Request
-    from edgerun.runtime import Session
 
 summary = "static INT8 (Q/DQ): per-channel weights, per-tensor activations, equalized and bias corrected"
 needs_calibration = True
 scheme = "w8a8"
-
-SEARCH_SAMPLES, CHECK_SAMPLES = 8, 24
-CAP_SLACK = 1.25
-SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 
 
 @dataclass(frozen=True)
@@ -90,9 +86,10 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     with request.open(emulated, emulated=True) as session:
         del emulated
         gc.collect()  # graphs hold cycles
-        stream = _Stream(session, layers, truths, request)
-        name, grids = _choose(plan, prepared.seen, stream, request)
-        _, shifts = stream.run(grids, FIRST_SAMPLES, "bias correction")
+        stream = Stream(session, layers, truths, request)
+        name, spans = choose(plan, prepared.seen, stream, request)
+        _, shifts = stream.run(spans, request.effort.first, "bias correction")
+        grids = stream.grids(spans)
     plain, moved = (_quantized(model, plan, grids, stored, by) for by in ({}, shifts))
     del model, prepared
     reached = {False: _sqnr(plain, truths, request), True: _sqnr(moved, truths, request)}
@@ -115,23 +112,6 @@ def _check_kept(model: ir.Model, request: Request) -> None:
         if name not in candidates:
             wanted = f"the name of a {', '.join(sorted(request.rules.compute | request.rules.join))} node"
             raise EdgerunError(f"keeping {name!r} in float has no effect: it is never quantized", wanted=wanted)
-
-
-def _grids(plan: placement.Plan, seen: Mapping[str, Activation], estimator: str, dtype: str) -> dict[str, Grid]:
-    """One grid per scale group; a cap (Clip, per-channel Min) ends the range, so that the quantizer can do its work."""
-    grids: dict[str, Grid] = {}
-    for group, values in plan.groups().items():
-        members = [seen[str(value.name)] for value in values]
-        sample = np.concatenate([m.sample for m in members])
-        low, high = (
-            float(end)
-            for end in (min(m.channels.low.min() for m in members), max(m.channels.high.max() for m in members))
-        )
-        low, high = ranges.ESTIMATORS[estimator](low, high, sample)
-        cap = min(qdq.upper(value.producer()) for value in values)
-        # A cap per channel that lies far below what other channels reach is no end for the whole tensor.
-        grids[group] = grid.asymmetric(low, min(high, cap) if high <= CAP_SLACK * cap else high, dtype)
-    return grids
 
 
 @dataclass(frozen=True)
@@ -166,50 +146,6 @@ def _emulated(model: ir.Model, plan: placement.Plan, rows: int, request: Request
     correction.add_shifts(result.graph, {str(node.name): node for node in result.graph}, plan, own, rows)
     qdq.insert_open_points(result.graph, own, request.rules.activation)
     return result
-
-
-class _Stream:
-    """Runs the emulated model on the first batches, each layer moved onto its float mean on the way."""
-
-    def __init__(self, session: Session, layers: list[correction.Layer], truths: list[Truth], request: Request) -> None:
-        self._session, self._layers, self._truths, self._request = session, layers, truths, request
-
-    def run(self, grids: Mapping[str, Grid], samples: int, stage: str) -> tuple[float, dict[str, np.ndarray]]:
-        """SQNR (dB) of the outputs with these grids, and the mean shift by bias holder's name."""
-        given = qdq.open_feeds(grids)
-        shifts = {str(layer.holder.name): np.zeros(1) for layer in self._layers}
-        totals, rows = dict.fromkeys(self._truths[0].outputs, Difference()), 0
-        for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
-            means = {layer.mean: truth.means[layer.mean] for layer in self._layers}
-            out = self._session.run({**feeds, **means, **given})
-            for layer in self._layers:
-                name = str(layer.holder.name)
-                shifts[name] = shifts[name] + truth.rows * out[layer.shift].reshape(-1)
-            rows += truth.rows
-            totals = {name: total + Difference.of(truth.outputs[name], out[name]) for name, total in totals.items()}
-        return _decibels(totals), {name: shift / rows for name, shift in shifts.items()}
-
-
-def _choose(
-    plan: placement.Plan, seen: Mapping[str, Activation], stream: _Stream, request: Request
-) -> tuple[str, dict[str, Grid]]:
-    """The estimator (asked for, or the best of SEARCH on a few samples) and its grids."""
-    dtype, tried = request.rules.activation, dict[str, float]()
-    if request.ranges != "auto":
-        return request.ranges, _grids(plan, seen, request.ranges, dtype)
-    for name in SEARCH:
-        # Tighter ranges have stopped paying: a still tighter one will not start to.
-        if name == "shrink80" and tried["shrink90"] < tried["minmax"]:
-            continue
-        tried[name], _ = stream.run(_grids(plan, seen, name, dtype), SEARCH_SAMPLES, f"trying {name}")
-    best = max(tried, key=lambda key: tried[key])
-    request.found["tried (dB)"] = {name: round(db, 2) for name, db in tried.items()}
-    return best, _grids(plan, seen, best, dtype)
-
-
-def _decibels(totals: Mapping[str, Difference]) -> float:
-    """The mean over outputs; an exact output counts as 120 dB."""
-    return float(np.mean([min(total.sqnr_db, 120.0) for total in totals.values()]))
 
 
 def _quantized(
@@ -248,7 +184,7 @@ def _sqnr(quantized: ir.Model, truths: list[Truth], request: Request) -> float:
     """SQNR (dB) of a finished model against the float one, on calibration data."""
     totals = dict.fromkeys(truths[0].outputs, Difference())
     with request.open(quantized) as session:
-        for feeds, truth in zip(batches(request, CHECK_SAMPLES, "check"), truths, strict=False):
+        for feeds, truth in zip(batches(request, request.effort.check, "check"), truths, strict=False):
             out = session.run(feeds)
             totals = {name: total + Difference.of(truth.outputs[name], out[name]) for name, total in totals.items()}
-    return _decibels(totals)
+    return decibels(totals)

@@ -10,9 +10,9 @@ import numpy as np
 
 from edgerun import files, quantize, registry
 from edgerun.data import Data
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model, without_weights
-from edgerun.passes import Request
+from edgerun.passes import PRESETS, Request
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
 from edgerun.runtime import Engine, Options, Session
@@ -41,6 +41,7 @@ def compress(
     | Data
     | None = None,
     output: str | Path | None = None,
+    preset: str = "default",
     ranges: str = "auto",
     keep_float: Iterable[str] = (),
     memory_cap: int = DEFAULT_CAP,
@@ -52,8 +53,9 @@ def compress(
     """`model` in `scheme`, with Q/DQ where `target` wants them; written to `output` (.onnx, or what the target writes).
 
     `calibration` is any kind of data that `edgerun.data.open_data` takes (at most `limit` samples of it); a folder of
-    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own; `ranges` an
-    estimator or "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
+    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own. `preset` is "fast",
+    "default" or "best": how much of the data is looked at, and how many choices are tried; `ranges` an estimator or
+    "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
     the batch that statistics are taken with. The compiled result is compared with the reference before it is
     returned. What was decided and measured stands in the last Step of the history.
 
@@ -70,6 +72,9 @@ def compress(
             f"{target} does not write this kind of file", got=output, wanted=" or ".join(chosen.suffixes)
         )
     check_ranges(ranges)
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    effort = PRESETS[preset]
     loaded = _loaded(model)
     _check_model(loaded)
     _check_names(loaded, keep_float)
@@ -81,7 +86,7 @@ def compress(
         calibration if isinstance(calibration, Data) else _data(loaded, calibration, preprocessing, memory_cap, limit)
     )
     del loaded
-    request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), progress)
+    request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), effort, progress)
     request.found |= {"target": target, "scheme": scheme, "random data": data.random}
     # A file is read again where it is needed: its weights do not stay in memory in between.
     result = quantize.apply(name, _loaded(model), request)
@@ -136,7 +141,6 @@ def _data(
 
 def check_ranges(name: str) -> None:
     """Raise unless `name` is an estimator or "auto"."""
-    from edgerun.errors import unknown
     from edgerun.quantize.numerics.ranges import ESTIMATORS
 
     if name not in ("auto", *ESTIMATORS):
@@ -179,8 +183,6 @@ def _check_names(model: Model, keep_float: Iterable[str]) -> None:
     known = {str(node.name) for node in model.ir.graph}
     for name in keep_float:
         if name not in known:
-            from edgerun.errors import unknown
-
             raise unknown("node", name, known)
 
 
