@@ -49,7 +49,7 @@ class Verdict:
 
     def to_json(self, names: list[str], worst: int = 3) -> dict[str, Any]:
         """JSON values for a history: the verdict and the `worst` tensors by overshoot; `names` has T entries."""
-        order = np.argsort(-self.overshoot, kind="stable")[:worst] if self.enough is not None else []
+        order = np.argsort(-self.overshoot, kind="stable")[: worst if self.enough is not None else 0]
         return {
             "enough": self.enough,
             "samples": self.samples,
