@@ -43,7 +43,7 @@ class FeedCheck:
 
     def _add(self, name: str, array: np.ndarray, keys: Sequence[bytearray]) -> np.ndarray:
         """One input of a batch; which of its samples hold one number only, bool `[n]`."""
-        flat = np.ascontiguousarray(array).reshape(len(array), -1)
+        flat = np.ascontiguousarray(array).reshape(len(array), int(np.prod(array.shape[1:])))
         for key, row in zip(keys, flat, strict=True):
             # A checksum of all bytes and 16 numbers as they are: fast, and no two samples share that by chance.
             told = row if row.dtype.kind in "biufc" else np.frombuffer(repr(row.tolist()).encode(), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,10 +21,16 @@ if TYPE_CHECKING:
 
 LOOK = 16  # samples that the preprocessing is judged on, at a time
 LAYERS = 3  # BatchNormalizations, the first ones: the farther from the input, the less is its scale felt
-BETTER, SURELY, LEAST = 0.6, 4.0, 0.05  # a mistake is named when its repair fits so much better, in standard errors too
+BETTER, SURELY, LEAST = (
+    0.75,
+    4.0,
+    0.05,
+)  # a mistake is named when its repair fits so much better, in standard errors too
 SMOOTH, REORDERED = 0.9, 1.3  # roughness of pictures; how much rougher another layout makes them
 SATURATED = 0.1  # of a first ReLU6: trained ones end there in less than 1 % of their outputs
-COLOUR_LOOKS, COLOUR_FINE, COLOUR_WRONG, COLOUR_END = 4, 1.0, 3.0, 2.5  # t values of the entropies' difference
+FINE, WRONG, IN_THE_END = 1.0, -3.0, -2.5  # t values of how much less sure a classifier is with colours swapped
+FIRST, MOST = 8, 64  # samples for a verdict on colours: to call them fine; to give up
+SURE = 0.6  # of ln C: the most entropy of what counts as a classifier's scores
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ def suspect(
     repair = _scale(model, open, few, pixels, picture, judgement)
     if judgement.warnings and repair is None:
         return judgement  # on a scale that is wrong, and cannot be put right here, the classes mean nothing
-    _colour(model, open, [few, *_more(stream, picture)], repair, picture, judgement)
+    feeds = itertools.chain(few, stream)
+    _colour(model, open, feeds if repair is None else _reformed(feeds, picture, *repair), picture, judgement)
     return judgement
 
 
@@ -90,12 +98,6 @@ def _some(stream: Iterator[Feeds], picture: Picture) -> Iterator[Feeds]:
         rows += len(feeds[picture.name])
         if rows >= LOOK:
             return
-
-
-def _more(stream: Iterator[Feeds], picture: Picture) -> Iterator[list[Feeds]]:
-    for _ in range(COLOUR_LOOKS - 1):
-        if some := list(_some(stream, picture)):
-            yield some
 
 
 def _layout(pixels: np.ndarray, picture: Picture, judgement: Judgement) -> bool:
@@ -249,31 +251,35 @@ def _saturation(
 
 
 def _colour(
-    model: ir.Model, open: Callable[[ir.Model], Session], looks: Iterable[Sequence[Feeds]],
-    repair: tuple[Form, Form] | None, picture: Picture, judgement: Judgement,
-) -> None:  # fmt: skip
-    """A classifier is less sure of pictures with red and blue swapped: the entropies, paired, looked at in turns."""
+    model: ir.Model, open: Callable[[ir.Model], Session], feeds: Iterable[Feeds], picture: Picture, judgement: Judgement
+) -> None:
+    """A classifier is less sure of pictures whose red and blue are swapped: the entropies of its classes, paired.
+
+    Looked at after every batch, so that the right order is mostly done with after FIRST samples.
+    """
     outputs = list(model.graph.outputs)
     shape = outputs[0].shape if len(outputs) == 1 else None
     if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 3:
         return
-    differences: list[np.ndarray] = []
-    wrong = False
+    given, less, t = np.zeros(0), np.zeros(0), 0.0
+    winners: set[int] = set()
     with open(model) as session:
-        for look in looks:
-            for feed in look if repair is None else _reformed(look, picture, *repair):
-                swapped = np.ascontiguousarray(np.flip(feed[picture.name], axis=picture.axis))
-                name = str(outputs[0].name)
-                as_given = plausibility.entropy(session.run(feed)[name])
-                differences.append(plausibility.entropy(session.run({**feed, picture.name: swapped})[name]) - as_given)
-            t = plausibility.t_value(np.concatenate(differences))
-            wrong = t <= -COLOUR_END
-            if t >= COLOUR_FINE or t <= -COLOUR_WRONG:
+        for feed in feeds:
+            swapped = np.ascontiguousarray(np.flip(feed[picture.name], axis=picture.axis))
+            scores, others = (
+                session.run({**feed, picture.name: x})[str(outputs[0].name)] for x in (feed[picture.name], swapped)
+            )
+            winners |= {*scores.argmax(axis=1).tolist(), *others.argmax(axis=1).tolist()}
+            given = np.append(given, plausibility.entropy(scores))
+            less = np.append(less, plausibility.entropy(others) - given[-len(others) :])
+            t = plausibility.t_value(less)
+            if len(less) >= MOST or (t >= FINE and len(less) >= FIRST) or (t <= WRONG and len(less) >= 2 * FIRST):
                 break
+    if len(winners) < 3 or min(given.mean(), (given + less).mean()) > SURE * np.log(shape[1]):
+        return  # an embedding or a regression, or too unsure to be asked
     judgement.judged.append("colour order by the entropy of the classes")
-    if wrong:
-        n = sum(map(len, differences))
+    if len(less) >= 2 * FIRST and t <= IN_THE_END and (t <= WRONG or len(less) >= MOST):
         judgement.warnings.append(
             f"input {picture.name!r}: red and blue seem swapped: the classes are surer with the other order "
-            f"({np.concatenate(differences).mean():+.2f} nats of entropy, t = {t:.1f}, {n} samples)"
+            f"({less.mean():+.2f} nats of entropy, t = {t:.1f}, {len(less)} samples)"
         )
