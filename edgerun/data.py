@@ -5,6 +5,8 @@
     open_data("pictures", …, preprocessing=…)   pictures through the contract; subfolders are classes
     open_data("module:callable", …)             what the callable returns: feeds by input name, or arrays
     open_data("random:64", …)                   seeded noise, only by this name
+    open_data(reader or dataset, …)             what has get_next() (ONNX Runtime's CalibrationDataReader) or
+                                                get_inference_data() (nncf.Dataset)
 
 An array has the model input's axes (rows of samples first), or one axis fewer (one sample). When the inputs have
 no batch axis in common (a scalar among them, say), every stored row is one whole feed without batching.
@@ -19,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgerun import sources
+from edgerun import readers, sources
 from edgerun.batches import Digest, Feeds, rebatched
 from edgerun.errors import EdgerunError
 from edgerun.npy import read_npy
@@ -189,6 +191,10 @@ def _open(
         return sources.Called(source, sources.imported(source), axes)
     if isinstance(source, (str, Path)):
         return _open_path(Path(source), axes, contract)
+    if callable(getattr(source, "get_next", None)):
+        return readers.Reader(source, axes)
+    if callable(getattr(source, "get_inference_data", None)):
+        return readers.dataset(source, axes)
     if isinstance(source, np.ndarray):
         source = {"array": source}
     if isinstance(source, Mapping):

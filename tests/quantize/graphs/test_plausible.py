@@ -31,7 +31,8 @@ def pictures(seed: int, n: int = 24, side: int = 24) -> np.ndarray:
     shared, own = field[:, :1], field[:, 1:]
     pixels = np.array([170.0, 120, 70])[:, None, None] + 55 * shared + 30 * own
     pixels[:, :, 0, 0], pixels[:, :, 0, 1] = 0, 255  # as in any photo: both ends are used
-    return pixels.clip(0, 255).round().astype(np.float32)
+    rounded: np.ndarray = pixels.clip(0, 255).round().astype(np.float32)
+    return rounded
 
 
 @pytest.fixture
