@@ -59,6 +59,11 @@ class Data:
             self._samples = min(self._samples, limit or self._samples)
             self._refuse_too_few(self._samples)
 
+    def in_batches(self, batch: int) -> Data:
+        """The same samples in batches of `batch`, where the model leaves its batch open."""
+        size = self.batch if self.batch is None or self._fixed else batch
+        return Data(self._source, self.inputs, size, self._fixed, self._limit)
+
     @property
     def samples(self) -> int | None:
         """How many samples one pass gives, None while unknown. A model's fixed batch leaves the remainder out."""

@@ -122,20 +122,16 @@ def _data(
     model: Model, calibration: Any, preprocessing: Preprocessing | str | Path | None, memory_cap: int, limit: int | None
 ) -> Data:
     """The calibration data, in batches that fit the cap at the sizes which its first sample has."""
-
-    def opened(batch: int) -> Data:
-        return feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=batch, limit=limit)
-
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
-
-    first = next(iter(opened(1)))
+    data = feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=1, limit=limit)
+    first = next(iter(data))
     sizes = {
         dim: size
         for spec in model.inputs
         for dim, size in zip(spec.shape, first[spec.name].shape, strict=True)
         if isinstance(dim, str)
     }
-    return opened(_batch(model, memory_cap, sizes))
+    return data.in_batches(_batch(model, memory_cap, sizes))
 
 
 def check_ranges(name: str) -> None:
