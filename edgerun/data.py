@@ -156,7 +156,13 @@ class Data:
 
 
 def open_data(
-    source: str | Path | Mapping[str, Any] | Iterable[Any] | Callable[[], Iterable[Any]],
+    source: str
+    | Path
+    | Mapping[str, Any]
+    | Iterable[Any]
+    | Callable[[], Iterable[Any]]
+    | readers.GivesNext
+    | readers.GivesInferenceData,
     inputs: Sequence[TensorSpec],
     *,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from edgerun import sources
 from edgerun.errors import EdgerunError
+
+
+class GivesNext(Protocol):
+    """As ONNX Runtime's `CalibrationDataReader`: feeds by input name, then None."""
+
+    def get_next(self) -> Any: ...
+
+
+class GivesInferenceData(Protocol):
+    """As `nncf.Dataset`."""
+
+    def get_inference_data(self) -> Iterable[Any]: ...
 
 
 class Reader:
@@ -19,19 +31,20 @@ class Reader:
     It is read from the start by its `rewind`; where it has none, what it gives once is kept in a temporary folder.
     """
 
-    def __init__(self, reader: Any, axes: sources.Axes) -> None:
+    def __init__(self, reader: GivesNext, axes: sources.Axes) -> None:
         self._reader, self._axes = reader, axes
         self.samples: int | None = None
         self._kept: list[list[str]] = []  # the names in every file of the folder
-        self._folder = None if callable(getattr(reader, "rewind", None)) else tempfile.TemporaryDirectory()
+        self._rewind = getattr(reader, "rewind", None)
+        self._folder = tempfile.TemporaryDirectory() if self._rewind is None else None
         if self._folder is not None:
             for index, item in enumerate(self._drained()):
                 self._kept.append(list(item))
                 np.savez(Path(self._folder.name) / f"{index}.npz", *item.values())
 
     def chunks(self, rows: int) -> Iterator[sources.Chunk]:
-        if self._folder is None:
-            self._reader.rewind()
+        if self._rewind is not None:
+            self._rewind()
         for index, item in enumerate(self._drained() if self._folder is None else self._stored(self._folder.name)):
             where = f"the calibration data reader, item {index}"
             yield where, sources.pick(item, list(self._axes), where)
@@ -52,7 +65,7 @@ class Reader:
                 yield dict(zip(names, arrays.values(), strict=True))
 
 
-def dataset(source: Any, axes: sources.Axes) -> sources.Called:
+def dataset(source: GivesInferenceData, axes: sources.Axes) -> sources.Called:
     """`nncf.Dataset`: `get_inference_data()` gives dicts by input name, arrays, or tuples in the inputs' order."""
     read = 0
 

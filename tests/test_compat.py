@@ -156,7 +156,8 @@ def test_reduce_range_follows_the_machine(model: Path, tmp_path: Path) -> None:
 )
 def test_bad_arguments(model: Path, tmp_path: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(EdgerunError, match=words):
-        quantize_static(model, tmp_path / "q.onnx", **({"calibration_data_reader": Once()} | options))
+        arguments: dict[str, Any] = {"calibration_data_reader": Once()}
+        quantize_static(model, tmp_path / "q.onnx", **arguments | options)
 
 
 def test_unsigned_weights_are_said_to_become_signed(model: Path, tmp_path: Path) -> None:
@@ -217,7 +218,8 @@ def test_the_ignored_scope(tmp_path: Path, scope: Any, kept: set[str]) -> None:
 )
 def test_what_nncf_takes_and_edgerun_does_not(options: dict[str, Any], kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
-        nncf_quantize(**({"model": network(), "calibration_dataset": like_nncf.Dataset(list(X))} | options))
+        arguments: dict[str, Any] = {"model": network(), "calibration_dataset": like_nncf.Dataset(list(X))}
+        nncf_quantize(**arguments | options)
 
 
 def test_real_nncf_objects() -> None:
@@ -248,4 +250,4 @@ def test_a_reader_that_gives_no_feeds() -> None:
             return X[:4]
 
     with pytest.raises(EdgerunError, match="no feeds"):
-        compress(Model.from_proto(network()), calibration=Wrong())  # type: ignore[arg-type]
+        compress(Model.from_proto(network()), calibration=Wrong())

@@ -17,6 +17,7 @@ from edgerun.passes import Request
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs import plausible
+from edgerun.readers import GivesInferenceData, GivesNext
 from edgerun.runtime import Engine, Options, Session
 from edgerun.verbs.feeds import feeds_for
 
@@ -40,6 +41,8 @@ def compress(
     | Mapping[str, np.ndarray]
     | Iterable[Any]
     | Callable[[], Iterable[Any]]
+    | GivesNext
+    | GivesInferenceData
     | Data
     | None = None,
     output: str | Path | None = None,
