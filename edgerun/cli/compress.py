@@ -53,6 +53,8 @@ def command(
         )  # fmt: skip
     step = result.history[-1]
     before, after = model.stat().st_size, _size(output)
+    for warning in step.options.get("calibration", {}).get("warnings", ()):
+        click.echo(f"calibration data: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({"output": str(output), "bytes": after, "bytes before": before, **step.options}))
         return

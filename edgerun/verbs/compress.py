@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import files, quantize, registry
+from edgerun.adequacy import FeedCheck
 from edgerun.data import Data
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model, without_weights
 from edgerun.passes import PRESETS, Request
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
+from edgerun.quantize.graphs import plausible
+from edgerun.readers import GivesInferenceData, GivesNext
 from edgerun.runtime import Engine, Options, Session
 from edgerun.verbs.feeds import feeds_for
 
@@ -38,6 +41,8 @@ def compress(
     | Mapping[str, np.ndarray]
     | Iterable[Any]
     | Callable[[], Iterable[Any]]
+    | GivesNext
+    | GivesInferenceData
     | Data
     | None = None,
     output: str | Path | None = None,
@@ -85,9 +90,11 @@ def compress(
     data = (
         calibration if isinstance(calibration, Data) else _data(loaded, calibration, preprocessing, memory_cap, limit)
     )
+    judgement = plausible.Judgement() if data.random else plausible.suspect(loaded.ir, loaded.inputs, _open, data)
     del loaded
-    request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), effort, progress)
-    request.found |= {"target": target, "scheme": scheme, "random data": data.random}
+    known = _Known(data, judgement)
+    request = Request(rules, _open, known, ranges, frozenset(keep_float), effort, progress)
+    request.found |= {"target": target, "scheme": scheme, "random data": data.random, "calibration": known.found}
     # A file is read again where it is needed: its weights do not stay in memory in between.
     result = quantize.apply(name, _loaded(model), request)
     engine = _proven(result, model, target, data)
@@ -123,20 +130,16 @@ def _data(
     model: Model, calibration: Any, preprocessing: Preprocessing | str | Path | None, memory_cap: int, limit: int | None
 ) -> Data:
     """The calibration data, in batches that fit the cap at the sizes which its first sample has."""
-
-    def opened(batch: int) -> Data:
-        return feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=batch, limit=limit)
-
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
-
-    first = next(iter(opened(1)))
+    data = feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=1, limit=limit)
+    first = next(iter(data))
     sizes = {
         dim: size
         for spec in model.inputs
         for dim, size in zip(spec.shape, first[spec.name].shape, strict=True)
         if isinstance(dim, str)
     }
-    return opened(_batch(model, memory_cap, sizes))
+    return data.in_batches(_batch(model, memory_cap, sizes))
 
 
 def check_ranges(name: str) -> None:
@@ -161,15 +164,28 @@ def _open(graph: ir.Model, *, emulated: bool = False) -> Session:
 
 
 class _Known:
-    """Calibration data whose number of batches is known: a callable's is counted in a pass of its own."""
+    """Calibration data whose number of batches is known: a callable's is counted in a pass of its own.
 
-    def __init__(self, data: Data) -> None:
+    The first whole pass looks at every sample; `found` then says how many there were, and what is wrong with them.
+    """
+
+    def __init__(self, data: Data, judgement: plausible.Judgement) -> None:
         self._data = data
+        self.found: dict[str, Any] = {"preprocessing judged": judgement.judged, "warnings": judgement.warnings}
         if data.samples is None:
             _ = data.digest
 
     def __iter__(self) -> Any:
-        return iter(self._data)
+        return iter(self._data) if "samples" in self.found else self._checked()
+
+    def _checked(self) -> Any:
+        check = FeedCheck(batched=self._data.batch is not None)
+        for feeds in self._data:
+            check.add(feeds)
+            yield feeds
+        if "samples" not in self.found:
+            told = check.report()
+            self.found |= {**told, "warnings": [*told["warnings"], *self.found["warnings"]]}
 
     def __len__(self) -> int:
         return len(self._data)
