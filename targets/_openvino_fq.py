@@ -37,7 +37,7 @@ def _fuse_pair(quantize: Any) -> bool:
     result = _only_reader(shifted or widened, "Multiply")
     scale = _constant(result.input_value(1)) if result is not None else None
     low, high = (_constant(quantize.input_value(i)) for i in (3, 4))
-    if scale is None or zero_point is None or low is None or high is None or result is None:
+    if stored is None or scale is None or zero_point is None or low is None or high is None or result is None:
         return False
     make = ir.runtime().opset13
     ends = [make.constant(np.asarray((end - zero_point) * scale, np.float32)) for end in (low, high)]

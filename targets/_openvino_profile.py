@@ -73,13 +73,15 @@ def kernels(source: Graph, executed: Any, runs: Sequence[Sequence[Any]]) -> list
     """
     means: dict[str, list[float]] = {}
     kinds = {}
-    for run in runs:
+    for index, run in enumerate(runs):
         for kernel in run:
-            means.setdefault(kernel.node_name, []).append(round(kernel.real_time.total_seconds() * 1e6))
+            # One whose mean is below a microsecond counts as not run.
+            means.setdefault(kernel.node_name, [0.0] * len(runs))[index] = round(kernel.real_time.total_seconds() * 1e6)
             kinds[kernel.node_name] = (kernel.node_type, kernel.exec_type)
     ops = [op for op in executed.get_ordered_ops() if op.get_friendly_name() in means]
     facts = {op.get_friendly_name(): op.get_rt_info() for op in ops}
-    orders = {name: order for order, name in enumerate(sorted(means, key=lambda n: _place(facts, n)))}
+    orders = {name: _place(facts, name) for name in means if name in facts}
+    means = {name: values for name, values in means.items() if name in orders}
     work = {name: _WORK.get(kinds[name][0], "compute") for name in means}
     known = {orders[name]: _told(facts, name, "originalLayersNames").split(",") for name in means if name in facts}
     quantizers = [orders[name] for name in means if work[name] == "quantize"]
@@ -103,8 +105,7 @@ def kernels(source: Graph, executed: Any, runs: Sequence[Sequence[Any]]) -> list
 
 
 def _place(facts: Mapping[str, Any], name: str) -> int:
-    place = _told(facts, name, "execOrder")
-    return int(place) if place.isdigit() else 1 << 30
+    return int(_told(facts, name, "execOrder"))
 
 
 def _told(facts: Mapping[str, Any], name: str, key: str) -> str:
