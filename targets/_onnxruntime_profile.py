@@ -108,12 +108,12 @@ class _Executed:
         self.work = {name: "compute" for name in orders}
         self.work |= {name: _work_of(n, set(named) | set(maker)) for name, n in ran.items()}
         known = {orders[name]: _known_by(n, self.work[name], named, maker) for name, n in ran.items()}
-        self.covers = covers(
-            _readers(named, maker), {k: v - apart if v - apart else v for k, v in known.items()}, apart
-        )
         made_by = {value: orders[name] for name, n in ran.items() for value in n.output if value}
         reads = {name: {made_by[v] for v in n.input if v in made_by} for name, n in ran.items()}
         self.reads = {name: tuple(sorted(reads.get(name, ()))) for name in orders}
+        known = {kernel: nodes - apart or nodes for kernel, nodes in known.items()}
+        by_order = {orders[name]: kernels for name, kernels in self.reads.items()}
+        self.covers = covers(_readers(named, maker), known, apart, by_order)
 
 
 def _graph(source: bytes | Path) -> onnx.GraphProto:

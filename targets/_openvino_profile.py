@@ -39,7 +39,12 @@ class Graph:
         # A mover that is pulled in front of a quantizer takes its name: then the node is the one before the pair.
         self._apart = {op.get_friendly_name(): op.input_value(0).get_node().get_friendly_name() for op in pairs}
 
-    def covers(self, known: Mapping[int, Sequence[str]], quantizers: Collection[int]) -> dict[int, tuple[str, ...]]:
+    def covers(
+        self,
+        known: Mapping[int, Sequence[str]],
+        quantizers: Collection[int],
+        reads: Mapping[int, Collection[int]],
+    ) -> dict[int, tuple[str, ...]]:
         """The nodes of each kernel, from the op names that it carries."""
         named = {}
         for kernel, names in known.items():
@@ -48,7 +53,7 @@ class Graph:
                 moved = [self._of(self._apart[node]) for node in nodes if node in self._apart]
                 nodes = [n for n in nodes if n not in self._apart] or [n for n in moved if n is not None]
             named[kernel] = nodes
-        return covers(self._readers, named, self._apart)
+        return covers(self._readers, named, self._apart, reads)
 
     def _of(self, name: str) -> str | None:
         return self._node.get(name) or self._node.get(_unmarked(name))
@@ -84,9 +89,11 @@ def kernels(source: Graph, executed: Any, runs: Sequence[Sequence[Any]]) -> list
     means = {name: values for name, values in means.items() if name in orders}
     work = {name: _WORK.get(kinds[name][0], "compute") for name in means}
     known = {orders[name]: _told(facts, name, "originalLayersNames").split(",") for name in means if name in facts}
+    reorders = {orders[name] for name in means if work[name] == "reorder"}
     quantizers = [orders[name] for name in means if work[name] == "quantize"]
-    found = source.covers({orders[n]: known.get(orders[n], []) for n in means if work[n] != "reorder"}, quantizers)
     reads = {op.get_friendly_name(): _read(op, orders) for op in ops}
+    carried = {order: names for order, names in known.items() if order not in reorders}
+    found = source.covers(carried, quantizers, {orders[name]: kernels for name, kernels in reads.items()})
     times = [
         NodeTime(
             name,

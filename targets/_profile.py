@@ -25,7 +25,7 @@ def from_running_means(means: Sequence[float]) -> float:
     down to whole microseconds.
 
     The sum after run i is i·(mean_i + ½) ± i/2, so that its steps d_i are the runs' own times, ± i at most. The mean
-    of the steps that are no longer than 1.25·median(d) + i leaves out interrupted runs and the first one, and in it
+    of the steps that are no longer than 1.25·median(d) + 2i leaves out interrupted runs and the first one, and in it
     the errors of neighbouring steps cancel.
     """
     runs = np.arange(1, len(means) + 1)
@@ -33,24 +33,29 @@ def from_running_means(means: Sequence[float]) -> float:
     if len(total) == 1:
         return (float(means[0]) + 0.5) * TICK
     steps = np.diff(total)
-    usual = steps <= 1.25 * np.median(steps) + runs[1:]
+    usual = steps <= 1.25 * np.median(steps) + 2 * runs[1:]
     return (max(float(steps[usual].mean()), 0.0) + 0.5) * TICK
 
 
 def covers(
-    readers: Mapping[str, Sequence[str]], named: Mapping[int, Collection[str]], apart: Collection[str]
+    readers: Mapping[str, Sequence[str]],
+    named: Mapping[int, Collection[str]],
+    apart: Collection[str],
+    reads: Mapping[int, Collection[int]],
 ) -> dict[int, tuple[str, ...]]:
     """The nodes that each kernel computes, from those that it is known by.
 
     `readers` gives for each of the model's nodes, in topological order, the nodes that read it; `named` the nodes
     whose names a kernel carries. A node that no kernel carries was fused or folded: into the kernel of the first node
-    behind it that has one, or else, at the end of the graph, into that of a node before it. Nodes in `apart` (Q/DQ)
-    are computed by nobody else's kernel, and nothing is looked for behind them.
+    behind it that has one, or else, at the end of the graph, into that of a node before it. A sum of two kernels'
+    results, of which one reads the other (`reads`), was fused into that one. Nodes in `apart` (Q/DQ) are computed by
+    nobody else's kernel, and nothing is looked for behind them.
     """
     owner: dict[str, int] = {}
     for kernel, nodes in named.items():
         for node in nodes:
             owner.setdefault(node, kernel)
+    _own_sums(owner, readers, reads)
     for node in reversed(list(readers)):
         if node not in owner and node not in apart:
             behind = (owner.get(reader) for reader in readers[node] if reader not in apart)
@@ -68,3 +73,19 @@ def covers(
             if node in nodes or owner.get(node) == kernel:
                 found[kernel].append(node)
     return {kernel: tuple(nodes) for kernel, nodes in found.items()}
+
+
+def _own_sums(
+    owner: dict[str, int], readers: Mapping[str, Sequence[str]], reads: Mapping[int, Collection[int]]
+) -> None:
+    """Give each node without a kernel that joins two to the one that reads the other."""
+    before: dict[str, list[str]] = {node: [] for node in readers}
+    for node, after in readers.items():
+        for reader in after:
+            before[reader].append(node)
+    for node, sources in before.items():
+        kernels = {owner[source] for source in sources if source in owner}
+        if node not in owner and len(kernels) == 2:
+            fused = [k for k in kernels if kernels - {k} <= set(reads.get(k, ()))]
+            if len(fused) == 1:
+                owner[node] = fused[0]

@@ -28,6 +28,7 @@ from edgerun.verbs.load import load, target_for
 
 ENOUGH = 0.95  # of the measured difference is to be explained
 FEWEST_RUNS, MOST_RUNS = 10, 60  # that are profiled, by session and model
+RESTLESS = 1.2
 WORTH = 0.005  # of the quantized model's time: a smaller gain is no hint
 
 
@@ -48,12 +49,16 @@ class Hint:
         time = f"{1e6 * self.seconds:.1f} µs"
         if self.kind == "keep float":
             return f"--keep-float {self.node!r}: wins about {time} back (estimated; {self.reason})"
-        return f"all {self.node} kernels that stay in float take {time}, the most that quantizing them could win"
+        return f"{self.node} kernels that stay in float take {time}: at most so much could be won there"
 
 
 @dataclass(frozen=True)
 class WhySlow:
-    """Two models' p50 latencies in seconds, timed interleaved, and what their difference is made of."""
+    """Two models' p50 latencies in seconds, timed interleaved, and what their difference is made of.
+
+    `restless` is how many times its fastest tenth the float model's p50 is. Where that is far above 1, other work
+    interrupts the runs, and that time is nobody's.
+    """
 
     fp32: str
     int8: str
@@ -67,6 +72,7 @@ class WhySlow:
     runs: int
     profiled_runs: int
     threads: int
+    restless: float
     feed: tuple[str, ...]
     device: Mapping[str, str]
     notes: tuple[str, ...]
@@ -92,6 +98,8 @@ class WhySlow:
                 f"the parts do {'more than' if more else 'not'} account for the difference: {_ms(found.outside)} "
                 "is outside kernels, or the machine changed between timing and profiling"
             )
+            if self.restless > RESTLESS:
+                lines.append(f"the machine is busy: p50 is {self.restless:.1f} times p10; repeat it on a quiet one")
         return tuple(lines)
 
 
@@ -169,6 +177,7 @@ def why_slow(
         sum(s.timed[0].size for s in sessions),
         sum(s.profiled for s in sessions),
         options.threads,
+        float(np.median([np.median(s.timed[0]) / np.quantile(s.timed[0], 0.1) for s in sessions])),
         tuple(str(TensorSpec(key, array.dtype.name, array.shape)) for key, array in feed.items()),
         registry.target(name).device(),
         feeds.notes,
