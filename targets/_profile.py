@@ -46,8 +46,8 @@ def covers(
     """The nodes that each kernel computes, from those that it is known by.
 
     `readers` gives for each of the model's nodes, in topological order, the nodes that read it; `named` the nodes
-    whose names a kernel carries. A node that no kernel carries was fused or folded: into the kernel of the first node
-    behind it that has one, or else, at the end of the graph, into that of a node before it. A sum of two kernels'
+    whose names a kernel carries. A node that no kernel carries was fused or folded: into the one kernel behind it
+    or, where there are several or none, into that of a node before it. A sum of two kernels'
     results, of which one reads the other (`reads`), was fused into that one. Nodes in `apart` (Q/DQ) are computed by
     nobody else's kernel, and nothing is looked for behind them.
     """
@@ -55,13 +55,12 @@ def covers(
     for kernel, nodes in named.items():
         for node in nodes:
             owner.setdefault(node, kernel)
-    _own_sums(owner, readers, reads)
+    _own_sums(owner, readers, apart, reads)
     for node in reversed(list(readers)):
         if node not in owner and node not in apart:
-            behind = (owner.get(reader) for reader in readers[node] if reader not in apart)
-            first = next((kernel for kernel in behind if kernel is not None), None)
-            if first is not None:
-                owner[node] = first
+            behind = {owner[reader] for reader in readers[node] if reader in owner and reader not in apart}
+            if len(behind) == 1:
+                owner[node] = behind.pop()
     for node, after in readers.items():
         for reader in after:
             if node in owner and node not in apart and reader not in owner and reader not in apart:
@@ -76,9 +75,13 @@ def covers(
 
 
 def _own_sums(
-    owner: dict[str, int], readers: Mapping[str, Sequence[str]], reads: Mapping[int, Collection[int]]
+    owner: dict[str, int],
+    readers: Mapping[str, Sequence[str]],
+    apart: Collection[str],
+    reads: Mapping[int, Collection[int]],
 ) -> None:
-    """Give each node without a kernel that joins two to the one that reads the other."""
+    """Give each node without a kernel that joins two to the one that reads the other, and what follows it likewise."""
+    sums: set[str] = set()
     before: dict[str, list[str]] = {node: [] for node in readers}
     for node, after in readers.items():
         for reader in after:
@@ -89,3 +92,7 @@ def _own_sums(
             fused = [k for k in kernels if kernels - {k} <= set(reads.get(k, ()))]
             if len(fused) == 1:
                 owner[node] = fused[0]
+                sums.add(node)
+        elif node not in owner and node not in apart and len(sources) == 1 and sources[0] in sums:
+            owner[node] = owner[sources[0]]
+            sums.add(node)
