@@ -58,13 +58,10 @@ def covers(
     _own_sums(owner, readers, apart, reads)
     for node in reversed(list(readers)):
         if node not in owner and node not in apart:
-            behind = {owner[reader] for reader in readers[node] if reader in owner and reader not in apart}
-            if len(behind) == 1:
-                owner[node] = behind.pop()
-    for node, after in readers.items():
-        for reader in after:
-            if node in owner and node not in apart and reader not in owner and reader not in apart:
-                owner[reader] = owner[node]
+            one = {owner.get(reader) for reader in readers[node] if reader not in apart}
+            if len(one) == 1 and (behind := one.pop()) is not None:
+                owner[node] = behind
+    _own_sums(owner, readers, apart, reads, follow=True)
     found: dict[int, list[str]] = {kernel: [] for kernel in named}
     carried = {kernel: set(nodes) for kernel, nodes in named.items()}
     for node in readers:
@@ -79,20 +76,20 @@ def _own_sums(
     readers: Mapping[str, Sequence[str]],
     apart: Collection[str],
     reads: Mapping[int, Collection[int]],
+    follow: bool = False,
 ) -> None:
-    """Give each node without a kernel that joins two to the one that reads the other, and what follows it likewise."""
-    sums: set[str] = set()
+    """Give each node without a kernel that joins two to the one that reads the other; with `follow`, every other one
+    to that of the first node before it that has one."""
     before: dict[str, list[str]] = {node: [] for node in readers}
     for node, after in readers.items():
         for reader in after:
             before[reader].append(node)
     for node, sources in before.items():
-        kernels = {owner[source] for source in sources if source in owner}
-        if node not in owner and len(kernels) == 2:
-            fused = [k for k in kernels if kernels - {k} <= set(reads.get(k, ()))]
-            if len(fused) == 1:
-                owner[node] = fused[0]
-                sums.add(node)
-        elif node not in owner and node not in apart and len(sources) == 1 and sources[0] in sums:
-            owner[node] = owner[sources[0]]
-            sums.add(node)
+        if node in owner or node in apart:
+            continue
+        kernels = list(dict.fromkeys(owner[s] for s in sources if s in owner and s not in apart))
+        fused = [k for k in kernels if len(kernels) == 2 and set(kernels) - {k} <= set(reads.get(k, ()))]
+        if len(fused) == 1:
+            owner[node] = fused[0]
+        elif follow and kernels:
+            owner[node] = kernels[0]
