@@ -183,12 +183,24 @@ class Issue:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """Mean time of one executed kernel per run, in seconds, with the precision it ran in where known."""
+    """One executed kernel: its typical time per run in seconds, and which part of the model it is.
+
+    `precision` is what the runtime calls it; `integer` says that it computes on 8-bit values. `order` counts kernels as
+    they ran: a runtime makes up names, which may differ from session to session, and the order does not.
+    `work` is 'compute', 'quantize', 'dequantize', or 'reorder' (the same values in another memory layout).
+    `covers` names the model's nodes that it computes (none where only the runtime knows what it is for), and `reads`
+    is the `order` of each kernel whose result it takes.
+    """
 
     node: str
     op: str
     seconds: float
     precision: str = ""
+    integer: bool = False
+    order: int = 0
+    work: str = "compute"
+    covers: tuple[str, ...] = ()
+    reads: tuple[int, ...] = ()
 
 
 class Target(Protocol):
