@@ -45,10 +45,15 @@ class Converter(Protocol):
 
 
 class Calibration(Protocol):
-    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content."""
+    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content.
+
+    `batch` are the samples per feed, None where a feed has no batch axis and is one sample.
+    """
 
     def __iter__(self) -> Any: ...
     def __len__(self) -> int: ...
+    @property
+    def batch(self) -> int | None: ...
     @property
     def digest(self) -> str: ...
 

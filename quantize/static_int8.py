@@ -82,15 +82,16 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     plan = placement.plan(model.graph, request.rules, request.keep_float)
     stored = _store_weights(model.graph, plan, request)
     layers = correction.layers(plan)
-    emulated = _emulated(model, plan, truths[0].rows, request)
+    emulated = _emulated(model, plan, request)
     with request.open(emulated, emulated=True) as session:
         del emulated
         gc.collect()  # graphs hold cycles
         stream = Stream(session, layers, truths, request)
         name, spans = choose(plan, prepared.seen, stream, request)
-        _, shifts = stream.run(spans, request.effort.first, "bias correction")
+        shifts = stream.missing(spans, request.effort.first, "bias correction")
         grids = stream.grids(spans)
-    plain, moved = (_quantized(model, plan, grids, stored, by) for by in ({}, shifts))
+    named = {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
+    plain, moved = (_quantized(model, plan, grids, stored, by) for by in ({}, named))
     del model, prepared
     reached = {False: _sqnr(plain, truths, request), True: _sqnr(moved, truths, request)}
     pays = reached[True] > reached[False]
@@ -139,11 +140,11 @@ def _store_weights(graph: ir.Graph, plan: placement.Plan, request: Request) -> d
     return found
 
 
-def _emulated(model: ir.Model, plan: placement.Plan, rows: int, request: Request) -> ir.Model:
+def _emulated(model: ir.Model, plan: placement.Plan, request: Request) -> ir.Model:
     """A clone that computes in float what the quantized model will, with every grid and layer mean as an input."""
     result = model.clone()
     own = plan.on(result.graph)
-    correction.add_shifts(result.graph, {str(node.name): node for node in result.graph}, plan, own, rows)
+    correction.add_shifts(result.graph, {str(node.name): node for node in result.graph}, plan, own)
     qdq.insert_open_points(result.graph, own, request.rules.activation)
     return result
 

@@ -191,6 +191,10 @@ class _Known:
         return len(self._data)
 
     @property
+    def batch(self) -> int | None:
+        return self._data.batch
+
+    @property
     def digest(self) -> str:
         return self._data.digest
 
