@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT, RESULTS, REQUIREMENTS = HERE.parent, HERE / "results", HERE / "requirements-peers.txt"
 TARGETS = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # target name to the package whose version counts
 BASELINE = "fp32"
+DATA_CODE = ("zoo", "zoo_audio", "zoo_images", "zoo_text", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Comparison:
             paths = [str(model.onnx), str(model.calibration), str(output)]
             command = [str(self._python), str(HERE / "peers.py"), variant.name, *paths]
             command += ["--transformer"] if model.transformer else []
+            command += ["--whole-feeds"] if model.state else []
         try:
             with tempfile.TemporaryDirectory() as folder:  # some peers leave files where they run
                 runs = [measured(command, ROOT if variant.ours else Path(folder)) for _ in range(self._repeat)]
@@ -103,7 +105,7 @@ class Comparison:
         """`files`: outputs and labels of the whole test set, in one; or `failed`: why a peer's model did not run."""
         artefact, name = self.artefact(model, variant), variant.name if variant else BASELINE
         output = self._folder / model.name / f"{name}.{target}.npz"
-        data = digest(model.metric, *(HERE / f"{file}.py" for file in ("zoo", "zoo_images", "zoo_text", "evaluate")))
+        data = digest(model.metric, *(HERE / f"{file}.py" for file in DATA_CODE))
         code = digest(*sorted((ROOT / "targets").glob(f"*{target}*.py")))
         key = digest(artefact, *weights(artefact), data, code, target, self._versions[target])
 
@@ -175,7 +177,7 @@ def compare(run: Comparison, model: zoo.ZooModel, chosen: list[Variant], latency
         rows |= {v.name: scores.scored(model, baseline, Path(told[v]["files"][0])) for v in here}
         failed = {v.name: told[v]["failed"] for v in told if v not in here}
         result["targets"][target] = {"accuracy": rows, "failed": failed}
-        if latency and model.labelled:
+        if latency and model.timed:
             _said(f"{model.name}: latency on {target}")
             result["targets"][target]["latency"] = run.timed(model, here, target)
     return result

@@ -28,10 +28,13 @@ for switch in ("ORT_DISABLE_TELEMETRY", "NNCF_CI"):  # no network, and no forks 
 
 
 class Samples:
-    """An uncompressed .npz as samples of batch 1, read from the file one at a time; ORT's reader protocol included."""
+    """An uncompressed .npz as samples, read from the file one at a time; ORT's reader protocol included.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    A row is a batch of 1, or a whole feed for a model without a batch axis.
+    """
+
+    def __init__(self, path: Path, whole: bool = False) -> None:
+        self._path, self._whole = path, whole
         self._members = {
             info.filename.removesuffix(".npy"): _layout(path, info) for info in zipfile.ZipFile(path).infolist()
         }
@@ -52,7 +55,8 @@ class Samples:
     def _row(self, index: int, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
         count = int(np.prod(shape[1:]))
         start = offset + index * count * dtype.itemsize
-        return np.fromfile(self._path, dtype, count, offset=start).reshape(1, *shape[1:])
+        row = np.fromfile(self._path, dtype, count, offset=start)
+        return row.reshape(shape[1:] if self._whole else (1, *shape[1:]))
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """ORT: the next `get_next` calls give samples `start_index` to `end_index - 1`."""
@@ -163,11 +167,12 @@ def main() -> None:
     parser.add_argument("calibration", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--transformer", action="store_true", help="say so to peers that have such a switch")
+    parser.add_argument("--whole-feeds", action="store_true", help="a row of the calibration data has all axes")
     asked = parser.parse_args()
     suffix, peer = PEERS[asked.peer]
     if asked.output.suffix != suffix:
         parser.error(f"{asked.peer} writes {suffix}")
-    samples = Samples(asked.calibration)
+    samples = Samples(asked.calibration, asked.whole_feeds)
     _import(asked.peer)
     begun = time.perf_counter()
     peer(asked.model, samples, asked.output, asked.transformer)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from bench import zoo_build, zoo_fetch, zoo_images, zoo_text
+import edgerun
+from bench import answers, zoo_audio, zoo_build, zoo_fetch, zoo_images, zoo_text
 from edgerun.errors import unknown
 from edgerun.files import replacing
 
@@ -29,10 +30,12 @@ class ZooModel:
     """One model and its data.
 
     `build(folder)` writes `model.onnx`; `calibrate(folder)` gives the feeds, first axis samples; `test(batch)` streams
-    (feeds, labels) in a fixed order; `correct(outputs, labels)` says per example whether the answer is right, where
-    a model that is not `labelled` has the fp32 model's own top-1 as labels. `latency` are the input shapes at batch 1;
-    `batch` is what the evaluation runs; `stored` says that the test set is small enough to be kept as a file, and
-    `transformer` what peers with such a switch are told.
+    (feeds, labels) in a fixed order; `correct(outputs, labels)` says per example whether the answer is right, None
+    where there are no labels; `agree(reference, outputs)` gives per example how far two models agree, 0 to 1.
+    `latency` are the input shapes at batch 1, and `timed` is False where another model times the same graph; `batch`
+    is what the evaluation runs; `stored` says that the test set is small enough to be kept as a file, `transformer`
+    what peers with such a switch are told. A model with `state` (inputs to the outputs that are fed back to them) has
+    no batch: calibration rows are whole feeds, and it is evaluated frame by frame on its own state.
     """
 
     name: str
@@ -41,11 +44,13 @@ class ZooModel:
     build: Callable[[Path], None]
     calibrate: Callable[[], Feeds]
     test: Callable[[int], Batches]
-    correct: Correct
-    labelled: bool = True
+    correct: Correct | None = None
+    agree: Callable[[np.ndarray, np.ndarray], np.ndarray] = answers.same_top1
+    timed: bool = True
     batch: int = 20
     stored: bool = False
     transformer: bool = False
+    state: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -112,11 +117,35 @@ def _raw(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32)
 
 
-def _photo_batches(rows: slice, batch: int) -> Batches:
-    images = zoo_images.mean_std(zoo_images.photos()[rows])
+def _photo_batches(
+    rows: slice, batch: int, prepare: zoo_images.Preprocess, name: str = "image", side: int = 256, size: int = 224
+) -> Batches:
+    images = zoo_images.photos(side, size)[rows]
     for start in range(0, len(images), batch):
-        chosen = images[start : start + batch]
-        yield {"image": chosen}, np.full(len(chosen), -1, np.int64)
+        chosen = prepare(images[start : start + batch])
+        yield {name: chosen}, np.full(len(chosen), -1, np.int64)
+
+
+def _page_batches(rows: slice, batch: int) -> Batches:
+    return _photo_batches(rows, batch, zoo_images.paddle, "x", side=512, size=512)
+
+
+def _recordings(parts: tuple[tuple[str, str], ...]) -> Batches:
+    for frames, labels in zoo_audio.recordings(parts):
+        yield {"input": frames, **{name: np.zeros(STATE, np.float32) for name in ("h", "c")}}, labels
+
+
+def _speech_blocks() -> Feeds:
+    # Every third block of 64 frames of each recording, with the state that the model had when it came to it.
+    with edgerun.load(SILERO.onnx, "onnxruntime", edgerun.Options(threads=2)) as session:
+        blocks: list[Feeds] = []
+        for feeds, _ in _recordings(zoo_audio.TRAIN):
+            state = {name: feeds[name] for name in SILERO.state}
+            for start in range(0, len(feeds["input"]) - 63, 64):
+                blocks.append({"input": feeds["input"][start : start + 64], **state})
+                outputs = session.run(blocks[-1])
+                state = {name: outputs[fed].copy() for name, fed in SILERO.state.items()}
+    return {name: np.stack([block[name] for block in blocks[::3]]) for name in blocks[0]}
 
 
 def _sentence_batches(rows: slice, batch: int) -> Batches:
@@ -145,9 +174,12 @@ def sentiment(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return hits
 
 
-def _build_photos(folder: Path) -> None:
-    build(MOBILENET_V2)
-    shutil.copyfile(MOBILENET_V2.onnx, folder / "model.onnx")
+def _same(other: Callable[[], ZooModel]) -> Callable[[Path], None]:
+    def build_it(folder: Path) -> None:
+        build(other())
+        shutil.copyfile(other().onnx, folder / "model.onnx")
+
+    return build_it
 
 
 def _build_minilm(folder: Path) -> None:
@@ -170,6 +202,8 @@ def _fit_head(folder: Path) -> None:
 
 
 TEXT_TEST, TEXT_CALIBRATION, TEXT_TRAIN = slice(0, 2043), slice(2043, 2243), slice(2043, 8043)
+PHOTO_CALIBRATION, PHOTO_TEST = slice(0, 50), slice(50, 100)
+STATE = (1, 1, 128)
 IMAGE, IMAGE_NHWC = (1, 3, 224, 224), (1, 224, 224, 3)
 
 CIFAR_CNN = ZooModel(
@@ -196,11 +230,10 @@ MOBILENET_V2_PHOTOS = ZooModel(
     "mobilenet_v2_photos",
     "agreement with fp32, 50 photos",
     {"image": IMAGE},
-    _build_photos,
-    lambda: _calibration(_photo_batches(slice(0, 50), 50)),
-    lambda batch: _photo_batches(slice(50, 100), batch),
-    top1,
-    labelled=False,
+    _same(lambda: MOBILENET_V2),
+    lambda: _calibration(_photo_batches(PHOTO_CALIBRATION, 50, zoo_images.mean_std)),
+    lambda batch: _photo_batches(PHOTO_TEST, batch, zoo_images.mean_std),
+    timed=False,
 )
 RESNET50 = ZooModel(
     "resnet50",
@@ -210,6 +243,44 @@ RESNET50 = ZooModel(
     lambda: _calibration(_images("train", CALIBRATION_IMAGES, zoo_images.caffe, 50)),
     lambda batch: _images("test", 1_000, zoo_images.caffe, batch),
     cifar_top1,
+)
+RESNET50_PHOTOS = ZooModel(
+    "resnet50_photos",
+    "agreement with fp32, 50 photos",
+    {"image": IMAGE_NHWC},
+    _same(lambda: RESNET50),
+    lambda: _calibration(_photo_batches(PHOTO_CALIBRATION, 50, zoo_images.caffe)),
+    lambda batch: _photo_batches(PHOTO_TEST, batch, zoo_images.caffe),
+    timed=False,
+)
+PPOCR_DET = ZooModel(
+    "ppocr_det",
+    "agreement with fp32: IoU of the text masks (threshold .3), mean of 50 photos",
+    {"x": (1, 3, 512, 512)},
+    zoo_build.ppocr_det,
+    lambda: _calibration(_page_batches(PHOTO_CALIBRATION, 50)),
+    lambda batch: _page_batches(PHOTO_TEST, batch),
+    agree=answers.mask_iou,
+    batch=5,
+)
+SILERO = ZooModel(
+    "silero",
+    "speech or not, 937 frames of one telephone call, streamed frame by frame",
+    {"input": (1, 1, 576), "h": (1, *STATE), "c": (1, *STATE)},
+    zoo_build.silero,
+    _speech_blocks,
+    lambda batch: _recordings((zoo_audio.SAMPLE,)),
+    answers.speech,
+    answers.same_speech,
+    state={"h": "hn", "c": "cn"},
+)
+SILERO_MEETINGS = replace(
+    SILERO,
+    name="silero_meetings",
+    metric="speech or not, 3,748 frames of four meetings, streamed frame by frame",
+    build=_same(lambda: SILERO),
+    test=lambda batch: _recordings(zoo_audio.MEETINGS),
+    timed=False,
 )
 MINILM = ZooModel(
     "minilm",
@@ -223,7 +294,20 @@ MINILM = ZooModel(
     stored=True,
     transformer=True,
 )
-MODELS = {model.name: model for model in (CIFAR_CNN, MOBILENET_V2, MOBILENET_V2_PHOTOS, RESNET50, MINILM)}
+MODELS = {
+    model.name: model
+    for model in (
+        CIFAR_CNN,
+        MOBILENET_V2,
+        MOBILENET_V2_PHOTOS,
+        RESNET50,
+        RESNET50_PHOTOS,
+        MINILM,
+        PPOCR_DET,
+        SILERO,
+        SILERO_MEETINGS,
+    )
+}
 
 
 def model(name: str) -> ZooModel:
