@@ -31,4 +31,5 @@ def mask_iou(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     """Intersection over union of the two text masks of each picture [n, 1, h, w]; 1 where neither has a pixel."""
     first, second = (array.reshape(len(array), -1) >= TEXT for array in (reference, outputs))
     union = (first | second).sum(axis=1)
-    return np.divide((first & second).sum(axis=1), union, out=np.ones(len(first)), where=union > 0)
+    shared: np.ndarray = np.divide((first & second).sum(axis=1), union, out=np.ones(len(first)), where=union > 0)
+    return shared

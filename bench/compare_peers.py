@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from bench import scores, tables, zoo, zoo_fetch
+from bench import chart, scores, tables, zoo, zoo_fetch
 from bench.cells import Cells, digest, sources
 from bench.processes import measured
 from edgerun import files
@@ -40,12 +40,17 @@ class Variant:
     suffix: str
     targets: tuple[str, ...]
     ours: str = ""
+    only: tuple[str, ...] = ()  # the zoo's models it is meant for; empty: all
 
 
 VARIANTS = (
     Variant("ort_minmax", ".onnx", ("onnxruntime", "openvino")),
     Variant("ort_minmax_s8s8", ".onnx", ("onnxruntime", "openvino")),
     Variant("ort_percentile", ".onnx", ("onnxruntime", "openvino")),
+    Variant("ort_layers", ".onnx", ("onnxruntime", "openvino")),
+    Variant("ort_dynamic", ".onnx", ("onnxruntime", "openvino"), only=("minilm", "silero", "silero_meetings")),
+    Variant("onnxsim_minmax", ".onnx", ("onnxruntime", "openvino")),
+    Variant("onnxsim_auto", ".onnx", ("onnxruntime", "openvino")),
     Variant("nncf_onnx", ".onnx", ("onnxruntime", "openvino")),
     Variant("nncf_ir", ".xml", ("openvino",)),
     Variant("edgerun_onnxruntime", ".onnx", ("onnxruntime",), ours="onnxruntime"),
@@ -224,13 +229,15 @@ def main(
     for name in names or list(zoo.MODELS):
         model = zoo.model(name)
         zoo.build(model)
-        result = compare(run, model, chosen, not no_latency)
+        result = compare(run, model, [v for v in chosen if not v.only or name in v.only], not no_latency)
         files.write_bytes(RESULTS / f"{name}.json", (json.dumps(result, indent=1, default=str) + "\n").encode())
         click.echo(tables.details(result))
     kept = [
         json.loads((RESULTS / f"{name}.json").read_text()) for name in zoo.MODELS if (RESULTS / f"{name}.json").exists()
     ]
     files.write_bytes(RESULTS / "README.md", tables.page(kept).encode())
+    if picture := chart.svg(kept):
+        files.write_bytes(RESULTS / tables.CHART, picture.encode())
     readme = ROOT / "README.md"
     files.write_bytes(readme, tables.in_readme(readme.read_text(encoding="utf-8"), kept).encode())
 

@@ -36,7 +36,7 @@ def _samples(raw: bytes) -> np.ndarray:
     if rate != RATE or samples.ndim != 1:
         raise ValueError(f"wanted one channel at {RATE} Hz, got {samples.shape} at {rate} Hz")
     scaled = samples / 32768 if samples.dtype == np.int16 else samples
-    return scaled.astype(np.float32)
+    return np.asarray(scaled, np.float32)
 
 
 def framed(samples: np.ndarray) -> np.ndarray:
