@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-SPEECH = 0.5  # the probability from which on a frame is speech
+SPEECH = 0.5  # above it a frame is speech; a model that clips its scores to exactly this has said nothing
 TEXT = 0.3  # the probability from which on a pixel is text: PP-OCR's own threshold
 
 
@@ -17,13 +17,13 @@ def same_top1(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
 
 def speech(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whether the probability of speech [n] says what the label [n] says."""
-    hits: np.ndarray = (outputs >= SPEECH) == (labels == 1)
+    hits: np.ndarray = (outputs > SPEECH) == (labels == 1)
     return hits
 
 
 def same_speech(reference: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     """Whether two probabilities [n] give the same decision."""
-    same: np.ndarray = (reference >= SPEECH) == (outputs >= SPEECH)
+    same: np.ndarray = (reference > SPEECH) == (outputs > SPEECH)
     return same
 
 

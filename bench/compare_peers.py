@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT, RESULTS, REQUIREMENTS = HERE.parent, HERE / "results", HERE / "requirements-peers.txt"
 TARGETS = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # target name to the package whose version counts
 BASELINE = "fp32"
-DATA_CODE = ("zoo", "zoo_audio", "zoo_images", "zoo_text", "evaluate")
+DATA_CODE = ("zoo", "zoo_audio", "zoo_data", "zoo_images", "zoo_text", "evaluate")
 
 
 @dataclass(frozen=True)

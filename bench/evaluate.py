@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import edgerun
-from bench import zoo
+from bench import zoo, zoo_data
 from edgerun.files import replacing
 
 THREADS = 2
@@ -34,7 +34,7 @@ def main(name: str, model: str, target: str, output: str) -> None:
         np.savez(path, outputs=np.concatenate(outputs), labels=np.concatenate(labels))
 
 
-def streamed(session: edgerun.Session, feeds: zoo.Feeds, state: Mapping[str, str]) -> Iterator[zoo.Feeds]:
+def streamed(session: edgerun.Session, feeds: zoo_data.Feeds, state: Mapping[str, str]) -> Iterator[zoo_data.Feeds]:
     """The outputs of each frame (first axis of what is no state); `state` names the output that feeds each input."""
     carried = {name: feeds[name] for name in state}
     frames = {name: array for name, array in feeds.items() if name not in state}

@@ -14,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-import edgerun
-from bench import answers, zoo_audio, zoo_build, zoo_fetch, zoo_images, zoo_text
+from bench import answers, zoo_audio, zoo_build, zoo_data, zoo_fetch, zoo_images
+from bench.zoo_data import Batches, Feeds
 from edgerun.errors import unknown
 from edgerun.files import replacing
 
-Feeds = dict[str, np.ndarray]
-Batches = Iterator[tuple[Feeds, np.ndarray]]
 Correct = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CALIBRATION_IMAGES = 200
 
@@ -94,67 +92,6 @@ def _fitted(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(np.resize(array, shape)) if array.shape != shape else array
 
 
-def _images(
-    part: str, count: int, prepare: zoo_images.Preprocess, batch: int, upscale: bool = True
-) -> Iterator[tuple[Feeds, np.ndarray]]:
-    images, labels = zoo_images.cifar10(part)
-    for start in range(0, count, batch):
-        rows = slice(start, min(start + batch, count))
-        chosen = zoo_images.upscaled(images[rows]) if upscale else images[rows]
-        yield {"image": prepare(chosen)}, labels[rows]
-
-
-def _joined(batches: Iterator[Feeds]) -> Feeds:
-    parts = list(batches)
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-
-
-def _calibration(batches: Batches) -> Feeds:
-    return _joined(feeds for feeds, _ in batches)
-
-
-def _raw(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32)
-
-
-def _photo_batches(
-    rows: slice, batch: int, prepare: zoo_images.Preprocess, name: str = "image", side: int = 256, size: int = 224
-) -> Batches:
-    images = zoo_images.photos(side, size)[rows]
-    for start in range(0, len(images), batch):
-        chosen = prepare(images[start : start + batch])
-        yield {name: chosen}, np.full(len(chosen), -1, np.int64)
-
-
-def _page_batches(rows: slice, batch: int) -> Batches:
-    return _photo_batches(rows, batch, zoo_images.paddle, "x", side=512, size=512)
-
-
-def _recordings(parts: tuple[tuple[str, str], ...]) -> Batches:
-    for frames, labels in zoo_audio.recordings(parts):
-        yield {"input": frames, **{name: np.zeros(STATE, np.float32) for name in ("h", "c")}}, labels
-
-
-def _speech_blocks() -> Feeds:
-    # Every third block of 64 frames of each recording, with the state that the model had when it came to it.
-    with edgerun.load(SILERO.onnx, "onnxruntime", edgerun.Options(threads=2)) as session:
-        blocks: list[Feeds] = []
-        for feeds, _ in _recordings(zoo_audio.TRAIN):
-            state = {name: feeds[name] for name in SILERO.state}
-            for start in range(0, len(feeds["input"]) - 63, 64):
-                blocks.append({"input": feeds["input"][start : start + 64], **state})
-                outputs = session.run(blocks[-1])
-                state = {name: outputs[fed].copy() for name, fed in SILERO.state.items()}
-    return {name: np.stack([block[name] for block in blocks[::3]]) for name in blocks[0]}
-
-
-def _sentence_batches(rows: slice, batch: int) -> Batches:
-    texts, labels = zoo_text.sentences()
-    texts, labels = texts[rows], labels[rows]
-    for start in range(0, len(texts), batch):
-        yield zoo_text.encode(texts[start : start + batch]), labels[start : start + batch]
-
-
 def top1(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whether the largest score [n, classes] is the label's [n]."""
     hits: np.ndarray = outputs.argmax(axis=1) == labels
@@ -194,7 +131,7 @@ def _fit_head(folder: Path) -> None:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 2
     session = ort.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    batches = list(_sentence_batches(TEXT_TRAIN, 50))
+    batches = list(zoo_data.sentence_batches(TEXT_TRAIN, 50))
     embeddings = np.concatenate([session.run(None, feeds)[0] for feeds, _ in batches])
     head = LogisticRegression(max_iter=1000).fit(embeddings, np.concatenate([labels for _, labels in batches]))
     with replacing(folder / "head.npz") as path:
@@ -202,8 +139,8 @@ def _fit_head(folder: Path) -> None:
 
 
 TEXT_TEST, TEXT_CALIBRATION, TEXT_TRAIN = slice(0, 2043), slice(2043, 2243), slice(2043, 8043)
+STATE = {"h": "hn", "c": "cn"}
 PHOTO_CALIBRATION, PHOTO_TEST = slice(0, 50), slice(50, 100)
-STATE = (1, 1, 128)
 IMAGE, IMAGE_NHWC = (1, 3, 224, 224), (1, 224, 224, 3)
 
 CIFAR_CNN = ZooModel(
@@ -211,8 +148,8 @@ CIFAR_CNN = ZooModel(
     "top-1, all 10,000 CIFAR-10 test pictures",
     {"image": (1, 32, 32, 3)},
     zoo_build.cifar_cnn,
-    lambda: _calibration(_images("train", 500, _raw, 500, upscale=False)),
-    lambda batch: _images("test", 10_000, _raw, batch, upscale=False),
+    lambda: zoo_data.calibration(zoo_data.images("train", 500, zoo_data.raw, 500, upscale=False)),
+    lambda batch: zoo_data.images("test", 10_000, zoo_data.raw, batch, upscale=False),
     top1,
     batch=50,
     stored=True,
@@ -222,8 +159,8 @@ MOBILENET_V2 = ZooModel(
     "top-1, 2,000 upscaled CIFAR-10 test pictures, classes by map",
     {"image": IMAGE},
     zoo_build.mobilenet_v2,
-    lambda: _calibration(_images("train", CALIBRATION_IMAGES, zoo_images.mean_std, 50)),
-    lambda batch: _images("test", 2_000, zoo_images.mean_std, batch),
+    lambda: zoo_data.calibration(zoo_data.images("train", CALIBRATION_IMAGES, zoo_images.mean_std, 50)),
+    lambda batch: zoo_data.images("test", 2_000, zoo_images.mean_std, batch),
     cifar_top1,
 )
 MOBILENET_V2_PHOTOS = ZooModel(
@@ -231,8 +168,8 @@ MOBILENET_V2_PHOTOS = ZooModel(
     "agreement with fp32, 50 photos",
     {"image": IMAGE},
     _same(lambda: MOBILENET_V2),
-    lambda: _calibration(_photo_batches(PHOTO_CALIBRATION, 50, zoo_images.mean_std)),
-    lambda batch: _photo_batches(PHOTO_TEST, batch, zoo_images.mean_std),
+    lambda: zoo_data.calibration(zoo_data.photo_batches(PHOTO_CALIBRATION, 50, zoo_images.mean_std)),
+    lambda batch: zoo_data.photo_batches(PHOTO_TEST, batch, zoo_images.mean_std),
     timed=False,
 )
 RESNET50 = ZooModel(
@@ -240,8 +177,8 @@ RESNET50 = ZooModel(
     "top-1, 1,000 upscaled CIFAR-10 test pictures, classes by map",
     {"image": IMAGE_NHWC},
     zoo_build.resnet50,
-    lambda: _calibration(_images("train", CALIBRATION_IMAGES, zoo_images.caffe, 50)),
-    lambda batch: _images("test", 1_000, zoo_images.caffe, batch),
+    lambda: zoo_data.calibration(zoo_data.images("train", CALIBRATION_IMAGES, zoo_images.caffe, 50)),
+    lambda batch: zoo_data.images("test", 1_000, zoo_images.caffe, batch),
     cifar_top1,
 )
 RESNET50_PHOTOS = ZooModel(
@@ -249,8 +186,8 @@ RESNET50_PHOTOS = ZooModel(
     "agreement with fp32, 50 photos",
     {"image": IMAGE_NHWC},
     _same(lambda: RESNET50),
-    lambda: _calibration(_photo_batches(PHOTO_CALIBRATION, 50, zoo_images.caffe)),
-    lambda batch: _photo_batches(PHOTO_TEST, batch, zoo_images.caffe),
+    lambda: zoo_data.calibration(zoo_data.photo_batches(PHOTO_CALIBRATION, 50, zoo_images.caffe)),
+    lambda batch: zoo_data.photo_batches(PHOTO_TEST, batch, zoo_images.caffe),
     timed=False,
 )
 PPOCR_DET = ZooModel(
@@ -258,28 +195,28 @@ PPOCR_DET = ZooModel(
     "agreement with fp32: IoU of the text masks (threshold .3), mean of 50 photos",
     {"x": (1, 3, 512, 512)},
     zoo_build.ppocr_det,
-    lambda: _calibration(_page_batches(PHOTO_CALIBRATION, 50)),
-    lambda batch: _page_batches(PHOTO_TEST, batch),
+    lambda: zoo_data.calibration(zoo_data.page_batches(PHOTO_CALIBRATION, 50)),
+    lambda batch: zoo_data.page_batches(PHOTO_TEST, batch),
     agree=answers.mask_iou,
     batch=5,
 )
 SILERO = ZooModel(
     "silero",
     "speech or not, 937 frames of one telephone call, streamed frame by frame",
-    {"input": (1, 1, 576), "h": (1, *STATE), "c": (1, *STATE)},
+    {"input": (1, 1, 576), "h": (1, *zoo_data.STATE), "c": (1, *zoo_data.STATE)},
     zoo_build.silero,
-    _speech_blocks,
-    lambda batch: _recordings((zoo_audio.SAMPLE,)),
+    lambda: zoo_data.speech_blocks(model("silero").onnx, STATE),
+    lambda batch: zoo_data.recordings((zoo_audio.SAMPLE,)),
     answers.speech,
     answers.same_speech,
-    state={"h": "hn", "c": "cn"},
+    state=STATE,
 )
 SILERO_MEETINGS = replace(
     SILERO,
     name="silero_meetings",
     metric="speech or not, 3,748 frames of four meetings, streamed frame by frame",
     build=_same(lambda: SILERO),
-    test=lambda batch: _recordings(zoo_audio.MEETINGS),
+    test=lambda batch: zoo_data.recordings(zoo_audio.MEETINGS),
     timed=False,
 )
 MINILM = ZooModel(
@@ -287,8 +224,8 @@ MINILM = ZooModel(
     "sentiment accuracy, 2,043 sentences, fixed logistic regression",
     {"input_ids": (1, 128), "attention_mask": (1, 128), "token_type_ids": (1, 128)},
     _build_minilm,
-    lambda: _calibration(_sentence_batches(TEXT_CALIBRATION, 200)),
-    lambda batch: _sentence_batches(TEXT_TEST, batch),
+    lambda: zoo_data.calibration(zoo_data.sentence_batches(TEXT_CALIBRATION, 200)),
+    lambda batch: zoo_data.sentence_batches(TEXT_TEST, batch),
     sentiment,
     batch=50,
     stored=True,
@@ -327,7 +264,7 @@ def build(chosen: ZooModel) -> None:
             np.savez(path, **chosen.calibrate())  # type: ignore[arg-type]
     if chosen.stored and not chosen.test_file.exists():
         with replacing(chosen.test_file) as path:
-            np.savez(path, **_joined(chosen.stream()))  # type: ignore[arg-type]
+            np.savez(path, **zoo_data.joined(chosen.stream()))  # type: ignore[arg-type]
 
 
 def main(names: list[str]) -> None:
