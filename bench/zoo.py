@@ -202,7 +202,7 @@ PPOCR_DET = ZooModel(
 )
 SILERO = ZooModel(
     "silero",
-    "speech or not, 937 frames of one telephone call, streamed frame by frame",
+    "speech or not, 937 frames of one conversation, streamed frame by frame",
     {"input": (1, 1, 576), "h": (1, *zoo_data.STATE), "c": (1, *zoo_data.STATE)},
     zoo_build.silero,
     lambda: zoo_data.speech_blocks(model("silero").onnx, STATE),
