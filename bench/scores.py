@@ -56,6 +56,8 @@ def _as_agreement(agreement: np.ndarray) -> tuple[Interval, Interval]:
 
 
 def _mean_cosine(reference: np.ndarray, outputs: np.ndarray) -> float:
-    r, v = (a.astype(np.float64).reshape(len(a), -1) for a in (reference, outputs))
+    # One number per example has no direction: then the whole series is the vector.
+    count = len(reference) if reference.ndim > 1 else 1
+    r, v = (a.astype(np.float64).reshape(count, -1) for a in (reference, outputs))
     norms = np.linalg.norm(r, axis=1) * np.linalg.norm(v, axis=1)
-    return float(np.mean(np.divide((r * v).sum(axis=1), norms, out=np.zeros(len(r)), where=norms > 0)))
+    return float(np.mean(np.divide((r * v).sum(axis=1), norms, out=np.zeros(count), where=norms > 0)))
