@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 Result = dict[str, Any]
 WIDTH, HEIGHT, MARGIN, GAP = 380, 230, 64, 40  # pixels: a panel's plot, its left and bottom edge, its top and right
+HEAD = 80  # pixels for the names
 FLOOR = 1e-3  # the least share of changed answers that is drawn; log scales have no zero
 OURS, OTHERS = "#c2410c", ("#1d4ed8", "#0f766e", "#7e22ce", "#4d7c0f", "#be185d", "#475569", "#b45309", "#0369a1")
 
@@ -45,14 +46,14 @@ def svg(results: list[Result]) -> str:
     models, targets = _in_order(m for m, _, _ in panels), _in_order(t for _, t, _ in panels)
     names = sorted({p.name for _, _, found in panels for p in found if not p.name.startswith("edgerun")})
     colours = {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(names)}
-    width, height = len(targets) * (WIDTH + MARGIN + GAP), len(models) * (HEIGHT + MARGIN + GAP) + 60
+    width, height = len(targets) * (WIDTH + MARGIN + GAP), len(models) * (HEIGHT + MARGIN + GAP) + HEAD
     size = {"width": str(width), "height": str(height), "viewBox": f"0 0 {width} {height}"}
     root = ElementTree.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **size, "font-family": "sans-serif"})
     _put(root, "rect", width=width, height=height, fill="white")
-    _legend(root, {"edgerun": OURS, **colours})
+    _legend(root, width, {"edgerun": OURS, **colours})
     for model, target, found in panels:
         left = targets.index(target) * (WIDTH + MARGIN + GAP) + MARGIN
-        top = models.index(model) * (HEIGHT + MARGIN + GAP) + 60 + GAP
+        top = models.index(model) * (HEIGHT + MARGIN + GAP) + HEAD + GAP
         _panel(root, left, top, f"{model} on {target}", found, colours)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
@@ -69,14 +70,17 @@ def _put(parent: ElementTree.Element, tag: str, text: str = "", **attributes: ob
     return element
 
 
-def _legend(root: ElementTree.Element, colours: dict[str, str]) -> None:
-    x = 20.0
+def _legend(root: ElementTree.Element, width: int, colours: dict[str, str]) -> None:
+    x, y = 20.0, 20
     for name, colour in colours.items():
-        _put(root, "circle", cx=x, cy=20, r=5, fill=colour)
-        _put(root, "text", name, x=x + 10, y=24, font_size=12)
-        x += 30 + 7.2 * len(name)
+        needed = 30 + 7.2 * len(name)
+        if x + needed > width and x > 20:
+            x, y = 20.0, y + 20
+        _put(root, "circle", cx=x, cy=y, r=5, fill=colour)
+        _put(root, "text", name, x=x + 10, y=y + 4, font_size=12)
+        x += needed
     told = "Right is faster, low is nearer to fp32: the better corner is below on the right. Bars: 95 % intervals."
-    _put(root, "text", told, x=15, y=48, font_size=12, fill="#475569")
+    _put(root, "text", told, x=15, y=y + 28, font_size=12, fill="#475569")
 
 
 def _panel(
