@@ -12,7 +12,10 @@ Result = dict[str, Any]
 WIDTH, HEIGHT, MARGIN, GAP = 380, 230, 64, 40  # pixels: a panel's plot, its left and bottom edge, its top and right
 HEAD = 80  # pixels for the names
 FLOOR = 1e-3  # the least share of changed answers that is drawn; log scales have no zero
-OURS, OTHERS = "#c2410c", ("#1d4ed8", "#0f766e", "#7e22ce", "#4d7c0f", "#be185d", "#475569", "#b45309", "#0369a1")
+OURS, OTHERS = (
+    "#c2410c",
+    ("#1d4ed8", "#0f766e", "#7e22ce", "#4d7c0f", "#be185d", "#475569", "#a16207", "#0891b2", "#111827", "#65a30d"),
+)
 
 
 @dataclass(frozen=True)
