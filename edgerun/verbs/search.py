@@ -110,12 +110,12 @@ class Trials:
                     return self._noted(trial, "given up")
         raise AssertionError("there is no look")
 
-    def whole(self, kept: tuple[str, ...]) -> Trial:
+    def whole(self, early: Trial) -> Trial:
         """A trial that had its yes, with all samples: the interval must say it too."""
-        if self.made[-1].kept == kept and self.made[-1].samples == self._looks.samples:
-            return self.made[-1]
-        with self.opened(self.variant(frozenset(kept))) as session:
-            trial = self._counted(kept, session, len(self._looks.ends) - 1)
+        if early.samples == self._looks.samples:
+            return early
+        with self.opened(self.variant(frozenset(early.kept))) as session:
+            trial = self._counted(early.kept, session, len(self._looks.ends) - 1)
         return self._noted(trial, self._last_answer(trial, held=True))
 
     def _counted(self, kept: tuple[str, ...], session: Session, look: int) -> Trial:
@@ -225,7 +225,7 @@ def _climbed(trials: Trials, rungs: Sequence[tuple[str, ...]], layers: int, max_
             break
         reached.append(trial)
     for trial in reversed(reached):
-        if (whole := trials.whole(trial.kept)).answer == "yes":
+        if (whole := trials.whole(trial)).answer == "yes":
             return whole
     safest = next((trial for trial in trials.made if trial.kept), trials.made[0])
     raise _refusal(safest, layers, max_drop)
