@@ -35,6 +35,7 @@ from edgerun.quantize.graphs import edit
 from edgerun.quantize.graphs.work import layers
 from edgerun.runtime import Options
 from edgerun.verbs import search
+from edgerun.verbs.looks import Looks
 
 RESULTS = Path(__file__).parent / "results" / "max_drop.json"
 TARGET = "onnxruntime"
@@ -101,8 +102,8 @@ def trained(images: np.ndarray, labels: np.ndarray) -> Model:
             optimizer.step()
     buffer = io.BytesIO()
     torch.onnx.export(
-        net.eval(), (pictures[:2],), cast(Any, buffer), input_names=["image"], output_names=["logits"], opset_version=17,
-        dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}}, dynamo=False,
+        net.eval(), (pictures[:2],), cast(Any, buffer), input_names=["image"], output_names=["logits"],
+        opset_version=17, dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}}, dynamo=False,
     )  # fmt: skip
     import onnx
 
@@ -185,7 +186,7 @@ def run(
     kept: frozenset[str] | None
     try:
         told: dict[str, Any] = dict(
-            search.hold(original, variant, cost, calibration, labelled, target=TARGET, max_drop=bound)
+            search.hold(original, variant, cost, calibration, Looks(labelled), target=TARGET, max_drop=bound)
             .history[-1].options["max drop"]
         )  # fmt: skip
         kept, passes, drop = frozenset(told["kept float"]), round(told["samples run"] / n, 2), told["drop (points)"]

@@ -120,12 +120,10 @@ def _held(
     preprocessing: Preprocessing | str | Path | None, target: str, max_drop: float, logits: str | None,
 ) -> Model:  # fmt: skip
     """`model` with what must stay in float for the accuracy to drop by less than `max_drop` points, and no more."""
-    proof = search.labelled_data(model, labelled, data, preprocessing)
+    looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, output=logits)
     cost = layers(model, request.rules, request.keep_float)
     variant = quantize.variants(name, model, request)
-    return search.hold(
-        model, variant, cost, data, proof, target=target, max_drop=max_drop, output=logits, progress=request.progress
-    )
+    return search.hold(model, variant, cost, data, looks, target=target, max_drop=max_drop, progress=request.progress)
 
 
 def _check_bound(max_drop: float | None, labelled: Any) -> None:

@@ -41,9 +41,18 @@ class Looks:
         """Labelled samples in all looks together."""
         return int(self.ends[-1])
 
+    @property
+    def digest(self) -> str:
+        """Of the data's feeds."""
+        return self._data.digest
+
+    def logits(self, session: Session) -> str:
+        """The name of the output that holds the logits."""
+        return logits_name(session, self._output)
+
     def hits(self, session: Session, look: int) -> np.ndarray:
         """bool [rows]: which samples of one look `session` has right, in the data's order."""
-        name = logits_name(session, self._output)
+        name = self.logits(session)
         labels = self._labels[self._look == look]
         found, start = [], 0
         for feeds in self._feeds(look):

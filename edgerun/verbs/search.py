@@ -29,7 +29,6 @@ from edgerun.preprocess import Preprocessing
 from edgerun.quantize.numerics import sequential
 from edgerun.quantize.numerics.ladder import ladder
 from edgerun.runtime import Options, Session
-from edgerun.verbs.evaluate import logits_name
 from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.looks import Looks
 
@@ -144,44 +143,56 @@ class Trials:
         return self.made[-1]
 
 
+def looks_at(
+    labelled: Any, model: Model, calibration: Data, preprocessing: Preprocessing | str | Path | None, *,
+    max_drop: float, output: str | None = None,
+) -> Looks:  # fmt: skip
+    """The labelled data for `model`'s inputs, in the calibration's batches.
+
+    Raises EdgerunError when it has no labels or is the calibration data, GateFailed when it is too little for any yes.
+    """
+    contract: Any = preprocessing if preprocessing is not None else model.preprocessing
+    looks = Looks(feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch), output)
+    if looks.digest == calibration.digest:
+        raise EdgerunError(
+            "the labelled data is the calibration data: on it, a drop looks smaller than it is",
+            got=f"the same {looks.samples} samples", do="give labelled data that calibration does not see",
+        )  # fmt: skip
+    fewest = sequential.fewest_samples(max_drop / 100, sequential.critical_value(STRAIGHT))
+    if looks.samples < fewest:
+        raise GateFailed(
+            f"too little labelled data to hold {max_drop:g} points: it could not decide even if no answer differed",
+            got=f"{looks.samples} samples", wanted=f"{fewest} at least, and more where the models differ",
+        )  # fmt: skip
+    return looks
+
+
 def hold(
     original: Model,
     variant: Variant,
     cost: Mapping[str, float],
     calibration: Data,
-    labelled: Data,
+    looks: Looks,
     *,
     target: str,
     max_drop: float,
-    output: str | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Model:
-    """The compressed `original` with as few layers in float as `labelled` proves to lose less than `max_drop` points.
+    """The compressed `original` with as few layers in float as `looks` prove to lose less than `max_drop` points.
 
     `variant` compresses with some layers kept in float; `cost` has the share of the work of every layer that may be
     kept. Layers are ranked on `calibration`. The last Step of the result tells what was kept, and every trial.
     Raises GateFailed when no candidate is surely below the bound; it says about how many samples would decide.
     """
-    looks, bound = Looks(labelled, output), max_drop / 100
-    _require_enough(looks.samples, bound)
-    trials = Trials(original, variant, target, looks, bound, progress)
+    trials = Trials(original, variant, target, looks, max_drop / 100, progress)
     won = trials.judge((), STRAIGHT)
     if won.answer != "yes":
-        won = _climbed(trials, _rungs(trials, cost, calibration, output, progress), len(cost), max_drop)
-    return _told(trials.variant(frozenset(won.kept)), trials, won, cost, max_drop, labelled.digest)
-
-
-def _require_enough(samples: int, bound: float) -> None:
-    fewest = sequential.fewest_samples(bound, sequential.critical_value(STRAIGHT))
-    if samples < fewest:
-        raise GateFailed(
-            f"too little labelled data to hold {100 * bound:g} points: it could not decide even if no answer differed",
-            got=f"{samples} samples", wanted=f"{fewest} at least, and more where the models differ",
-        )  # fmt: skip
+        won = _climbed(trials, _rungs(trials, cost, calibration, looks, progress), len(cost), max_drop)
+    return _told(trials.variant(frozenset(won.kept)), trials, won, cost, max_drop, looks.digest)
 
 
 def _rungs(
-    trials: Trials, cost: Mapping[str, float], calibration: Data, output: str | None, progress: Progress
+    trials: Trials, cost: Mapping[str, float], calibration: Data, looks: Looks, progress: Progress
 ) -> list[tuple[str, ...]]:
     """The ladder: every layer is quantized alone, and its noise on the logits of calibration samples is measured.
 
@@ -189,7 +200,7 @@ def _rungs(
     """
     feeds = list(_first(calibration, RANK_SAMPLES))
     with trials.opened(trials.original) as session:
-        name = logits_name(session, output)
+        name = looks.logits(session)
         exact = [session.run(feed)[name] for feed in feeds]
     noise: dict[str, float] = {}
     for index, layer in enumerate(cost, 1):
@@ -266,17 +277,3 @@ def _told(model: Model, trials: Trials, won: Trial, cost: Mapping[str, float], m
     }
     last = model.history[-1]
     return replace(model, history=(*model.history[:-1], replace(last, options={**last.options, "max drop": record})))
-
-
-def labelled_data(
-    model: Model, labelled: Any, calibration: Data, preprocessing: Preprocessing | str | Path | None
-) -> Data:
-    """The labelled data for `model`'s inputs, in the calibration's batches. Raises EdgerunError when it is the same."""
-    contract: Any = preprocessing if preprocessing is not None else model.preprocessing
-    data = feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch)
-    if data.digest == calibration.digest:
-        raise EdgerunError(
-            "the labelled data is the calibration data: on it, a drop looks smaller than it is",
-            got=f"the same {data.samples} samples", do="give labelled data that calibration does not see",
-        )  # fmt: skip
-    return data
