@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,9 @@ def test_the_score_has_the_variance_of_the_likeliest_rates_at_the_bound(
         agreed = n - lost - gained
         return -(lost * math.log(q + bound) + gained * math.log(q) + agreed * math.log(1 - 2 * q - bound))
 
-    q = minimize_scalar(against, bounds=(1e-15, (1 - bound) / 2 - 1e-12), method="bounded", options={"xatol": 1e-12}).x
+    ends = (1e-15, (1 - bound) / 2 - 1e-12)
+    found: Any = minimize_scalar(against, bounds=ends, method="bounded", options={"xatol": 1e-12})
+    q = found.x
     if gained == 0 and against(1e-15) <= against(q):
         q = 0.0
     expected = (lost - gained - n * bound) / math.sqrt(n * (2 * q + bound - bound**2))
