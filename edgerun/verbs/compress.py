@@ -17,8 +17,10 @@ from edgerun.passes import PRESETS, Request
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs import plausible
+from edgerun.quantize.graphs.work import layers
 from edgerun.readers import GivesInferenceData, GivesNext
 from edgerun.runtime import Engine, Options, Session
+from edgerun.verbs import search
 from edgerun.verbs.feeds import feeds_for
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ def compress(
     keep_float: Iterable[str] = (),
     memory_cap: int = DEFAULT_CAP,
     limit: int | None = None,
+    max_drop: float | None = None,
+    labelled: Any = None,
+    logits: str | None = None,
     preprocessing: Preprocessing | str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
@@ -61,11 +66,13 @@ def compress(
     pictures goes through `preprocessing` (the contract or its JSON file), else the model's own. `preset` is "fast",
     "default" or "best": how much of the data is looked at, and how many choices are tried; `ranges` an estimator or
     "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
-    the batch that statistics are taken with. The compiled result is compared with the reference before it is
-    returned. What was decided and measured stands in the last Step of the history.
+    the batch that statistics are taken with. With `max_drop` (points) as few layers stay in float as the data in
+    `labelled` proves to lose less top-1 accuracy (`logits` names the output where there are several). The compiled
+    result is compared with the reference before it is returned. What was decided and measured stands in the last Step
+    of the history.
 
     Raises EdgerunError for bad input, Unsupported when nothing in the model can be quantized for the target,
-    GateFailed when the compiled result does not compute what it says.
+    GateFailed when the compiled result does not compute what it says, or the bound on the drop is not surely held.
     """
     _refuse_overwrite(output, force)
     name, chosen = quantize.pass_for(scheme), registry.target(target)
@@ -80,6 +87,7 @@ def compress(
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     effort = PRESETS[preset]
+    _check_bound(max_drop, labelled)
     loaded = _loaded(model)
     _check_model(loaded)
     _check_names(loaded, keep_float)
@@ -96,12 +104,35 @@ def compress(
     request = Request(rules, _open, known, ranges, frozenset(keep_float), effort, progress)
     request.found |= {"target": target, "scheme": scheme, "random data": data.random, "calibration": known.found}
     # A file is read again where it is needed: its weights do not stay in memory in between.
-    result = quantize.apply(name, _loaded(model), request)
+    if max_drop is None:
+        result = quantize.apply(name, _loaded(model), request)
+    else:
+        result = _held(name, _loaded(model), request, data, labelled, preprocessing, target, max_drop, logits)
     engine = _proven(result, model, target, data)
     if output is not None:
         _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
     return result
+
+
+def _held(
+    name: str, model: Model, request: Request, data: Data, labelled: Any,
+    preprocessing: Preprocessing | str | Path | None, target: str, max_drop: float, logits: str | None,
+) -> Model:  # fmt: skip
+    """`model` with what must stay in float for the accuracy to drop by less than `max_drop` points, and no more."""
+    looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, output=logits)
+    cost = layers(model, request.rules, request.keep_float)
+    variant = quantize.variants(name, model, request)
+    return search.hold(model, variant, cost, data, looks, target=target, max_drop=max_drop, progress=request.progress)
+
+
+def _check_bound(max_drop: float | None, labelled: Any) -> None:
+    if (max_drop is None) != (labelled is None):
+        given = "labelled data" if max_drop is None else f"--max-drop {max_drop:g}"
+        raise EdgerunError("a bound on the drop and labelled data belong together", got=f"{given} alone",
+                           do="give --max-drop POINTS and --labelled DATA")  # fmt: skip
+    if max_drop is not None and not 0 < max_drop < 100:
+        raise EdgerunError("the bound on the drop is out of range", got=max_drop, wanted="points between 0 and 100")
 
 
 def _loaded(model: Model | str | Path) -> Model:
