@@ -1,0 +1,174 @@
+"""Weight-only INT4 in blocks of 32 inputs: second-order rounding, and 8 bits where 4 cost too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize import _weights, weight_int8
+from edgerun.quantize.graphs import compressed, dynamic, edit, moments
+from edgerun.quantize.numerics import blocks, gptq
+from edgerun.quantize.numerics.blocks import BlockGrid
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Feeds, Request
+
+summary = "weight-only INT4 in blocks of 32 (GPTQ where calibration data is given), INT8 tables; smaller, not faster"
+needs_calibration = False
+scheme = "w4a16_b32"
+
+BLOCK, BITS = 32, 4
+FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
+MOST_IN_8 = 0.5  # of the products' weights: with more, nothing of the scheme would be left
+APART = 4  # every fourth batch is kept from the rounding, and judges it
+RANKED = 16  # samples that the damage of each layer is measured on
+LEAST_TABLE = 1 << 14
+WHAT = "MatMul or Gemm with a constant float32 matrix"
+
+
+@dataclass
+class Rounded:
+    """A product's weight `[N, K]` in 4 bits."""
+
+    grid: BlockGrid
+    codes: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """What the codes stand for, float32 `[N, K]`."""
+        return self.grid.dequantize(self.codes)
+
+
+def apply(model: ir.Model, request: Request) -> ir.Model:
+    """Round the weights of products to 4 bits and tables to 8; with calibration data, to the second order.
+
+    Rounding is GPTQ (`quantize/numerics/gptq.py`) with the second moments of the float model's activations. Of the
+    data, every fourth batch is kept apart: it decides how many layers, those that lose most first, need 8 bits.
+    """
+    original = _weights.begin(model, request)
+    graph = model.graph
+    nodes = _weights.chosen([n for n in graph if dynamic.weight(n) is not None], request, WHAT)
+    apart = _apart(request)
+    rounded = _rounded(model, nodes, request)
+    wide = _wide(original, nodes, rounded, apart, request) if request.calibration is not None else []
+    for node in nodes:
+        if str(node.name) in wide:
+            weight_int8.store(node, 0, request.keep_float)
+        else:
+            part = rounded[str(node.name)]
+            compressed.blocked_product(model, node, part.grid, part.codes)
+    tables = [n for n in graph if n.op_type == "Gather" and n.name not in request.keep_float]
+    stored = sum(weight_int8.store(node, LEAST_TABLE, request.keep_float) for node in tables)
+    edit.drop_unused(model)
+    request.found |= {"weights in 4 bits": len(nodes) - len(wide), "weights in 8 bits": len(wide), "tables": stored}
+    request.found["rounding"] = "nearest" if request.calibration is None else "second order"
+    _weights.evidence(original, model, request)
+    return model
+
+
+def _fitting(request: Request) -> Iterator[Feeds]:
+    """The calibration data without what is kept apart."""
+    for index, feeds in enumerate(request.calibration or ()):
+        if index % APART != APART - 1:
+            yield feeds
+
+
+def _apart(request: Request) -> tuple[list[Feeds], list[Feeds]]:
+    """A few samples to rank the layers on, and a few that the rounding never sees (the same, where there are none)."""
+    ranking: list[Feeds] = []
+    judge: list[Feeds] = []
+    for index, feeds in enumerate(request.calibration or ()):
+        kept, most = (judge, _weights.CHECKED) if index % APART == APART - 1 else (ranking, RANKED)
+        if sum(map(_weights.rows, kept)) < most:
+            kept.append(feeds)
+    return ranking, judge or ranking
+
+
+def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[str, Rounded]:
+    """The rounded weight of every product, by the node's name; moments are held for as many as the cap allows."""
+    found: dict[str, Rounded] = {}
+    readers: dict[str, list[ir.Node]] = {}
+    for node in nodes:
+        readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
+    sizes = {name: _matrix(group[0]).shape[1] for name, group in readers.items()}
+    for names in moments.groups(sizes, request.memory_cap):
+        seen: dict[str, np.ndarray] = {}
+        if request.calibration is not None:
+            with request.open(moments.with_outputs(model, names)) as session:
+                seen = moments.accumulate(session, _fitting(request), names)
+        for name in names:
+            for node in readers[name]:
+                found[str(node.name)] = _round(_weights.finite(node, _matrix(node)), seen.get(name))
+                if seen:
+                    request.progress("rounding", len(found), len(nodes))
+    return found
+
+
+def _matrix(node: ir.Node) -> np.ndarray:
+    """The weight as `[N, K]`."""
+    weight = dynamic.weight(node)
+    assert weight is not None
+    return np.ascontiguousarray(weight.T)
+
+
+def _round(weight: np.ndarray, second: np.ndarray | None) -> Rounded:
+    if second is None:
+        grid = blocks.fitted(weight, BLOCK, BITS)
+        return Rounded(grid, grid.quantize(weight))
+    own = np.diag(second)
+    grid = blocks.fitted(weight, BLOCK, BITS, own / own.mean() if own.any() else None)
+    return Rounded(grid, gptq.rounded(weight, second, grid))
+
+
+def _wide(
+    original: ir.Model,
+    nodes: list[ir.Node],
+    rounded: Mapping[str, Rounded],
+    batches: tuple[list[Feeds], list[Feeds]],
+    request: Request,
+) -> list[str]:
+    """The names of the products that go to 8 bits: as few as reach the floor on the second batches, by bisection.
+
+    The order is that of the damage per weight: what one product in 4 bits alone does to the model's outputs on the
+    first batches, over its size.
+    """
+    sizes = {name: rounded[name].codes.size for name in (str(node.name) for node in nodes)}
+    ranking = _weights.truths(original, batches[0], request)
+    damage = {}
+    for index, name in enumerate(sizes):
+        lost = 10 ** (-_reached(original, [name], rounded, ranking, request) / 10)
+        damage[name] = lost / sizes[name]
+        request.progress("damage of each layer", index + 1, len(sizes))
+    order = sorted(sizes, key=lambda name: -damage[name])
+    taken = np.cumsum([sizes[name] for name in order])
+    low, high = 0, int(np.searchsorted(taken, MOST_IN_8 * sum(sizes.values()), "right"))
+    judge = _weights.truths(original, batches[1], request)
+    while low < high:
+        middle = (low + high) // 2
+        reached = _reached(original, order[middle:], rounded, judge, request)
+        request.progress("choosing bits", 0, 0)
+        low, high = (low, middle) if reached >= FLOOR_DB else (middle + 1, high)
+    reached = _reached(original, order[low:], rounded, judge, request)
+    request.found["SQNR on data kept apart (dB)"] = round(reached, 2)
+    return order[:low]
+
+
+def _reached(
+    original: ir.Model,
+    names: list[str],
+    rounded: Mapping[str, Rounded],
+    wanted: list[_weights.Truth],
+    request: Request,
+) -> float:
+    """SQNR in dB when the products `names` have their 4-bit weights, and all others theirs in float."""
+    trial, chosen = original.clone(), set(names)
+    for node in list(trial.graph):
+        if str(node.name) in chosen:
+            values = rounded[str(node.name)].values()
+            straight = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+            edit.set_constant(trial.graph, node, 1, values if straight else np.ascontiguousarray(values.T))
+    return _weights.sqnr_db(trial, wanted, request)
