@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgerun.errors import Unsupported
-from edgerun.quantize import _weights
+from edgerun.quantize import _weights, weight_int8
 from edgerun.quantize.graphs import dynamic, edit
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
-summary = "dynamic INT8: per-channel weights, activations quantized as they come; matrix products and LSTM"
+summary = "dynamic INT8: per-channel weights, activations quantized as they come; matrix products, LSTM, tables"
 needs_calibration = False
 scheme = "w8a8_dynamic"
 
@@ -38,8 +38,10 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
             assert matrix is not None
             codes, scale = _weights.per_channel(_weights.finite(node, matrix), (0,), steps)
             dynamic.product(graph, node, codes, scale.reshape(-1))
+    tables = [n for n in graph if n.op_type == "Gather" and n.name not in request.keep_float]
+    stored = sum(weight_int8.store(node, weight_int8.LEAST_TABLE, request.keep_float) for node in tables)
     edit.drop_unused(model)
-    request.found["integer nodes"] = len(nodes)
+    request.found |= {"integer nodes": len(nodes), "tables in 8 bits": stored}
     _weights.evidence(original, model, request)
     return model
 

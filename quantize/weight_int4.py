@@ -27,16 +27,16 @@ FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until 
 MOST_IN_8 = 0.5  # of the products' weights: with more, nothing of the scheme would be left
 APART = 4  # every fourth batch is kept from the rounding, and judges it
 RANKED = 16  # samples that the damage of each layer is measured on
-LEAST_TABLE = 1 << 14
 WHAT = "MatMul or Gemm with a constant float32 matrix"
 
 
 @dataclass
 class Rounded:
-    """A product's weight `[N, K]` in 4 bits."""
+    """A product's weight `[N, K]` in 4 bits: the codes to use, and those of rounding to nearest."""
 
     grid: BlockGrid
     codes: np.ndarray
+    nearest: np.ndarray
 
     def values(self) -> np.ndarray:
         """What the codes stand for, float32 `[N, K]`."""
@@ -54,7 +54,12 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     nodes = _weights.chosen([n for n in graph if dynamic.weight(n) is not None], request, WHAT)
     apart = _apart(request)
     rounded = _rounded(model, nodes, request)
-    wide = _wide(original, nodes, rounded, apart, request) if request.calibration is not None else []
+    wide: list[str] = []
+    request.found["rounding"] = "nearest"
+    if request.calibration is not None:
+        judge = _weights.truths(original, apart[1], request)
+        rounded = _better(original, rounded, judge, request)
+        wide = _wide(original, rounded, apart[0], judge, request)
     for node in nodes:
         if str(node.name) in wide:
             weight_int8.store(node, 0, request.keep_float)
@@ -62,10 +67,13 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
             part = rounded[str(node.name)]
             compressed.blocked_product(model, node, part.grid, part.codes)
     tables = [n for n in graph if n.op_type == "Gather" and n.name not in request.keep_float]
-    stored = sum(weight_int8.store(node, LEAST_TABLE, request.keep_float) for node in tables)
+    stored = sum(weight_int8.store(node, weight_int8.LEAST_TABLE, request.keep_float) for node in tables)
     edit.drop_unused(model)
-    request.found |= {"weights in 4 bits": len(nodes) - len(wide), "weights in 8 bits": len(wide), "tables": stored}
-    request.found["rounding"] = "nearest" if request.calibration is None else "second order"
+    request.found |= {
+        "weights in 4 bits": len(nodes) - len(wide),
+        "weights in 8 bits": len(wide),
+        "tables in 8 bits": stored,
+    }
     _weights.evidence(original, model, request)
     return model
 
@@ -118,26 +126,39 @@ def _matrix(node: ir.Node) -> np.ndarray:
 def _round(weight: np.ndarray, second: np.ndarray | None) -> Rounded:
     if second is None:
         grid = blocks.fitted(weight, BLOCK, BITS)
-        return Rounded(grid, grid.quantize(weight))
+        nearest = grid.quantize(weight)
+        return Rounded(grid, nearest, nearest)
     own = np.diag(second)
     grid = blocks.fitted(weight, BLOCK, BITS, own / own.mean() if own.any() else None)
-    return Rounded(grid, gptq.rounded(weight, second, grid))
+    return Rounded(grid, gptq.rounded(weight, second, grid), grid.quantize(weight))
+
+
+def _better(
+    original: ir.Model, rounded: dict[str, Rounded], judge: list[_weights.Truth], request: Request
+) -> dict[str, Rounded]:
+    """Second-order rounding where it is nearer to float on data that it has not seen, else rounding to nearest."""
+    nearest = {name: Rounded(part.grid, part.nearest, part.nearest) for name, part in rounded.items()}
+    reached = [_reached(original, list(rounded), tried, judge, request) for tried in (rounded, nearest)]
+    if reached[0] > reached[1]:
+        request.found["rounding"] = "second order"
+    request.found["second order, nearest (dB)"] = [round(db, 2) for db in reached]
+    return rounded if reached[0] > reached[1] else nearest
 
 
 def _wide(
     original: ir.Model,
-    nodes: list[ir.Node],
     rounded: Mapping[str, Rounded],
-    batches: tuple[list[Feeds], list[Feeds]],
+    few: list[Feeds],
+    judge: list[_weights.Truth],
     request: Request,
 ) -> list[str]:
-    """The names of the products that go to 8 bits: as few as reach the floor on the second batches, by bisection.
+    """The names of the products that go to 8 bits: as few as reach the floor on `judge`, by bisection.
 
-    The order is that of the damage per weight: what one product in 4 bits alone does to the model's outputs on the
-    first batches, over its size.
+    The order is that of the damage per weight: what one product in 4 bits alone does to the model's outputs on a few
+    samples, over its size.
     """
-    sizes = {name: rounded[name].codes.size for name in (str(node.name) for node in nodes)}
-    ranking = _weights.truths(original, batches[0], request)
+    sizes = {name: part.codes.size for name, part in rounded.items()}
+    ranking = _weights.truths(original, few, request)
     damage = {}
     for index, name in enumerate(sizes):
         lost = 10 ** (-_reached(original, [name], rounded, ranking, request) / 10)
@@ -146,7 +167,6 @@ def _wide(
     order = sorted(sizes, key=lambda name: -damage[name])
     taken = np.cumsum([sizes[name] for name in order])
     low, high = 0, int(np.searchsorted(taken, MOST_IN_8 * sum(sizes.values()), "right"))
-    judge = _weights.truths(original, batches[1], request)
     while low < high:
         middle = (low + high) // 2
         reached = _reached(original, order[middle:], rounded, judge, request)

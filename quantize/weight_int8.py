@@ -17,6 +17,7 @@ needs_calibration = False
 scheme = "w8a16"
 
 LEAST = 256  # elements below which a scale and two nodes are no saving
+LEAST_TABLE = 1 << 14  # the same for the tables of the schemes that are about other weights
 WHAT = "Conv, Gemm, MatMul, LSTM, GRU, RNN or Gather with a constant float32 weight of at least 256 elements"
 
 
