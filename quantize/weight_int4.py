@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _weights, weight_int8
+from edgerun.quantize import _spare, _weights, weight_int8
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
 from edgerun.quantize.numerics import blocks, gptq
 from edgerun.quantize.numerics.blocks import BlockGrid
@@ -16,7 +17,7 @@ from edgerun.quantize.numerics.blocks import BlockGrid
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Feeds, Request
+    from edgerun.passes import Request
 
 summary = "weight-only INT4 in blocks of 32 (GPTQ where calibration data is given), INT8 tables; smaller, not faster"
 needs_calibration = False
@@ -24,9 +25,6 @@ scheme = "w4a16_b32"
 
 BLOCK, BITS = 32, 4
 FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
-MOST_IN_8 = 0.5  # of the products' weights: with more, nothing of the scheme would be left
-APART = 4  # every fourth batch is kept from the rounding, and judges it
-RANKED = 16  # samples that the damage of each layer is measured on
 WHAT = "MatMul or Gemm with a constant float32 matrix"
 
 
@@ -52,14 +50,15 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     original = _weights.begin(model, request)
     graph = model.graph
     nodes = _weights.chosen([n for n in graph if dynamic.weight(n) is not None], request, WHAT)
-    apart = _apart(request)
     rounded = _rounded(model, nodes, request)
     wide: list[str] = []
     request.found["rounding"] = "nearest"
     if request.calibration is not None:
-        judge = _weights.truths(original, apart[1], request)
+        few, judge = (_weights.truths(original, data, request) for data in _spare.apart(request))
         rounded = _better(original, rounded, judge, request)
-        wide = _wide(original, rounded, apart[0], judge, request)
+        sizes = {name: part.codes.size for name, part in rounded.items()}
+        trial = functools.partial(_trial, original, rounded)
+        wide = _spare.spared(original, sizes, trial, FLOOR_DB, (few, judge), request)
     for node in nodes:
         if str(node.name) in wide:
             weight_int8.store(node, 0, request.keep_float)
@@ -78,24 +77,6 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     return model
 
 
-def _fitting(request: Request) -> Iterator[Feeds]:
-    """The calibration data without what is kept apart."""
-    for index, feeds in enumerate(request.calibration or ()):
-        if index % APART != APART - 1:
-            yield feeds
-
-
-def _apart(request: Request) -> tuple[list[Feeds], list[Feeds]]:
-    """A few samples to rank the layers on, and a few that the rounding never sees (the same, where there are none)."""
-    ranking: list[Feeds] = []
-    judge: list[Feeds] = []
-    for index, feeds in enumerate(request.calibration or ()):
-        kept, most = (judge, _weights.CHECKED) if index % APART == APART - 1 else (ranking, RANKED)
-        if sum(map(_weights.rows, kept)) < most:
-            kept.append(feeds)
-    return ranking, judge or ranking
-
-
 def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[str, Rounded]:
     """The rounded weight of every product, by the node's name; moments are held for as many as the cap allows."""
     found: dict[str, Rounded] = {}
@@ -107,7 +88,7 @@ def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[st
         seen: dict[str, np.ndarray] = {}
         if request.calibration is not None:
             with request.open(moments.with_outputs(model, names)) as session:
-                seen = moments.accumulate(session, _fitting(request), names)
+                seen = moments.accumulate(session, _spare.fitting(request), names)
         for name in names:
             for node in readers[name]:
                 found[str(node.name)] = _round(_weights.finite(node, _matrix(node)), seen.get(name))
@@ -138,57 +119,20 @@ def _better(
 ) -> dict[str, Rounded]:
     """Second-order rounding where it is nearer to float on data that it has not seen, else rounding to nearest."""
     nearest = {name: Rounded(part.grid, part.nearest, part.nearest) for name, part in rounded.items()}
-    reached = [_reached(original, list(rounded), tried, judge, request) for tried in (rounded, nearest)]
+    trials = (_trial(original, tried, rounded) for tried in (rounded, nearest))
+    reached = [_weights.sqnr_db(trial, judge, request) for trial in trials]
     if reached[0] > reached[1]:
         request.found["rounding"] = "second order"
     request.found["second order, nearest (dB)"] = [round(db, 2) for db in reached]
     return rounded if reached[0] > reached[1] else nearest
 
 
-def _wide(
-    original: ir.Model,
-    rounded: Mapping[str, Rounded],
-    few: list[Feeds],
-    judge: list[_weights.Truth],
-    request: Request,
-) -> list[str]:
-    """The names of the products that go to 8 bits: as few as reach the floor on `judge`, by bisection.
-
-    The order is that of the damage per weight: what one product in 4 bits alone does to the model's outputs on a few
-    samples, over its size.
-    """
-    sizes = {name: part.codes.size for name, part in rounded.items()}
-    ranking = _weights.truths(original, few, request)
-    damage = {}
-    for index, name in enumerate(sizes):
-        lost = 10 ** (-_reached(original, [name], rounded, ranking, request) / 10)
-        damage[name] = lost / sizes[name]
-        request.progress("damage of each layer", index + 1, len(sizes))
-    order = sorted(sizes, key=lambda name: -damage[name])
-    taken = np.cumsum([sizes[name] for name in order])
-    low, high = 0, int(np.searchsorted(taken, MOST_IN_8 * sum(sizes.values()), "right"))
-    while low < high:
-        middle = (low + high) // 2
-        reached = _reached(original, order[middle:], rounded, judge, request)
-        request.progress("choosing bits", 0, 0)
-        low, high = (low, middle) if reached >= FLOOR_DB else (middle + 1, high)
-    reached = _reached(original, order[low:], rounded, judge, request)
-    request.found["SQNR on data kept apart (dB)"] = round(reached, 2)
-    return order[:low]
-
-
-def _reached(
-    original: ir.Model,
-    names: list[str],
-    rounded: Mapping[str, Rounded],
-    wanted: list[_weights.Truth],
-    request: Request,
-) -> float:
-    """SQNR in dB when the products `names` have their 4-bit weights, and all others theirs in float."""
+def _trial(original: ir.Model, rounded: Mapping[str, Rounded], names: Iterable[str]) -> ir.Model:
+    """The float model in which the products `names` have their 4-bit weights."""
     trial, chosen = original.clone(), set(names)
     for node in list(trial.graph):
         if str(node.name) in chosen:
             values = rounded[str(node.name)].values()
             straight = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
             edit.set_constant(trial.graph, node, 1, values if straight else np.ascontiguousarray(values.T))
-    return _weights.sqnr_db(trial, wanted, request)
+    return trial

@@ -200,7 +200,7 @@ def test_recurrent_nets_keep_their_precision_in_weight_only(op: str, target: str
     shapes = {"w": (2, gates * 48, 24), "r": (2, gates * 48, 48), "b": (2, 2 * gates * 48)}
     model = build(f"(float[t,n,24] x) => (float[t,2,n,48] y) {{ {text} }}", shapes)
     result = compress(model, scheme="w8a16", target=target)
-    assert result.history[-1].options["weights stored in 8 bits"] == 2
+    assert result.history[-1].options["weights in 8 bits"] == 2
     x = {"x": np.random.default_rng(2).standard_normal((20, 3, 24)).astype(np.float32)}
     assert sqnr_db(run(model, target, x), run(result, target, x)) > 35
 
