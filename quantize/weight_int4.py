@@ -24,6 +24,7 @@ needs_calibration = False
 scheme = "w4a16_b32"
 
 BLOCK, BITS = 32, 4
+MOMENTS = 192 << 20  # bytes of second moments that are held at once
 FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
 WHAT = "MatMul or Gemm with a constant float32 matrix"
 
@@ -78,13 +79,13 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
 
 
 def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[str, Rounded]:
-    """The rounded weight of every product, by the node's name; moments are held for as many as the cap allows."""
+    """The rounded weight of every product, by the node's name; moments are held for as many as `MOMENTS` allows."""
     found: dict[str, Rounded] = {}
     readers: dict[str, list[ir.Node]] = {}
     for node in nodes:
         readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
     sizes = {name: _matrix(group[0]).shape[1] for name, group in readers.items()}
-    for names in moments.groups(sizes, request.memory_cap):
+    for names in moments.groups(sizes, MOMENTS):
         seen: dict[str, np.ndarray] = {}
         if request.calibration is not None:
             with request.open(moments.with_outputs(model, names)) as session:

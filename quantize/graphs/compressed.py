@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, fresh_name, initializer
+from edgerun.quantize.graphs.edit import constant, drop_initializer, fresh_name, initializer
 from edgerun.quantize.numerics.blocks import BlockGrid, packed
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def expand(value: ir.Value, stored: np.ndarray, scale: np.ndarray | None = None)
     graph.insert_before(graph[0], nodes)
     for node, index in uses:
         node.replace_input_with(index, nodes[-1].outputs[0])
-    graph.initializers.pop(name)
+    drop_initializer(graph, value)
 
 
 def expand_rows(node: ir.Node, stored: np.ndarray, scale: np.ndarray) -> None:
@@ -98,7 +98,7 @@ def expand_rows(node: ir.Node, stored: np.ndarray, scale: np.ndarray) -> None:
     _tell(graph, cast.outputs[0], str(cast.name), result.shape)
     replace(graph, node, [rows, scales, cast, product])
     if not table.uses():
-        table.graph.initializers.pop(name)
+        drop_initializer(table.graph, table)
 
 
 def replace(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
