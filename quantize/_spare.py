@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 Trial = Callable[[Iterable[str]], "ir.Model"]
 
 APART = 4  # every fourth batch of the calibration data is kept from the rounding, and judges it
-RANKED = 16  # samples that the damage of each layer is measured on
 MOST = 0.5  # of the weights may be spared: with more, nothing of the scheme would be left
 
 
@@ -31,7 +30,8 @@ def apart(request: Request) -> tuple[list[Feeds], list[Feeds]]:
     ranking: list[Feeds] = []
     judge: list[Feeds] = []
     for index, feeds in enumerate(request.calibration or ()):
-        kept, most = (judge, _weights.CHECKED) if index % APART == APART - 1 else (ranking, RANKED)
+        held = index % APART == APART - 1
+        kept, most = (judge, request.effort.first) if held else (ranking, max(2 * request.effort.search, 8))
         if sum(map(_weights.rows, kept)) < most:
             kept.append(feeds)
     return ranking, judge or ranking

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Feeds, Request
 
-CHECKED = 48  # calibration samples that the result is compared with the float model on
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulNBits")
 
 
@@ -115,7 +114,7 @@ def evidence(original: ir.Model, result: ir.Model, request: Request) -> None:
     few: list[Feeds] = []
     for feeds in request.calibration:
         few.append(feeds)
-        if sum(map(rows, few)) >= CHECKED:
+        if sum(map(rows, few)) >= request.effort.check:
             break
     request.progress("comparing", 0, 0)
     reached = sqnr_db(result, truths(original, few, request), request)

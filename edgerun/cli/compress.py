@@ -80,7 +80,7 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
         corrected = "biases corrected" if found["bias correction"] else "biases as they were"
         yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
     else:
-        told = {k: v for k, v in found.items() if k not in ("target", "scheme", "random data", SQNR)}
+        told = {k: v for k, v in found.items() if k not in ("target", "scheme", "random data", "calibration", SQNR)}
         yield ", ".join(f"{k}: {len(v) if isinstance(v, list) else v}" for k, v in told.items())
     if SQNR in found:
         yield f"on the calibration data: SQNR {found[SQNR]:.1f} dB to the float model"
