@@ -88,6 +88,7 @@ class Quantization:
     integer op follows at once.
     `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
     `pair_matmul`: products of two activations (attention) have an integer kernel that pays.
+    `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
     """
 
     schemes: tuple[str, ...]
@@ -101,6 +102,7 @@ class Quantization:
     float_stem: int = 0
     fused_sum: bool = False
     pair_matmul: bool = False
+    dynamic: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,7 @@ def quantization() -> Quantization:
     flags = machine.isa()
     dot = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(flags)
     return Quantization(
-        schemes=("w8a8",),
+        schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32", "fp16"),
         activation="uint8",
         reduced_range=not dot and "avx2" in flags,
         compute=frozenset({"Conv", "Gemm", "MatMul"}),
@@ -268,4 +268,5 @@ def quantization() -> Quantization:
         absorbed=frozenset({"Relu", "Clip", "Min"}),
         float_output=frozenset({"MatMul", "Gemm"}),
         float_stem=4,
+        dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),
     )

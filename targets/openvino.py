@@ -16,6 +16,7 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_profile as counters
@@ -70,6 +71,7 @@ def compile(model: Model, options: Options) -> Engine:
     """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic."""
     graph, digest = ir.read(model.to_bytes()), model.digest()
     fake_quantize.fuse(graph)
+    dynamic.fuse(graph)
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],
         "outputs": [asdict(spec) for spec in model.outputs],
@@ -102,6 +104,7 @@ def load(engine: Engine, options: Options) -> Session:
     """A session with one request, in f32 where the model is float. Raises EdgerunError when the model is refused."""
     graph = ir.read(engine.payload)
     fake_quantize.fuse(graph)
+    dynamic.fuse(graph)
     return _Session(_compiled(graph, options), *ir.door(graph))
 
 
@@ -109,6 +112,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
     """Typical time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT."""
     graph = ir.read(engine.payload)
     fake_quantize.fuse(graph)
+    dynamic.fuse(graph)
     source = counters.Graph(graph)
     compiled = _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"}))
     runs: list[list[Any]] = []
@@ -166,7 +170,7 @@ def _compiled(graph: Any, options: Options) -> Any:
         "INFERENCE_NUM_THREADS": str(machine.threads(options.threads)),
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # never quantize activations that the model leaves in float
+        dynamic.KEY: dynamic.group_size(graph),  # activations that the model leaves in float stay so
         **options.extra,
     }
     try:
@@ -199,7 +203,7 @@ def quantization() -> Quantization:
     flags = machine.isa()
     dot = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(flags)
     return Quantization(
-        schemes=("w8a8",),
+        schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32", "fp16"),
         activation="uint8",
         reduced_range=not dot and "avx2" in flags,
         compute=frozenset({"Conv", "Gemm", "MatMul"}),
@@ -208,4 +212,5 @@ def quantization() -> Quantization:
         absorbed=frozenset({"Relu", "Clip", "Min"}),
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
         fused_sum=True,
+        dynamic=frozenset({"MatMul", "Gemm"}),
     )

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+
+SQNR = "calibration SQNR (dB)"
+SCHEMES = (
+    "w8a8: static INT8. w8a8_dynamic: INT8, activations quantized as they come. "
+    "w8a16, w4a16_b32, fp16: weights in 8, 4 or 16 bits; smaller, no faster."
+)
 
 
 @click.command()
@@ -14,13 +21,12 @@ import click
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write: .onnx, or .xml."
 )
-@click.option("--scheme", default="w8a8", show_default=True, help="Number formats: w8a8 is static INT8.")
+@click.option("--scheme", default="w8a8", show_default=True, help=SCHEMES)
 @click.option("--target", default="onnxruntime", show_default=True, help="Whose kernels decide the placement.")
 @click.option(
     "--calibration",
-    required=True,
     metavar="DATA",
-    help="An .npz, a folder of .npy or pictures, module:callable, or random[:N].",
+    help="An .npz, a folder of .npy or pictures, module:callable, or random[:N]. Only w8a8 needs it.",
 )
 @click.option(
     "--preset", default="default", show_default=True, help="fast, default or best: how much is looked at and tried."
@@ -66,10 +72,8 @@ def command(
         return
     found = step.options
     click.echo(f"{output}: {after / 1e6:.2f} MB (was {before / 1e6:.2f} MB), {scheme} for {target}")
-    click.echo(f"{found['integer nodes']} nodes on integers, {found['quantized activations']} activations quantized")
-    corrected = "biases corrected" if found["bias correction"] else "biases as they were"
-    click.echo(f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized")
-    click.echo(f"on the calibration data: SQNR {found['calibration SQNR (dB)']:.1f} dB to the float model")
+    for line in _decided(found):
+        click.echo(line)
     if "max drop" in found:
         _echo_search(found["max drop"])
     if found["random data"]:
@@ -98,6 +102,19 @@ def _echo_search(found: dict[str, Any]) -> None:
     tried = len({trial["kept"] for trial in found["trials"]})
     runs, passes = found["samples run"], found["samples run"] / found["samples"]
     click.echo(f"candidates tried: {tried}, on {runs} samples: {passes:.1f} passes over the labelled data")
+
+
+def _decided(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the history tells, as lines; each scheme tells something else."""
+    if "quantized activations" in found:
+        yield f"{found['integer nodes']} nodes on integers, {found['quantized activations']} activations quantized"
+        corrected = "biases corrected" if found["bias correction"] else "biases as they were"
+        yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
+    else:
+        told = {k: v for k, v in found.items() if k not in ("target", "scheme", "random data", "calibration", SQNR)}
+        yield ", ".join(f"{k}: {len(v) if isinstance(v, list) else v}" for k, v in told.items())
+    if SQNR in found:
+        yield f"on the calibration data: SQNR {found[SQNR]:.1f} dB to the float model"
 
 
 def _size(output: Path) -> int:

@@ -60,12 +60,13 @@ def compress(
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Model:
-    """`model` in `scheme`, with Q/DQ where `target` wants them; written to `output` (.onnx, or what the target writes).
+    """`model` in `scheme`, in the form that `target` has kernels for; `output` is .onnx, or what the target writes.
 
     `calibration` is any kind of data that `edgerun.data.open_data` takes (at most `limit` samples of it); a folder of
-    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own. `preset` is "fast",
-    "default" or "best": how much of the data is looked at, and how many choices are tried; `ranges` an estimator or
-    "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
+    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own. Schemes that need none
+    do without; given some, `w4a16_b32` rounds better and every history tells what the result lost on it. `preset` is
+    "fast", "default" or "best": how much of the data is looked at, and how many choices are tried; `ranges` an
+    estimator or "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
     the batch that statistics are taken with. With `max_drop` (points) as few layers stay in float as the data in
     `labelled` proves to lose less top-1 accuracy (`logits` names the output where there are several). The compiled
     result is compared with the reference before it is returned. What was decided and measured stands in the last Step
@@ -91,20 +92,23 @@ def compress(
     loaded = _loaded(model)
     _check_model(loaded)
     _check_names(loaded, keep_float)
-    if calibration is None:
+    if calibration is None and (max_drop is not None or registry.quantizer(name).needs_calibration):
         raise EdgerunError(
-            f"{scheme} needs calibration data", do="give --calibration FILE.npz, FOLDER, module:callable, or random"
+            f"{scheme if max_drop is None else '--max-drop'} needs calibration data",
+            do="give --calibration FILE.npz, FOLDER, module:callable, or random",
         )
-    data = (
-        calibration if isinstance(calibration, Data) else _data(loaded, calibration, preprocessing, memory_cap, limit)
-    )
-    judgement = plausible.Judgement() if data.random else plausible.suspect(loaded.ir, loaded.inputs, _open, data)
+    if calibration is None or isinstance(calibration, Data):
+        data = calibration
+    else:
+        data = _data(loaded, calibration, preprocessing, memory_cap, limit)
+    known = None if data is None else _Known(data, _judged(loaded, data))
     del loaded
-    known = _Known(data, judgement)
     request = Request(rules, _open, known, ranges, frozenset(keep_float), effort, progress)
-    request.found |= {"target": target, "scheme": scheme, "random data": data.random, "calibration": known.found}
+    request.found |= {"target": target, "scheme": scheme, "random data": data is not None and data.random}
+    if known is not None:
+        request.found["calibration"] = known.found
     # A file is read again where it is needed: its weights do not stay in memory in between.
-    if max_drop is None:
+    if max_drop is None or data is None:
         result = quantize.apply(name, _loaded(model), request)
     else:
         result = _held(name, _loaded(model), request, data, labelled, preprocessing, target, max_drop, logits)
@@ -181,10 +185,10 @@ def check_ranges(name: str) -> None:
         raise unknown("range estimator", name, ("auto", *ESTIMATORS))
 
 
-def _proven(result: Model, original: Model | str | Path, target: str, data: Data) -> Engine:
+def _proven(result: Model, original: Model | str | Path, target: str, data: Data | None) -> Engine:
     from edgerun.verbs.compile import compile
 
-    feeds = [feeds for _, feeds in zip(range(2), data, strict=False)]
+    feeds = [feeds for _, feeds in zip(range(2), data or (), strict=False)]
     return compile(result, target, feeds=feeds, original=original)
 
 
@@ -192,6 +196,10 @@ def _open(graph: ir.Model, *, emulated: bool = False) -> Session:
     data, weights = without_weights(graph)
     options = Options(extra=EMULATED if emulated else {})
     return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), options)
+
+
+def _judged(model: Model, data: Data) -> plausible.Judgement:
+    return plausible.Judgement() if data.random else plausible.suspect(model.ir, model.inputs, _open, data)
 
 
 class _Known:
