@@ -59,10 +59,10 @@ def _map(node: ir.Node) -> tuple[ir.Value, np.ndarray, np.ndarray] | None:
     if node.domain != "" or len(node.outputs) != 1:
         return None
     if node.op_type == "BatchNormalization":
-        arrays = [constant(v) for v in node.inputs[1:5]]
-        if node.inputs[0] is None or any(a is None for a in arrays):
+        scale, offset, mean, variance = (constant(v) for v in node.inputs[1:5])
+        if node.inputs[0] is None or scale is None or offset is None or mean is None or variance is None:
             return None
-        return node.inputs[0], *affine(*arrays, node.attributes.get_float("epsilon", 1e-5))  # type: ignore[arg-type]
+        return node.inputs[0], *affine(scale, offset, mean, variance, node.attributes.get_float("epsilon", 1e-5))
     if node.op_type not in ("Mul", "Add", "Sub", "Div") or len(node.inputs) != 2:
         return None
     first, second = node.inputs
@@ -74,12 +74,8 @@ def _map(node: ir.Node) -> tuple[ir.Value, np.ndarray, np.ndarray] | None:
     if row is None or (node.op_type == "Div" and not row.all()):
         return None
     one, zero = np.ones_like(row), np.zeros_like(row)
-    return source, *{
-        "Mul": (row, zero),
-        "Div": (1 / np.where(row, row, 1), zero),
-        "Add": (one, row),
-        "Sub": (one, -row),
-    }[node.op_type]
+    maps = {"Mul": (row, zero), "Div": (1 / np.where(row, row, 1), zero), "Add": (one, row), "Sub": (one, -row)}
+    return source, *maps[node.op_type]
 
 
 def _per_channel(value: ir.Value, number: np.ndarray) -> np.ndarray | None:
