@@ -20,15 +20,16 @@ EXACT = ("AVX-VNNI", "AVX-512 VNNI", "AMX", "ARM")
 BLOCK = 1 << 20  # pairs that are looked at together
 
 
-def steps(node: ir.Node, weight: np.ndarray, power: np.ndarray | None = None) -> np.ndarray:
-    """Steps of each output channel's largest weight, float32 `[C]`, for `grid.symmetric`: 127 where nothing saturates.
+def repair(node: ir.Node, weight: np.ndarray, power: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """Steps of each output channel's largest weight, float32 `[C]` for `grid.symmetric`, and how many could saturate.
 
-    `weight` is the node's float weight; `power` is E[x²] of its input by channel, where it is known.
+    Those that could not have 127. `weight` is the node's float weight; `power` is E[x²] of its input by channel, where
+    it is known. What is rounded on that grid still goes through `fitted`.
     """
     rows, pairs, inputs = _rows(node, weight), _pairs(node, weight), _inputs(node, weight)
     known = _spread(node, power, inputs, weight) if power is not None else np.ones((1, 1))
-    found = [saturation.steps(rows[b], pairs, known[b] if len(known) > 1 else known) for b in _blocks(rows, pairs)]
-    return np.concatenate(found)
+    found = [saturation.repair(rows[b], pairs, known[b] if len(known) > 1 else known) for b in _blocks(rows, pairs)]
+    return np.concatenate([steps for steps, _ in found]), sum(int(could.sum()) for _, could in found)
 
 
 def fitted(node: ir.Node, stored: np.ndarray) -> np.ndarray:

@@ -66,22 +66,24 @@ def fitted(stored: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return shrunk
 
 
-def steps(rows: np.ndarray, pairs: np.ndarray, power: np.ndarray) -> np.ndarray:
-    """How many steps max |w| of each output channel should be, float32 `[O]`: 127 where nothing can saturate.
+def repair(rows: np.ndarray, pairs: np.ndarray, power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many steps max |w| of each output channel should be, float32 `[O]`, and which could saturate, bool `[O]`.
 
-    A coarser grid makes all weights of a channel less exact, `fitted` only some. Of LADDER (127 to 64 steps) each
-    channel gets what leaves the least Σ_k E[x_k²]·(s·q_k − w_k)², where q is rounded and then fitted. `rows` are float
-    weights `[O, K]`; `power` is E[x²] of each product's activation, or ones where it is unknown, `[O or 1, K or 1]`.
+    A channel that fits with 127 steps keeps them. A coarser grid makes all weights of a channel less exact, `fitted`
+    only some: of LADDER (127 to 64 steps) each other channel gets what leaves the least Σ_k E[x_k²]·(s·q_k − w_k)²,
+    where q is rounded and then fitted. `rows` are float weights `[O, K]`; `power` is E[x²] of each product's
+    activation, or ones where it is unknown, `[O or 1, K or 1]`.
     """
-    chosen = np.full(len(rows), FULL_STEPS, np.float32)
+    steps = np.full(len(rows), FULL_STEPS, np.float32)
     bound = np.abs(rows).max(axis=1, initial=0)[:, None]
     bound = np.where(bound > np.finfo(np.float32).tiny * FULL_STEPS, bound, 1)
-    some = np.flatnonzero(saturates(np.rint(rows * (FULL_STEPS / bound)), pairs))
+    could = saturates(np.rint(rows * (FULL_STEPS / bound)), pairs)
+    some = np.flatnonzero(could)
     rows, bound, power = rows[some], bound[some], power[some] if len(power) > 1 else power
     least = np.full(len(some), np.inf)
     for count in LADDER:
         stored = fitted(np.rint(rows * (count / bound)), pairs)
         damage = (power * (stored * (bound / count) - rows) ** 2).sum(axis=1)
         better = damage < least
-        least[better], chosen[some[better]] = damage[better], count
-    return chosen
+        least[better], steps[some[better]] = damage[better], count
+    return steps, could
