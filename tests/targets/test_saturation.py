@@ -80,7 +80,7 @@ def quantized(layer: Layer, stored: np.ndarray) -> Model:
         nodes.append(helper.make_node("Conv", ["xd", "wd"], ["y"], "layer", group=layer.groups, strides=strides))
     else:
         nodes.append(helper.make_node("MatMul", ["xd", "wd"], ["y"], "layer"))
-    given = {
+    given: dict[str, np.ndarray] = {
         "s": np.array(1, np.float32), "z": np.array(0, np.uint8), "w": stored,
         "ws": np.ones(layer.outputs, np.float32), "wz": np.zeros(layer.outputs, np.int8),
     }  # fmt: skip
