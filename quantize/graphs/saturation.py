@@ -104,9 +104,9 @@ def _pairs(node: ir.Node, weight: np.ndarray) -> np.ndarray:
 
 
 def _spread(node: ir.Node, power: np.ndarray, inputs: int, weight: np.ndarray) -> np.ndarray:
-    """`power` by input channel as `[1 or O, K]`; ones where channels are not what the layer sums over."""
-    groups, rank = node.attributes.get_int("group", 1), len(node.inputs[0].shape or ())  # type: ignore[union-attr]
-    if power.size != groups * inputs or (node.op_type == "MatMul" and rank != 2):
+    """`power` by input channel as `[1 or O, K]`; ones where it is of something else than what the layer sums over."""
+    groups = node.attributes.get_int("group", 1)
+    if power.size != groups * inputs:
         return np.ones((1, 1))
     outputs = weight.shape[_axis(node, weight)]
     rows = np.tile(power.reshape(groups, inputs), (1, weight.size // (outputs * inputs)))

@@ -84,13 +84,12 @@ def test_power_is_read_by_input_channel(net: Net) -> None:
     assert could == 4 and (steps[:2] < 127).all() and (steps[2:] == 127).all()
 
 
-def test_power_of_something_else_is_ignored(net: Net) -> None:
-    """A MatMul over [n, t, c] sums over its last axis: statistics along axis 1 say nothing about it."""
+def test_power_of_a_whole_tensor_is_no_weight(net: Net) -> None:
+    """Where a tensor has no channels, one number stands for all of it: nothing to prefer."""
     stored = np.random.default_rng(0).integers(-127, 128, (8, 3)).astype(np.int8)
-    graph, node = layer(net, "MatMul", "(float[n,8,8] x) => (float[n,8,3] y)", stored, 1)
+    _, node = layer(net, "MatMul", "(float[n,t,8] x) => (float[n,t,3] y)", stored, 1)
     weight = stored.astype(np.float32)
-    for power in (np.geomspace(1e-6, 1, 8), np.ones(1)):
-        np.testing.assert_array_equal(saturation.repair(node, weight, power)[0], saturation.repair(node, weight)[0])
+    np.testing.assert_array_equal(saturation.repair(node, weight, np.ones(1))[0], saturation.repair(node, weight)[0])
 
 
 def test_large_layers_are_done_in_blocks(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
