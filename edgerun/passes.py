@@ -79,7 +79,8 @@ class Limits:
 class Quantization:
     """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement.
 
-    `activation` is the storage dtype of activations; `reduced_range` says that products saturate in 16 bits (no VNNI).
+    `activation` is the storage dtype of activations; `reduced_range` says that sums of two products are cut off at 16
+    bits (x86 without VNNI or AMX), so that some weights need fewer steps.
     `compute` are the ops whose inputs are quantized because an integer kernel pays there;
     `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
