@@ -20,7 +20,7 @@ from edgerun.quantize._observation import Truth, batches, observe, with_scaled_m
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, equalize, placement, qdq, saturation
 from edgerun.quantize.graphs.statistics import Activation
-from edgerun.quantize.numerics import grid
+from edgerun.quantize.numerics import coverage, grid
 from edgerun.quantize.numerics.grid import Grid
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, truths = observe(model, plan, request)
+    _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     quantized = {str(value.name): seen[str(value.name)].channels for value in plan.points}
     changed, factors = equalize.equalize(model.graph, equalize.chains(model.graph), quantized)
     fold.infer_shapes(model)
@@ -74,6 +75,19 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     }
     scale = {layer.mean: factors.get(str(layer.holder.outputs[0].name)) for layer in correction.layers(plan)}
     return Prepared(model, seen, [with_scaled_means(truth, scale) for truth in truths])
+
+
+def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
+    """Would more calibration data move the ranges? Into `found`, and among its warnings when it would."""
+    assert request.calibration is not None
+    lows, highs = (
+        np.stack(ends, axis=1) for ends in ([a.lows for a in seen.values()], [a.highs for a in seen.values()])
+    )
+    verdict = coverage.verdict(lows, highs, rows=request.calibration.batch or 1)
+    told = request.found.setdefault("calibration", {})
+    told["coverage"] = verdict.to_json(list(seen))
+    if verdict.enough is False:
+        told["warnings"] = [*told.get("warnings", ()), verdict.sentence()]
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:

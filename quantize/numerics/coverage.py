@@ -42,10 +42,10 @@ class Verdict:
     def sentence(self) -> str:
         """The verdict for a person, with its numbers."""
         if self.enough is None:
-            return f"{self.samples} calibration samples are too few to say whether they suffice"
+            return f"{self.samples} samples are too few to say whether they suffice"
         if self.enough:
-            return f"{self.samples} calibration samples are enough"
-        return f"{self.samples} calibration samples leave ranges open; about {self.wanted} would do"
+            return f"{self.samples} samples are enough"
+        return f"{self.samples} samples leave ranges open; about {self.wanted} would do"
 
     def to_json(self, names: list[str], worst: int = 3) -> dict[str, Any]:
         """JSON values for a history: the verdict and the `worst` tensors by overshoot; `names` has T entries."""
