@@ -68,8 +68,8 @@ def apply(
 ) -> tuple[dict[str, float], dict[str, tuple[str, np.ndarray]]]:
     """Smooth every site whose `seen` channels (by value name, along the last axis `[C]`) say that it pays.
 
-    Returns {value name: predicted gain in dB}, and {new name: (old name, factors `[C]`)} for the values that the products
-    read now: the old ones times the factors.
+    Returns {value name: predicted gain in dB}, and {new name: (old name, factors `[C]`)} for the values that the
+    products read now: the old ones times the factors.
     """
     gains: dict[str, float] = {}
     made: dict[str, tuple[str, np.ndarray]] = {}

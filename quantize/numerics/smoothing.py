@@ -1,4 +1,4 @@
-"""SmoothQuant: divide an activation's channels by s and multiply the weights that read them, exact in real arithmetic."""
+"""SmoothQuant: divide an activation's channels by s, multiply the weights that read them: exact in real arithmetic."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def noise(
     """Predicted noise over signal (powers) at the outputs of x·W_jᵀ, summed over readers j, when x is stored as f∘x.
 
     The activation's rounding is taken as uniform noise; the weights are rounded as they will be, for a channel that is
-    the largest of its row has no error at all, and an outlier's channel often is. With e_jc = Σ_o w_joc², p_c = E[x_c²]:
+    the largest of its row has no error at all, and an outlier's channel often is. With e_jc = Σ_o w_joc², p_c = E[x²]:
 
         Σ_j ( Δ²/12 · Σ_c e_jc / f_c²  +  Σ_c p_c·f_c² · Σ_o (v_joc − Q_jo(v_joc))² ) / Σ_c e_jc·p_c,
         Δ = (max_c h_c·f_c − min_c l_c·f_c) / 255,   v_joc = w_joc / f_c,   Q_jo of 127 steps to max_c |v_joc|

@@ -57,7 +57,6 @@ def test_the_factors_have_the_least_noise(seed: int, channels: int, spread: floa
 @given(st.integers(0, 9999), st.integers(2, 12), st.floats(0.1, 10))
 def test_the_unit_of_the_activation_does_not_matter(seed: int, channels: int, unit: float) -> None:
     low, high, power, weights = problem(seed, channels, 2.0, 2)
-    readers = weights
     found, gain = factors(low, high, power, weights)
     scaled, same = factors(low * unit, high * unit, power * unit**2, weights)
     np.testing.assert_allclose(scaled, found, rtol=1e-6)
