@@ -10,9 +10,10 @@ import pytest
 from edgerun import registry
 from edgerun.metrics import Difference
 from edgerun.model import Model
-from edgerun.quantize import fold, static_int8
+from edgerun.quantize import fold
 from edgerun.quantize.graphs import placement, smooth
 from edgerun.quantize.graphs.statistics import Channels
+from edgerun.verbs.compress import compress
 
 DOOR = "(float[n,l,16] x) => (float[n,l,16] y)"
 RULES = registry.target("openvino").quantization()
@@ -118,7 +119,7 @@ def test_gemms_of_either_layout(
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_the_quantized_model_comes_nearer(
-    net: Any, evaluate: Any, ops: Any, request_for: Any, parts: dict[str, np.ndarray], target: str,
+    net: Any, evaluate: Any, parts: dict[str, np.ndarray], target: str,
     feeds: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """At least 6 dB on an outlier channel, and the residual is added as the float that it is."""
@@ -127,8 +128,7 @@ def test_the_quantized_model_comes_nearer(
     (want,) = evaluate(model, fresh)
 
     def reached() -> float:
-        request = request_for(target, [{"x": part} for part in np.split(feeds["x"], 5)], ranges="minmax")
-        (got,) = evaluate(Model.of(static_int8.apply(model.clone(), request)), fresh)
+        (got,) = evaluate(compress(model, target=target, calibration=feeds, ranges="minmax"), fresh)
         return float(Difference.of(want, got).sqnr_db)
 
     with_it = reached()
@@ -136,13 +136,12 @@ def test_the_quantized_model_comes_nearer(
     assert with_it > reached() + 6
 
 
-def test_what_a_quantizer_clips_is_read_from_behind_it(net: Any, evaluate: Any, weights: Any, request_for: Any) -> None:
+def test_what_a_quantizer_clips_is_read_from_behind_it(net: Any, evaluate: Any, weights: Any) -> None:
     """A Conv kept in float, its Relu absorbed: the Sigmoid beside the integer Conv still sees no negative number."""
     text = "a = Conv(x, w) r = Relu(a) y = Conv(r, w2) z = Sigmoid(r)"
     door = "(float[n,8,4,4] x) => (float[n,8,4,4] y, float[n,8,4,4] z)"
     model = net(f"{door} {{ {text} }}", w=weights(1, 8, 8, 1, 1), w2=weights(2, 8, 8, 1, 1))
     batch = {"x": np.random.default_rng(0).standard_normal((8, 8, 4, 4)).astype(np.float32)}
-    request = request_for("onnxruntime", [batch], ranges="minmax", keep_float=frozenset({"a"}))
-    small = Model.of(static_int8.apply(model.clone(), request))
+    small = compress(model, calibration=batch, keep_float=["a"], ranges="minmax")
     for want, got in zip(evaluate(model, batch), evaluate(small, batch), strict=True):
         assert Difference.of(want, got).sqnr_db > 30
