@@ -16,8 +16,8 @@ def noise(
 ) -> float:
     """Predicted noise over signal (powers) at the outputs of x·W_jᵀ, summed over readers j, when x is stored as f∘x.
 
-    The activation's rounding is taken as uniform noise; the weights are rounded as they will be, for a channel that is
-    the largest of its row has no error at all, and an outlier's channel often is. With e_jc = Σ_o w_joc², p_c = E[x²]:
+    The activation's rounding is taken as uniform noise; the weights are rounded as they will be, since the largest
+    weight of a row has no error at all. With e_jc = Σ_o w_joc², p_c = E[x_c²]:
 
         Σ_j ( Δ²/12 · Σ_c e_jc / f_c²  +  Σ_c p_c·f_c² · Σ_o (v_joc − Q_jo(v_joc))² ) / Σ_c e_jc·p_c,
         Δ = (max_c h_c·f_c − min_c l_c·f_c) / 255,   v_joc = w_joc / f_c,   Q_jo of 127 steps to max_c |v_joc|
