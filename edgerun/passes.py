@@ -90,6 +90,7 @@ class Quantization:
     `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
     `pair_matmul`: products of two activations (attention) have an integer kernel that pays.
     `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
+    `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind.
     """
 
     schemes: tuple[str, ...]
@@ -104,6 +105,7 @@ class Quantization:
     fused_sum: bool = False
     pair_matmul: bool = False
     dynamic: frozenset[str] = frozenset()
+    flat_rows: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from edgerun.metrics import Difference
 from edgerun.quantize import fold
 from edgerun.quantize._observation import Truth, batches, observe, with_scaled_means
 from edgerun.quantize._ranges import Stream, choose, decibels
-from edgerun.quantize.graphs import correction, edit, equalize, placement, qdq, saturation
+from edgerun.quantize.graphs import correction, edit, equalize, flatten, placement, qdq, saturation, smooth
 from edgerun.quantize.graphs.statistics import Activation
 from edgerun.quantize.numerics import coverage, grid
 from edgerun.quantize.numerics.grid import Grid
@@ -58,6 +58,9 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     """Fold, run the float model over all calibration data once, and equalize."""
     _refuse_quantized(model)
     fold.apply(model)
+    if flatten.apply(model.graph, request.rules):
+        edit.drop_unused(model)
+        fold.infer_shapes(model)
     gc.collect()
     _check_kept(model, request)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
@@ -73,6 +76,12 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     seen = {
         name: activation.scaled(factors[name]) if name in factors else activation for name, activation in seen.items()
     }
+    gains, made = smooth.apply(
+        model.graph, smooth.sites(plan, request.rules), {name: activation.channels for name, activation in seen.items()}
+    )
+    fold.infer_shapes(model)
+    request.found["smoothed (dB)"] = gains
+    seen |= {new: seen[old].scaled(by) for new, (old, by) in made.items()}
     scale = {layer.mean: factors.get(str(layer.holder.outputs[0].name)) for layer in correction.layers(plan)}
     return Prepared(model, seen, [with_scaled_means(truth, scale) for truth in truths])
 

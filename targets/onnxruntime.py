@@ -266,4 +266,5 @@ def quantization() -> Quantization:
         float_output=frozenset({"MatMul", "Gemm"}),
         float_stem=4,
         dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),
+        flat_rows=True,
     )

@@ -131,6 +131,7 @@ def _measure(graph: ir.Graph, layer: Layer, holder: ir.Node, plan: Plan, share: 
         moved.name = name
     if output in plan.points:
         plan.points[moved] = plan.points.pop(output)
+        plan.integer.add(str(last.name))  # the sum stands for its layer
 
 
 def _mean(graph: ir.Graph, holder: ir.Node, value: ir.Value, name: str) -> ir.Value:

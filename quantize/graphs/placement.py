@@ -22,20 +22,29 @@ class Plan:
 
     `points` maps each activation that gets Q/DQ to the name of its scale group: values of one group share a scale
     because only their elements' places differ. `compute` are the nodes that run on integer kernels;
-    `weights` those of them with constant weights; `absorbed` are activations whose clipping the quantizer behind does.
+    `weights` those of them with constant weights; `absorbed` are activations whose clipping the quantizer behind does;
+    `integer` are the names of all nodes that read integers: `compute`, and the joins and movers between.
     """
 
     points: dict[ir.Value, str] = field(default_factory=dict)
     compute: list[ir.Node] = field(default_factory=list)
     weights: list[ir.Node] = field(default_factory=list)
     absorbed: list[ir.Node] = field(default_factory=list)
+    integer: set[str] = field(default_factory=set)
+
+    def in_float(self, node: ir.Node) -> bool:
+        """Whether `node` runs in float with nothing to do with the integers around it."""
+        return str(node.name) not in self.integer and node not in self.absorbed
 
     def on(self, graph: ir.Graph) -> Plan:
         """The same plan for a clone of the graph (or one that grew from it), by the names of its values and nodes."""
         nodes = {node.name: node for node in graph}
         values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
-        chosen = ([nodes[node.name] for node in listed] for listed in (self.compute, self.weights, self.absorbed))
-        return Plan({values[value.name]: group for value, group in self.points.items()}, *chosen)
+        points = {values[value.name]: group for value, group in self.points.items()}
+        compute, weights, absorbed = (
+            [nodes[node.name] for node in listed] for listed in (self.compute, self.weights, self.absorbed)
+        )
+        return Plan(points, compute, weights, absorbed, set(self.integer))
 
     def groups(self) -> dict[str, list[ir.Value]]:
         """The values of each scale group, in graph order."""
@@ -64,6 +73,7 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
     _extend_joins(graph, placement, rules, integer, keep_float)
     _extend_through(graph, placement, rules, integer)
     _absorb(placement, rules)
+    placement.integer = {str(node.name) for node in integer}
     return placement
 
 

@@ -35,6 +35,9 @@ def absorb(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
         source, result = node.inputs[0], node.outputs[0]
         assert source is not None
         plan.points[source] = plan.points.pop(result)
+        producer = source.producer()
+        if producer is not None:  # whoever read the clipped value must not read this one as it is
+            plan.integer.add(str(producer.name))
         drop_node(graph, node)
 
 
@@ -48,7 +51,11 @@ def upper(node: ir.Node | None) -> float:
 
 
 def insert_points(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
-    """Put one Q/DQ pair behind every point; all its readers read the dequantized value."""
+    """Put one Q/DQ pair behind every point; its readers read the dequantized value.
+
+    Of a point that is computed in float, only the integer readers do: the residual beside a LayerNorm's products stays
+    as exact as it was, and nothing has to be dequantized for it.
+    """
     stored = {
         group: (
             initializer(graph, f"{group}/scale", grids[group].scale),
@@ -57,7 +64,7 @@ def insert_points(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> Non
         for group in plan.groups()
     }
     for value, group in plan.points.items():
-        _pair(graph, value, *stored[group])
+        _pair(graph, value, _readers(plan, value), *stored[group])
 
 
 def insert_open_points(graph: ir.Graph, plan: Plan, dtype: str) -> None:
@@ -71,7 +78,7 @@ def insert_open_points(graph: ir.Graph, plan: Plan, dtype: str) -> None:
         graph.inputs.extend([scale, zero])
         given[group] = scale, zero
     for value, group in plan.points.items():
-        _pair(graph, value, *given[group])
+        _pair(graph, value, _readers(plan, value), *given[group])
 
 
 def open_feeds(grids: Mapping[str, Grid]) -> dict[str, np.ndarray]:
@@ -80,10 +87,20 @@ def open_feeds(grids: Mapping[str, Grid]) -> dict[str, np.ndarray]:
     return scales | {f"{ZERO_POINT}{group}": grid.zero_point for group, grid in grids.items()}
 
 
-def _pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero_point: ir.Value) -> None:
+def _readers(plan: Plan, value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Who reads the dequantized value, and at which input."""
+    producer, uses = value.producer(), list(value.uses())
+    if producer is None or not plan.in_float(producer):
+        return [(node, index) for node, index in uses]
+    return [(node, index) for node, index in uses if not plan.in_float(node)]
+
+
+def _pair(
+    graph: ir.Graph, value: ir.Value, uses: list[tuple[ir.Node, int]], scale: ir.Value, zero_point: ir.Value
+) -> None:
     import onnx_ir as ir
 
-    uses, name = list(value.uses()), str(value.name)
+    name = str(value.name)
     quantize = ir.node("QuantizeLinear", [value, scale, zero_point], name=fresh_name(graph, f"{name}/QuantizeLinear"))
     stored = quantize.outputs[0]
     back = ir.node("DequantizeLinear", [stored, scale, zero_point], name=fresh_name(graph, f"{name}/DequantizeLinear"))
