@@ -66,7 +66,7 @@ class _Probes:
         self.model.graph.append(node)
         return node.outputs[0]
 
-    def reduce(self, op: str, value: ir.Value, axes: Sequence[int] | None, name: str) -> None:
+    def reduce(self, op: str, value: ir.Value, axes: Sequence[int] | None, name: str, kept: int = 1) -> None:
         """A reduction over `axes` (None: all) as an output, in the form that the model's opset has."""
         if axes is None:
             probe = self.emit(op, [value], name, keepdims=0)
@@ -75,7 +75,7 @@ class _Probes:
             probe = self.emit(op, [value, listed], name, keepdims=0)
         else:
             probe = self.emit(op, [value], name, keepdims=0, axes=axes)
-        self.output(probe, "FLOAT", [] if axes is None else [value.shape[1]])  # type: ignore[index]
+        self.output(probe, "FLOAT", [] if axes is None else [value.shape[kept]])  # type: ignore[index]
 
     def output(self, probe: ir.Value, dtype: str, shape: Sequence[Any]) -> None:
         import onnx_ir as ir
@@ -84,19 +84,21 @@ class _Probes:
         self.model.graph.outputs.append(probe)
 
 
-def with_channel_probes(model: ir.Model, names: Sequence[str]) -> ir.Model:
+def with_channel_probes(model: ir.Model, names: Sequence[str], axes: Mapping[str, int] | None = None) -> ir.Model:
     """A clone that gives, for each named `t`, `t/low`, `t/high`, `t/squares` and `t/size` behind PREFIX.
 
-    Per channel (axis 1) `[C]`; of the whole tensor where axis 1 has no fixed size or does not exist.
+    Per channel `[C]` (axis 1, or what `axes` says by name); of the whole tensor where that axis has no fixed size or
+    does not exist.
     """
     probes = _Probes(model)
     for name in names:
         value = probes.values[name]
         rank = len(value.shape or ())
-        fixed = value.shape is not None and rank > 1 and isinstance(value.shape[1], int)
-        rest = [i for i in range(rank) if i != 1] if fixed else None
+        axis = (axes or {}).get(name, 1) % max(rank, 1)
+        fixed = value.shape is not None and rank > 1 and isinstance(value.shape[axis], int)
+        rest = [i for i in range(rank) if i != axis] if fixed else None
         for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax"), ("squares", "ReduceSumSquare")):
-            probes.reduce(op, value, rest, f"{PREFIX}{name}/{kind}")
+            probes.reduce(op, value, rest, f"{PREFIX}{name}/{kind}", axis)
         probes.output(probes.emit("Size", [value], f"{PREFIX}{name}/size"), "INT64", [])
     return probes.model
 

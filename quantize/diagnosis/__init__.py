@@ -1,0 +1,212 @@
+"""Why a quantized model is wrong: each quantizer's damage at the output, its cause, a fix, and what the fix brings.
+
+Everything is measured on the model itself. Its float counterpart (`graphs/align.py`) tells what each quantizer does
+alone; the quantized model with one quantizer taken out tells what that one costs; a fix counts for what the repaired
+model measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize.diagnosis import calibration, evidence, fixes, trials
+from edgerun.errors import EdgerunError
+from edgerun.quantize.diagnosis.fixes import Case, Tried
+from edgerun.quantize.diagnosis.trials import Measured, Progress, Trials
+from edgerun.quantize.graphs import align, quantizers, saturation, switches
+from edgerun.quantize.graphs.align import Counterpart
+from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer
+from edgerun.quantize.numerics import causes, noise
+from edgerun.quantize.numerics.causes import Cause
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+WORK = 480  # quantizers times samples that are run alone; what is found there is measured on all samples
+SHIFT = 0.01  # of its layer's output that a bias must move to be suspected
+MORE = 4  # candidates measured beyond those that are shown
+MASKED = 0.5  # of all noise: no single quantizer explains so much, though each of two alone makes it
+PAYS = 0.99  # noise must fall below this share for a fix to be kept
+
+FAITHFUL_DB = 50.0  # the float counterpart reaches at least this where the models belong together
+
+WHOLE = "all activations"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: a quantizer (or the calibration as a whole), what it costs, why, and the fix that was tried.
+
+    `alone_db`: SQNR with only this one rounding; `cost` dB of SQNR (value, low, high) that the model gains without it;
+    `gain` dB that the fix brought. `damage` is the noise power, relative to the signal, that the rows are ranked by.
+    """
+
+    layer: str
+    kind: str
+    key: str
+    cause: Cause
+    damage: float
+    alone_db: float
+    cost: tuple[float, float, float]
+    without: Measured
+    tried: Tried | None = None
+    gain: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Findings, worst first, and the models' numbers; `case` holds what a page can be drawn from."""
+
+    findings: tuple[Finding, ...]
+    quantized: Measured
+    counterpart_db: float
+    case: Case
+    fixed: ir.Model | None
+    kept: tuple[str, ...]
+    after: Measured | None
+    notes: tuple[str, ...]
+
+
+def diagnose(
+    quantized: ir.Model, model: ir.Model, judged: Trials, top: int, progress: Progress, saturating: bool = False
+) -> Diagnosis:
+    """Find the `top` quantizers that do most damage, name causes, try fixes and keep those that pay.
+
+    `judged` holds the samples with the float `model`'s outputs. `saturating`: the device adds pairs of products in
+    16 bits. Raises EdgerunError when there is no Q/DQ.
+    """
+    found = tuple(quantizers.find(quantized.graph))
+    if not found:
+        raise EdgerunError("there is no QuantizeLinear/DequantizeLinear pair in the second model",
+                           wanted="a quantized model in Q/DQ form", do="give the float model first, then the quantized one")  # fmt: skip
+    judged = replace(judged, saturating=saturating)
+    progress("reading the model", 0, 1)
+    counterpart = align.align(model, quantized, found)
+    seen = evidence.gather(quantized, counterpart, found, judged.feeds, judged.open)
+    case = Case(quantized, counterpart, found, seen, judged, fixes.REDUCED if saturating else fixes.FULL)
+    base = replace(judged, saturating=False).measure(switches.off(quantized, counterpart, found))
+    before = judged.measure(quantized)
+    rows = [*_ranked(case, before, top, progress), *_whole(case, before), *_saturating(case, before)]
+    rows = sorted(rows, key=lambda row: -row.damage)[:top]
+    told = []
+    for row in rows:
+        told.append(_tried(case, row, before))
+        progress("trying fixes", len(told), len(rows))
+    fixed, kept, after = _repaired(case, told, before)
+    return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(counterpart, base))
+
+
+def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[Finding]:
+    """The quantizers that cost most: found each alone on a few samples, then measured without on all of them."""
+    chosen = [q for q in case.quantizers if isinstance(q, Activation) or q.kind == "weight" or _shifted(case, q)]
+    few = case.trials.few(max(2, WORK // len(chosen)))
+    noise_alone = trials.alone(case.model, case.counterpart, chosen, few, progress)
+    suspects = sorted(chosen, key=lambda q: -noise_alone[q.key])[: top + MORE]
+    rest = trials.without(case.model, case.counterpart, suspects, case.trials, progress)
+    removed = {q.key: float(before.noise.mean() - rest[q.key].noise.mean()) for q in suspects}
+    total = float(before.noise.mean())
+    strong = [q for q in suspects if noise_alone[q.key] > MASKED * total and not isinstance(q, Constant)]
+    masked = len(strong) > 1 and max(removed.values()) < MASKED * total
+    rows = []
+    for q in suspects:
+        kind = "activation" if isinstance(q, Activation) else q.kind
+        damage = max(removed[q.key], noise_alone[q.key] if masked and kind != "bias" else -np.inf)
+        cost = noise.gain(before.noise, rest[q.key].noise)
+        cause = evidence.cause(q, case.evidence, case.counterpart)
+        alone_db = noise.decibels(noise_alone[q.key])
+        rows.append(Finding(q.layer, kind, q.key, cause, damage, alone_db, cost, rest[q.key]))
+    return rows
+
+
+def _shifted(case: Case, quantizer: Quantizer) -> bool:
+    """Whether a bias is far enough from the float model's to be suspected."""
+    known = isinstance(quantizer, Constant) and quantizer.key in case.counterpart.constants
+    return known and evidence.cause(quantizer, case.evidence, case.counterpart).number > SHIFT
+
+
+def _whole(case: Case, before: Measured) -> list[Finding]:
+    """The calibration as one finding, when ranges are wrong all over the model."""
+    few = case.trials.few(8)
+    cause = calibration.judge(
+        case.model, case.counterpart, case.quantizers, case.evidence, few.feeds, case.trials.open
+    )  # fmt: skip
+    if cause is None:
+        return []
+    tried = fixes.best(case, fixes.recalibrations(case), before, float(before.noise.mean()))
+    assert tried is not None
+    cost = noise.gain(before.noise, tried.measured.noise)
+    removed = float(before.noise.mean() - tried.measured.noise.mean())
+    return [Finding(WHOLE, "calibration", WHOLE, cause, removed, before.sqnr_db, cost, tried.measured, tried, cost)]
+
+
+def _saturating(case: Case, before: Measured) -> list[Finding]:
+    """The layers whose sums leave 16 bits on these samples."""
+    if not case.trials.saturating:
+        return []
+    rows, found = [], saturation.risks(case.model.graph)
+    exact = replace(case.trials, saturating=False)
+    plain = switches.off(case.model, case.counterpart, case.quantizers)
+    with exact.open(plain) as session:
+        truth = exact.outputs(session)
+    for risk in found:
+        with exact.open(saturation.add(plain, [risk])) as session:
+            lone = float(exact.against(exact.outputs(session), truth).noise.mean())
+        rest = exact.measure(saturation.add(case.model, [other for other in found if other is not risk]))
+        removed = float(before.noise.mean() - rest.noise.mean())
+        if removed <= 0:
+            continue
+        text = f"{len(risk.pairs)} pairs of weights in {len(risk.channels)} channels can exceed 16 bits, and do"
+        cause = Cause(causes.SATURATION, text, len(risk.channels))
+        cost = noise.gain(before.noise, rest.noise)
+        rows.append(Finding(risk.layer, "sums", risk.key, cause, removed, noise.decibels(lone), cost, rest))
+    return rows
+
+
+def _tried(case: Case, row: Finding, before: Measured) -> Finding:
+    """The row with its best fix. Where moving the bias is what helps a weight, the cause is a bias shift."""
+    if row.tried is not None:
+        return row
+    if row.cause.name == causes.SATURATION:
+        risk = next(r for r in saturation.risks(case.model.graph) if r.key == row.key)
+        offered = fixes.smaller_weights(case, risk)
+    else:
+        offered = fixes.for_cause(case, next(q for q in case.quantizers if q.key == row.key), row.cause.name)
+    possible = float(before.noise.mean() - row.without.noise.mean())
+    tried = fixes.best(case, offered, before, possible)
+    if tried is None or tried.measured.noise.mean() >= before.noise.mean():
+        return row
+    return replace(row, tried=tried, gain=noise.gain(before.noise, tried.measured.noise))
+
+
+def _repaired(
+    case: Case, rows: Sequence[Finding], before: Measured
+) -> tuple[ir.Model | None, tuple[str, ...], Measured | None]:
+    """The model with the fixes that pay one on top of the other, in the rows' order; what was done, as text."""
+    model, counterpart, now = case.model, case.counterpart, before
+    kept: list[str] = []
+    for row in rows:
+        made = fixes.applied(case, model, counterpart, row.tried.fix) if row.tried is not None else None
+        if made is None or row.tried is None:
+            continue
+        measured = row.tried.measured if model is case.model else case.trials.measure(made[0])
+        if measured.noise.mean() < PAYS * now.noise.mean():
+            (model, counterpart), now = made, measured
+            kept.append(f"{row.layer} ({row.kind}): {row.tried.fix.name}")
+    return (model, tuple(kept), now) if kept else (None, (), None)
+
+
+def _notes(counterpart: Counterpart, base: Measured) -> tuple[str, ...]:
+    notes = []
+    if counterpart.foreign:
+        some = ", ".join(counterpart.foreign[:3]) + (" …" if len(counterpart.foreign) > 3 else "")
+        notes.append(f"no float weight was found for {len(counterpart.foreign)} layers ({some}): theirs count as exact")
+    if base.sqnr_db < FAITHFUL_DB:
+        notes.append(
+            f"with nothing rounded the quantized model still differs from the float one (SQNR {base.sqnr_db:.1f} dB): "
+            "what differs there is nobody's damage below"
+        )
+    return tuple(notes)
