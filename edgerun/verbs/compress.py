@@ -80,7 +80,7 @@ def compress(
         calibration if isinstance(calibration, Data) else _data(loaded, calibration, preprocessing, memory_cap, limit)
     )
     del loaded
-    request = Request(rules, _open, _Known(data), ranges, frozenset(keep_float), memory_cap, progress)
+    request = Request(rules, opened_here, _Known(data), ranges, frozenset(keep_float), memory_cap, progress)
     request.found |= {"target": target, "scheme": scheme, "random data": data.random}
     # A file is read again where it is needed: its weights do not stay in memory in between.
     result = quantize.apply(name, _loaded(model), request)
@@ -149,7 +149,8 @@ def _proven(result: Model, original: Model | str | Path, target: str, data: Data
     return compile(result, target, feeds=feeds, original=original)
 
 
-def _open(graph: ir.Model) -> Session:
+def opened_here(graph: ir.Model) -> Session:
+    """A session of the measuring runtime for a graph in memory; its weights are not copied into the protobuf."""
     data, weights = without_weights(graph)
     return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), Options())
 
