@@ -40,14 +40,15 @@ class File:
             if node.op_type in LAYERS and all(self._is_dq(name) for name in node.input[:2]):
                 yield node
 
-    def quantizers(self) -> Iterator[onnx.NodeProto]:
-        """QuantizeLinears whose scale no other one shares, of tensors that a layer computes and one layer reads."""
+    def quantizers(self, alone: bool = False) -> Iterator[onnx.NodeProto]:
+        """QuantizeLinears whose scale no other one shares, of tensors that a layer computes; `alone`: and one reads."""
         nodes = self.proto.graph.node
         scales = [n.input[1] for n in nodes if n.op_type == "QuantizeLinear"]
         for node in nodes:
             if node.op_type == "QuantizeLinear" and scales.count(node.input[1]) == 1 and node.input[0] in self.makers:
                 readers = self.readers(node)
-                if len(readers) == 1 and readers[0].op_type in LAYERS and self.maker(node).op_type in LAYERS:
+                lone = len(readers) == 1 and readers[0].op_type in LAYERS
+                if (lone or not alone) and self.maker(node).op_type in LAYERS:
                     yield node
 
     def readers(self, quantize: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -141,7 +142,7 @@ def outlier(factor: float) -> Plant:
     """One channel is `factor` times as large as the others, and the range goes with it; its reader divides again."""
 
     def plant(file: File, draw: np.random.Generator) -> str:
-        plain = [q for q in file.quantizers() if _ungrouped(file.maker(q)) and _ungrouped(file.readers(q)[0])]
+        plain = [q for q in file.quantizers(alone=True) if _ungrouped(file.maker(q)) and _ungrouped(file.readers(q)[0])]
         node = _drawn([q for q in plain if len(file.maker(q).input) > 2], draw)
         maker, (reader,) = file.maker(node), file.readers(node)
         weight, bias = file.values(maker), file.values(maker, 2)

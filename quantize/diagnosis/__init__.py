@@ -114,6 +114,8 @@ def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[
     rows = []
     for q in suspects:
         kind = "activation" if isinstance(q, Activation) else q.kind
+        if kind == "bias" and removed[q.key] <= 0:
+            continue  # it was moved on purpose, and that helps
         damage = max(removed[q.key], noise_alone[q.key] if masked and kind != "bias" else -np.inf)
         cost = noise.gain(before.noise, rest[q.key].noise)
         cause = evidence.cause(q, case.evidence, case.counterpart)
@@ -190,7 +192,8 @@ def _repaired(
     kept: list[str] = []
     for row in rows:
         made = fixes.applied(case, model, counterpart, row.tried.fix) if row.tried is not None else None
-        if made is None or row.tried is None:
+        # Where rounding is all there is, a layer left in float is a trade, not a repair.
+        if made is None or row.tried is None or row.cause.name == causes.ROUNDING:
             continue
         measured = row.tried.measured if model is case.model else case.trials.measure(made[0])
         if measured.noise.mean() < PAYS * now.noise.mean():

@@ -116,7 +116,8 @@ def of_weight(weight: np.ndarray, grid: Grid, stored: np.ndarray, axis: int) -> 
     peaks = np.abs(rows).max(axis=1)
     if not per_channel and (uneven := unevenness(peaks)) > UNEVEN_WEIGHTS:
         return Cause(SPREAD, f"one scale for all: the largest channel peaks at {uneven:.3g} times the median", uneven)
-    ends = np.abs(values) >= np.abs(values).max(axis=1, keepdims=True) * (1 - 1e-6)
+    codes = np.abs(np.moveaxis(stored, axis, 0).reshape(rows.shape).astype(np.int64))
+    ends = codes >= max(codes.max(), 2)
     clipped = float((error[ends & (np.abs(rows) > np.abs(values))] ** 2).sum())
     if lost.any() and clipped < LOST * float((error**2).sum()):
         worst = int(np.argmax(np.where(lost, rms, 0)))
@@ -126,7 +127,7 @@ def of_weight(weight: np.ndarray, grid: Grid, stored: np.ndarray, axis: int) -> 
     if share > LOST and float((error**2).sum()) > 1e-3 * float((rows**2).sum()):
         return Cause(CLIPPING, f"{100 * share:.0f} % of the weight's error is beyond its grid's end", share)
     noise = float((error**2).sum()) / max(float((rows**2).sum()), 1e-30)
-    return Cause(ROUNDING, f"weights {-10 * np.log10(max(noise, 1e-30)):.1f} dB above their rounding noise", noise)
+    return Cause(ROUNDING, f"rounding noise {-10 * np.log10(max(noise, 1e-30)):.1f} dB below the weights; nothing else is odd", noise)
 
 
 def of_bias(bias: np.ndarray, stored: np.ndarray, sigma: float) -> Cause:
