@@ -28,6 +28,7 @@ from edgerun.quantize.diagnosis import fixes, trials
 from edgerun.quantize.numerics import causes
 from edgerun.verbs.compress import compress, opened_here
 
+RANGES = "minmax"  # of the good models: the search for better ones looks at few samples, and that is not the question
 RESULTS = Path(__file__).resolve().parent / "results" / "why_wrong.json"
 LEAST_DB = 1.0
 SEEDS = {False: (0, 1), True: (100, 101)}
@@ -76,7 +77,7 @@ class Result:
 
 def _small(net: str, seed: int) -> tuple[Model, Feeds, Feeds]:
     model = {"chain": plant_nets.chain, "branches": plant_nets.branches, "perceptron": plant_nets.perceptron}[net](seed)
-    return model, plant_nets.feeds(model, seed, 64), plant_nets.feeds(model, seed + 5000, 64)
+    return model, plant_nets.feeds(model, seed, 256), plant_nets.feeds(model, seed + 5000, 64)
 
 
 def _real(net: str, seed: int) -> tuple[Model, Feeds, Feeds]:
@@ -96,7 +97,7 @@ def edited(net: str, cause: str, plant: plants.Plant) -> Build:
 
     def build(seed: int) -> Planted:
         model, data, fresh = _net(net, seed)
-        good = compress(model, calibration=data)
+        good = compress(model, calibration=data, ranges=RANGES)
         file = plants.File(onnx.ModelProto.FromString(good.to_bytes()))
         layer = plant(file, np.random.default_rng([seed, 1]))
         return Planted(model, good, Model.from_proto(file.proto), data, fresh, layer, cause)
@@ -110,7 +111,7 @@ def calibrated(net: str, cause: str, mistake: Callable[[np.ndarray], np.ndarray]
     def build(seed: int) -> Planted:
         model, data, fresh = _net(net, seed)
         wrong = {name: np.ascontiguousarray(mistake(array), np.float32) for name, array in data.items()}
-        good, bad = compress(model, calibration=data), compress(model, calibration=wrong, ranges="minmax")
+        good, bad = (compress(model, calibration=given, ranges=RANGES) for given in (data, wrong))
         return Planted(model, good, bad, data, fresh, diagnosis.WHOLE, cause)
 
     return build
@@ -122,8 +123,8 @@ def concat(mixed: float) -> Build:
     def build(seed: int) -> Planted:
         even, data, fresh = _small("branches", seed)
         model = plant_nets.branches(seed, mixed)
-        good = compress(even, calibration=data)
-        return Planted(model, good, compress(model, calibration=data), data, fresh, "joined", causes.CONCAT)
+        good, bad = (compress(m, calibration=data, ranges=RANGES) for m in (even, model))
+        return Planted(model, good, bad, data, fresh, "joined", causes.CONCAT)
 
     return build
 
@@ -233,7 +234,13 @@ def run(name: str, build: Build, seed: int) -> Result | None:
     if good.sqnr_db - bad.sqnr_db < LEAST_DB:
         return None
     start = time.perf_counter()
-    found = diagnosis.diagnose(planted.bad.ir, planted.float.ir, judged, 5, lambda *_: None, planted.saturating)
+    remake = None
+    if planted.bad.history:  # as the verb does: what edgerun made it can make again, on the data that it is given
+        data = open_data(planted.data, planted.float.inputs, batch=8)
+        remake = lambda: compress(planted.float, calibration=data).ir  # noqa: E731
+    found = diagnosis.diagnose(
+        planted.bad.ir, planted.float.ir, judged, 5, lambda *_: None, planted.saturating, remake
+    )  # fmt: skip
     seconds = time.perf_counter() - start
     row = found.findings[0]
     fixed = bad

@@ -101,7 +101,7 @@ def _histogram(tensor: Tensor) -> Any:
     counts, edges = np.histogram(tensor.sample, BINS)
     figure = go.Figure(go.Bar(x=(edges[:-1] + edges[1:]) / 2, y=counts, marker_color=DARK, name="values"))
     low, high = float(edges[0]), float(edges[-1])
-    figure.add_vrect(tensor.low, tensor.high, fillcolor=GREEN, opacity=0.12, line_width=0)
+    figure.add_vrect(tensor.low, tensor.high, fillcolor=GREEN, opacity=0.12, line_width=0, layer="below")
     for end in (tensor.low, tensor.high):
         figure.add_vline(end, line_color=GREEN, line_width=2)
     # A grid a hundred times as wide as the data would leave one bar to see.

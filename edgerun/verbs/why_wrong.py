@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,8 +19,11 @@ from edgerun.quantize import diagnosis
 from edgerun.quantize.diagnosis import Diagnosis, Finding, trials
 from edgerun.quantize.diagnosis.trials import Measured, Trials
 from edgerun.quantize.graphs.quantizers import Activation
-from edgerun.verbs.compress import opened_here
+from edgerun.verbs.compress import compress, opened_here
 from edgerun.verbs.feeds import feeds_for
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_SAMPLES = 32
@@ -116,7 +119,8 @@ def why_wrong(
     feeds = feeds_for(float_.inputs, model if not isinstance(model, Model) else "", data,
                       preprocessing=preprocessing or float_.preprocessing, batch=8, limit=limit or DEFAULT_SAMPLES)  # fmt: skip
     judged, names = _judged(float_, feeds, output, limit or DEFAULT_SAMPLES, progress)
-    found = diagnosis.diagnose(rounded.ir, float_.ir, judged, top, progress, saturates)
+    remake = _remake(model, rounded, feeds, progress)
+    found = diagnosis.diagnose(rounded.ir, float_.ir, judged, top, progress, saturates, remake)
     truth = judged.against(judged.truth).hits
     rows = [_row(f, found.quantized) for f in found.findings]
     if truth is not None:
@@ -236,6 +240,17 @@ def _row(finding: Finding, before: Measured) -> Row:
 
 def _decibels(numbers: tuple[float, float, float]) -> Gain:
     return Gain(numbers[0], Interval(numbers[1], numbers[2]))
+
+
+def _remake(
+    model: Model | str | Path, quantized: Model, feeds: Data, progress: Progress
+) -> Callable[[], ir.Model] | None:
+    """How to make the quantized model again on this data, where its history says that edgerun made it; else None."""
+    made = next((s for s in quantized.history if s.name == "quantize/static_int8"), None)
+    if made is None:
+        return None
+    options = {"scheme": made.options.get("scheme", "w8a8"), "target": made.options.get("target", "onnxruntime")}
+    return lambda: compress(model, calibration=feeds, progress=progress, **options).ir
 
 
 def _points(better: np.ndarray | None, worse: np.ndarray | None) -> Gain | None:

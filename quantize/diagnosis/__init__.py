@@ -7,7 +7,7 @@ model measures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -72,12 +72,14 @@ class Diagnosis:
 
 
 def diagnose(
-    quantized: ir.Model, model: ir.Model, judged: Trials, top: int, progress: Progress, saturating: bool = False
-) -> Diagnosis:
+    quantized: ir.Model, model: ir.Model, judged: Trials, top: int, progress: Progress, saturating: bool = False,
+    remake: Callable[[], ir.Model] | None = None,
+) -> Diagnosis:  # fmt: skip
     """Find the `top` quantizers that do most damage, name causes, try fixes and keep those that pay.
 
     `judged` holds the samples with the float `model`'s outputs. `saturating`: the device adds pairs of products in
-    16 bits. Raises EdgerunError when there is no Q/DQ.
+    16 bits. `remake` compresses the float model anew on the samples' data: tried when the calibration as a whole is
+    wrong, where new ranges do not suffice. Raises EdgerunError when there is no Q/DQ.
     """
     found = tuple(quantizers.find(quantized.graph))
     if not found:
@@ -87,15 +89,16 @@ def diagnose(
     progress("reading the model", 0, 1)
     counterpart = align.align(model, quantized, found)
     seen = evidence.gather(quantized, counterpart, found, judged.feeds, judged.open)
-    case = Case(quantized, counterpart, found, seen, judged, fixes.REDUCED if saturating else fixes.FULL)
+    case = Case(quantized, counterpart, found, seen, judged, fixes.REDUCED if saturating else fixes.FULL, remake)
     base = replace(judged, saturating=False).measure(switches.off(quantized, counterpart, found))
     before = judged.measure(quantized)
-    rows = [*_ranked(case, before, top, progress), *_whole(case, before), *_saturating(case, before)]
-    rows = sorted(rows, key=lambda row: -row.damage)[:top]
+    rows = [*_ranked(case, before, top, progress), *_saturating(case, before)]
+    rows = sorted([*rows, *_whole(case, before, rows)], key=lambda row: -row.damage)[: top + MORE]
     told = []
     for row in rows:
         told.append(_tried(case, row, before))
         progress("trying fixes", len(told), len(rows))
+    told = sorted(told, key=lambda row: -row.damage)[:top]
     fixed, kept, after = _repaired(case, told, before)
     return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(counterpart, base))
 
@@ -106,17 +109,22 @@ def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[
     few = case.trials.few(max(2, WORK // len(chosen)))
     noise_alone = trials.alone(case.model, case.counterpart, chosen, few, progress)
     suspects = sorted(chosen, key=lambda q: -noise_alone[q.key])[: top + MORE]
-    rest = trials.without(case.model, case.counterpart, suspects, case.trials, progress)
+    groups: dict[str, list[list[Quantizer]]] = {q.key: [[q]] for q in suspects}
+    for q in suspects:  # a bias that was moved for a fault is wrong without it
+        if biases := fixes.moved_biases(case.quantizers, case.counterpart, q):
+            groups[q.key].append([q, *biases])
+    rest = trials.without(case.model, case.counterpart, groups, case.trials, progress)
     removed = {q.key: float(before.noise.mean() - rest[q.key].noise.mean()) for q in suspects}
     total = float(before.noise.mean())
-    strong = [q for q in suspects if noise_alone[q.key] > MASKED * total and not isinstance(q, Constant)]
+    strong = [q for q in suspects if noise_alone[q.key] > MASKED * total and isinstance(q, Activation)]
     masked = len(strong) > 1 and max(removed.values()) < MASKED * total
     rows = []
     for q in suspects:
         kind = "activation" if isinstance(q, Activation) else q.kind
         if kind == "bias" and removed[q.key] <= 0:
             continue  # it was moved on purpose, and that helps
-        damage = max(removed[q.key], noise_alone[q.key] if masked and kind != "bias" else -np.inf)
+        lone = masked and isinstance(q, Activation)  # what a weight does alone, its bias may have been moved for
+        damage = max(removed[q.key], min(noise_alone[q.key], total) if lone else -np.inf)
         cost = noise.gain(before.noise, rest[q.key].noise)
         cause = evidence.cause(q, case.evidence, case.counterpart)
         alone_db = noise.decibels(noise_alone[q.key])
@@ -130,8 +138,11 @@ def _shifted(case: Case, quantizer: Quantizer) -> bool:
     return known and evidence.cause(quantizer, case.evidence, case.counterpart).number > SHIFT
 
 
-def _whole(case: Case, before: Measured) -> list[Finding]:
-    """The calibration as one finding, when ranges are wrong all over the model."""
+def _whole(case: Case, before: Measured, rows: Sequence[Finding]) -> list[Finding]:
+    """The calibration as one finding, when ranges are wrong all over the model.
+
+    It stands first when calibrating anew removes more noise than taking out any one quantizer does.
+    """
     few = case.trials.few(8)
     cause = calibration.judge(
         case.model, case.counterpart, case.quantizers, case.evidence, few.feeds, case.trials.open
@@ -142,6 +153,8 @@ def _whole(case: Case, before: Measured) -> list[Finding]:
     assert tried is not None
     cost = noise.gain(before.noise, tried.measured.noise)
     removed = float(before.noise.mean() - tried.measured.noise.mean())
+    if all(tried.measured.noise.mean() < row.without.noise.mean() for row in rows):
+        removed = max(removed, *(row.damage for row in rows)) * 1.001
     return [Finding(WHOLE, "calibration", WHOLE, cause, removed, before.sqnr_db, cost, tried.measured, tried, cost)]
 
 
@@ -181,7 +194,10 @@ def _tried(case: Case, row: Finding, before: Measured) -> Finding:
     tried = fixes.best(case, offered, before, possible)
     if tried is None or tried.measured.noise.mean() >= before.noise.mean():
         return row
-    return replace(row, tried=tried, gain=noise.gain(before.noise, tried.measured.noise))
+    # What a repair takes away was there, even where taking the quantizer out does not show it: its layer's bias was
+    # moved for the rounding that it has.
+    damage = max(row.damage, float(before.noise.mean() - tried.measured.noise.mean()))
+    return replace(row, tried=tried, damage=damage, gain=noise.gain(before.noise, tried.measured.noise))
 
 
 def _repaired(
@@ -195,6 +211,8 @@ def _repaired(
         # Where rounding is all there is, a layer left in float is a trade, not a repair.
         if made is None or row.tried is None or row.cause.name == causes.ROUNDING:
             continue
+        if row.tried.fix.remake is not None:  # all else was found in the model that is no more
+            return made[0], (row.tried.fix.name,), row.tried.measured
         measured = row.tried.measured if model is case.model else case.trials.measure(made[0])
         if measured.noise.mean() < PAYS * now.noise.mean():
             (model, counterpart), now = made, measured

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TRIED_RANGES = ("minmax", "shrink90", "mse", "percentile")
 ENOUGH = 0.8  # of the damage recovered: the next, dearer fix is not tried
+MOVED = 1e-3  # of the largest bias: less is the rounding of an int32
 FULL, REDUCED = 127, 63  # steps of an int8 weight; REDUCED keeps pairs of products inside 16 bits
 
 # Edits a graph in place, its counterpart too; False when it does not apply there.
@@ -32,10 +33,11 @@ Edit = Callable[["ir.Graph", Counterpart], bool]
 
 @dataclass(frozen=True)
 class Fix:
-    """A repair by what it does to the model, e.g. `new range (mse)`."""
+    """A repair by what it does to the model, e.g. `new range (mse)`; `remake` makes the whole model anew instead."""
 
     name: str
     edit: Edit
+    remake: Callable[[], ir.Model] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,13 @@ class Case:
     evidence: Evidence
     trials: Trials
     weight_steps: int = FULL
+    remake: Callable[[], ir.Model] | None = None
 
 
 def applied(case: Case, model: ir.Model, counterpart: Counterpart, fix: Fix) -> tuple[ir.Model, Counterpart] | None:
     """Clones with the fix, or None where it does not apply (any more)."""
+    if fix.remake is not None:
+        return fix.remake(), counterpart
     told = model.clone()
     other = replace(counterpart, constants=dict(counterpart.constants))
     try:
@@ -88,13 +93,56 @@ def best(case: Case, fixes: Iterator[Fix], before: Measured, possible: float) ->
 
 
 def for_cause(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
-    """The repairs of a quantizer for that cause, the cheapest for the device first."""
+    """The repairs of a quantizer for that cause, the cheapest for the device first.
+
+    Where biases of the layers behind were moved, each also with the float model's: a bias that was corrected for a
+    fault is wrong without it.
+    """
+    near = moved_biases(case.quantizers, case.counterpart, quantizer)
+    every = moved_biases(case.quantizers, case.counterpart)
+    for fix in _of_cause(case, quantizer, cause):
+        yield fix
+        if near and cause != causes.ROUNDING:
+            yield _restored(fix, near, "the float bias behind")
+            yield _restored(fix, every, "all biases the float model's")
+
+
+def moved_biases(
+    quantizers: Sequence[Quantizer], counterpart: Counterpart, of: Quantizer | None = None
+) -> list[Constant]:
+    """The biases that are not the float model's: of the layers that read an activation or hold a weight, or of all."""
+    layers: Sequence[str] = ()
+    if of is not None:
+        layers = of.readers if isinstance(of, Activation) else (of.layer,) if of.kind == "weight" else ()
+    found = []
+    for q in quantizers:
+        meant = isinstance(q, Constant) and q.kind == "bias" and (of is None or q.layer in layers)
+        if meant and isinstance(q, Constant) and q.key in counterpart.constants:
+            apart = np.abs(counterpart.constants[q.key] - q.values).max(initial=0.0)
+            if apart > MOVED * np.abs(q.values).max(initial=0.0):
+                found.append(q)
+    return found
+
+
+def _restored(fix: Fix, biases: Sequence[Constant], name: str) -> Fix:
+    def edit(graph: ir.Graph, counterpart: Counterpart) -> bool:
+        if not fix.edit(graph, counterpart):
+            return False
+        for bias in biases:
+            repairs.set_bias(graph, bias.layer, bias.index, counterpart.constants[bias.key])
+        return True
+
+    return Fix(f"{fix.name}, {name}", edit)
+
+
+def _of_cause(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
     if isinstance(quantizer, Activation):
         evens = cause in (causes.OUTLIER, causes.CONCAT, causes.ROUNDING)
         if evens and (fix := _equalized(case, quantizer)) is not None:
             yield fix
         if quantizer.grid.scale.size == 1:
-            yield from (_ranged(case, (quantizer,), name) for name in TRIED_RANGES)
+            tried = TRIED_RANGES if cause != causes.ROUNDING else ("mse",)
+            yield from (_ranged(case, (quantizer,), name) for name in tried)
         yield Fix("leave it in float", lambda graph, counter: _left(graph, counter, quantizer))
         return
     if quantizer.kind == "bias":
@@ -126,6 +174,24 @@ def recalibrations(case: Case) -> Iterator[Fix]:
     activations = [q for q in case.quantizers if isinstance(q, Activation) and q.grid.scale.size == 1]
     for name in TRIED_RANGES:
         yield replace(_ranged(case, activations, name), name=f"calibrate all ranges anew ({name})")
+    if case.remake is not None:
+        yield Fix("compress again with this data", lambda graph, counter: False, case.remake)
+    for name in TRIED_RANGES:
+        yield Fix(f"calibrate all ranges anew ({name}), the float model's biases", _anew(case, activations, name))
+
+
+def _anew(case: Case, activations: Sequence[Activation], estimator: str) -> Edit:
+    """New ranges, and no bias moved: what was corrected on wrong data is wrong too."""
+    ranged = _ranged(case, activations, estimator)
+    biases = [q for q in case.quantizers if isinstance(q, Constant) and q.kind == "bias"]
+
+    def edit(graph: ir.Graph, counterpart: Counterpart) -> bool:
+        for bias in biases:
+            if bias.key in counterpart.constants:
+                repairs.set_bias(graph, bias.layer, bias.index, counterpart.constants[bias.key])
+        return ranged.edit(graph, counterpart)
+
+    return edit
 
 
 def grid_for(seen: causes.Seen, estimator: str, like: Grid) -> Grid:

@@ -135,16 +135,23 @@ def alone(
 
 
 def without(
-    model: ir.Model, counterpart: Counterpart, quantizers: Sequence[Quantizer], trials: Trials, progress: Progress
-) -> dict[str, Measured]:
-    """The quantized model with only this one in float, by key."""
+    model: ir.Model, counterpart: Counterpart, groups: Mapping[str, Sequence[Sequence[Quantizer]]],
+    trials: Trials, progress: Progress,
+) -> dict[str, Measured]:  # fmt: skip
+    """The quantized model with some quantizers in float, by the groups' keys: of each key's groups the least noisy."""
     found: dict[str, Measured] = {}
     risks = saturation.risks(model.graph) if trials.saturating else []
-    for start in range(0, len(quantizers), AT_ONCE):
-        some = quantizers[start : start + AT_ONCE]
-        with trials.open(saturation.add(switches.switched(model, counterpart, some), risks)) as session:
-            for quantizer in some:
-                on = [q for q in some if q is not quantizer]
-                found[quantizer.key] = trials.against(trials.outputs(session, switches.feeds(some, on)))
-                progress("all but one", len(found), len(quantizers))
+    keys = list(groups)
+    for start in range(0, len(keys), AT_ONCE):
+        some = {q.key: q for key in keys[start : start + AT_ONCE] for group in groups[key] for q in group}
+        graph = switches.switched(model, counterpart, list(some.values()))
+        with trials.open(saturation.add(graph, risks)) as session:
+            for key in keys[start : start + AT_ONCE]:
+                for group in groups[key]:
+                    on = [q for q in some.values() if all(q is not other for other in group)]
+                    feeds = switches.feeds(list(some.values()), on)
+                    measured = trials.against(trials.outputs(session, feeds))
+                    if key not in found or measured.noise.mean() < found[key].noise.mean():
+                        found[key] = measured
+                progress("all but one", len(found), len(keys))
     return found

@@ -16,6 +16,7 @@ SOFTMAX, ROUNDING = "softmax tail", "rounding"
 UNEVEN = 8.0  # a peak so many times the typical one wastes three of eight bits on everything else
 UNEVEN_WEIGHTS = 4.0
 LOST = 0.5  # share of the values (or of the noise) that makes a cause the cause
+CUT = 0.02  # share of the nonzero values outside from which a range is simply too small, whatever else is odd
 NEVER_FILLED = 16.0  # a range so many times as wide as the data wastes four of eight bits
 HEARD = 0.05  # a channel's rms, relative to the median channel's, from which its loss matters
 
@@ -72,15 +73,15 @@ def of_activation(seen: Seen, grid: Grid, low: float, high: float) -> Cause:
     """The cause of an activation quantizer's noise, the most specific that its numbers show."""
     found = fit(seen.sample, grid, low, high)
     extent, width = max(seen.high, 0.0) - min(seen.low, 0.0), high - low
-    exceeded = max(seen.high / high if high > 0 else 0.0, seen.low / low if low < 0 else 0.0)
+    exceeded = max(seen.high, -seen.low) / max(high, -low)
     reach = f"data reaches [{seen.low:.3g}, {seen.high:.3g}], the grid [{low:.3g}, {high:.3g}]"
-    if found.outside > LOST and found.clipped > found.rounded:
+    if found.outside > LOST and exceeded > NEVER_FILLED:
         return Cause(CALIBRATION, f"{100 * found.outside:.0f} % of the values lie outside: {reach}", found.outside)
     if 0 < extent * NEVER_FILLED < width:
         return Cause(CALIBRATION, f"the data fills {100 * extent / width:.2g} % of the grid: {reach}", extent / width)
-    if found.clipped > found.rounded:
-        text = f"{100 * found.outside:.2g} % of the values lie outside: {reach}"
-        return Cause(CLIPPING, text, found.outside if found.outside else exceeded)
+    clipping = Cause(CLIPPING, f"{100 * found.outside:.2g} % of the values lie outside: {reach}", found.outside)
+    if found.clipped > found.rounded and found.outside > CUT:
+        return clipping
     parts = [p for p in seen.parts if p > 0]
     if len(parts) > 1 and max(parts) > UNEVEN * min(parts):
         ratio = max(parts) / min(parts)
@@ -89,6 +90,8 @@ def of_activation(seen: Seen, grid: Grid, low: float, high: float) -> Cause:
         worst, count = int(np.argmax(seen.peaks)), int((seen.peaks > UNEVEN * _typical(seen.peaks)).sum())
         text = f"channel {worst} peaks at {uneven:.3g} times the median channel; {count} of {len(seen.peaks)} like it"
         return Cause(OUTLIER, text, uneven)
+    if found.clipped > found.rounded:
+        return clipping
     if seen.op == "Softmax" and found.vanished > LOST:
         return Cause(SOFTMAX, f"{100 * found.vanished:.0f} % of the probabilities round to zero", found.vanished)
     bits = f"rounding noise {-10 * np.log10(max(found.rounded, 1e-30)):.1f} dB below the signal; nothing else is odd"
@@ -117,7 +120,7 @@ def of_weight(weight: np.ndarray, grid: Grid, stored: np.ndarray, axis: int) -> 
     if not per_channel and (uneven := unevenness(peaks)) > UNEVEN_WEIGHTS:
         return Cause(SPREAD, f"one scale for all: the largest channel peaks at {uneven:.3g} times the median", uneven)
     codes = np.abs(np.moveaxis(stored, axis, 0).reshape(rows.shape).astype(np.int64))
-    ends = codes >= max(codes.max(), 2)
+    ends = codes >= max(codes.max() - 1, 2)  # −128 and 127 are both ends
     clipped = float((error[ends & (np.abs(rows) > np.abs(values))] ** 2).sum())
     if lost.any() and clipped < LOST * float((error**2).sum()):
         worst = int(np.argmax(np.where(lost, rms, 0)))
