@@ -34,6 +34,8 @@ PAYS = 0.99  # noise must fall below this share for a fix to be kept
 
 FAITHFUL_DB = 50.0  # the float counterpart reaches at least this where the models belong together
 
+SHIFTED_DB = 1.0  # that moving a bias must bring for a shifted mean to be the cause
+
 WHOLE = "all activations"
 
 
@@ -98,7 +100,7 @@ def diagnose(
     for row in rows:
         told.append(_tried(case, row, before))
         progress("trying fixes", len(told), len(rows))
-    told = sorted(told, key=lambda row: -row.damage)[:top]
+    told = _once(sorted(told, key=lambda row: -row.damage))[:top]
     fixed, kept, after = _repaired(case, told, before)
     return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(counterpart, base))
 
@@ -196,8 +198,27 @@ def _tried(case: Case, row: Finding, before: Measured) -> Finding:
         return row
     # What a repair takes away was there, even where taking the quantizer out does not show it: its layer's bias was
     # moved for the rounding that it has.
-    damage = max(row.damage, float(before.noise.mean() - tried.measured.noise.mean()))
-    return replace(row, tried=tried, damage=damage, gain=noise.gain(before.noise, tried.measured.noise))
+    removed = float(before.noise.mean() - tried.measured.noise.mean())
+    gain = noise.gain(before.noise, tried.measured.noise)
+    if row.cause.name == causes.ROUNDING and tried.fix.name == fixes.MOVE and gain[0] > SHIFTED_DB:
+        row = _as_bias(case, row)
+    return replace(row, tried=tried, damage=max(row.damage, removed), gain=gain)
+
+
+def _as_bias(case: Case, row: Finding) -> Finding:
+    """A weight's row as its bias's: what helped says what was wrong."""
+    bias = next((q for q in case.quantizers if isinstance(q, Constant) and q.kind == "bias" and q.layer == row.layer), None)
+    if bias is None:
+        return row
+    return replace(row, kind="bias", key=bias.key, cause=evidence.cause(bias, case.evidence, case.counterpart))
+
+
+def _once(rows: Sequence[Finding]) -> list[Finding]:
+    """The first row of each quantizer."""
+    found: dict[str, Finding] = {}
+    for row in rows:
+        found.setdefault(row.key, row)
+    return list(found.values())
 
 
 def _repaired(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TRIED_RANGES = ("minmax", "shrink90", "mse", "percentile")
 ENOUGH = 0.8  # of the damage recovered: the next, dearer fix is not tried
+MOVE = "move its bias"
 MOVED = 1e-3  # of the largest bias: less is the rounding of an int32
 FULL, REDUCED = 127, 63  # steps of an int8 weight; REDUCED keeps pairs of products inside 16 bits
 
@@ -152,7 +153,7 @@ def _of_cause(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
     if weight is not None and quantizer.index == 1:
         if cause != causes.ROUNDING:
             yield Fix("one weight scale per channel", lambda graph, counter: _stored(graph, counter, quantizer, case))
-        yield Fix("move its bias", lambda graph, counter: _moved(graph, quantizer.layer, case))
+        yield Fix(MOVE, lambda graph, counter: _moved(graph, quantizer.layer, case))
         yield Fix("leave its weights in float", lambda graph, counter: _left(graph, counter, quantizer))
 
 
@@ -259,7 +260,7 @@ def _biases(case: Case, quantizer: Constant) -> Iterator[Fix]:
             return True
 
         yield Fix("the float model's bias", restore)
-    yield Fix("move its bias", lambda graph, counter: _moved(graph, quantizer.layer, case))
+    yield Fix(MOVE, lambda graph, counter: _moved(graph, quantizer.layer, case))
 
 
 def _moved(graph: ir.Graph, layer: str, case: Case) -> bool:
