@@ -234,12 +234,11 @@ def run(name: str, build: Build, seed: int) -> Result | None:
     if good.sqnr_db - bad.sqnr_db < LEAST_DB:
         return None
     start = time.perf_counter()
-    remake = None
+    remake, data = None, open_data(planted.data, planted.float.inputs, batch=8)
     if planted.bad.history:  # as the verb does: what edgerun made it can make again, on the data that it is given
-        data = open_data(planted.data, planted.float.inputs, batch=8)
-        remake = lambda: compress(planted.float, calibration=data).ir  # noqa: E731
+        remake = lambda: compress(planted.float, calibration=data, ranges=RANGES).ir  # noqa: E731
     found = diagnosis.diagnose(
-        planted.bad.ir, planted.float.ir, judged, 5, lambda *_: None, planted.saturating, remake
+        planted.bad.ir, planted.float.ir, judged, 5, lambda *_: None, planted.saturating, remake, data
     )  # fmt: skip
     seconds = time.perf_counter() - start
     row = found.findings[0]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_SAMPLES = 32
+RANGE_SAMPLES = 128  # that ranges are taken from: extremes need more samples than a mean does
 FLOATS = ("float32", "float64", "float16")
 
 
@@ -99,7 +100,8 @@ def why_wrong(
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Diagnosed:
-    """Diagnose `quantized` (standard Q/DQ) against the float `model` on `data`, at most `limit` samples (default 32).
+    """Diagnose `quantized` (standard Q/DQ) against the float `model` on `data`, judged on at most `limit` samples (default 32);
+    new ranges are taken from up to 128.
 
     With labels in the data, `output` names the one with the classes where there are several, and the rows that surely
     cost accuracy come first. `saturating` says whether the device's CPU adds two products in 16 bits (default: what
@@ -117,10 +119,10 @@ def why_wrong(
     float_, rounded = (m if isinstance(m, Model) else Model.load(m) for m in (model, quantized))
     _check_doors(float_, rounded)
     feeds = feeds_for(float_.inputs, model if not isinstance(model, Model) else "", data,
-                      preprocessing=preprocessing or float_.preprocessing, batch=8, limit=limit or DEFAULT_SAMPLES)  # fmt: skip
+                      preprocessing=preprocessing or float_.preprocessing, batch=8, limit=max(limit or 0, RANGE_SAMPLES))  # fmt: skip
     judged, names = _judged(float_, feeds, output, limit or DEFAULT_SAMPLES, progress)
     remake = _remake(model, rounded, feeds, progress)
-    found = diagnosis.diagnose(rounded.ir, float_.ir, judged, top, progress, saturates, remake)
+    found = diagnosis.diagnose(rounded.ir, float_.ir, judged, top, progress, saturates, remake, feeds)
     truth = judged.against(judged.truth).hits
     rows = [_row(f, found.quantized) for f in found.findings]
     if truth is not None:

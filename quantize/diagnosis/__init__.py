@@ -7,7 +7,7 @@ model measures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ from edgerun.quantize.numerics.causes import Cause
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgerun.passes import Feeds
+
 WORK = 480  # quantizers times samples that are run alone; what is found there is measured on all samples
 SHIFT = 0.01  # of its layer's output that a bias must move to be suspected
 MORE = 4  # candidates measured beyond those that are shown
@@ -34,6 +36,7 @@ PAYS = 0.99  # noise must fall below this share for a fix to be kept
 
 FAITHFUL_DB = 50.0  # the float counterpart reaches at least this where the models belong together
 
+NEARLY_ALL = 0.999  # of the noise that calibrating anew must remove before nothing further is tried
 SHIFTED_DB = 1.0  # that moving a bias must bring for a shifted mean to be the cause
 
 WHOLE = "all activations"
@@ -75,13 +78,13 @@ class Diagnosis:
 
 def diagnose(
     quantized: ir.Model, model: ir.Model, judged: Trials, top: int, progress: Progress, saturating: bool = False,
-    remake: Callable[[], ir.Model] | None = None,
+    remake: Callable[[], ir.Model] | None = None, data: Iterable[Feeds] | None = None,
 ) -> Diagnosis:  # fmt: skip
     """Find the `top` quantizers that do most damage, name causes, try fixes and keep those that pay.
 
     `judged` holds the samples with the float `model`'s outputs. `saturating`: the device adds pairs of products in
     16 bits. `remake` compresses the float model anew on the samples' data: tried when the calibration as a whole is
-    wrong, where new ranges do not suffice. Raises EdgerunError when there is no Q/DQ.
+    wrong, where new ranges do not suffice. `data`: more samples, for ranges alone (default: the judged). Raises EdgerunError when there is no Q/DQ.
     """
     found = tuple(quantizers.find(quantized.graph))
     if not found:
@@ -90,7 +93,7 @@ def diagnose(
     judged = replace(judged, saturating=saturating)
     progress("reading the model", 0, 1)
     counterpart = align.align(model, quantized, found)
-    seen = evidence.gather(quantized, counterpart, found, judged.feeds, judged.open)
+    seen = evidence.gather(quantized, counterpart, found, data or judged.feeds, judged.open)
     case = Case(quantized, counterpart, found, seen, judged, fixes.REDUCED if saturating else fixes.FULL, remake)
     base = replace(judged, saturating=False).measure(switches.off(quantized, counterpart, found))
     before = judged.measure(quantized)
@@ -145,13 +148,12 @@ def _whole(case: Case, before: Measured, rows: Sequence[Finding]) -> list[Findin
 
     It stands first when calibrating anew removes more noise than taking out any one quantizer does.
     """
-    few = case.trials.few(8)
     cause = calibration.judge(
-        case.model, case.counterpart, case.quantizers, case.evidence, few.feeds, case.trials.open
-    )  # fmt: skip
+        case.model, case.counterpart, case.quantizers, case.evidence, case.trials.feeds, case.trials.open
+    )
     if cause is None:
         return []
-    tried = fixes.best(case, fixes.recalibrations(case), before, float(before.noise.mean()))
+    tried = fixes.best(case, fixes.recalibrations(case), before, float(before.noise.mean()), NEARLY_ALL)
     assert tried is not None
     cost = noise.gain(before.noise, tried.measured.noise)
     removed = float(before.noise.mean() - tried.measured.noise.mean())

@@ -24,6 +24,7 @@ EXPLAINED = 0.5  # share of the ranges' misfit that a mistake must explain to be
 FEWEST = 3  # activations; fewer ranges fit too much
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 MISFIT = 0.5
+NEAR, FAR_OFF = 0.08, 0.5  # log-widths; no data at all puts ranges further off than data prepared otherwise may
 
 
 def judge(
@@ -38,7 +39,10 @@ def judge(
     observed = _observed(model, counterpart, quantizers, activations, feeds, open_)
     found = {name: causes.log_widths(low, high) for name, low, high in observed}
     given = found.pop("")
-    scores = {name: causes.explains(mine, given, widths) for name, widths in found.items()}
+    scores = {
+        name: causes.explains(mine, given, widths, FAR_OFF if name in CONSTANTS else NEAR)
+        for name, widths in found.items()
+    }
     best = max(scores, key=lambda name: scores[name])
     if scores[best] > EXPLAINED:
         off = float(np.exp(np.abs(mine - given).mean()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Feeds
 
-PER_BATCH = 1 << 13  # elements sampled of each activation
+PER_BATCH, SAMPLED = 1 << 13, 8  # elements sampled of each activation and batch, and of how many batches
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class Evidence:
 def gather(
     model: ir.Model, counterpart: Counterpart, quantizers: Sequence[Quantizer], feeds: Iterable[Feeds], open_: Open
 ) -> Evidence:
-    """Run the float counterpart of `model` on all `feeds` twice: extremes of everything, and a sample of each."""
-    batches = list(feeds)
+    """Run the float counterpart of `model` on all `feeds` for extremes, and on the first of them for samples."""
     told = switches.off(model, counterpart, quantizers)
     nodes = {str(node.name): node for node in told.graph}
     activations = [q for q in quantizers if isinstance(q, Activation)]
@@ -54,10 +54,10 @@ def gather(
     parts = {a.name: _parts(nodes, a) for a in activations}
     names = list(dict.fromkeys([*axes, *(p for found in parts.values() for p in found)]))
     with open_(statistics.with_channel_probes(told, names, axes)) as session:
-        channels = statistics.observe_channels(session.run, batches, names)
+        channels = statistics.observe_channels(session.run, feeds, names)
     first = [found[0] for found in values.values()]
     with open_(statistics.with_samples(told, first, PER_BATCH)) as session:
-        samples = statistics.sample(session.run, batches, first)
+        samples = statistics.sample(session.run, itertools.islice(feeds, SAMPLED), first)
     seen = {}
     for a in activations:
         all_ = [channels[value] for value in values[a.name]]

@@ -78,8 +78,8 @@ def applied(case: Case, model: ir.Model, counterpart: Counterpart, fix: Fix) -> 
     return told, other
 
 
-def best(case: Case, fixes: Iterator[Fix], before: Measured, possible: float) -> Tried | None:
-    """The first fix that removes ENOUGH of the noise that could be removed (`possible`), else the best of all."""
+def best(case: Case, fixes: Iterator[Fix], before: Measured, possible: float, enough: float = ENOUGH) -> Tried | None:
+    """The first fix that removes `enough` of the noise that could be removed (`possible`), else the best of all."""
     found: Tried | None = None
     for fix in fixes:
         made = applied(case, case.model, case.counterpart, fix)
@@ -88,7 +88,7 @@ def best(case: Case, fixes: Iterator[Fix], before: Measured, possible: float) ->
         measured = case.trials.measure(made[0])
         if found is None or measured.noise.mean() < found.measured.noise.mean():
             found = Tried(fix, measured)
-        if before.noise.mean() - found.measured.noise.mean() >= ENOUGH * possible > 0:
+        if before.noise.mean() - found.measured.noise.mean() >= enough * possible > 0:
             break
     return found
 

@@ -146,15 +146,16 @@ def log_widths(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return logs
 
 
-def explains(widths: np.ndarray, given: np.ndarray, other: np.ndarray) -> float:
+def explains(widths: np.ndarray, given: np.ndarray, other: np.ndarray, least: float = 0.08) -> float:
     """How much better the ranges `other` explain a model's than those of the data as `given`: 0 not, to 1 fully.
 
     All are log-widths `[Q]`. The distance of two sets is the mean |difference − its median| plus a quarter of the
     |median|, since an estimator may shrink all ranges alike; each difference counts as 3 (e³ = 20 times) at most.
-    1 − distance(other) / distance(given), and 0 where the given ones are within 5 % anyway.
+    1 − distance(other) / distance(given), and 0 where the given ones are nearer than `least`: extremes of two sets of
+    samples differ by a few percent anyway.
     """
     before, after = _distance(widths - given), _distance(widths - other)
-    return 0.0 if before < 0.05 else float(1 - after / before)
+    return 0.0 if before < least else float(1 - after / before)
 
 
 def _distance(difference: np.ndarray) -> float:
