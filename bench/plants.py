@@ -59,7 +59,8 @@ class File:
 
     def maker(self, quantize: onnx.NodeProto) -> onnx.NodeProto:
         """What computes the tensor that a quantizer rounds."""
-        return self.makers[quantize.input[0]]
+        found: onnx.NodeProto = self.makers[quantize.input[0]]
+        return found
 
     def stored(self, node: onnx.NodeProto, index: int) -> tuple[str, str, str]:
         """Names of the integers, the scale and the zero point of a layer's constant input."""

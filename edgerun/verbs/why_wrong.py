@@ -100,10 +100,9 @@ def why_wrong(
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Diagnosed:
-    """Diagnose `quantized` (standard Q/DQ) against the float `model` on `data`, judged on at most `limit` samples (default 32);
-    new ranges are taken from up to 128.
+    """Diagnose `quantized` (standard Q/DQ) against the float `model` on `data`.
 
-    With labels in the data, `output` names the one with the classes where there are several, and the rows that surely
+    Judged on at most `limit` samples (default 32); new ranges are taken from up to 128. With labels in the data, `output` names the one with the classes where there are several, and the rows that surely
     cost accuracy come first. `saturating` says whether the device's CPU adds two products in 16 bits (default: what
     `target` says of this machine). `html` writes a page, `fix` the model with the fixes that pay, with a Step.
     Raises EdgerunError for bad input and where --fix finds nothing to repair, Unsupported without an extra.
@@ -118,8 +117,10 @@ def why_wrong(
     saturates = registry.target(target, usable=False).quantization().reduced_range if saturating is None else saturating
     float_, rounded = (m if isinstance(m, Model) else Model.load(m) for m in (model, quantized))
     _check_doors(float_, rounded)
-    feeds = feeds_for(float_.inputs, model if not isinstance(model, Model) else "", data,
-                      preprocessing=preprocessing or float_.preprocessing, batch=8, limit=max(limit or 0, RANGE_SAMPLES))  # fmt: skip
+    contract: Any = preprocessing or float_.preprocessing
+    feeds = feeds_for(
+        float_.inputs, "", data, preprocessing=contract, batch=8, limit=max(limit or 0, RANGE_SAMPLES)
+    )  # fmt: skip
     judged, names = _judged(float_, feeds, output, limit or DEFAULT_SAMPLES, progress)
     remake = _remake(model, rounded, feeds, progress)
     found = diagnosis.diagnose(rounded.ir, float_.ir, judged, top, progress, saturates, remake, feeds)
@@ -129,8 +130,8 @@ def why_wrong(
         rows.sort(key=lambda row: -max(0.0, row.cost_points.interval.low if row.cost_points else 0.0))
     after = found.after
     result = Diagnosed(
-        judged.samples, feeds.digest, found.quantized.sqnr_db, found.counterpart_db, _points(truth, found.quantized.hits),
-        tuple(rows), found.kept, None if after is None else after.sqnr_db,
+        judged.samples, feeds.digest, found.quantized.sqnr_db, found.counterpart_db,
+        _points(truth, found.quantized.hits), tuple(rows), found.kept, None if after is None else after.sqnr_db,
         None if after is None else _points(truth, after.hits), (*feeds.notes, *found.notes, *names),
     )  # fmt: skip
     if fix is not None:

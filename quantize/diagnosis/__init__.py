@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.diagnosis import calibration, evidence, fixes, trials
 from edgerun.errors import EdgerunError
+from edgerun.quantize.diagnosis import calibration, evidence, fixes, trials
 from edgerun.quantize.diagnosis.fixes import Case, Tried
 from edgerun.quantize.diagnosis.trials import Measured, Progress, Trials
 from edgerun.quantize.graphs import align, quantizers, saturation, switches
@@ -84,12 +84,13 @@ def diagnose(
 
     `judged` holds the samples with the float `model`'s outputs. `saturating`: the device adds pairs of products in
     16 bits. `remake` compresses the float model anew on the samples' data: tried when the calibration as a whole is
-    wrong, where new ranges do not suffice. `data`: more samples, for ranges alone (default: the judged). Raises EdgerunError when there is no Q/DQ.
+    wrong, where new ranges do not suffice. `data`: more samples, for ranges alone (default: the judged).
+    Raises EdgerunError when there is no Q/DQ.
     """
     found = tuple(quantizers.find(quantized.graph))
     if not found:
-        raise EdgerunError("there is no QuantizeLinear/DequantizeLinear pair in the second model",
-                           wanted="a quantized model in Q/DQ form", do="give the float model first, then the quantized one")  # fmt: skip
+        what, wanted = "there is no QuantizeLinear/DequantizeLinear pair in the second model", "a Q/DQ model"
+        raise EdgerunError(what, wanted=wanted, do="give the float model first, then the quantized one")
     judged = replace(judged, saturating=saturating)
     progress("reading the model", 0, 1)
     counterpart = align.align(model, quantized, found)
@@ -204,12 +205,16 @@ def _tried(case: Case, row: Finding, before: Measured) -> Finding:
     gain = noise.gain(before.noise, tried.measured.noise)
     if row.cause.name == causes.ROUNDING and tried.fix.name == fixes.MOVE and gain[0] > SHIFTED_DB:
         row = _as_bias(case, row)
-    return replace(row, tried=tried, damage=max(row.damage, removed), gain=gain)
+    # Where nothing is odd, a layer left in float took its readers' faults along.
+    damage = row.damage if row.cause.name == causes.ROUNDING else max(row.damage, removed)
+    return replace(row, tried=tried, damage=damage, gain=gain)
 
 
 def _as_bias(case: Case, row: Finding) -> Finding:
     """A weight's row as its bias's: what helped says what was wrong."""
-    bias = next((q for q in case.quantizers if isinstance(q, Constant) and q.kind == "bias" and q.layer == row.layer), None)
+    bias = next(
+        (q for q in case.quantizers if isinstance(q, Constant) and q.kind == "bias" and q.layer == row.layer), None
+    )
     if bias is None:
         return row
     return replace(row, kind="bias", key=bias.key, cause=evidence.cause(bias, case.evidence, case.counterpart))

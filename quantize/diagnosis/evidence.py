@@ -27,7 +27,7 @@ PER_BATCH, SAMPLED = 1 << 13, 8  # elements sampled of each activation and batch
 
 @dataclass(frozen=True)
 class Evidence:
-    """By activation name: what was `seen`, its `channels`, and the `axis` they lie on; `rms` of layers' outputs `[C]`."""
+    """By activation name what was `seen`, its `channels` and the `axis` they lie on; `rms` of layers' outputs `[C]`."""
 
     seen: dict[str, Seen]
     channels: dict[str, Channels]
@@ -113,5 +113,3 @@ def weight_axis(quantizer: Constant) -> int:
 def bias_shift(quantizer: Constant, evidence: Evidence, counterpart: Counterpart) -> float:
     """How far a bias is from the float model's, in units of its layer's output."""
     return cause(quantizer, evidence, counterpart).number
-
-

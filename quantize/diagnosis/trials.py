@@ -28,7 +28,7 @@ AT_ONCE = 12  # quantizers switched in one session: more of them slow every run 
 
 @dataclass(frozen=True)
 class Measured:
-    """Noise of each sample relative to the mean signal `[S]`, and which have the right class `[S]` (None: no labels)."""
+    """Each sample's noise relative to the mean signal `[S]`, and which have the right class `[S]` (None: no labels)."""
 
     noise: np.ndarray
     hits: np.ndarray | None = None
@@ -65,9 +65,7 @@ class Trials:
         count = 1 + int(np.searchsorted(np.cumsum(self.rows), samples))
         count = min(count, len(self.rows))
         labels = None if self.labels is None else self.labels[: sum(self.rows[:count])]
-        return replace(
-            self, feeds=self.feeds[:count], rows=self.rows[:count], truth=self.truth[:count], labels=labels
-        )
+        return replace(self, feeds=self.feeds[:count], rows=self.rows[:count], truth=self.truth[:count], labels=labels)
 
     def outputs(self, session: Session, extra: Mapping[str, np.ndarray] | None = None) -> list[Outputs]:
         """What a session computes of all batches."""

@@ -30,7 +30,7 @@ FOREIGN = 0.5  # more of a weight's energy unexplained than this: another layer,
 
 @dataclass
 class Counterpart:
-    """`constants` are float arrays by `Constant.key`; `absorbed` by value name the float nodes that a quantizer replaced.
+    """`constants` are float arrays by `Constant.key`; `absorbed` the float nodes that a quantizer replaced, by value.
 
     `rescaled` counts the chains whose channels had other factors than 1; `foreign` are the layers without a float
     weight (they keep their dequantized one, and its damage is not seen).
@@ -43,7 +43,7 @@ class Counterpart:
 
 
 def align(model: ir.Model, quantized: ir.Model, quantizers: Sequence[Quantizer]) -> Counterpart:
-    """The counterpart of `quantized` in the float `model`, of which a clone is folded unless BatchNorms stand in both."""
+    """The counterpart of `quantized` in the float `model`; a clone of it is folded unless BatchNorms stand in both."""
     kept = any(node.op_type == "BatchNormalization" for node in quantized.graph)
     told = model.clone()
     if kept:
@@ -108,9 +108,7 @@ class _Stored:
     steps: np.ndarray
 
 
-def _stored(
-    quantized: ir.Graph, constants: Sequence[Constant], nodes: Mapping[str, ir.Node]
-) -> dict[ir.Node, _Stored]:
+def _stored(quantized: ir.Graph, constants: Sequence[Constant], nodes: Mapping[str, ir.Node]) -> dict[ir.Node, _Stored]:
     found = {
         nodes[c.layer]: _Stored(c.values, _steps(c))
         for c in constants
@@ -120,7 +118,11 @@ def _stored(
         weight = constant(node.inputs[1]) if node.op_type in HOLDERS and str(node.name) in nodes else None
         if weight is not None:  # left in float, and yet rescaled
             found[nodes[str(node.name)]] = _Stored(weight, np.full(weight.shape, 1e-6 * float(np.abs(weight).max())))
-    return {node: s for node, s in found.items() if (w := constant(node.inputs[1])) is not None and w.shape == s.values.shape}
+    return {
+        node: s
+        for node, s in found.items()
+        if (w := constant(node.inputs[1])) is not None and w.shape == s.values.shape
+    }
 
 
 def _steps(found: Constant) -> np.ndarray:

@@ -176,7 +176,7 @@ def _op(node: ir.Node | None) -> str:
 def _grid(node: ir.Node) -> Grid | None:
     scale = constant(node.inputs[1])
     point = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    if scale is None or scale.dtype != np.float32 or node.attributes.get_int("block_size", 0):
+    if scale is None or scale.dtype != np.float32 or node.attributes.get_int("block_size", 0) > 0:
         return None
     if point is None:
         stored = constant(node.inputs[0])

@@ -10,7 +10,7 @@ import numpy as np
 from edgerun.quantize.graphs import qdq, switches
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, set_constant
-from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Quantizer
+from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Quantizer
 from edgerun.quantize.numerics import grid as grids
 from edgerun.quantize.numerics.grid import Grid
 
@@ -120,7 +120,11 @@ def refresh_biases(graph: ir.Graph) -> None:
             source = node.inputs[2].producer()  # type: ignore[union-attr]
             have = constant(source.inputs[1])  # type: ignore[union-attr]
             wanted = scale * weight.scale
-            if have is None or have.size != wanted.size or not np.allclose(have.reshape(-1), wanted.reshape(-1), 1e-6, 0):
+            if (
+                have is None
+                or have.size != wanted.size
+                or not np.allclose(have.reshape(-1), wanted.reshape(-1), 1e-6, 0)
+            ):
                 bias = _float_of(node, 2)
                 assert bias is not None
                 _store_bias(graph, node, bias)
@@ -135,9 +139,7 @@ def output_axis(node: ir.Node, rank: int) -> int:
 
 def _store_bias(graph: ir.Graph, node: ir.Node, bias: np.ndarray) -> None:
     scale, weight = _input_scale(node), _weight_grid(node)
-    fits = scale is not None and weight is not None
-    fits = fits and bool((np.abs(bias) <= MOST_STEPS * (scale * weight.scale)).all())  # type: ignore[operator,union-attr]
-    if fits and scale is not None and weight is not None:
+    if scale is not None and weight is not None and (np.abs(bias) <= MOST_STEPS * (scale * weight.scale)).all():
         qdq.store_bias(graph, node, bias.reshape(-1), scale, Grid(weight.scale, weight.zero_point, 0))
     else:
         set_constant(graph, node, 2, bias)
@@ -206,9 +208,9 @@ def _divide_inputs(node: ir.Node, weight: np.ndarray, factors: np.ndarray) -> np
     if node.op_type == "Conv":
         group = node.attributes.get_int("group", 1)
         per_row = np.repeat(factors.reshape(group, -1), len(weight) // group, axis=0)
-        return (weight / per_row.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))).astype(np.float32)
+        return np.asarray(weight / per_row.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2)), np.float32)
     shape = (1, -1) if node.attributes.get_int("transB", 0) else (-1, 1)
-    return (weight / factors.reshape(shape)).astype(np.float32)
+    return np.asarray(weight / factors.reshape(shape), np.float32)
 
 
 def _node(graph: ir.Graph, name: str) -> ir.Node:

@@ -63,7 +63,12 @@ def risks(graph: ir.Graph) -> list[Risk]:
         node, grid = nodes[q.layer], inputs[q.layer]
         usable = node.op_type in ("Conv", "Gemm", "MatMul") and node.attributes.get_int("group", 1) == 1
         plain = q.stored.dtype == np.int8 and not q.grid.zero_point.any() and grid.zero_point.dtype == np.uint8
-        if not usable or not plain or grid.scale.size > 1 or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
+        if (
+            not usable
+            or not plain
+            or grid.scale.size > 1
+            or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
+        ):
             continue
         rows = np.moveaxis(q.stored, output_axis(node, q.stored.ndim), 0)
         flat = np.moveaxis(rows, 1, -1).reshape(len(rows), -1)
@@ -137,5 +142,5 @@ def _saturate(graph: ir.Graph, node: ir.Node, risk: Risk) -> None:
 def _kernel(node: ir.Node) -> tuple[int, tuple[int, ...]]:
     shape = node.inputs[1].shape  # type: ignore[union-attr]
     assert shape is not None
-    kernel = tuple(int(d) for d in list(shape)[2:])  # type: ignore[arg-type]
+    kernel = tuple(int(d) for d in list(shape)[2:])
     return len(kernel), kernel

@@ -133,8 +133,6 @@ def _set_float(
     array = counterpart.constants.get(quantizer.key, quantizer.values)
     rounded = node.inputs[quantizer.index]
     assert rounded is not None
-    if array.shape != tuple(rounded.shape or array.shape):
-        array = array.reshape([int(d) for d in rounded.shape])  # type: ignore[union-attr,arg-type]
     plain = initializer(graph, f"{FLOAT}{quantizer.key}", np.asarray(array, np.float32))
     result = plain
     if gate is not None:

@@ -47,7 +47,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a grid fits: noise powers relative to the signal's, share of nonzero values outside, share rounded to zero."""
+    """How a grid fits: noise powers relative to the signal's; shares of nonzero values outside, and rounded to 0."""
 
     clipped: float
     rounded: float
@@ -85,7 +85,9 @@ def of_activation(seen: Seen, grid: Grid, low: float, high: float) -> Cause:
     parts = [p for p in seen.parts if p > 0]
     if len(parts) > 1 and max(parts) > UNEVEN * min(parts):
         ratio = max(parts) / min(parts)
-        return Cause(CONCAT, f"its inputs' peaks differ {ratio:.3g} times: {min(parts):.3g} and {max(parts):.3g}", ratio)
+        return Cause(
+            CONCAT, f"its inputs' peaks differ {ratio:.3g} times: {min(parts):.3g} and {max(parts):.3g}", ratio
+        )
     if (uneven := unevenness(seen.peaks)) > UNEVEN:
         worst, count = int(np.argmax(seen.peaks)), int((seen.peaks > UNEVEN * _typical(seen.peaks)).sum())
         text = f"channel {worst} peaks at {uneven:.3g} times the median channel; {count} of {len(seen.peaks)} like it"
@@ -108,7 +110,7 @@ def _typical(peaks: np.ndarray) -> float:
 
 
 def of_weight(weight: np.ndarray, grid: Grid, stored: np.ndarray, axis: int) -> Cause:
-    """The cause of a weight's noise: float `weight`, its `grid`, the integers `stored`, and the output-channel `axis`."""
+    """The cause of a weight's noise: float `weight`, `grid`, the integers `stored`; `axis` holds output channels."""
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
     values = np.moveaxis(grid.dequantize(stored), axis, 0).reshape(rows.shape).astype(np.float64)
     error = rows - values
@@ -130,7 +132,11 @@ def of_weight(weight: np.ndarray, grid: Grid, stored: np.ndarray, axis: int) -> 
     if share > LOST and float((error**2).sum()) > 1e-3 * float((rows**2).sum()):
         return Cause(CLIPPING, f"{100 * share:.0f} % of the weight's error is beyond its grid's end", share)
     noise = float((error**2).sum()) / max(float((rows**2).sum()), 1e-30)
-    return Cause(ROUNDING, f"rounding noise {-10 * np.log10(max(noise, 1e-30)):.1f} dB below the weights; nothing else is odd", noise)
+    return Cause(
+        ROUNDING,
+        f"rounding noise {-10 * np.log10(max(noise, 1e-30)):.1f} dB below the weights; nothing else is odd",
+        noise,
+    )
 
 
 def of_bias(bias: np.ndarray, stored: np.ndarray, sigma: float) -> Cause:

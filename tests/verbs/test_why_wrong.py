@@ -115,7 +115,9 @@ def test_the_command(placed: Path, cli: Any) -> None:
 def test_the_page_needs_no_network(placed: Path, cli: Any) -> None:
     pytest.importorskip("plotly")
     page = placed / "page.html"
-    ran = cli("why-wrong", placed / "float.onnx", placed / "clipped.onnx", "--data", placed / "plain.npz", "--html", page)
+    ran = cli(
+        "why-wrong", placed / "float.onnx", placed / "clipped.onnx", "--data", placed / "plain.npz", "--html", page
+    )
     text = page.read_text()
     assert ran.code == 0 and f"wrote {page}" in ran.out
     assert "clipping" in text and "<title>Why clipped.onnx differs from float.onnx</title>" in text

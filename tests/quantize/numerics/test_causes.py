@@ -54,7 +54,7 @@ def test_fit_parts_the_noise() -> None:
 
 
 def _weight(gains: np.ndarray) -> np.ndarray:
-    return (DRAW.standard_normal((16, 8, 3, 3)) * gains.reshape(-1, 1, 1, 1)).astype(np.float32)
+    return np.asarray(DRAW.standard_normal((16, 8, 3, 3)) * gains.reshape(-1, 1, 1, 1), np.float32)
 
 
 def test_weights() -> None:

@@ -53,8 +53,8 @@ def test_grouped_layers_tie_their_own_channels() -> None:
         weight = draw.standard_normal((len(outputs), len(inputs) // groups, 9))
         by = inputs[None, :, None] if groups == 1 else inputs[:, None, None]
         stored = weight * outputs[:, None, None] * by
-        logs, precision = rescaling.log_ratios(weight, stored, np.full(stored.shape, 1e-6))
-        ties.append(Tie(logs, precision, writes, reads, groups))
+        ratios = rescaling.log_ratios(weight, stored, np.full(stored.shape, 1e-6))
+        ties.append(Tie(*ratios, writes, reads, groups))
     logs, _ = rescaling.solve(ties, [12, 12])
     np.testing.assert_allclose(np.exp(logs[0]), before, rtol=1e-6)
     np.testing.assert_allclose(np.exp(logs[1]), behind, rtol=1e-6)
