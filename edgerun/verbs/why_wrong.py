@@ -102,9 +102,10 @@ def why_wrong(
 ) -> Diagnosed:
     """Diagnose `quantized` (standard Q/DQ) against the float `model` on `data`.
 
-    Judged on at most `limit` samples (default 32); new ranges are taken from up to 128. With labels in the data, `output` names the one with the classes where there are several, and the rows that surely
-    cost accuracy come first. `saturating` says whether the device's CPU adds two products in 16 bits (default: what
-    `target` says of this machine). `html` writes a page, `fix` the model with the fixes that pay, with a Step.
+    Judged on at most `limit` samples (default 32); new ranges are taken from up to 128. With labels in the data,
+    `output` names the one with the classes where there are several, and the rows that surely cost accuracy come first.
+    `saturating` says whether the device's CPU adds two products in 16 bits (default: what `target` says of this
+    machine). `html` writes a page, `fix` the model with the fixes that pay, with a Step.
     Raises EdgerunError for bad input and where --fix finds nothing to repair, Unsupported without an extra.
     """
     for path in (html, fix):
