@@ -5,6 +5,8 @@
     open_data("pictures", …, preprocessing=…)   pictures through the contract; subfolders are classes
     open_data("module:callable", …)             what the callable returns: feeds by input name, or arrays
     open_data("random:64", …)                   seeded noise, only by this name
+    open_data(reader or dataset, …)             what has get_next() (ONNX Runtime's CalibrationDataReader) or
+                                                get_inference_data() (nncf.Dataset)
 
 An array has the model input's axes (rows of samples first), or one axis fewer (one sample). When the inputs have
 no batch axis in common (a scalar among them, say), every stored row is one whole feed without batching.
@@ -19,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgerun import sources
+from edgerun import readers, sources
 from edgerun.batches import Digest, Feeds, rebatched
 from edgerun.errors import EdgerunError
 from edgerun.npy import read_npy
@@ -56,6 +58,11 @@ class Data:
         if self._samples is not None:
             self._samples = min(self._samples, limit or self._samples)
             self._refuse_too_few(self._samples)
+
+    def in_batches(self, batch: int) -> Data:
+        """The same samples in batches of `batch`, where the model leaves its batch open."""
+        size = self.batch if self.batch is None or self._fixed else batch
+        return Data(self._source, self.inputs, size, self._fixed, self._limit)
 
     @property
     def samples(self) -> int | None:
@@ -149,7 +156,13 @@ class Data:
 
 
 def open_data(
-    source: str | Path | Mapping[str, Any] | Iterable[Any] | Callable[[], Iterable[Any]],
+    source: str
+    | Path
+    | Mapping[str, Any]
+    | Iterable[Any]
+    | Callable[[], Iterable[Any]]
+    | readers.GivesNext
+    | readers.GivesInferenceData,
     inputs: Sequence[TensorSpec],
     *,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
@@ -189,6 +202,10 @@ def _open(
         return sources.Called(source, sources.imported(source), axes)
     if isinstance(source, (str, Path)):
         return _open_path(Path(source), axes, contract)
+    if callable(getattr(source, "get_next", None)):
+        return readers.Reader(source, axes)
+    if callable(getattr(source, "get_inference_data", None)):
+        return readers.dataset(source, axes)
     if isinstance(source, np.ndarray):
         source = {"array": source}
     if isinstance(source, Mapping):

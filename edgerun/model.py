@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir
 
 HISTORY, PREPROCESSING = "edgerun.history", "edgerun.preprocessing"
+WHOLE_BYTES = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16})  # TensorProto types that are not packed
 EXTERNAL_ABOVE = 1_800_000_000  # bytes; protobuf stops at 2 GiB, so larger models keep weights beside the file
 
 
@@ -80,7 +81,7 @@ class Model:
             raise Unsupported(what, got=str(error), do="pip install 'edgerun[compress]'") from error
         guard.check_onnx(Path(path))
         try:
-            model = cls.of(ir.load(path))
+            model = cls.of(_read(Path(path)))
             if model.weight_bytes() <= EXTERNAL_ABOVE:  # what is saved later must not point into this folder
                 ir.external_data.load_to_model(model.ir)
             return model
@@ -167,6 +168,27 @@ class Model:
         if self.preprocessing is not None:
             texts[PREPROCESSING] = json.dumps(self.preprocessing, sort_keys=True)
         return texts
+
+
+def _read(path: Path) -> onnx_ir.Model:
+    """The graph of an `.onnx` file, every weight in an array of its own.
+
+    Protobuf frees a message only as a whole: weights left in it would stay after all of them but one were replaced.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    proto, arrays = onnx.load_model(path, load_external_data=False), {}
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) >= 1024 and tensor.data_type in WHOLE_BYTES:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            arrays[tensor.name] = np.frombuffer(tensor.raw_data, dtype).reshape(tensor.dims)
+            tensor.ClearField("raw_data")
+    model: onnx_ir.Model = ir.from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
+    for name, array in arrays.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
 
 
 def without_weights(model: onnx_ir.Model, least: int = 1024) -> tuple[bytes, dict[str, np.ndarray]]:

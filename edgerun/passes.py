@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Limits:
 class Quantization:
     """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement.
 
-    `activation`/`weight` are the storage dtypes; `reduced_range` says that products saturate in 16 bits (no VNNI).
+    `activation` is the storage dtype of activations; `reduced_range` says that products saturate in 16 bits (no VNNI).
     `compute` are the ops whose inputs are quantized because an integer kernel pays there;
     `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
@@ -87,7 +87,6 @@ class Quantization:
 
     schemes: tuple[str, ...]
     activation: str = "uint8"
-    weight: str = "int8"
     reduced_range: bool = False
     compute: frozenset[str] = frozenset()
     through: frozenset[str] = frozenset()
@@ -99,22 +98,51 @@ class Quantization:
     pair_matmul: bool = False
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How many calibration samples each stage of a pass looks at (None: all), and whether single ranges are refined.
+
+    `ranges`: extremes; `first`: everything else that is known of the float model, and bias correction; `search`: each
+    candidate; `check`: the finished model. A search of 0 takes the extremes as they are.
+    """
+
+    ranges: int | None = None
+    first: int = 48
+    search: int = 8
+    check: int = 24
+    refine: bool = False
+
+
+PRESETS = {
+    "fast": Effort(ranges=32, first=16, search=0, check=8),
+    "default": Effort(),
+    "best": Effort(first=128, search=16, check=128, refine=True),
+}
+
+
+class Opener(Protocol):
+    """Starts a float or Q/DQ graph on this machine; `emulated` asks for no integer kernels: DequantizeLinear of a
+    constant is computed once, and every op between Q/DQ pairs runs in float."""
+
+    def __call__(self, graph: ir.Model, *, emulated: bool = False) -> Session: ...
+
+
 @dataclass
 class Request:
     """What a pass is asked for, and what it may use.
 
-    `rules` are the target's; `open` starts a float or Q/DQ graph for measuring on this machine; `ranges` names an
-    estimator or "auto"; `keep_float` names nodes to leave alone; `memory_cap` is for activations, in bytes.
+    `rules` are the target's; `open` starts a graph for measuring on this machine (see Opener); `ranges` names an
+    estimator or "auto"; `keep_float` names nodes to leave alone; `effort` how much to look at.
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history.
     """
 
     rules: Quantization
-    open: Callable[[ir.Model], Session]
+    open: Opener
     calibration: Calibration | None = None
     ranges: str = "auto"
     keep_float: frozenset[str] = frozenset()
-    memory_cap: int = 192 << 20
+    effort: Effort = Effort()
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
 
@@ -129,6 +157,21 @@ class Pass(Protocol):
     def apply(self, model: ir.Model, request: Request) -> ir.Model: ...
 
 
+class Prepared(Protocol):
+    """What a Staged pass knows of a float model."""
+
+    def copy(self) -> Any: ...
+
+
+@runtime_checkable
+class Staged(Pass, Protocol):
+    """A pass in two stages, `apply(m, r) == finish(prepare(m, r), r)`: the first does not depend on what stays float,
+    beyond what its own request says, and the second consumes what it gets."""
+
+    def prepare(self, model: ir.Model, request: Request) -> Prepared: ...
+    def finish(self, prepared: Any, request: Request) -> ir.Model: ...
+
+
 @dataclass(frozen=True)
 class Issue:
     """A node that will not run, or not natively, on a target, and why."""
@@ -140,12 +183,24 @@ class Issue:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """Mean time of one executed kernel per run, in seconds, with the precision it ran in where known."""
+    """One executed kernel: its typical time per run in seconds, and which part of the model it is.
+
+    `precision` is what the runtime calls it; `integer` says that it computes on 8-bit values. `order` counts kernels as
+    they ran: a runtime makes up names, which may differ from session to session, and the order does not.
+    `work` is 'compute', 'quantize', 'dequantize', or 'reorder' (the same values in another memory layout).
+    `covers` names the model's nodes that it computes (none where only the runtime knows what it is for), and `reads`
+    is the `order` of each kernel whose result it takes.
+    """
 
     node: str
     op: str
     seconds: float
     precision: str = ""
+    integer: bool = False
+    order: int = 0
+    work: str = "compute"
+    covers: tuple[str, ...] = ()
+    reads: tuple[int, ...] = ()
 
 
 class Target(Protocol):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from edgerun import __version__, registry
 from edgerun.errors import EdgerunError
 from edgerun.model import Model, Step
-from edgerun.passes import Request
+from edgerun.passes import Pass, Request, Staged
+from edgerun.runtime import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 
 def apply(name: str, model: Model, request: Request) -> Model:
@@ -16,30 +22,70 @@ def apply(name: str, model: Model, request: Request) -> Model:
     Raises EdgerunError when the pass needs calibration data and has none; AssertionError when a pass breaks the
     model's inputs or outputs (a bug of the pass).
     """
+    step = _step(name, request)
+    told = _Told.of(model)
+    graph = model.clone()
+    del model  # where the caller keeps none either, the weights that the pass replaces are free to go
+    return told.result(name, step.apply(graph, request), request)
+
+
+def variants(name: str, model: Model, request: Request) -> Callable[[frozenset[str]], Model]:
+    """`apply` with other nodes kept in float every time, at a fraction of its price where the pass is Staged.
+
+    The function that is returned takes names to keep beside those of the request.
+    """
+    step = _step(name, request)
+    if not isinstance(step, Staged):
+        return lambda kept: apply(name, model, _keeping(request, kept))
+    told = _Told.of(model)
+    prepared = step.prepare(model.clone(), request)
+
+    def variant(kept: frozenset[str]) -> Model:
+        own = _keeping(request, kept)
+        return told.result(name, step.finish(prepared.copy(), own), own)
+
+    return variant
+
+
+def _keeping(request: Request, kept: frozenset[str]) -> Request:
+    return replace(request, keep_float=request.keep_float | kept, found=dict(request.found))
+
+
+def _step(name: str, request: Request) -> Pass:
     step = registry.quantizer(name)
     if step.needs_calibration and request.calibration is None:
         raise EdgerunError(
             f"{name} needs calibration data", do="give --calibration (an .npz, a folder, or module:callable)"
         )
-    digest, door, shapes = model.digest(), (model.inputs, model.outputs), [v.shape for v in model.ir.graph.outputs]
-    preprocessing, history = model.preprocessing, model.history
-    graph = model.clone()
-    del model  # where the caller keeps none either, the weights that the pass replaces are free to go
-    graph = step.apply(graph, request)
-    for shape, value in zip(shapes, graph.graph.outputs, strict=True):
-        # Folding and inference may know more of a shape than the model declares; the door stays as it was.
-        value.shape = None if shape is None else shape.copy()
-    result = Model.of(graph)
-    assert (result.inputs, result.outputs) == door, f"{name} changed the model's door"
-    made = Step(
-        f"quantize/{name}",
-        __version__,
-        dict(request.found),
-        digest,
-        result.digest(),
-        request.calibration.digest if step.needs_calibration and request.calibration is not None else "",
-    )
-    return replace(result, preprocessing=preprocessing, history=(*history, made))
+    return step
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a pass must not change of a model, and what its Step says of it."""
+
+    digest: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    shapes: tuple[ir.Shape | None, ...]
+    preprocessing: Any
+    history: tuple[Step, ...]
+
+    @classmethod
+    def of(cls, model: Model) -> _Told:
+        shapes = tuple(value.shape for value in model.ir.graph.outputs)
+        return cls(model.digest(), model.inputs, model.outputs, shapes, model.preprocessing, model.history)
+
+    def result(self, name: str, graph: ir.Model, request: Request) -> Model:
+        """The Model of a pass's `graph`, with one more Step."""
+        for shape, value in zip(self.shapes, graph.graph.outputs, strict=True):
+            # Folding and inference may know more of a shape than the model declares; the door stays as it was.
+            value.shape = None if shape is None else shape.copy()
+        result, step = Model.of(graph), registry.quantizer(name)
+        assert (result.inputs, result.outputs) == (self.inputs, self.outputs), f"{name} changed the model's door"
+        digest = request.calibration.digest if step.needs_calibration and request.calibration is not None else ""
+        made = Step(f"quantize/{name}", __version__, dict(request.found), self.digest, result.digest(), digest)
+        return replace(result, preprocessing=self.preprocessing, history=(*self.history, made))
 
 
 def pass_for(scheme: str) -> str:

@@ -37,13 +37,15 @@ def _fuse_pair(quantize: Any) -> bool:
     result = _only_reader(shifted or widened, "Multiply")
     scale = _constant(result.input_value(1)) if result is not None else None
     low, high = (_constant(quantize.input_value(i)) for i in (3, 4))
-    if scale is None or zero_point is None or low is None or high is None or result is None:
+    if stored is None or scale is None or zero_point is None or low is None or high is None or result is None:
         return False
     make = ir.runtime().opset13
     ends = [make.constant(np.asarray((end - zero_point) * scale, np.float32)) for end in (low, high)]
     fused = make.fake_quantize(*(quantize.input_value(i) for i in range(3)), *ends, quantize.get_attributes()["levels"])
-    if quantize.get_friendly_name() != quantize.get_name():  # a counted name differs from run to run
-        fused.set_friendly_name(quantize.get_friendly_name())
+    for op in (stored, quantize):  # the frontend gives the QuantizeLinear's name to the cast, its last op
+        if op.get_friendly_name() != op.get_name():  # a counted name differs from run to run
+            fused.set_friendly_name(op.get_friendly_name())
+            break
     names = result.output(0).get_names()
     ir.runtime().utils.replace_node(result, fused)
     fused.output(0).add_names(names)

@@ -17,6 +17,7 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.targets import _onnxruntime_profile as trace
 
 if TYPE_CHECKING:
     import onnx
@@ -90,18 +91,22 @@ def load(engine: Engine, options: Options) -> Session:
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
-    """Mean time of every kernel over `feeds` (after one warm-up run), slowest first, from the runtime's profiler."""
+    """Typical time of every kernel over `feeds` (after one warm-up run), slowest first, from the runtime's profiler."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = _settings(options)
+        settings, optimized = _settings(options), Path(folder, "optimized.onnx")
         settings.enable_profiling = True
         settings.profile_file_prefix = os.path.join(folder, "profile")
+        settings.optimized_model_filepath = str(optimized)
+        # Weights go to a file of their own, which nobody reads.
+        settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+        settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
         with _Session(_open(engine, settings)) as session:
             for index, feed in enumerate(feeds):
                 if index == 0:
                     session.run(feed)
                 session.run(feed)
             events = json.loads(Path(session.end_profiling()).read_text())
-    return _kernels(events)
+        return trace.kernels(events, engine.payload, optimized)
 
 
 class _Session(Session):
@@ -249,24 +254,6 @@ def _blame(proto: onnx.ModelProto) -> Iterator[Issue]:
             yield Issue(node.name or node.output[0], node.op_type, reason)
 
 
-def _kernels(events: list[dict[str, Any]]) -> list[NodeTime]:
-    """Mean seconds per run of each kernel, from the profiler's events; the first run is the warm-up."""
-    runs = sorted(e["ts"] for e in events if e["name"] == "model_run")
-    if len(runs) < 2:
-        raise EdgerunError("nothing to profile", got="no feeds", wanted="at least one")
-    total: dict[tuple[str, str, str], float] = {}
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= runs[1]:
-            args = event["args"]
-            first = next(iter(args.get("input_type_shape") or [{}]))
-            key = (event["name"].removesuffix("_kernel_time"), args["op_name"], next(iter(first), ""))
-            total[key] = total.get(key, 0.0) + event["dur"] * 1e-6
-    times = [
-        NodeTime(node, op, seconds / (len(runs) - 1), precision) for (node, op, precision), seconds in total.items()
-    ]
-    return sorted(times, key=lambda t: -t.seconds)
-
-
 def quantization() -> Quantization:
     """What the MLAS kernels of the CPU provider take in integers, as Q/DQ around the op."""
     flags = machine.isa()
@@ -274,7 +261,6 @@ def quantization() -> Quantization:
     return Quantization(
         schemes=("w8a8",),
         activation="uint8",
-        weight="int8",
         reduced_range=not dot and "avx2" in flags,
         compute=frozenset({"Conv", "Gemm", "MatMul"}),
         through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),

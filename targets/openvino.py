@@ -18,6 +18,7 @@ from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
+from edgerun.targets import _openvino_profile as counters
 
 if TYPE_CHECKING:
     import onnx
@@ -105,23 +106,20 @@ def load(engine: Engine, options: Options) -> Session:
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
-    """Mean time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT."""
-    graph, total, runs = ir.read(engine.payload), dict[tuple[str, str, str], float](), 0
+    """Typical time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT."""
+    graph = ir.read(engine.payload)
     fake_quantize.fuse(graph)
-    counted = Options(options.threads, {**options.extra, "PERF_COUNT": "YES"})
-    with _Session(_compiled(graph, counted), *ir.door(graph)) as session:
+    source = counters.Graph(graph)
+    compiled = _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"}))
+    runs: list[list[Any]] = []
+    with _Session(compiled, *ir.door(graph)) as session:
         for feed in feeds:
-            if runs == 0:
+            for _ in range(1 if runs else 2):
                 session.run(feed)
-            session.run(feed)
-            runs += 1
-            for kernel in session.kernels():
-                key = (kernel.node_name, kernel.node_type, kernel.exec_type)
-                total[key] = total.get(key, 0.0) + kernel.real_time.total_seconds()
-    if runs == 0:
+                runs.append(list(session.kernels()))
+    if not runs:
         raise EdgerunError("nothing to profile", got="no feeds", wanted="at least one")
-    times = [NodeTime(node, op, seconds / runs, kind) for (node, op, kind), seconds in total.items()]
-    return sorted(times, key=lambda t: -t.seconds)
+    return counters.kernels(source, compiled.get_runtime_model(), runs)
 
 
 class _Session(Session):
@@ -153,9 +151,8 @@ class _Session(Session):
             return {name: np.array(request.get_output_tensor(i).data, dtype) for i, name, dtype in self._results}
 
     def kernels(self) -> Iterator[Any]:
-        """The kernels that the last run executed."""
-        ran = (kernel for kernel in self._request.profiling_info if kernel.status.name == "EXECUTED")
-        return (kernel for kernel in ran if kernel.real_time.total_seconds() > 0)
+        """The counters of the kernels that the last run executed: means over all runs so far."""
+        return (kernel for kernel in self._request.profiling_info if kernel.status.name == "EXECUTED")
 
     def _close(self) -> None:
         with self._lock:
@@ -204,7 +201,6 @@ def quantization() -> Quantization:
     return Quantization(
         schemes=("w8a8",),
         activation="uint8",
-        weight="int8",
         reduced_range=not dot and "avx2" in flags,
         compute=frozenset({"Conv", "Gemm", "MatMul"}),
         through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),

@@ -133,7 +133,6 @@ def quantization() -> Quantization:
     return Quantization(
         schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32"),
         activation="uint8",
-        weight="int8",
         compute=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
         through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split"}),
         join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"}),

@@ -1,4 +1,4 @@
-"""The command line: one file per command (file name = command name, `_` written as `-`); a command parses, calls a verb and prints."""
+"""The command line: a file per command (its name, `_` written as `-`); a command parses, calls a verb and prints."""
 
 from __future__ import annotations
 

@@ -22,6 +22,9 @@ import click
     help="An .npz, a folder of .npy or pictures, module:callable, or random[:N].",
 )
 @click.option(
+    "--preset", default="default", show_default=True, help="fast, default or best: how much is looked at and tried."
+)
+@click.option(
     "--ranges", default="auto", show_default=True, help="auto, minmax, shrink90, shrink80, percentile, mse, entropy."
 )
 @click.option("--keep-float", multiple=True, metavar="NODE", help="Leave this node in float. Repeatable.")
@@ -33,8 +36,9 @@ import click
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was decided and measured as JSON.")
 def command(
-    model: Path, output: Path, scheme: str, target: str, calibration: str, ranges: str, keep_float: tuple[str, ...],
-    limit: int | None, memory_cap: int, preprocessing: Path | None, force: bool, as_json: bool,
+    model: Path, output: Path, scheme: str, target: str, calibration: str, preset: str, ranges: str,
+    keep_float: tuple[str, ...], limit: int | None, memory_cap: int, preprocessing: Path | None, force: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun.cli._progress import Stages, give_memory_back
@@ -43,12 +47,14 @@ def command(
     give_memory_back()
     with Stages() as progress:
         result = compress(
-            model, scheme=scheme, target=target, calibration=calibration, output=output, ranges=ranges,
+            model, scheme=scheme, target=target, calibration=calibration, output=output, preset=preset, ranges=ranges,
             keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, preprocessing=preprocessing,
             force=force, progress=progress,
         )  # fmt: skip
     step = result.history[-1]
     before, after = model.stat().st_size, _size(output)
+    for warning in step.options.get("calibration", {}).get("warnings", ()):
+        click.echo(f"calibration data: {warning}", err=True)
     if as_json:
         click.echo(json.dumps({"output": str(output), "bytes": after, "bytes before": before, **step.options}))
         return

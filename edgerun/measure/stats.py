@@ -32,7 +32,7 @@ class Estimate:
 
 def quantile(sessions: Sessions, q: float, confidence: float = 0.95) -> Estimate:
     """The q-quantile (0..1) of a session, typically: the median over sessions, with its interval; seconds."""
-    return _median([float(np.quantile(samples, q)) for samples in sessions], confidence)
+    return median([float(np.quantile(samples, q)) for samples in sessions], confidence)
 
 
 def speedup(baseline: Sessions, other: Sessions, confidence: float = 0.95) -> Estimate:
@@ -53,7 +53,7 @@ def speedup(baseline: Sessions, other: Sessions, confidence: float = 0.95) -> Es
             wanted=f"{[len(b) for b in baseline]}",
         )
     pairs = zip(baseline, other, strict=True)
-    return _median([float(np.median(np.median(b, axis=1) / np.median(o, axis=1))) for b, o in pairs], confidence)
+    return median([float(np.median(np.median(b, axis=1) / np.median(o, axis=1))) for b, o in pairs], confidence)
 
 
 def verdict(interval: Interval, margin: float = MARGIN) -> str:
@@ -63,7 +63,7 @@ def verdict(interval: Interval, margin: float = MARGIN) -> str:
     return "slower" if interval.high < 1 / (1 + margin) else "no difference"
 
 
-def _median(values: list[float], confidence: float) -> Estimate:
+def median(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """The median with the sign test's interval: from the k-th smallest to the k-th largest value.
 
     k is the largest number with 2·P(B < k) <= 1 - confidence, B binomial(n, 1/2): 2 for nine values.

@@ -101,7 +101,7 @@ def benchmark(
     }
     with ExitStack() as stack:
         opened = {name: stack.enter_context(opener()) for name, opener in openers.items()}
-        feeds = _open(_agreed(opened, shapes), places[0][0], data, preprocessing, batch)
+        feeds = batch_for(agreed(opened, shapes), places[0][0], data, preprocessing, batch)
         feed = next(iter(feeds))
         runs = {name: _Run(openers[name], feed, session.run(feed)) for name, session in opened.items()}
     samples = in_sessions(
@@ -150,7 +150,7 @@ def _names(paths: Sequence[str], targets: Sequence[str]) -> list[str]:
     return names
 
 
-def _agreed(sessions: Mapping[str, Session], shapes: Sequence[TensorSpec | str]) -> tuple[TensorSpec, ...]:
+def agreed(sessions: Mapping[str, Session], shapes: Sequence[TensorSpec | str]) -> tuple[TensorSpec, ...]:
     """The first model's inputs, with dynamic dimensions fixed by `shapes`, else by a later model that fixes them."""
     first = next(iter(sessions.values())).inputs
     asked = {spec.name: spec for spec in (TensorSpec.parse(s) if isinstance(s, str) else s for s in shapes)}
@@ -183,7 +183,8 @@ def _merged(spec: TensorSpec, other: TensorSpec, who: str) -> TensorSpec:
     return replace(spec, shape=tuple(a if isinstance(a, int) else b for a, b in pairs))
 
 
-def _open(inputs: Sequence[TensorSpec], model: Path, data: Any, preprocessing: Any, batch: int | None) -> Data:
+def batch_for(inputs: Sequence[TensorSpec], model: Path, data: Any, preprocessing: Any, batch: int | None) -> Data:
+    """What models with these inputs are timed on: `data` in batches, or else one batch of seeded noise."""
     if data is None:
         fixed = inputs[0].shape[:1] if inputs else ()
         data = f"random:{fixed[0] if fixed and isinstance(fixed[0], int) else batch or 1}"

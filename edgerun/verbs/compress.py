@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import files, quantize, registry
+from edgerun.adequacy import FeedCheck
 from edgerun.data import Data
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model, without_weights
-from edgerun.passes import Request
+from edgerun.passes import PRESETS, Request
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
+from edgerun.quantize.graphs import plausible
+from edgerun.readers import GivesInferenceData, GivesNext
 from edgerun.runtime import Engine, Options, Session
 from edgerun.verbs.feeds import feeds_for
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 DEFAULT_CAP = 192 << 20  # bytes of activations
 OLDEST_OPSET = 13
+EMULATED = {"session.disable_quant_qdq": "1"}
 MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are chosen, whatever the target is
 
 
@@ -37,9 +41,12 @@ def compress(
     | Mapping[str, np.ndarray]
     | Iterable[Any]
     | Callable[[], Iterable[Any]]
+    | GivesNext
+    | GivesInferenceData
     | Data
     | None = None,
     output: str | Path | None = None,
+    preset: str = "default",
     ranges: str = "auto",
     keep_float: Iterable[str] = (),
     memory_cap: int = DEFAULT_CAP,
@@ -51,8 +58,9 @@ def compress(
     """`model` in `scheme`, with Q/DQ where `target` wants them; written to `output` (.onnx, or what the target writes).
 
     `calibration` is any kind of data that `edgerun.data.open_data` takes (at most `limit` samples of it); a folder of
-    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own; `ranges` an
-    estimator or "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
+    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own. `preset` is "fast",
+    "default" or "best": how much of the data is looked at, and how many choices are tried; `ranges` an estimator or
+    "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
     the batch that statistics are taken with. The compiled result is compared with the reference before it is
     returned. What was decided and measured stands in the last Step of the history.
 
@@ -69,6 +77,9 @@ def compress(
             f"{target} does not write this kind of file", got=output, wanted=" or ".join(chosen.suffixes)
         )
     check_ranges(ranges)
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    effort = PRESETS[preset]
     loaded = _loaded(model)
     _check_model(loaded)
     _check_names(loaded, keep_float)
@@ -79,9 +90,11 @@ def compress(
     data = (
         calibration if isinstance(calibration, Data) else _data(loaded, calibration, preprocessing, memory_cap, limit)
     )
+    judgement = plausible.Judgement() if data.random else plausible.suspect(loaded.ir, loaded.inputs, _open, data)
     del loaded
-    request = Request(rules, opened_here, _Known(data), ranges, frozenset(keep_float), memory_cap, progress)
-    request.found |= {"target": target, "scheme": scheme, "random data": data.random}
+    known = _Known(data, judgement)
+    request = Request(rules, _open, known, ranges, frozenset(keep_float), effort, progress)
+    request.found |= {"target": target, "scheme": scheme, "random data": data.random, "calibration": known.found}
     # A file is read again where it is needed: its weights do not stay in memory in between.
     result = quantize.apply(name, _loaded(model), request)
     engine = _proven(result, model, target, data)
@@ -117,25 +130,20 @@ def _data(
     model: Model, calibration: Any, preprocessing: Preprocessing | str | Path | None, memory_cap: int, limit: int | None
 ) -> Data:
     """The calibration data, in batches that fit the cap at the sizes which its first sample has."""
-
-    def opened(batch: int) -> Data:
-        return feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=batch, limit=limit)
-
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
-
-    first = next(iter(opened(1)))
+    data = feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=1, limit=limit)
+    first = next(iter(data))
     sizes = {
         dim: size
         for spec in model.inputs
         for dim, size in zip(spec.shape, first[spec.name].shape, strict=True)
         if isinstance(dim, str)
     }
-    return opened(_batch(model, memory_cap, sizes))
+    return data.in_batches(_batch(model, memory_cap, sizes))
 
 
 def check_ranges(name: str) -> None:
     """Raise unless `name` is an estimator or "auto"."""
-    from edgerun.errors import unknown
     from edgerun.quantize.numerics.ranges import ESTIMATORS
 
     if name not in ("auto", *ESTIMATORS):
@@ -149,22 +157,35 @@ def _proven(result: Model, original: Model | str | Path, target: str, data: Data
     return compile(result, target, feeds=feeds, original=original)
 
 
-def opened_here(graph: ir.Model) -> Session:
-    """A session of the measuring runtime for a graph in memory; its weights are not copied into the protobuf."""
+def _open(graph: ir.Model, *, emulated: bool = False) -> Session:
     data, weights = without_weights(graph)
-    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), Options())
+    options = Options(extra=EMULATED if emulated else {})
+    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), options)
 
 
 class _Known:
-    """Calibration data whose number of batches is known: a callable's is counted in a pass of its own."""
+    """Calibration data whose number of batches is known: a callable's is counted in a pass of its own.
 
-    def __init__(self, data: Data) -> None:
+    The first whole pass looks at every sample; `found` then says how many there were, and what is wrong with them.
+    """
+
+    def __init__(self, data: Data, judgement: plausible.Judgement) -> None:
         self._data = data
+        self.found: dict[str, Any] = {"preprocessing judged": judgement.judged, "warnings": judgement.warnings}
         if data.samples is None:
             _ = data.digest
 
     def __iter__(self) -> Any:
-        return iter(self._data)
+        return iter(self._data) if "samples" in self.found else self._checked()
+
+    def _checked(self) -> Any:
+        check = FeedCheck(batched=self._data.batch is not None)
+        for feeds in self._data:
+            check.add(feeds)
+            yield feeds
+        if "samples" not in self.found:
+            told = check.report()
+            self.found |= {**told, "warnings": [*told["warnings"], *self.found["warnings"]]}
 
     def __len__(self) -> int:
         return len(self._data)
@@ -178,8 +199,6 @@ def _check_names(model: Model, keep_float: Iterable[str]) -> None:
     known = {str(node.name) for node in model.ir.graph}
     for name in keep_float:
         if name not in known:
-            from edgerun.errors import unknown
-
             raise unknown("node", name, known)
 
 

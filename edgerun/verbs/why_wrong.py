@@ -13,13 +13,14 @@ from edgerun import __version__, files, registry
 from edgerun.data import Data
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Interval, paired_drop
-from edgerun.model import Model, Step
+from edgerun.model import Model, Step, without_weights
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize import diagnosis
 from edgerun.quantize.diagnosis import Diagnosis, Finding, trials
 from edgerun.quantize.diagnosis.trials import Measured, Trials
 from edgerun.quantize.graphs.quantizers import Activation
-from edgerun.verbs.compress import compress, opened_here
+from edgerun.runtime import Engine, Options, Session
+from edgerun.verbs.compress import MEASURER, compress
 from edgerun.verbs.feeds import feeds_for
 
 if TYPE_CHECKING:
@@ -186,6 +187,12 @@ def _page(title: str, result: Diagnosed, found: Diagnosis) -> str:
 
 def _three(gain: Gain) -> tuple[float, float, float]:
     return gain.value, gain.interval.low, gain.interval.high
+
+
+def opened_here(graph: ir.Model) -> Session:
+    """A session of the runtime that measures, for a graph in memory; its weights are not copied into the protobuf."""
+    data, weights = without_weights(graph)
+    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), Options())
 
 
 def _require_report() -> None:

@@ -36,6 +36,7 @@ PAYS = 0.99  # noise must fall below this share for a fix to be kept
 
 FAITHFUL_DB = 50.0  # the float counterpart reaches at least this where the models belong together
 
+AS_GOOD = 2.0  # times the noise: where data was wrong, one range may bear the brunt, and it is still the data
 NEARLY_ALL = 0.999  # of the noise that calibrating anew must remove before nothing further is tried
 SHIFTED_DB = 1.0  # that moving a bias must bring for a shifted mean to be the cause
 
@@ -115,12 +116,9 @@ def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[
     few = case.trials.few(max(2, WORK // len(chosen)))
     noise_alone = trials.alone(case.model, case.counterpart, chosen, few, progress)
     suspects = sorted(chosen, key=lambda q: -noise_alone[q.key])[: top + MORE]
-    groups: dict[str, list[list[Quantizer]]] = {q.key: [[q]] for q in suspects}
-    for q in suspects:  # a bias that was moved for a fault is wrong without it
-        if biases := fixes.moved_biases(case.quantizers, case.counterpart, q):
-            groups[q.key].append([q, *biases])
-    rest = trials.without(case.model, case.counterpart, groups, case.trials, progress)
-    removed = {q.key: float(before.noise.mean() - rest[q.key].noise.mean()) for q in suspects}
+    beside = {q.key: (q, fixes.moved_biases(case.quantizers, case.counterpart, q)) for q in suspects}
+    taken = trials.without(case.model, case.counterpart, beside, case.trials, before, progress)
+    removed = {key: out.noise for key, out in taken.items()}
     total = float(before.noise.mean())
     strong = [q for q in suspects if noise_alone[q.key] > MASKED * total and isinstance(q, Activation)]
     masked = len(strong) > 1 and max(removed.values()) < MASKED * total
@@ -131,10 +129,10 @@ def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[
             continue  # it was moved on purpose, and that helps
         lone = masked and isinstance(q, Activation)  # what a weight does alone, its bias may have been moved for
         damage = max(removed[q.key], min(noise_alone[q.key], total) if lone else -np.inf)
-        cost = noise.gain(before.noise, rest[q.key].noise)
+        cost = noise.gain(taken[q.key].before.noise, taken[q.key].after.noise)
         cause = evidence.cause(q, case.evidence, case.counterpart)
         alone_db = noise.decibels(noise_alone[q.key])
-        rows.append(Finding(q.layer, kind, q.key, cause, damage, alone_db, cost, rest[q.key]))
+        rows.append(Finding(q.layer, kind, q.key, cause, damage, alone_db, cost, taken[q.key].after))
     return rows
 
 
@@ -147,7 +145,7 @@ def _shifted(case: Case, quantizer: Quantizer) -> bool:
 def _whole(case: Case, before: Measured, rows: Sequence[Finding]) -> list[Finding]:
     """The calibration as one finding, when ranges are wrong all over the model.
 
-    It stands first when calibrating anew removes more noise than taking out any one quantizer does.
+    It stands first when calibrating anew leaves about as little noise as taking out any one quantizer does.
     """
     cause = calibration.judge(
         case.model, case.counterpart, case.quantizers, case.evidence, case.trials.feeds, case.trials.open
@@ -158,7 +156,7 @@ def _whole(case: Case, before: Measured, rows: Sequence[Finding]) -> list[Findin
     assert tried is not None
     cost = noise.gain(before.noise, tried.measured.noise)
     removed = float(before.noise.mean() - tried.measured.noise.mean())
-    if all(tried.measured.noise.mean() < row.without.noise.mean() for row in rows):
+    if all(tried.measured.noise.mean() < AS_GOOD * row.without.noise.mean() for row in rows):
         removed = max(removed, *(row.damage for row in rows)) * 1.001
     return [Finding(WHOLE, "calibration", WHOLE, cause, removed, before.sqnr_db, cost, tried.measured, tried, cost)]
 

@@ -24,6 +24,7 @@ EXPLAINED = 0.5  # share of the ranges' misfit that a mistake must explain to be
 FEWEST = 3  # activations; fewer ranges fit too much
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 MISFIT = 0.5
+SAMPLED = 8  # values: here only extremes count
 NEAR, FAR_OFF = 0.08, 0.5  # log-widths; no data at all puts ranges further off than data prepared otherwise may
 
 
@@ -104,12 +105,15 @@ def _observed(
     for feed in feeds:
         for name, changed in mistakes(feed):
             variants.setdefault(name, []).append(changed)
-    with open_(statistics.with_channel_probes(told, names)) as session:
+    with open_(statistics.Watch(told, names, SAMPLED).graph(full=True)) as session:
         for name, batches in variants.items():
-            seen = statistics.observe_channels(session.run, batches, names)
+            watch = statistics.Watch(told, names, SAMPLED)
+            for batch in batches:
+                watch.add(session.run(batch))
+            seen = watch.activations()
             low, high = np.full(len(activations), np.inf), np.full(len(activations), -np.inf)
-            np.minimum.at(low, owner, [float(seen[n].low.min()) for n in names])
-            np.maximum.at(high, owner, [float(seen[n].high.max()) for n in names])
+            np.minimum.at(low, owner, [float(seen[n].channels.low.min()) for n in names])
+            np.maximum.at(high, owner, [float(seen[n].channels.high.max()) for n in names])
             yield name, low, high
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Feeds
 
-PER_BATCH, SAMPLED = 1 << 13, 8  # elements sampled of each activation and batch, and of how many batches
+PER_BATCH = 1 << 13  # elements sampled of each activation and batch
 
 
 @dataclass(frozen=True)
@@ -38,44 +37,32 @@ class Evidence:
 def gather(
     model: ir.Model, counterpart: Counterpart, quantizers: Sequence[Quantizer], feeds: Iterable[Feeds], open_: Open
 ) -> Evidence:
-    """Run the float counterpart of `model` on all `feeds` for extremes, and on the first of them for samples."""
+    """Run the float counterpart of `model` on all `feeds` once: extremes of everything, and a sample of each."""
     told = switches.off(model, counterpart, quantizers)
     nodes = {str(node.name): node for node in told.graph}
     activations = [q for q in quantizers if isinstance(q, Activation)]
-    axis = {a.name: _axis(told.graph, a) for a in activations}
     values = {a.name: [switches.FLOAT + pair.value for pair in a.pairs] for a in activations}
-    axes = {value: axis[a.name] for a in activations for value in values[a.name]}
-    outputs = {}
-    for constant in quantizers:
-        if isinstance(constant, Constant) and constant.kind == "bias" and constant.layer in nodes:
-            node = nodes[constant.layer]
-            outputs[constant.layer] = str(node.outputs[0].name)
-            axes[outputs[constant.layer]] = 1 if node.op_type in ("Conv", "ConvTranspose") else -1
+    outputs = {
+        q.layer: str(nodes[q.layer].outputs[0].name)
+        for q in quantizers
+        if isinstance(q, Constant) and q.kind == "bias" and q.layer in nodes
+    }
     parts = {a.name: _parts(nodes, a) for a in activations}
-    names = list(dict.fromkeys([*axes, *(p for found in parts.values() for p in found)]))
-    with open_(statistics.with_channel_probes(told, names, axes)) as session:
-        channels = statistics.observe_channels(session.run, feeds, names)
-    first = [found[0] for found in values.values()]
-    with open_(statistics.with_samples(told, first, PER_BATCH)) as session:
-        samples = statistics.sample(session.run, itertools.islice(feeds, SAMPLED), first)
-    seen = {}
+    names = [n for found in (*values.values(), outputs.values(), *parts.values()) for n in found]
+    watch = statistics.Watch(told, list(dict.fromkeys(names)), PER_BATCH)
+    with open_(watch.graph(full=True)) as session:
+        for feed in feeds:
+            watch.add(session.run(feed))
+    all_ = watch.activations()
+    seen, channels, axis = {}, {}, {}
     for a in activations:
-        all_ = [channels[value] for value in values[a.name]]
-        low, high = min(float(c.low.min()) for c in all_), max(float(c.high.max()) for c in all_)
-        peaks = tuple(float(channels[p].peak.max()) for p in parts[a.name])
-        seen[a.name] = Seen(low, high, all_[0].peak, samples[values[a.name][0]], a.op, peaks)
-    rms = {layer: np.sqrt(channels[value].power) for layer, value in outputs.items()}
-    return Evidence(seen, {a.name: channels[values[a.name][0]] for a in activations}, axis, rms)
-
-
-def _axis(graph: ir.Graph, activation: Activation) -> int:
-    """Where the channels lie: the last axis where a matrix product reads or writes the tensor, else 1."""
-    producer = next((n for n in graph if n.name == activation.layer), None)
-    readers = [n for n in graph if n.name in activation.readers]
-    near = [*readers, *([producer] if producer is not None else [])]
-    if any(n.op_type == "Conv" for n in near):
-        return 1
-    return -1 if any(n.op_type in ("MatMul", "Gemm", "LayerNormalization", "Softmax") for n in near) else 1
+        found = [all_[value] for value in values[a.name]]
+        low, high = min(float(f.channels.low.min()) for f in found), max(float(f.channels.high.max()) for f in found)
+        peaks = tuple(float(all_[p].channels.peak.max()) for p in parts[a.name])
+        seen[a.name] = Seen(low, high, found[0].channels.peak, found[0].sample, a.op, peaks)
+        channels[a.name], axis[a.name] = found[0].channels, 1 if found[0].axis is None else found[0].axis
+    rms = {layer: np.sqrt(all_[value].channels.power) for layer, value in outputs.items()}
+    return Evidence(seen, channels, axis, rms)
 
 
 def _parts(nodes: Mapping[str, ir.Node], activation: Activation) -> list[str]:

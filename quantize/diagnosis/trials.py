@@ -132,24 +132,48 @@ def alone(
     return found
 
 
+@dataclass(frozen=True)
+class Removed:
+    """A model before and after something was taken out of it."""
+
+    before: Measured
+    after: Measured
+
+    @property
+    def noise(self) -> float:
+        """What went."""
+        return float(self.before.noise.mean() - self.after.noise.mean())
+
+
 def without(
-    model: ir.Model, counterpart: Counterpart, groups: Mapping[str, Sequence[Sequence[Quantizer]]],
-    trials: Trials, progress: Progress,
-) -> dict[str, Measured]:  # fmt: skip
-    """The quantized model with some quantizers in float, by the groups' keys: of each key's groups the least noisy."""
-    found: dict[str, Measured] = {}
+    model: ir.Model, counterpart: Counterpart, suspects: Mapping[str, tuple[Quantizer, Sequence[Quantizer]]],
+    trials: Trials, before: Measured, progress: Progress,
+) -> dict[str, Removed]:  # fmt: skip
+    """What taking each suspect out of the quantized model removes, by key; `before` is the model as it is.
+
+    Beside each stand the biases that may have been moved for it. Where there are some, it is also taken out of the
+    model without these, and what it removes there counts when it is more: never what the biases alone removed.
+    """
+    found: dict[str, Removed] = {}
     risks = saturation.risks(model.graph) if trials.saturating else []
-    keys = list(groups)
+    keys = list(suspects)
     for start in range(0, len(keys), AT_ONCE):
-        some = {q.key: q for key in keys[start : start + AT_ONCE] for group in groups[key] for q in group}
-        graph = switches.switched(model, counterpart, list(some.values()))
-        with trials.open(saturation.add(graph, risks)) as session:
-            for key in keys[start : start + AT_ONCE]:
-                for group in groups[key]:
-                    on = [q for q in some.values() if all(q is not other for other in group)]
-                    feeds = switches.feeds(list(some.values()), on)
-                    measured = trials.against(trials.outputs(session, feeds))
-                    if key not in found or measured.noise.mean() < found[key].noise.mean():
-                        found[key] = measured
+        chosen = [suspects[key] for key in keys[start : start + AT_ONCE]]
+        some = {q.key: q for one, biases in chosen for q in (one, *biases)}
+        graph = saturation.add(switches.switched(model, counterpart, list(some.values())), risks)
+        with trials.open(graph) as session:
+
+            def measured(
+                out: Sequence[Quantizer], some: Mapping[str, Quantizer] = some, session: Session = session
+            ) -> Measured:
+                keys_out = {q.key for q in out}
+                on = [q for q in some.values() if q.key not in keys_out]
+                return trials.against(trials.outputs(session, switches.feeds(list(some.values()), on)))
+
+            for one, biases in chosen:
+                ways = [Removed(before, measured([one]))]
+                if biases:
+                    ways.append(Removed(measured(biases), measured([one, *biases])))
+                found[one.key] = max(ways, key=lambda way: way.noise)
                 progress("all but one", len(found), len(keys))
     return found

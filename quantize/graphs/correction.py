@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs import qdq
-from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, set_constant, sole_consumer
+from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
-from edgerun.quantize.numerics.grid import Grid
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -71,38 +69,23 @@ def _has_positions(node: ir.Node) -> bool:
     return shape is not None and len(shape) > 1
 
 
-def with_means(model: ir.Model, plan: Plan) -> ir.Model:
-    """A clone of the float model that also outputs each layer's mean over batch and positions."""
-    told = model.clone()
-    nodes = {node.name: node for node in told.graph}
+def add_means(graph: ir.Graph, names: Mapping[str, ir.Node], plan: Plan) -> None:
+    """Give each layer's mean over batch and positions as an output of a float `graph` whose nodes are `names`."""
     for layer in layers(plan):
-        holder = nodes[layer.holder.name]
-        mean = _reduce_mean(told.graph, holder, holder.outputs[0], layer.mean)
-        told.graph.outputs.append(mean)
-    return told
+        holder = names[str(layer.holder.name)]
+        graph.outputs.append(_mean(graph, holder, holder.outputs[0], layer.mean))
 
 
-def corrected(
-    model: ir.Model, plan: Plan, grids: Mapping[str, Grid], weights: Mapping[str, np.ndarray], rows: int
-) -> ir.Model:
-    """A clone that computes in float what the quantized model computes, layers moved onto their given means.
+def add_shifts(graph: ir.Graph, nodes: Mapping[str, ir.Node], plan: Plan, own: Plan, rows: int) -> None:
+    """Move each layer's output onto its given mean, in a graph that computes what the quantized model will.
 
-    `grids` gives each scale group's grid, `weights` each weighted node's dequantized weight by node name. Beside the
-    model's outputs it gives every layer's shift: sequential bias correction (Nagel et al. 2019, section 4.2, by data)
-    in one pass. With batches of less than 8 `rows`, a layer without positions (`[N, C]`) is measured and not moved:
-    its mean would be nearly the outputs themselves, and no error would be left to see.
+    `plan` is the float model's, `own` the same on this graph, whose nodes are `nodes` by name. Beside its outputs the
+    graph gives every layer's shift: sequential bias correction (Nagel et al. 2019, section 4.2, by data) in one pass.
+    With batches of less than 8 `rows`, a layer without positions (`[N, C]`) is measured and not moved: its mean would
+    be nearly the outputs themselves, and no error would be left to see.
     """
-    result = model.clone()
-    graph = result.graph
-    nodes = {node.name: node for node in graph}
-    values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
-    own = Plan({values[v.name]: group for v, group in plan.points.items()})
-    for name, weight in weights.items():
-        set_constant(graph, nodes[name], 1, weight)
     for layer in layers(plan):
-        _measure(graph, layer, nodes[layer.holder.name], own, rows)
-    qdq.insert_points(graph, own, grids)
-    return result
+        _measure(graph, layer, nodes[str(layer.holder.name)], own, rows)
 
 
 def _measure(graph: ir.Graph, layer: Layer, holder: ir.Node, plan: Plan, rows: int) -> None:
@@ -111,7 +94,7 @@ def _measure(graph: ir.Graph, layer: Layer, holder: ir.Node, plan: Plan, rows: i
 
     output = holder.outputs[0]
     uses = list(output.uses())
-    mean = _reduce_mean(graph, holder, output, f"{layer.mean}/quantized")
+    mean = _mean(graph, holder, output, f"{layer.mean}/quantized")
     given = ir.Value(name=layer.mean, type=ir.TensorType(ir.DataType.FLOAT), shape=mean.shape)
     graph.inputs.append(given)
     node = ir.node("Sub", [given, mean], name=layer.shift)
@@ -136,19 +119,26 @@ def _measure(graph: ir.Graph, layer: Layer, holder: ir.Node, plan: Plan, rows: i
         plan.points[moved] = plan.points.pop(output)
 
 
-def _reduce_mean(graph: ir.Graph, holder: ir.Node, value: ir.Value, name: str) -> ir.Value:
+def _mean(graph: ir.Graph, holder: ir.Node, value: ir.Value, name: str) -> ir.Value:
+    """The mean over batch and positions, `[1, C, 1, …]` behind convolutions, `[1, …, C]` behind matrix products."""
     import onnx_ir as ir
 
     rank = len(value.shape or ())
-    # The channel axis is 1 behind convolutions, the last one behind matrix products and their Adds.
     channel = 1 if holder.op_type in ("Conv", "ConvTranspose") else rank - 1
-    axes = tuple(i for i in range(rank) if i != channel)
+    axes, source = [i for i in range(rank) if i != channel], value
+    if channel == 1 and rank > 2:
+        # Runtimes pool in their own blocked layout; a reduction would first have to leave it.
+        pool = ir.node("GlobalAveragePool", [value], name=f"{name}/positions")
+        source, axes = pool.outputs[0], [0]
+        source.name, source.type = f"{name}/positions", ir.TensorType(ir.DataType.FLOAT)
+        graph.insert_after(holder, pool)
+        holder = pool
     if graph.opset_imports.get("", 0) >= 18:
         known = graph.initializers.get(f"edgerun/axes/{axes}")
         listed = known if known is not None else initializer(graph, f"edgerun/axes/{axes}", np.array(axes, np.int64))
-        node = ir.node("ReduceMean", [value, listed], attributes={"keepdims": 1}, name=name)
+        node = ir.node("ReduceMean", [source, listed], attributes={"keepdims": 1}, name=name)
     else:
-        node = ir.node("ReduceMean", [value], attributes={"keepdims": 1, "axes": axes}, name=name)
+        node = ir.node("ReduceMean", [source], attributes={"keepdims": 1, "axes": axes}, name=name)
     mean = node.outputs[0]
     mean.name, mean.type = name, ir.TensorType(ir.DataType.FLOAT)
     mean.shape = ir.Shape([value.shape[i] if i == channel else 1 for i in range(rank)])  # type: ignore[index]

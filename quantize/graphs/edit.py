@@ -75,17 +75,26 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 def set_constant(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, name: str | None = None) -> None:
     """Make input `index` of `node` the constant `array`; other users of the old initializer keep it.
 
-    The initializer's name is kept when nobody else uses it.
+    The initializer stays, with another content, when nobody else uses it.
     """
+    import onnx_ir as ir
+
     old = node.inputs[index] if index < len(node.inputs) else None
+    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
+        array = np.ascontiguousarray(array) if array.ndim else array
+        tensor = ir.tensor(array, name=old.name)
+        old.const_value, old.shape, old.type = tensor, ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+        return
     base = old.name if old is not None and old.name else name or f"{node.name}_{index}"
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
-    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
-        node.replace_input_with(index, None)
-        graph.initializers.pop(base)
-        graph.meta.get(_NAMES, (None, set()))[1].discard(base)
     node.replace_input_with(index, initializer(graph, base, array))
+
+
+def drop_initializer(graph: ir.Graph, value: ir.Value) -> None:
+    """Remove an initializer that nothing reads, and let go of its content: the graph's own notes may keep the value."""
+    graph.initializers.pop(str(value.name))
+    value.const_value = None
 
 
 def drop_node(graph: ir.Graph, node: ir.Node) -> None:

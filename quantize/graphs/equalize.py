@@ -163,9 +163,9 @@ def equalize(
         factors, exponent = scales(peak, mean, [_reader(node) for node in chain.readers])
         if exponent == 0.0:
             continue
-        rescale(graph, chain, factors)
         changed[names[0]] = exponent
-        factors_of |= dict.fromkeys(names, factors)
+        factors_of |= {str(value.name): factors for value in chain.values}
+        rescale(graph, chain, factors)
     return changed, factors_of
 
 

@@ -30,6 +30,13 @@ class Plan:
     weights: list[ir.Node] = field(default_factory=list)
     absorbed: list[ir.Node] = field(default_factory=list)
 
+    def on(self, graph: ir.Graph) -> Plan:
+        """The same plan for a clone of the graph (or one that grew from it), by the names of its values and nodes."""
+        nodes = {node.name: node for node in graph}
+        values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
+        chosen = ([nodes[node.name] for node in listed] for listed in (self.compute, self.weights, self.absorbed))
+        return Plan({values[value.name]: group for value, group in self.points.items()}, *chosen)
+
     def groups(self) -> dict[str, list[ir.Value]]:
         """The values of each scale group, in graph order."""
         found: dict[str, list[ir.Value]] = {}

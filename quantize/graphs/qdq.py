@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, drop_node, fresh_name, initializer
+from edgerun.quantize.graphs.edit import constant, drop_initializer, drop_node, fresh_name, initializer, set_constant
 from edgerun.quantize.graphs.placement import Plan
 from edgerun.quantize.numerics.grid import Grid, quantize_bias
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+SCALE, ZERO_POINT = "edgerun/scale/", "edgerun/zero_point/"
 
 
 def absorb(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
@@ -46,12 +49,35 @@ def upper(node: ir.Node | None) -> float:
 
 def insert_points(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
     """Put one Q/DQ pair behind every point; all its readers read the dequantized value."""
-    parameters: dict[str, tuple[ir.Value, ir.Value]] = {}
+    stored = {
+        group: (
+            initializer(graph, f"{group}/scale", grids[group].scale),
+            initializer(graph, f"{group}/zero_point", grids[group].zero_point),
+        )
+        for group in plan.groups()
+    }
     for value, group in plan.points.items():
-        if group not in parameters:
-            scale = initializer(graph, f"{group}/scale", grids[group].scale)
-            parameters[group] = scale, initializer(graph, f"{group}/zero_point", grids[group].zero_point)
-        _pair(graph, value, *parameters[group])
+        _pair(graph, value, *stored[group])
+
+
+def insert_open_points(graph: ir.Graph, plan: Plan, dtype: str) -> None:
+    """The same, with every group's grid as two inputs of the graph: `open_feeds` makes their feeds."""
+    import onnx_ir as ir
+
+    given: dict[str, tuple[ir.Value, ir.Value]] = {}
+    for group in plan.groups():
+        kinds = zip((SCALE, ZERO_POINT), (ir.DataType.FLOAT, ir.DataType[dtype.upper()]), strict=True)
+        scale, zero = (ir.Value(name=f"{k}{group}", type=ir.TensorType(t), shape=ir.Shape([])) for k, t in kinds)
+        graph.inputs.extend([scale, zero])
+        given[group] = scale, zero
+    for value, group in plan.points.items():
+        _pair(graph, value, *given[group])
+
+
+def open_feeds(grids: Mapping[str, Grid]) -> dict[str, np.ndarray]:
+    """Feeds for the inputs that `insert_open_points` made."""
+    scales = {f"{SCALE}{group}": grid.scale for group, grid in grids.items()}
+    return scales | {f"{ZERO_POINT}{group}": grid.zero_point for group, grid in grids.items()}
 
 
 def _pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero_point: ir.Value) -> None:
@@ -80,6 +106,16 @@ def _pair(graph: ir.Graph, value: ir.Value, scale: ir.Value, zero_point: ir.Valu
 def store_weight(graph: ir.Graph, node: ir.Node, grid: Grid, stored: np.ndarray) -> None:
     """Replace a node's float weight by int8 `stored` and a DequantizeLinear in front of the node."""
     _constant_pair(graph, node, 1, "weight", grid.scale, grid.zero_point, stored, grid.axis)
+
+
+def rescale_weight(graph: ir.Graph, node: ir.Node, old: Grid, new: Grid) -> None:
+    """Put a weight that `store_weight` stored onto another grid."""
+    pair = node.inputs[1].producer()  # type: ignore[union-attr]
+    assert pair is not None
+    stored = constant(pair.inputs[0])
+    assert stored is not None
+    set_constant(graph, pair, 0, new.quantize(old.dequantize(stored)))
+    set_constant(graph, pair, 1, new.scale)
 
 
 def store_bias(graph: ir.Graph, node: ir.Node, bias: np.ndarray, input_scale: np.ndarray, grid: Grid) -> None:
@@ -119,4 +155,4 @@ def _constant_pair(
         node.resize_inputs(index + 1)
     node.replace_input_with(index, dequantize.outputs[0])
     if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
-        graph.initializers.pop(str(old.name))
+        drop_initializer(graph, old)

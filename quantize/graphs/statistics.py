@@ -1,20 +1,22 @@
-"""Activation statistics, streamed: exact extremes per channel of all data, and an even sample of some of it."""
+"""Activation statistics, streamed: exact extremes per channel of all data, and an even sample of its beginning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import initializer
+from edgerun.quantize.graphs.edit import constant, initializer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 PREFIX = "edgerun/probe/"
+KINDS = ("low", "high", "squares", "sample", "shape")
+NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Sqrt", "HardSigmoid"})
+KEEPS_SIGN = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Transpose"})
 
 
 @dataclass(frozen=True)
@@ -37,26 +39,181 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What was seen of one activation: exact `low` and `high`, and an even sample of its values, float32 `[m]`."""
+class Activation:
+    """What was seen of one activation.
 
-    low: float
-    high: float
+    `channels` on `axis` (None: the tensor has no channels); `sample`, float32 `[m]`, is an even sample of its values,
+    and `owner`, unsigned `[m]`, the channel of each; `lows` and `highs`, `[batches]`, are the extremes of every batch.
+    """
+
+    channels: Channels
+    axis: int | None
     sample: np.ndarray
+    owner: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+
+    def scaled(self, factors: np.ndarray) -> Activation:
+        """Of f∘x, for positive f `[C]`; the extremes of single batches are known no more, and those of all stand in."""
+        channels = self.channels.scaled(factors)
+        ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
+        return Activation(
+            channels, self.axis, self.sample * factors[self.owner].astype(np.float32), self.owner, ends[0], ends[1]
+        )
+
+
+class Watch:
+    """Grows probes on clones of a float model, and folds what they tell into one Activation per value.
+
+    `full` graphs tell everything and keep the model's outputs; the others tell extremes alone, at a third of the cost.
+    Memory: a few numbers per channel and batch, and `per_batch` sampled values of each activation and full batch.
+    """
+
+    def __init__(self, model: ir.Model, names: Sequence[str], per_batch: int) -> None:
+        self._model, self._per_batch = model, per_batch
+        values = {v.name: v for v in [*model.graph.inputs, *(o for node in model.graph for o in node.outputs)]}
+        self._seen = {name: _Seen(values[name], per_batch) for name in names}
+
+    def graph(self, full: bool) -> ir.Model:
+        """A clone of the model with the probes that `add` reads."""
+        probes = _Probes(self._model, keep_outputs=full)
+        for name, seen in self._seen.items():
+            value, own = probes.values[name], PREFIX + name
+            probes.extremes(value, seen, own)
+            if full:
+                probes.reduce("ReduceSumSquare", value, seen.rest, f"{own}/squares")
+                probes.sample(value, own, self._per_batch)
+        return probes.model
+
+    def add(self, outputs: Mapping[str, np.ndarray]) -> None:
+        """Fold in what one run told."""
+        for name, seen in self._seen.items():
+            keys = {kind: f"{PREFIX}{name}/{kind}" for kind in KINDS}
+            seen.add({kind: outputs[key] for kind, key in keys.items() if key in outputs})
+
+    def activations(self) -> dict[str, Activation]:
+        """What was seen, by value name."""
+        return {name: seen.activation() for name, seen in self._seen.items()}
+
+
+class _Seen:
+    """What was seen so far of one value."""
+
+    def __init__(self, value: ir.Value, per_batch: int) -> None:
+        rank, self._per_batch = len(value.shape or ()), per_batch
+        self.axis = _channel_axis(value)
+        self.rest = [i for i in range(rank) if i != self.axis] if self.axis is not None else None
+        # Runtimes pool in their own blocked layout; a reduction would first have to leave it.
+        self.pooled = rank == 4 and self.axis == 1
+        self.never_negative = _never_negative(value)
+        self._low, self._high = np.array(0.0 if self.never_negative else np.inf), np.array(-np.inf)
+        self._squares, self._size = np.array(0.0), 0.0
+        self._samples: list[np.ndarray] = []
+        self._owners: list[np.ndarray] = []
+        self._lows: list[float] = []
+        self._highs: list[float] = []
+
+    def add(self, told: Mapping[str, np.ndarray]) -> None:
+        high = told["high"].max(axis=0).reshape(-1) if self.pooled else told["high"]
+        low = told.get("low", np.zeros_like(high))
+        self._low, self._high = np.asarray(np.minimum(self._low, low)), np.asarray(np.maximum(self._high, high))
+        self._lows.append(float(low.min()))
+        self._highs.append(float(high.max()))
+        if "sample" in told:
+            shape = told["shape"]
+            self._squares = np.asarray(self._squares + told["squares"].astype(np.float64))
+            self._size += float(np.prod(shape))
+            self._samples.append(np.array(told["sample"]))
+            self._owners.append(self._owner(told["sample"].size, shape))
+
+    def _owner(self, count: int, shape: np.ndarray) -> np.ndarray:
+        """The channel of each sampled value, from its place in the tensor of `shape`."""
+        if self.axis is None:
+            return np.zeros(count, np.uint8)
+        places = np.arange(count, dtype=np.int64) * _stride(int(np.prod(shape)), self._per_batch)
+        channel: np.ndarray = places // int(np.prod(shape[self.axis + 1 :])) % int(shape[self.axis])
+        return channel.astype(np.min_scalar_type(int(shape[self.axis])))
+
+    def activation(self) -> Activation:
+        squares = np.atleast_1d(self._squares)
+        power = squares * len(squares) / max(self._size, 1.0)
+        low, high = (np.broadcast_to(end, power.shape).astype(np.float64) for end in (self._low, self._high))
+        return Activation(
+            Channels(low, high, power),
+            self.axis,
+            np.concatenate(self._samples),
+            np.concatenate(self._owners),
+            np.array(self._lows),
+            np.array(self._highs),
+        )
+
+
+def _channel_axis(value: ir.Value) -> int | None:
+    """Where the channels are: last for what a matrix product reads, else axis 1; None where that has no fixed size."""
+    shape = value.shape
+    if shape is None or len(shape) < 2:
+        return None
+    products = any(user.op_type == "MatMul" and constant(user.inputs[1]) is not None for user, _ in value.uses())
+    axis = len(shape) - 1 if products else 1
+    return axis if isinstance(shape[axis], int) else None
+
+
+def _never_negative(value: ir.Value | None) -> bool:
+    node = value.producer() if value is not None else None
+    if node is None or node.domain != "":
+        return False
+    if node.op_type == "Clip":
+        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        return low is not None and float(low) >= 0
+    return node.op_type in NEVER_NEGATIVE or (node.op_type in KEEPS_SIGN and _never_negative(node.inputs[0]))
+
+
+def _stride(size: int, per_batch: int) -> int:
+    """An odd step, so that the sample does not stay in one column of an even-sized picture."""
+    return size // per_batch // 2 * 2 + 1
 
 
 class _Probes:
-    """Grows measuring nodes on a clone of a model; its only outputs are theirs."""
+    """Grows measuring nodes on a clone of a model."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, keep_outputs: bool) -> None:
         self.model = model.clone()
         graph = self.model.graph
         self.values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
-        graph.outputs.clear()
+        if not keep_outputs:
+            graph.outputs.clear()
 
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        known = self.model.graph.initializers.get(f"{PREFIX}constant/{name}")
-        return known if known is not None else initializer(self.model.graph, f"{PREFIX}constant/{name}", array)
+    def extremes(self, value: ir.Value, seen: _Seen, own: str) -> None:
+        """`own/high`, and `own/low` where the value can be negative."""
+        if seen.pooled:
+            channels = value.shape[1]  # type: ignore[index]
+            self.output(self.emit("GlobalMaxPool", [value], f"{own}/high"), "FLOAT", [None, channels, 1, 1])
+        else:
+            self.reduce("ReduceMax", value, seen.rest, f"{own}/high")
+        if not seen.never_negative:
+            self.reduce("ReduceMin", value, seen.rest, f"{own}/low")
+
+    def reduce(self, op: str, value: ir.Value, axes: Sequence[int] | None, name: str) -> None:
+        """A reduction over `axes` (None: all) as an output, in the form that the model's opset has."""
+        if axes is None:
+            probe = self.emit(op, [value], name, keepdims=0)
+        elif self.model.graph.opset_imports.get("", 0) >= 18:
+            listed = self._constant("axes/" + ",".join(map(str, axes)), np.array(axes, np.int64))
+            probe = self.emit(op, [value, listed], name, keepdims=0)
+        else:
+            probe = self.emit(op, [value], name, keepdims=0, axes=axes)
+        self.output(probe, "FLOAT", [] if axes is None else [None])
+
+    def sample(self, value: ir.Value, own: str, per_batch: int) -> None:
+        """`own/sample`, every `_stride`-th element, and `own/shape`."""
+        numbers = {"flat": -1, "zero": 0, "end": np.iinfo(np.int64).max, "share": per_batch, "one": 1, "two": 2}
+        flat, zero, end, share, one, two = (self._constant(n, np.array([v], np.int64)) for n, v in numbers.items())
+        line = self.emit("Reshape", [value, flat], f"{own}/flat")
+        ratio = self.emit("Div", [self.emit("Shape", [line], f"{own}/size"), share], f"{own}/ratio")
+        even = self.emit("Mul", [self.emit("Div", [ratio, two], f"{own}/half"), two], f"{own}/even")
+        step = self.emit("Add", [even, one], f"{own}/step")
+        self.output(self.emit("Slice", [line, zero, end, zero, step], f"{own}/sample"), "FLOAT", [None])
+        self.output(self.emit("Shape", [value], f"{own}/shape"), "INT64", [None])
 
     def emit(self, op: str, inputs: Sequence[ir.Value], name: str, **attributes: int | Sequence[int]) -> ir.Value:
         import onnx_ir as ir
@@ -66,89 +223,12 @@ class _Probes:
         self.model.graph.append(node)
         return node.outputs[0]
 
-    def reduce(self, op: str, value: ir.Value, axes: Sequence[int] | None, name: str, kept: int = 1) -> None:
-        """A reduction over `axes` (None: all) as an output, in the form that the model's opset has."""
-        if axes is None:
-            probe = self.emit(op, [value], name, keepdims=0)
-        elif self.model.graph.opset_imports.get("", 0) >= 18:
-            listed = self.constant("axes/" + ",".join(map(str, axes)), np.array(axes, np.int64))
-            probe = self.emit(op, [value, listed], name, keepdims=0)
-        else:
-            probe = self.emit(op, [value], name, keepdims=0, axes=axes)
-        self.output(probe, "FLOAT", [] if axes is None else [value.shape[kept]])  # type: ignore[index]
-
     def output(self, probe: ir.Value, dtype: str, shape: Sequence[Any]) -> None:
         import onnx_ir as ir
 
         probe.type, probe.shape = ir.TensorType(ir.DataType[dtype]), ir.Shape(shape)
         self.model.graph.outputs.append(probe)
 
-
-def with_channel_probes(model: ir.Model, names: Sequence[str], axes: Mapping[str, int] | None = None) -> ir.Model:
-    """A clone that gives, for each named `t`, `t/low`, `t/high`, `t/squares` and `t/size` behind PREFIX.
-
-    Per channel `[C]` (axis 1, or what `axes` says by name); of the whole tensor where that axis has no fixed size or
-    does not exist.
-    """
-    probes = _Probes(model)
-    for name in names:
-        value = probes.values[name]
-        rank = len(value.shape or ())
-        axis = (axes or {}).get(name, 1) % max(rank, 1)
-        fixed = value.shape is not None and rank > 1 and isinstance(value.shape[axis], int)
-        rest = [i for i in range(rank) if i != axis] if fixed else None
-        for kind, op in (("low", "ReduceMin"), ("high", "ReduceMax"), ("squares", "ReduceSumSquare")):
-            probes.reduce(op, value, rest, f"{PREFIX}{name}/{kind}", axis)
-        probes.output(probes.emit("Size", [value], f"{PREFIX}{name}/size"), "INT64", [])
-    return probes.model
-
-
-def observe_channels(
-    run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str]
-) -> dict[str, Channels]:
-    """Run the channel probes over all batches. Memory: a few numbers per channel, whatever comes."""
-    low = {name: np.array(np.inf) for name in names}
-    high = {name: np.array(-np.inf) for name in names}
-    squares = {name: np.array(0.0) for name in names}
-    sizes = dict.fromkeys(names, 0.0)
-    for feeds in batches:
-        out = run(feeds)
-        for name in names:
-            own = PREFIX + name
-            low[name] = np.asarray(np.minimum(low[name], out[f"{own}/low"]))
-            high[name] = np.asarray(np.maximum(high[name], out[f"{own}/high"]))
-            squares[name] = np.asarray(squares[name] + out[f"{own}/squares"].astype(np.float64))
-            sizes[name] += float(out[f"{own}/size"])
-    found: dict[str, Channels] = {}
-    for name in names:
-        total = np.atleast_1d(squares[name])
-        found[name] = Channels(np.atleast_1d(low[name]), np.atleast_1d(high[name]), total * len(total) / sizes[name])
-    return found
-
-
-def with_samples(model: ir.Model, names: Sequence[str], per_batch: int) -> ir.Model:
-    """A clone that gives, for each named `t`, `t/sample` `[≤ 2·per_batch]` behind PREFIX.
-
-    That is every k-th element with an odd k, so that the sample does not stay in one column of an even-sized picture.
-    """
-    probes = _Probes(model)
-    numbers = {"flat": -1, "zero": 0, "axis": 0, "end": np.iinfo(np.int64).max, "share": per_batch, "one": 1, "two": 2}
-    flat, zero, axis, end, share, one, two = (probes.constant(n, np.array([v], np.int64)) for n, v in numbers.items())
-    for name in names:
-        source, own = probes.values[name], PREFIX + name
-        line = probes.emit("Reshape", [source, flat], f"{own}/flat")
-        ratio = probes.emit("Div", [probes.emit("Shape", [line], f"{own}/size"), share], f"{own}/ratio")
-        even = probes.emit("Mul", [probes.emit("Div", [ratio, two], f"{own}/half"), two], f"{own}/even")
-        step = probes.emit("Add", [even, one], f"{own}/step")
-        probes.output(probes.emit("Slice", [line, zero, end, axis, step], f"{own}/sample"), "FLOAT", [None])
-    return probes.model
-
-
-def sample(run: Run, batches: Iterable[Mapping[str, np.ndarray]], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Run the sample probes; float32 `[m]` by name."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for feeds in batches:
-        out = run(feeds)
-        for name in names:
-            parts[name].append(np.array(out[f"{PREFIX}{name}/sample"]))
-    return {name: np.concatenate(pieces) for name, pieces in parts.items()}
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        known = self.model.graph.initializers.get(f"{PREFIX}constant/{name}")
+        return known if known is not None else initializer(self.model.graph, f"{PREFIX}constant/{name}", array)

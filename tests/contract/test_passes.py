@@ -74,7 +74,7 @@ def _data(model: Model) -> Data:
     return open_data({"image": image}, model.inputs, batch=8)
 
 
-def _open(graph: Any) -> Session:
+def _open(graph: Any, *, emulated: bool = False) -> Session:
     import onnx_ir as ir
 
     payload = ir.to_proto(graph).SerializeToString()

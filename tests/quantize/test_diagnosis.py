@@ -15,7 +15,8 @@ from edgerun.quantize.diagnosis import trials
 from edgerun.quantize.graphs import align, quantizers, repairs, saturation, switches
 from edgerun.quantize.graphs.quantizers import Activation, Constant
 from edgerun.quantize.numerics import causes, grid
-from edgerun.verbs.compress import compress, opened_here
+from edgerun.verbs.compress import compress
+from edgerun.verbs.why_wrong import opened_here
 
 NET = """(float[n,3,12,12] x) => (float[n,6] y) {
   c1 = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(x, w1, b1)  n1 = BatchNormalization(c1, g, o, m, v)  r1 = Relu(n1)

@@ -210,6 +210,26 @@ def test_limit_uses_that_many_samples(model: Path) -> None:
     assert limited.to_bytes() == compress(model, calibration={"x": X[:40]}, ranges="minmax").to_bytes()
 
 
+def test_constant_calibration_is_refused(tmp_path: Path, model: Path, cli: Any) -> None:
+    """Exit 2 and no file, for one sample over and over and for zeros."""
+    for rows, words in ((np.repeat(X[:1], 20, axis=0), "the same sample"), (np.zeros_like(X[:20]), "constant")):
+        np.savez(tmp_path / "still.npz", x=rows)
+        done = cli("compress", model, "-o", tmp_path / "small.onnx", "--calibration", tmp_path / "still.npz")
+        assert done.code == 2 and words in done.err and not (tmp_path / "small.onnx").exists()
+
+
+def test_duplicates_and_few_samples_are_told(tmp_path: Path, model: Path, cli: Any) -> None:
+    """On stderr, in the result and in the file's history; the answer stays yes."""
+    np.savez(tmp_path / "few.npz", x=np.concatenate([X[:9], X[2:5]]))
+    command = ("compress", model, "-o", tmp_path / "small.onnx", "--calibration", tmp_path / "few.npz", "--json")
+    done = cli(*command, "--ranges", "minmax")
+    assert done.code == 0
+    assert "3 of 12 calibration samples repeat" in done.err and "12 calibration samples are few" in done.err
+    told = json.loads(done.out)["calibration"]
+    assert (told["samples"], told["duplicates"], len(told["warnings"])) == (12, 3, 2)
+    assert Model.load(tmp_path / "small.onnx").history[-1].options["calibration"] == told
+
+
 PEAK = """
 import resource, sys
 import numpy

@@ -1,0 +1,138 @@
+"""`nncf.quantize`, done by `edgerun.compress`, with the names that its users reach through `nncf`."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from edgerun.compat._nodes import keep_float, member, refuse
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.model import Model
+
+__all__ = ["Dataset", "IgnoredScope", "ModelType", "QuantizationPreset", "TargetDevice", "quantize"]
+
+QuantizationPreset = Enum("QuantizationPreset", {"PERFORMANCE": "performance", "MIXED": "mixed"})
+TargetDevice = Enum("TargetDevice", {"ANY": "ANY", "CPU": "CPU", "GPU": "GPU", "NPU": "NPU", "CPU_SPR": "CPU_SPR"})
+ModelType = Enum("ModelType", {"TRANSFORMER": "transformer"})
+
+
+class Dataset:
+    """Items of `data_source`, which can be read again, through `transform_func`: what a model is fed with."""
+
+    def __init__(self, data_source: Iterable[Any], transform_func: Callable[[Any], Any] | None = None) -> None:
+        self._source, self._transform = data_source, transform_func
+
+    def get_data(self) -> Iterator[Any]:
+        """The items as they are."""
+        return iter(self._source)
+
+    def get_inference_data(self) -> Iterator[Any]:
+        """The items as the model takes them: a dict by input name, an array, or a tuple in the inputs' order."""
+        return iter(self._source) if self._transform is None else map(self._transform, self._source)
+
+
+@dataclass(frozen=True)
+class IgnoredScope:
+    """Nodes that stay float: by name, by regular expression on the name's start, by op. `validate`: each must match."""
+
+    names: list[str] = field(default_factory=list)
+    patterns: list[str] = field(default_factory=list)
+    types: list[str] = field(default_factory=list)
+    subgraphs: list[Any] = field(default_factory=list)
+    validate: bool = True
+
+
+def quantize(
+    model: Any,
+    calibration_dataset: Any,
+    *,
+    mode: Any = None,
+    preset: Any = None,
+    target_device: Any = TargetDevice.ANY,
+    subset_size: int = 300,
+    fast_bias_correction: bool = True,
+    model_type: Any = None,
+    ignored_scope: Any = None,
+    advanced_parameters: Any = None,
+    target: str = "onnxruntime",
+) -> Any:
+    """`model` in static INT8 by `edgerun.compress`: an `onnx.ModelProto` becomes one, a path or a Model a Model.
+
+    nncf's own Dataset, IgnoredScope and enums are taken too. `subset_size` counts the dataset's items. Done in
+    edgerun's way: the placement, the signs and the symmetry of activations follow `target`'s fastest kernels under
+    either `preset`; biases are corrected layer by layer whatever `fast_bias_correction` says, and kept where that pays;
+    `model_type` is seen from the graph.
+
+    Raises Unsupported for what cannot be honoured: models of other frameworks, `mode`, GPU and NPU, subgraphs in the
+    ignored scope, `advanced_parameters`; EdgerunError for bad input.
+    """
+    from edgerun.verbs.compress import compress
+
+    loaded = _model(model)
+    for what, value in (("mode", mode), ("advanced_parameters", advanced_parameters)):
+        if value is not None:
+            refuse(what, got=value, do="leave it out")
+    if preset is not None:
+        member(preset, QuantizationPreset, "preset")
+    if model_type is not None:
+        member(model_type, ModelType, "model_type")
+    if (device := member(target_device, TargetDevice, "target_device")) in ("GPU", "NPU"):
+        refuse("target_device", got=device, do="use TargetDevice.CPU, and target= for the runtime (edgerun targets)")
+    if subset_size < 1:
+        raise EdgerunError("subset_size counts items", got=subset_size, wanted="1 or more")
+    excluded = _ignored(loaded, ignored_scope)
+    result = compress(
+        loaded, target=target, calibration=_Subset(calibration_dataset, subset_size),
+        keep_float=keep_float(loaded, target, excluded),
+    )  # fmt: skip
+    return result if isinstance(model, (Model, str, Path)) else result.to_proto()
+
+
+class _Subset:
+    """The first items of a dataset, each time it is read."""
+
+    def __init__(self, dataset: Any, items: int) -> None:
+        self._dataset, self._items = dataset, items
+
+    def get_inference_data(self) -> Iterator[Any]:
+        return itertools.islice(self._dataset.get_inference_data(), self._items)
+
+    __iter__ = get_inference_data
+
+
+def _model(model: Any) -> Model:
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, (str, Path)):
+        return Model.load(model)
+    if hasattr(model, "graph") and hasattr(model, "opset_import") and hasattr(model, "SerializeToString"):
+        return Model.from_proto(model)
+    raise Unsupported("edgerun quantizes ONNX models", got=type(model).__name__, do="edgerun convert it first")
+
+
+def _ignored(model: Model, scope: Any) -> set[str]:
+    """Names of the nodes that an ignored scope means. Raises EdgerunError where a part of it matches nothing."""
+    if scope is None:
+        return set()
+    if scope.subgraphs:
+        refuse("subgraphs in ignored_scope", got=scope.subgraphs, do="name their nodes")
+    nodes = {str(node.name): node.op_type for node in model.ir.graph}
+    found: set[str] = set()
+    for kind, wanted in (("name", scope.names), ("pattern", scope.patterns), ("type", scope.types)):
+        for word in wanted:
+            matches = {
+                name for name, op in nodes.items()
+                if (kind == "name" and name == word) or (kind == "type" and op == word)
+                or (kind == "pattern" and re.match(word, name))
+            }  # fmt: skip
+            if not matches and scope.validate:
+                raise EdgerunError(
+                    f"the ignored scope's {kind} {word!r} matches no node", wanted=", ".join(nodes)[:200]
+                )
+            found |= matches
+    return found

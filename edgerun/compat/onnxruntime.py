@@ -1,0 +1,143 @@
+"""`onnxruntime.quantization.quantize_static`, done by `edgerun.compress`: the names that its users import."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgerun.compat._nodes import keep_float, member, quantizable, refuse
+from edgerun.errors import EdgerunError, unknown
+from edgerun.model import Model
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["CalibrationDataReader", "CalibrationMethod", "QuantFormat", "QuantType", "quantize_static"]
+
+QuantFormat = Enum("QuantFormat", {"QOperator": 0, "QDQ": 1})
+CalibrationMethod = Enum("CalibrationMethod", {"MinMax": 0, "Entropy": 1, "Percentile": 2, "Distribution": 3})
+QuantType = Enum(
+    "QuantType", {"QInt8": 0, "QUInt8": 1, "QFLOAT8E4M3FN": 2, "QInt16": 3, "QUInt16": 4, "QInt4": 5, "QUInt4": 6}
+)
+RANGES = {"MinMax": "minmax", "Entropy": "entropy", "Percentile": "percentile"}
+# What edgerun does, in the words of `extra_options`: these values may be given, others cannot be honoured.
+AS_WE_DO: Mapping[str, object] = {
+    "ActivationSymmetric": False, "ActivationRestrictedAsymmetric": False, "WeightSymmetric": True,
+    "EnableSubgraph": False, "ForceQuantizeNoInputCheck": False, "AddQDQPairToWeight": False,
+    "DedicatedQDQPair": False, "CalibTensorRangeSymmetric": False, "CalibMovingAverage": False,
+    "CalibPercentile": 99.99, "QuantizeBias": True, "SmoothQuant": False,
+}  # fmt: skip
+
+
+class CalibrationDataReader:
+    """Gives feeds one after the other: `get_next` returns a dict by input name, and None at the end.
+
+    With a `rewind` method it is read again from the start; without, what it gives is kept on disk while it is needed.
+    """
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next feeds, or None."""
+        raise NotImplementedError
+
+
+def quantize_static(
+    model_input: str | Path | onnx.ModelProto,
+    model_output: str | Path,
+    calibration_data_reader: Any = None,
+    quant_format: Any = QuantFormat.QDQ,
+    op_types_to_quantize: Sequence[str] | None = None,
+    per_channel: bool = False,
+    reduce_range: bool = False,
+    activation_type: Any = QuantType.QInt8,
+    weight_type: Any = QuantType.QInt8,
+    nodes_to_quantize: Sequence[str] | None = None,
+    nodes_to_exclude: Sequence[str] | None = None,
+    use_external_data_format: bool = False,
+    calibrate_method: Any = None,
+    calibration_providers: Sequence[str] | None = None,
+    extra_options: Mapping[str, Any] | None = None,
+    calibration_cache_path: str | Path | None = None,
+    *,
+    target: str = "onnxruntime",
+) -> Model:
+    """Static INT8 with Q/DQ, written to `model_output` (replaced when it exists), by `edgerun.compress`.
+
+    Enums may be onnxruntime's own. Done in edgerun's way: weights are int8 per output channel whatever `per_channel`
+    says, activations 8 bits of the sign that `target`'s kernels want; without `calibrate_method` the range estimator
+    is chosen by measurement; weights go beside the model only over 1.8 GB.
+
+    Raises Unsupported for what cannot be honoured (QOperator, 16, 4 and float 8 bits, `reduce_range` unless this
+    machine needs it, a calibration cache, other providers, other `extra_options`), EdgerunError for bad input.
+    """
+    from edgerun import registry
+    from edgerun.verbs.compress import compress
+
+    if calibration_data_reader is None:
+        raise EdgerunError("no calibration_data_reader", do="give an object with get_next(), or any data edgerun takes")
+    _check_formats(quant_format, activation_type, weight_type)
+    if reduce_range and not registry.target(target).quantization().reduced_range:
+        refuse("reduce_range", got=True, do="compress on the device's kind of machine: the range follows its kernels")
+    if calibration_cache_path is not None:
+        refuse("calibration_cache_path", got=calibration_cache_path, do="leave it out")
+    if calibration_providers is not None and list(calibration_providers) != ["CPUExecutionProvider"]:
+        refuse("calibration_providers", got=list(calibration_providers), do="leave it out: calibration runs on the CPU")
+    ranges = "auto" if calibrate_method is None else _ranges(calibrate_method)
+    _check_extra(extra_options or {})
+    model = Model.load(model_input) if isinstance(model_input, (str, Path)) else Model.from_proto(model_input)
+    if use_external_data_format and model.weight_bytes() <= 1_800_000_000:
+        warnings.warn("the weights stay inside the model: it is under 1.8 GB", stacklevel=2)
+    excluded = _excluded(model, target, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude)
+    return compress(
+        model, target=target, calibration=calibration_data_reader, output=model_output, ranges=ranges,
+        keep_float=keep_float(model, target, excluded), force=True,
+    )  # fmt: skip
+
+
+def _check_formats(quant_format: Any, activation_type: Any, weight_type: Any) -> None:
+    if (name := member(quant_format, QuantFormat, "quant_format")) != "QDQ":
+        refuse("quant_format", got=name, do="use QuantFormat.QDQ: runtimes fuse it into the same integer kernels")
+    for what, value in (("activation_type", activation_type), ("weight_type", weight_type)):
+        if (name := member(value, QuantType, what)) not in ("QInt8", "QUInt8"):
+            refuse(what, got=name, do="use QuantType.QInt8")
+        if what == "weight_type" and name == "QUInt8":
+            warnings.warn(
+                "the weights become int8: every integer kernel takes them, and they are as small", stacklevel=3
+            )
+
+
+def _ranges(method: Any) -> str:
+    name = member(method, CalibrationMethod, "calibrate_method")
+    if name not in RANGES:
+        refuse("calibrate_method", got=name, do=f"use {', '.join(RANGES)}, or leave it out")
+    return RANGES[name]
+
+
+def _check_extra(options: Mapping[str, Any]) -> None:
+    for key, value in options.items():
+        if key == "CalibMaxIntermediateOutputs":  # a bound on memory, which is bounded here anyway
+            continue
+        if key not in AS_WE_DO or value != AS_WE_DO[key]:
+            refuse(f"extra_options[{key!r}]", got=value, do="leave it out")
+
+
+def _excluded(
+    model: Model,
+    target: str,
+    op_types: Sequence[str] | None,
+    only: Sequence[str] | None,
+    excluded: Sequence[str] | None,
+) -> set[str]:
+    """The nodes to keep in float: excluded ones, and those that no list of what to quantize names."""
+    found = set(excluded or ())
+    nodes = {str(node.name): node.op_type for node in model.ir.graph}
+    for name in only or ():
+        if name not in nodes:
+            raise unknown("node", name, nodes)
+    if op_types or only:  # as in the original, an empty list means no wish
+        left = quantizable(model, target)
+        found |= {n for n, op in left.items() if n in nodes and (op_types and nodes[n] not in op_types)}
+        found |= {n for n in left if n in nodes and only and n not in only}
+    return found

@@ -1,0 +1,103 @@
+"""What a float model does on calibration data: one run over all of it, told to the quantizer."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.quantize.graphs import correction, placement
+from edgerun.quantize.graphs.statistics import Activation, Watch
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Feeds, Request
+
+SAMPLE_BUDGET = 1 << 16  # elements kept of each activation
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the float model computes on a batch of `rows`: its outputs, and each correctable layer's mean."""
+
+    rows: int
+    outputs: dict[str, np.ndarray]
+    means: dict[str, np.ndarray]
+
+
+def batches(request: Request, samples: int | None, stage: str) -> Iterator[Feeds]:
+    """Calibration batches, `samples` of them at most counted in rows, reporting progress after each."""
+    assert request.calibration is not None
+    seen = 0
+    for feeds in request.calibration:
+        yield feeds
+        seen += rows_of(feeds)
+        request.progress(stage, seen, samples or 0)
+        if samples is not None and seen >= samples:
+            return
+
+
+def rows_of(feeds: Feeds) -> int:
+    first = next(iter(feeds.values()))
+    return int(first.shape[0]) if first.ndim else 1
+
+
+def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[dict[str, Activation], list[Truth]]:
+    """One float run over all data: every activation's extremes, and of its beginning everything else that is needed."""
+    outputs = _numeric_outputs(model)
+    # A sum may need rounding after all once the layer that it is fused into stays in float.
+    every = placement.plan(model.graph, replace(request.rules, fused_sum=False), request.keep_float)
+    watch = Watch(model, [str(value.name) for value in every.points], SAMPLE_BUDGET // request.effort.first)
+    data, truths, rows = batches(request, request.effort.ranges, "float model"), list[Truth](), 0
+    full = watch.graph(full=True)
+    correction.add_means(full.graph, {str(node.name): node for node in full.graph}, plan)
+    with request.open(full) as session:
+        del full
+        for feeds in data:
+            out = session.run(feeds)
+            watch.add(out)
+            # Copies: a runtime's own arrays may keep everything that it allocated for the run.
+            means = {name: array.copy() for name, array in out.items() if name.startswith(correction.MEANS)}
+            truths.append(Truth(rows_of(feeds), {name: out[name].copy() for name in outputs}, means))
+            rows += truths[-1].rows
+            del out
+            if rows >= request.effort.first:
+                break
+    gc.collect()
+    if (more := next(data, None)) is not None:
+        with request.open(watch.graph(full=False)) as session:
+            for feeds in itertools.chain([more], data):
+                watch.add(session.run(feeds))
+        gc.collect()
+    seen = watch.activations()
+    for name, activation in seen.items():
+        if not all(np.isfinite(a).all() for a in vars(activation.channels).values()):
+            raise EdgerunError(f"activation {name!r} is not finite on the calibration data",
+                               do="check the preprocessing; run the float model on the same data")  # fmt: skip
+    return seen, truths
+
+
+def with_scaled_means(truth: Truth, factors: Mapping[str, np.ndarray | None]) -> Truth:
+    """With the layer means of the equalized model."""
+
+    def scaled(name: str, mean: np.ndarray) -> np.ndarray:
+        by = factors.get(name)
+        return mean if by is None else (mean * by.reshape(1, -1, *[1] * (mean.ndim - 2))).astype(mean.dtype)
+
+    return replace(truth, means={name: scaled(name, mean) for name, mean in truth.means.items()})
+
+
+def _numeric_outputs(model: ir.Model) -> list[str]:
+    """The outputs that have an SQNR. Raises Unsupported when there is none."""
+    import onnx_ir as ir
+
+    names = [str(value.name) for value in model.graph.outputs if value.dtype != ir.DataType.STRING]
+    if not names:
+        raise Unsupported("the model has no numeric output to compare", do="add the scores as an output")
+    return names

@@ -1,0 +1,282 @@
+"""Does the data look as the model was trained to see it? Asked of the model: usual preprocessing mistakes are tried."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize.graphs.edit import constant
+from edgerun.quantize.numerics import plausibility
+from edgerun.quantize.numerics.plausibility import FORMS, Form
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Feeds
+    from edgerun.runtime import Session, TensorSpec
+
+LOOK = 16  # samples that the preprocessing is judged on, at a time
+LAYERS = 3  # BatchNormalizations, the first ones: the farther from the input, the less is its scale felt
+# A mistake is named when its repair fits so much better: as a share, in standard errors, and at all.
+BETTER, SURELY, LEAST = 0.75, 4.0, 0.05
+SMOOTH, REORDERED = 0.9, 1.3  # roughness of pictures; how much rougher another layout makes them
+SATURATED = 0.1  # of a first ReLU6: trained ones end there in less than 1 % of their outputs
+FINE, WRONG, IN_THE_END = 1.0, -3.0, -2.5  # t values of how much less sure a classifier is with colours swapped
+FIRST, MOST = 8, 64  # samples for a verdict on colours: to call them fine; to give up
+SURE = 0.6  # of ln C: the most entropy of what counts as a classifier's scores
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The input of a model that takes pictures: 3 channels at `axis` of 4."""
+
+    name: str
+    axis: int
+
+    @property
+    def last(self) -> bool:
+        """Whether the layout is NHWC."""
+        return self.axis == 3
+
+
+@dataclass
+class Judgement:
+    """`warnings`: what seems wrong with the preprocessing. `judged`: what could be told in this model, and by what."""
+
+    warnings: list[str] = field(default_factory=list)
+    judged: list[str] = field(default_factory=list)
+
+
+def picture_input(inputs: Sequence[TensorSpec]) -> Picture | None:
+    """The only float input that holds pictures, or None. By shape: `[n, 3, h, w]` or `[n, h, w, 3]`, sides over 4."""
+    found = []
+    for spec in inputs:
+        if len(spec.shape) == 4 and spec.dtype.startswith("float"):
+            axes = [axis for axis in (1, 3) if spec.shape[axis] == 3]
+            sides = [d for axis, d in enumerate(spec.shape) if axis and axis not in axes]
+            if len(axes) == 1 and all(isinstance(d, str) or d > 4 for d in sides):
+                found.append(Picture(spec.name, axes[0]))
+    return found[0] if len(found) == 1 else None
+
+
+def suspect(
+    model: ir.Model, inputs: Sequence[TensorSpec], open: Callable[[ir.Model], Session], feeds: Iterable[Feeds]
+) -> Judgement:
+    """Does the data look as the *unfolded* float `model` was trained to see it? Tries the usual mistakes.
+
+    Layout is told by the pictures alone; the scale by the running statistics of the first BatchNormalizations, or,
+    where they are folded away, by a first ReLU6 that saturates; the colour order by the entropy of the classes. Reads
+    as many `feeds` as that takes (16 to 64 samples). Models without a picture input are not judged.
+    """
+    picture, judgement = picture_input(inputs), Judgement()
+    if picture is None:
+        return judgement
+    stream = iter(feeds)
+    few = list(_some(stream, picture))
+    pixels = np.concatenate([f[picture.name] for f in few])
+    if not _layout(pixels, picture, judgement) or plausibility.roughness(pixels, picture.last) > SMOOTH:
+        return judgement
+    repair = _scale(model, open, few, pixels, picture, judgement)
+    if judgement.warnings and repair is None:
+        return judgement  # on a scale that is wrong, and cannot be put right here, the classes mean nothing
+    feeds = itertools.chain(few, stream)
+    _colour(model, open, feeds if repair is None else _reformed(feeds, picture, *repair), picture, judgement)
+    return judgement
+
+
+def _some(stream: Iterator[Feeds], picture: Picture) -> Iterator[Feeds]:
+    rows = 0
+    for feeds in stream:
+        yield feeds
+        rows += len(feeds[picture.name])
+        if rows >= LOOK:
+            return
+
+
+def _layout(pixels: np.ndarray, picture: Picture, judgement: Judgement) -> bool:
+    """Neighbours in a picture are alike; in a buffer of the other layout they are colours, or rows apart."""
+    ratios = []
+    for sample in pixels:
+        other = plausibility.roughness(plausibility.interleaved(sample[None], picture.last), picture.last)
+        ratios.append(plausibility.roughness(sample[None], picture.last) / max(other, 1e-12))
+    judgement.judged.append("layout by smoothness")
+    if np.median(ratios) <= REORDERED:
+        return True
+    have, want = ("NCHW", "NHWC") if picture.last else ("NHWC", "NCHW")
+    judgement.warnings.append(
+        f"input {picture.name!r}: the pictures lie in {have} order in an array of {want} shape (read so, they are "
+        f"{np.median(ratios):.1f} times as smooth): transpose, do not reshape"
+    )
+    return False
+
+
+def _scale(
+    model: ir.Model, open: Callable[[ir.Model], Session], few: Sequence[Feeds], pixels: np.ndarray, picture: Picture,
+    judgement: Judgement,
+) -> tuple[Form, Form] | None:  # fmt: skip
+    """Name the form that fits the model far better than the one given; the pair (given, wanted), or None."""
+    over = tuple(axis for axis in range(4) if axis != picture.axis)
+    forms = plausibility.forms_of(pixels.min(axis=over).astype(np.float64), pixels.max(axis=over).astype(np.float64))
+    norms = _first_norms(model.graph)
+    if not norms:
+        _saturation(model, open, few, forms, judgement)
+        return None
+    judgement.judged.append("scale by BatchNorm statistics")
+    with open(_probed(model, [norm.inputs[0] for norm in norms])) as session:
+        given = _moments(session, few, len(norms))
+        tried: list[tuple[float, float, Form, Form]] = []
+        for have in forms:
+            for want in FORMS:
+                if want is not have:
+                    other = _moments(session, _reformed(few, picture, have, want), len(norms))
+                    tried.append((*_misfits(norms, given, other), have, want))
+    if not tried:
+        return None
+    now = _misfit(norms, given)
+    fit, error, have, want = min(tried, key=lambda trial: trial[0])
+    if fit > BETTER * now or now - fit < max(LEAST, SURELY * error):
+        return None
+    judgement.warnings.append(
+        f"input {picture.name!r}: the pictures look like {have.name}; the model was trained on {want.name} "
+        f"(its BatchNorm statistics differ by {now:.2f} nats per channel, with that by {fit:.2f})"
+    )
+    return have, want
+
+
+def _first_norms(graph: ir.Graph) -> list[ir.Node]:
+    """The first BatchNormalizations whose statistics are constants, in graph order."""
+    norms = [n for n in graph if n.op_type == "BatchNormalization" and n.domain == ""]
+    return [n for n in norms if len(n.inputs) == 5 and all(constant(v) is not None for v in n.inputs[3:5])][:LAYERS]
+
+
+def _probed(model: ir.Model, values: Sequence[ir.Value | None]) -> ir.Model:
+    """A clone that ends in the mean and the mean square over positions, `[n, C, …]`, of each of `values`."""
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+
+    clone = model.clone()
+    graph = clone.graph
+    known = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
+    graph.outputs.clear()
+    for index, original in enumerate(values):
+        assert original is not None
+        value = known[original.name]
+        square = ir.node("Mul", [value, value], name=f"edgerun/squared/{index}")
+        graph.append(square)
+        for kind, source in (("mean", value), ("square", square.outputs[0])):
+            # GlobalAveragePool is the one reduction over positions that is the same in every opset.
+            op = "Identity" if value.shape is not None and len(value.shape) == 2 else "GlobalAveragePool"
+            probe = ir.node(op, [source], name=f"edgerun/{kind}/{index}")
+            graph.append(probe)
+            result = probe.outputs[0]
+            result.name, result.type = f"edgerun/{kind}/{index}", ir.TensorType(ir.DataType.FLOAT)
+            graph.outputs.append(result)
+    common.RemoveUnusedNodesPass()(clone)
+    return clone
+
+
+Moments = list[tuple[np.ndarray, np.ndarray]]  # per layer: means and mean squares, [n, C]
+
+
+def _moments(session: Session, feeds: Iterable[Feeds], layers: int) -> Moments:
+    runs = [session.run(feed) for feed in feeds]
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([run[name].reshape(run[name].shape[:2]) for run in runs])
+
+    return [(joined(f"edgerun/mean/{i}"), joined(f"edgerun/square/{i}")) for i in range(layers)]
+
+
+def _reformed(feeds: Iterable[Feeds], picture: Picture, have: Form, want: Form) -> Iterator[Feeds]:
+    for feed in feeds:
+        yield {**feed, picture.name: plausibility.reform(feed[picture.name], have, want, picture.axis)}
+
+
+def _misfit(norms: Sequence[ir.Node], moments: Moments, without: int | None = None) -> float:
+    """Mean misfit over layers, of all samples or all but one."""
+    total = 0.0
+    for norm, (means, squares) in zip(norms, moments, strict=True):
+        mean, variance = constant(norm.inputs[3]), constant(norm.inputs[4])
+        assert mean is not None and variance is not None
+        if without is not None:
+            means, squares = np.delete(means, without, axis=0), np.delete(squares, without, axis=0)
+        total += plausibility.misfit(means, squares, mean, variance)
+    return total / len(norms)
+
+
+def _misfits(norms: Sequence[ir.Node], given: Moments, other: Moments) -> tuple[float, float]:
+    """The misfit of `other`, and the standard error of its difference to that of `given`, sample by sample."""
+    full = _misfit(norms, other)
+    samples = range(len(given[0][0]))
+    if len(samples) < 2:
+        return full, float("inf")
+    left_out = np.array([_misfit(norms, given, i) - _misfit(norms, other, i) for i in samples])
+    return full, plausibility.jackknife(left_out)
+
+
+def _saturation(
+    model: ir.Model, open: Callable[[ir.Model], Session], few: Sequence[Feeds], forms: Sequence[Form],
+    judgement: Judgement,
+) -> None:  # fmt: skip
+    """Where BatchNormalization is folded away: bytes where small numbers belong drive the first ReLU6 into its stop."""
+    import onnx_ir as ir
+    import onnx_ir.passes.common as common
+
+    first = next((n for n in model.graph if n.op_type in ("Relu", "Clip", "Sigmoid", "HardSwish")), None)
+    six = None if first is None or first.op_type != "Clip" else constant((*first.inputs, None, None)[2])
+    if first is None or six is None or six.size != 1 or float(six) != 6.0:
+        return
+    judgement.judged.append("scale by the first ReLU6 (too large only: no BatchNorm statistics)")
+    clone = model.clone()
+    result = next(o for node in clone.graph for o in node.outputs if o.name == first.outputs[0].name)
+    result.type = ir.TensorType(ir.DataType.FLOAT)
+    clone.graph.outputs.clear()
+    clone.graph.outputs.append(result)
+    common.RemoveUnusedNodesPass()(clone)
+    with open(clone) as session:
+        share = float(np.mean([(session.run(feed)[str(result.name)] >= 6.0).mean() for feed in few]))
+    if share > SATURATED:
+        looks = f"; the pictures look like {forms[0].name}" if forms else ""
+        judgement.warnings.append(
+            f"the first ReLU6 is at its stop in {share:.0%} of its outputs: the model was trained on smaller numbers, "
+            f"as 0..1 or less mean over std{looks}"
+        )
+
+
+def _colour(
+    model: ir.Model, open: Callable[[ir.Model], Session], feeds: Iterable[Feeds], picture: Picture, judgement: Judgement
+) -> None:
+    """A classifier is less sure of pictures whose red and blue are swapped: the entropies of its classes, paired.
+
+    Looked at after every batch, so that the right order is mostly done with after FIRST samples.
+    """
+    outputs = list(model.graph.outputs)
+    shape = outputs[0].shape if len(outputs) == 1 else None
+    if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 3:
+        return
+    given, less, t = np.zeros(0), np.zeros(0), 0.0
+    winners: set[int] = set()
+    with open(model) as session:
+        for feed in feeds:
+            swapped = np.ascontiguousarray(np.flip(feed[picture.name], axis=picture.axis))
+            scores, others = (
+                session.run({**feed, picture.name: x})[str(outputs[0].name)] for x in (feed[picture.name], swapped)
+            )
+            winners |= {*scores.argmax(axis=1).tolist(), *others.argmax(axis=1).tolist()}
+            given = np.append(given, plausibility.entropy(scores))
+            less = np.append(less, plausibility.entropy(others) - given[-len(others) :])
+            t = plausibility.t_value(less)
+            if len(less) >= MOST or (t >= FINE and len(less) >= FIRST) or (t <= WRONG and len(less) >= 2 * FIRST):
+                break
+    if len(winners) < 3 or min(given.mean(), (given + less).mean()) > SURE * np.log(shape[1]):
+        return  # an embedding or a regression, or too unsure to be asked
+    judgement.judged.append("colour order by the entropy of the classes")
+    if len(less) >= 2 * FIRST and t <= IN_THE_END and (t <= WRONG or len(less) >= MOST):
+        judgement.warnings.append(
+            f"input {picture.name!r}: red and blue seem swapped: the classes are surer with the other order "
+            f"({less.mean():+.2f} nats of entropy, t = {t:.1f}, {len(less)} samples)"
+        )

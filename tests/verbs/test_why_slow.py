@@ -1,0 +1,155 @@
+"""`edgerun why-slow`: all that ran is aligned, and what is said adds up. No test depends on how fast anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import edgerun
+from edgerun import registry
+from edgerun.measure.attribution import CONVERSION, REMOVED
+from edgerun.runtime import Engine, Options
+from edgerun.verbs.why_slow import Hint, WhySlow, why_slow
+
+ONE = Options(threads=1)
+SUFFIX = {"onnxruntime": ".onnx", "openvino": ".xml"}
+
+
+def save_net(path: Path) -> Path:
+    """image [n, 3, 16, 16] -> two Convs with Relu and a residual Add, Softplus in between, GlobalAveragePool, Gemm."""
+    generator = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array((0.2 * generator.standard_normal(shape)).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["image", "w1"], ["c1"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], "first/Relu"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], "second", pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["c2", "r1"], ["sum"], "sum"),
+        helper.make_node("Softplus", ["sum"], ["soft"], "soft"),
+        helper.make_node("Conv", ["soft", "w3"], ["c3"], "third"),
+        helper.make_node("GlobalAveragePool", ["c3"], ["mean"], "mean"),
+        helper.make_node("Flatten", ["mean"], ["flat"], "flat"),
+        helper.make_node("Gemm", ["flat", "w4"], ["scores"], "classify"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 16, 16])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 5])],
+        [weight("w1", 16, 3, 3, 3), weight("w2", 16, 16, 3, 3), weight("w3", 16, 16, 1, 1), weight("w4", 16, 5)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture(scope="module", params=sorted(SUFFIX))
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A float model, its INT8 one, and the target."""
+    if reason := registry.target(request.param, usable=False).available():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp(request.param)
+    fp32, int8 = save_net(folder / "net.onnx"), folder / f"small{SUFFIX[request.param]}"
+    images = np.random.default_rng(1).standard_normal((16, 3, 16, 16)).astype(np.float32)
+    edgerun.compress(fp32, target=request.param, calibration={"image": images}, output=int8)
+    return fp32, int8, request.param
+
+
+@pytest.fixture(scope="module")
+def result(pair: tuple[Path, Path, str]) -> WhySlow:
+    return why_slow(pair[0], pair[1], target=pair[2], options=ONE, seconds=0.5)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three profiled runs a session are enough to see that everything runs."""
+    monkeypatch.setattr("edgerun.verbs.why_slow.FEWEST_RUNS", 3)
+
+
+def test_everything_that_runs_is_in_one_part(pair: tuple[Path, Path, str], result: WhySlow) -> None:
+    feed = {"image": np.zeros((1, 3, 16, 16), np.float32)}
+    found = result.difference
+    for path, kernels in zip(pair[:2], ([p.before for p in found.parts], [p.after for p in found.parts]), strict=True):
+        ran = registry.target(pair[2]).profile(Engine(pair[2], path), [feed] * 3, ONE)
+        told = [kernel.order for part in kernels for kernel in part]
+        assert len(told) == len(set(told))
+        assert {k.order for k in ran if k.seconds > 2e-6} <= set(told)
+
+
+def test_the_numbers_add_up(result: WhySlow) -> None:
+    found = result.difference
+    attributed = found.attributed.value
+    for whole in (
+        sum(part.saved.value for part in found.parts),
+        sum(e.value for e in found.causes.values()),
+        sum(e.value for e in found.layers.values()),
+        found.measured.value - found.outside.value,
+        sum(p.before_seconds - p.after_seconds for p in found.parts),
+    ):
+        assert whole == pytest.approx(attributed, abs=1e-12)
+    assert result.fp32_p50.value - result.int8_p50.value == pytest.approx(found.measured.value)
+    for part in found.parts:
+        assert sum(part.causes.values()) == pytest.approx(part.saved.value, abs=1e-12) and part.cause in part.causes
+        assert part.saved.interval.low <= part.saved.value <= part.saved.interval.high
+    assert result.sessions == 9 and result.profiled_runs >= 90 and result.runs >= 9
+
+
+def test_layers_meet_their_float_selves(result: WhySlow) -> None:
+    parts = [p for p in result.difference.parts if p.work == "compute"]
+    for node in ("second", "third", "classify", "soft"):
+        (part,) = [p for p in parts if node in p.nodes]
+        assert part.before and part.after, node
+        assert part.integer == (node != "soft"), node
+    assert not [p for p in parts if p.cause == REMOVED and len(p.nodes) > 1]
+    assert CONVERSION in result.difference.causes, "Softplus runs in float between integers"
+
+
+def test_the_command_prints_json(pair: tuple[Path, Path, str], cli: Any) -> None:
+    """Without --target it is the one that the quantized file's kind runs on."""
+    ran = cli("why-slow", pair[0], pair[1], "--threads", 1, "--seconds", 0.1, "--batch", 2, "--json")
+    found = json.loads(ran.out)
+    assert ran.code == 0 and "random noise" in ran.err
+    assert found["target"] == pair[2] and found["feed"] == ["image:float32[2,3,16,16]"] and found["device"]
+    nodes = {node for part in found["difference"]["parts"] for node in part["nodes"]}
+    assert {"first", "second", "third", "classify"} <= nodes
+
+
+def test_the_command_prints_tables(
+    pair: tuple[Path, Path, str], result: WhySlow, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgerun.verbs.why_slow.why_slow", lambda *_, **__: result)
+    ran = cli("why-slow", pair[0], pair[1], "--top", 3)
+    assert ran.code == 0 and f"3 of {len(result.difference.parts)} regions" in ran.out
+    assert "outside kernels" in ran.out and "explained" in ran.out
+    assert all(line in ran.out for line in result.summary())
+    assert len(cli("why-slow", pair[0], pair[1], "--top", 0).out.splitlines()) < len(ran.out.splitlines())
+
+
+def test_refusals(pair: tuple[Path, Path, str], place: Any, cli: Any) -> None:
+    fp32, int8, target = pair
+    other = "openvino" if target == "onnxruntime" else "onnxruntime"
+    for arguments, message in (
+        ((place.a, int8, "--target", target), "different inputs"),
+        ((f"{fp32}@{other}", f"{int8}@{target}"), "on two targets"),
+        ((fp32, fp32.parent / "absent.onnx"), "does not exist"),
+        ((fp32, int8, "--target", "reference"), "does not read" if target == "openvino" else "the reference"),
+        ((fp32, int8, "--target", target, "--input-shape", "image:[1,4,16,16]"), "does not fit"),
+    ):
+        ran = cli("why-slow", *arguments, "--seconds", 0.1)
+        assert ran.code in (2, 3) and message in ran.err and ran.out == "", arguments
+    swapped = cli("why-slow", int8, fp32, "--target", target, "--seconds", 0.1)
+    assert swapped.code == 2 and "first model is the quantized one" in swapped.err
+
+
+def test_hints_say_that_they_are_estimates() -> None:
+    assert "estimated" in str(Hint("keep float", "layer", 2e-6, "reorder")) and "--keep-float 'layer'" in str(
+        Hint("keep float", "layer", 2e-6, "reorder")
+    )
+    assert "at most" in str(Hint("stays float", "MatMul", 2e-6, ""))
