@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_SAMPLES = 32
+BATCH = 4  # samples a run: the first search takes whole batches, and few of them
 RANGE_SAMPLES = 128  # that ranges are taken from: extremes need more samples than a mean does
 FLOATS = ("float32", "float64", "float16")
 
@@ -121,7 +122,7 @@ def why_wrong(
     _check_doors(float_, rounded)
     contract: Any = preprocessing or float_.preprocessing
     feeds = feeds_for(
-        float_.inputs, "", data, preprocessing=contract, batch=8, limit=max(limit or 0, RANGE_SAMPLES)
+        float_.inputs, "", data, preprocessing=contract, batch=BATCH, limit=max(limit or 0, RANGE_SAMPLES)
     )  # fmt: skip
     judged, names = _judged(float_, feeds, output, limit or DEFAULT_SAMPLES, progress)
     remake = _remake(model, rounded, feeds, progress)

@@ -173,17 +173,19 @@ def test_a_convolution_saturates_with_its_padding(net: Any, weights: Any) -> Non
     quantized = compress(model, calibration=feeds)
     (risk,) = saturation.risks(quantized.ir.graph)
     stored = next(q for q in quantizers.find(quantized.ir.graph) if isinstance(q, Constant) and q.kind == "weight")
-    feeds = {"x": risk.grid.dequantize(risk.grid.quantize(feeds["x"]))}  # no ties: both round the same
     codes = np.pad(risk.grid.quantize(feeds["x"]), ((0, 0), (0, 0), (1, 1), (1, 1)),
                    constant_values=int(risk.grid.zero_point))  # fmt: skip
     got = _run(quantized.ir, feeds) - _run(saturation.add(quantized.ir, [risk]), feeds)
+    output = next(q for q in quantizers.find(quantized.ir.graph) if isinstance(q, Activation) and q.layer == "y")
+    step = float(output.grid.scale)  # what comes out is rounded once more
+    assert got.max() > 15 * step
     rows = stored.stored.transpose(0, 2, 3, 1).reshape(4, -1)
     for row in range(5):
         for column in range(5):
             patch = codes[:, :, row : row + 3, column : column + 3].transpose(0, 2, 3, 1).reshape(8, -1)
             exact = patch.astype(np.int64) @ rows.T.astype(np.int64)
             wanted = (exact - _saturated(patch, rows)) * risk.step
-            np.testing.assert_allclose(got[:, :, row, column], wanted, atol=1e-3)
+            np.testing.assert_allclose(got[:, :, row, column], wanted, atol=1.01 * step)
 
 
 def test_a_model_without_qdq_is_refused(mlp: Model) -> None:
