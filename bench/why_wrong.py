@@ -33,7 +33,7 @@ from edgerun.verbs.why_wrong import opened_here
 RANGES = "minmax"  # of the good models: the search for better ones looks at few samples, and that is not the question
 RESULTS = Path(__file__).resolve().parent / "results" / "why_wrong.json"
 LEAST_DB = 1.0
-SEEDS = {False: (0, 1), True: (300,)}
+SEEDS = {False: (0, 1), True: (400,)}
 Feeds = dict[str, np.ndarray]
 Build = Callable[[int], "Planted"]
 

@@ -36,6 +36,7 @@ PAYS = 0.99  # noise must fall below this share for a fix to be kept
 
 FAITHFUL_DB = 50.0  # the float counterpart reaches at least this where the models belong together
 
+STRUCTURAL = (causes.CONCAT, causes.OUTLIER)
 AS_GOOD = 2.0  # times the noise: where data was wrong, one range may bear the brunt, and it is still the data
 NEARLY_ALL = 0.999  # of the noise that calibrating anew must remove before nothing further is tried
 SHIFTED_DB = 1.0  # that moving a bias must bring for a shifted mean to be the cause
@@ -118,7 +119,7 @@ def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[
     suspects = sorted(chosen, key=lambda q: -noise_alone[q.key])[: top + MORE]
     beside = {q.key: (q, fixes.moved_biases(case.quantizers, case.counterpart, q)) for q in suspects}
     taken = trials.without(case.model, case.counterpart, beside, case.trials, before, progress)
-    removed = {key: out.noise for key, out in taken.items()}
+    removed = {key: out.share * float(before.noise.mean()) for key, out in taken.items()}
     total = float(before.noise.mean())
     strong = [q for q in suspects if noise_alone[q.key] > MASKED * total and isinstance(q, Activation)]
     masked = len(strong) > 1 and max(removed.values()) < MASKED * total
@@ -194,6 +195,8 @@ def _tried(case: Case, row: Finding, before: Measured) -> Finding:
     else:
         offered = fixes.for_cause(case, next(q for q in case.quantizers if q.key == row.key), row.cause.name)
     possible = float(before.noise.mean() - row.without.noise.mean())
+    if row.cause.name in STRUCTURAL:  # the readers' weights suffer too, so taking it out alone shows too little
+        possible = float(before.noise.mean())
     tried = fixes.best(case, offered, before, possible)
     if tried is None or tried.measured.noise.mean() >= before.noise.mean():
         return row

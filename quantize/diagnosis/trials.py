@@ -140,9 +140,9 @@ class Removed:
     after: Measured
 
     @property
-    def noise(self) -> float:
-        """What went."""
-        return float(self.before.noise.mean() - self.after.noise.mean())
+    def share(self) -> float:
+        """Of the noise before, how much went; negative where more came."""
+        return 1 - float(self.after.noise.mean() / max(self.before.noise.mean(), 1e-300))
 
 
 def without(
@@ -174,6 +174,6 @@ def without(
                 ways = [Removed(before, measured([one]))]
                 if biases:
                     ways.append(Removed(measured(biases), measured([one, *biases])))
-                found[one.key] = max(ways, key=lambda way: way.noise)
+                found[one.key] = max(ways, key=lambda way: way.share)
                 progress("all but one", len(found), len(keys))
     return found
