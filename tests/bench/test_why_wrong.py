@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import why_wrong
+from bench import plant_suite, why_wrong
 
 SEED = 31
 
@@ -24,11 +24,11 @@ SEED = 31
     ],
 )
 def test_what_is_planted_is_found_and_repaired(name: str) -> None:
-    result = why_wrong.run(name, why_wrong.suite()[name], SEED)
+    result = why_wrong.run(name, plant_suite.suite()[name], SEED)
     assert result is not None, "the plant does no damage"
     assert result.found, f"{result.found_layer}: {result.found_cause} ({result.evidence})"
     assert result.recovered >= 0.8
 
 
 def test_every_cause_is_planted() -> None:
-    assert len(why_wrong.suite()) >= 30
+    assert len(plant_suite.suite()) >= 30
