@@ -1,8 +1,8 @@
 """Does `edgerun why-wrong` find what was planted? `python -m bench.why_wrong [--held-out] [NAME…]`.
 
-Plants are defined in bench/plants.py and bench/plant_suite.py. A plant counts when it costs at least 1 dB of SQNR on samples that the diagnosis
-never sees; it is found when the worst row names its layer and its cause; it is recovered by the share of the noise
-that it added which that row's fix takes away again, on those same other samples.
+Plants are defined in bench/plants.py and bench/plant_suite.py. A plant counts when it costs at least 1 dB of SQNR on
+samples that the diagnosis never sees; it is found when the worst row names its layer and its cause; it is recovered by
+the share of the noise that it added which that row's fix takes away again, on those same other samples.
 """
 
 from __future__ import annotations
