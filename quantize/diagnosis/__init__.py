@@ -17,7 +17,7 @@ from edgerun.errors import EdgerunError
 from edgerun.quantize.diagnosis import calibration, evidence, fixes, trials
 from edgerun.quantize.diagnosis.fixes import Case, Tried
 from edgerun.quantize.diagnosis.trials import Measured, Progress, Trials
-from edgerun.quantize.graphs import align, quantizers, saturation, switches
+from edgerun.quantize.graphs import align, overflow, quantizers, switches
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer
 from edgerun.quantize.numerics import causes, noise
@@ -166,15 +166,15 @@ def _saturating(case: Case, before: Measured) -> list[Finding]:
     """The layers whose sums leave 16 bits on these samples."""
     if not case.trials.saturating:
         return []
-    rows, found = [], saturation.risks(case.model.graph)
+    rows, found = [], overflow.risks(case.model.graph)
     exact = replace(case.trials, saturating=False)
     plain = switches.off(case.model, case.counterpart, case.quantizers)
     with exact.open(plain) as session:
         truth = exact.outputs(session)
     for risk in found:
-        with exact.open(saturation.add(plain, [risk])) as session:
+        with exact.open(overflow.add(plain, [risk])) as session:
             lone = float(exact.against(exact.outputs(session), truth).noise.mean())
-        rest = exact.measure(saturation.add(case.model, [other for other in found if other is not risk]))
+        rest = exact.measure(overflow.add(case.model, [other for other in found if other is not risk]))
         removed = float(before.noise.mean() - rest.noise.mean())
         if removed <= 0:
             continue
@@ -190,7 +190,7 @@ def _tried(case: Case, row: Finding, before: Measured) -> Finding:
     if row.tried is not None:
         return row
     if row.cause.name == causes.SATURATION:
-        risk = next(r for r in saturation.risks(case.model.graph) if r.key == row.key)
+        risk = next(r for r in overflow.risks(case.model.graph) if r.key == row.key)
         offered = fixes.smaller_weights(case, risk)
     else:
         offered = fixes.for_cause(case, next(q for q in case.quantizers if q.key == row.key), row.cause.name)

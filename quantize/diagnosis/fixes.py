@@ -13,8 +13,8 @@ from edgerun.quantize.diagnosis.trials import Measured, Trials
 from edgerun.quantize.graphs import repairs, switches
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.edit import drop_unused
+from edgerun.quantize.graphs.overflow import Risk
 from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer
-from edgerun.quantize.graphs.saturation import Risk
 from edgerun.quantize.numerics import causes, equalization, grid
 from edgerun.quantize.numerics.grid import Grid
 from edgerun.quantize.numerics.ranges import ESTIMATORS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.metrics import correct
-from edgerun.quantize.graphs import saturation, switches
+from edgerun.quantize.graphs import overflow, switches
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.quantizers import Quantizer
 from edgerun.quantize.numerics import noise
@@ -88,7 +88,7 @@ class Trials:
     def measure(self, model: ir.Model) -> Measured:
         """A Q/DQ model as the device runs it."""
         if self.saturating:
-            model = saturation.add(model, saturation.risks(model.graph))
+            model = overflow.add(model, overflow.risks(model.graph))
         with self.open(model) as session:
             return self.against(self.outputs(session))
 
@@ -155,12 +155,12 @@ def without(
     model without these, and what it removes there counts when it is more: never what the biases alone removed.
     """
     found: dict[str, Removed] = {}
-    risks = saturation.risks(model.graph) if trials.saturating else []
+    risks = overflow.risks(model.graph) if trials.saturating else []
     keys = list(suspects)
     for start in range(0, len(keys), AT_ONCE):
         chosen = [suspects[key] for key in keys[start : start + AT_ONCE]]
         some = {q.key: q for one, biases in chosen for q in (one, *biases)}
-        graph = saturation.add(switches.switched(model, counterpart, list(some.values())), risks)
+        graph = overflow.add(switches.switched(model, counterpart, list(some.values())), risks)
         with trials.open(graph) as session:
 
             def measured(

@@ -12,7 +12,7 @@ from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize import diagnosis
 from edgerun.quantize.diagnosis import trials
-from edgerun.quantize.graphs import align, quantizers, repairs, saturation, switches
+from edgerun.quantize.graphs import align, overflow, quantizers, repairs, switches
 from edgerun.quantize.graphs.quantizers import Activation, Constant
 from edgerun.quantize.numerics import causes, grid
 from edgerun.verbs.compress import compress
@@ -153,13 +153,13 @@ def test_sums_in_16_bits_are_those_of_the_instruction(net: Any) -> None:
     model = net("(float[n,16] x) => (float[n,6] y) { y = Gemm(x, w, b) }", w=weight, b=np.zeros(6, np.float32))
     feeds = {"x": draw.uniform(1, 4, (32, 16)).astype(np.float32)}
     quantized = compress(model, calibration=feeds)
-    (risk,) = saturation.risks(quantized.ir.graph)
+    (risk,) = overflow.risks(quantized.ir.graph)
     stored = next(q for q in quantizers.find(quantized.ir.graph) if isinstance(q, Constant) and q.kind == "weight")
     codes = risk.grid.quantize(feeds["x"])
     exact = codes.astype(np.int64) @ stored.stored.astype(np.int64)
     excess = (exact - _saturated(codes, stored.stored.T)) * risk.step
     assert (excess > 0).mean() > 0.5
-    got = _run(quantized.ir, feeds) - _run(saturation.add(quantized.ir, [risk]), feeds)
+    got = _run(quantized.ir, feeds) - _run(overflow.add(quantized.ir, [risk]), feeds)
     np.testing.assert_allclose(got, excess, atol=1e-3)
 
 
@@ -171,11 +171,11 @@ def test_a_convolution_saturates_with_its_padding(net: Any, weights: Any) -> Non
                 w=weight, b=np.zeros(4, np.float32))  # fmt: skip
     feeds = {"x": draw.uniform(-1, 4, (8, 8, 5, 5)).astype(np.float32)}
     quantized = compress(model, calibration=feeds)
-    (risk,) = saturation.risks(quantized.ir.graph)
+    (risk,) = overflow.risks(quantized.ir.graph)
     stored = next(q for q in quantizers.find(quantized.ir.graph) if isinstance(q, Constant) and q.kind == "weight")
     codes = np.pad(risk.grid.quantize(feeds["x"]), ((0, 0), (0, 0), (1, 1), (1, 1)),
                    constant_values=int(risk.grid.zero_point))  # fmt: skip
-    got = _run(quantized.ir, feeds) - _run(saturation.add(quantized.ir, [risk]), feeds)
+    got = _run(quantized.ir, feeds) - _run(overflow.add(quantized.ir, [risk]), feeds)
     output = next(q for q in quantizers.find(quantized.ir.graph) if isinstance(q, Activation) and q.layer == "y")
     step = float(output.grid.scale)  # what comes out is rounded once more
     assert got.max() > 15 * step
