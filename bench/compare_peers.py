@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from bench import scores, tables, zoo, zoo_fetch
+from bench import chart, scores, tables, zoo, zoo_fetch
 from bench.cells import Cells, digest, sources
 from bench.processes import measured
 from edgerun import files
@@ -29,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT, RESULTS, REQUIREMENTS = HERE.parent, HERE / "results", HERE / "requirements-peers.txt"
 TARGETS = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # target name to the package whose version counts
 BASELINE = "fp32"
+DATA_CODE = ("zoo", "zoo_audio", "zoo_data", "zoo_images", "zoo_text", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,17 @@ class Variant:
     suffix: str
     targets: tuple[str, ...]
     ours: str = ""
+    only: tuple[str, ...] = ()  # the zoo's models it is meant for; empty: all
 
 
 VARIANTS = (
     Variant("ort_minmax", ".onnx", ("onnxruntime", "openvino")),
     Variant("ort_minmax_s8s8", ".onnx", ("onnxruntime", "openvino")),
     Variant("ort_percentile", ".onnx", ("onnxruntime", "openvino")),
+    Variant("ort_layers", ".onnx", ("onnxruntime", "openvino")),
+    Variant("ort_dynamic", ".onnx", ("onnxruntime", "openvino"), only=("minilm", "silero", "silero_meetings")),
+    Variant("onnxsim_minmax", ".onnx", ("onnxruntime", "openvino")),
+    Variant("onnxsim_auto", ".onnx", ("onnxruntime", "openvino")),
     Variant("nncf_onnx", ".onnx", ("onnxruntime", "openvino")),
     Variant("nncf_ir", ".xml", ("openvino",)),
     Variant("edgerun_onnxruntime", ".onnx", ("onnxruntime",), ours="onnxruntime"),
@@ -83,6 +89,7 @@ class Comparison:
             paths = [str(model.onnx), str(model.calibration), str(output)]
             command = [str(self._python), str(HERE / "peers.py"), variant.name, *paths]
             command += ["--transformer"] if model.transformer else []
+            command += ["--whole-feeds"] if model.state else []
         try:
             with tempfile.TemporaryDirectory() as folder:  # some peers leave files where they run
                 runs = [measured(command, ROOT if variant.ours else Path(folder)) for _ in range(self._repeat)]
@@ -103,7 +110,7 @@ class Comparison:
         """`files`: outputs and labels of the whole test set, in one; or `failed`: why a peer's model did not run."""
         artefact, name = self.artefact(model, variant), variant.name if variant else BASELINE
         output = self._folder / model.name / f"{name}.{target}.npz"
-        data = digest(model.metric, *(HERE / f"{file}.py" for file in ("zoo", "zoo_images", "zoo_text", "evaluate")))
+        data = digest(model.metric, *(HERE / f"{file}.py" for file in DATA_CODE))
         code = digest(*sorted((ROOT / "targets").glob(f"*{target}*.py")))
         key = digest(artefact, *weights(artefact), data, code, target, self._versions[target])
 
@@ -175,7 +182,7 @@ def compare(run: Comparison, model: zoo.ZooModel, chosen: list[Variant], latency
         rows |= {v.name: scores.scored(model, baseline, Path(told[v]["files"][0])) for v in here}
         failed = {v.name: told[v]["failed"] for v in told if v not in here}
         result["targets"][target] = {"accuracy": rows, "failed": failed}
-        if latency and model.labelled:
+        if latency and model.timed:
             _said(f"{model.name}: latency on {target}")
             result["targets"][target]["latency"] = run.timed(model, here, target)
     return result
@@ -222,13 +229,15 @@ def main(
     for name in names or list(zoo.MODELS):
         model = zoo.model(name)
         zoo.build(model)
-        result = compare(run, model, chosen, not no_latency)
+        result = compare(run, model, [v for v in chosen if not v.only or name in v.only], not no_latency)
         files.write_bytes(RESULTS / f"{name}.json", (json.dumps(result, indent=1, default=str) + "\n").encode())
         click.echo(tables.details(result))
     kept = [
         json.loads((RESULTS / f"{name}.json").read_text()) for name in zoo.MODELS if (RESULTS / f"{name}.json").exists()
     ]
     files.write_bytes(RESULTS / "README.md", tables.page(kept).encode())
+    if picture := chart.svg(kept):
+        files.write_bytes(RESULTS / tables.CHART, picture.encode())
     readme = ROOT / "README.md"
     files.write_bytes(readme, tables.in_readme(readme.read_text(encoding="utf-8"), kept).encode())
 

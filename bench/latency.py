@@ -20,13 +20,14 @@ THREADS, ROUNDS = 1, 100
 
 def main(name: str, target: str, seconds: str, *models: str) -> None:
     """Time and print."""
-    feeds = zoo.model(name).latency_feeds()
+    chosen = zoo.model(name)
+    feeds = chosen.latency_feeds()
     result = edgerun.benchmark(
         models,
         target=target,
         options=edgerun.Options(threads=THREADS),
         data=feeds,
-        batch=1,
+        batch=None if chosen.state else 1,  # a model with state has no batch axis
         seconds=float(seconds),
         rounds=ROUNDS,
     )

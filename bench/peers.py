@@ -28,10 +28,13 @@ for switch in ("ORT_DISABLE_TELEMETRY", "NNCF_CI"):  # no network, and no forks 
 
 
 class Samples:
-    """An uncompressed .npz as samples of batch 1, read from the file one at a time; ORT's reader protocol included."""
+    """An uncompressed .npz as samples, read from the file one at a time; ORT's reader protocol included.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    A row is a batch of 1, or a whole feed for a model without a batch axis.
+    """
+
+    def __init__(self, path: Path, whole: bool = False) -> None:
+        self._path, self._whole = path, whole
         self._members = {
             info.filename.removesuffix(".npy"): _layout(path, info) for info in zipfile.ZipFile(path).infolist()
         }
@@ -52,7 +55,8 @@ class Samples:
     def _row(self, index: int, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
         count = int(np.prod(shape[1:]))
         start = offset + index * count * dtype.itemsize
-        return np.fromfile(self._path, dtype, count, offset=start).reshape(1, *shape[1:])
+        row = np.fromfile(self._path, dtype, count, offset=start)
+        return row.reshape(shape[1:] if self._whole else (1, *shape[1:]))
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """ORT: the next `get_next` calls give samples `start_index` to `end_index - 1`."""
@@ -82,7 +86,14 @@ def _layout(path: Path, info: zipfile.ZipInfo) -> tuple[int, np.dtype[Any], tupl
 
 
 def _ort(
-    model: Path, samples: Samples, output: Path, transformer: bool, *, activation: str, method: str, **extra: Any
+    model: Path,
+    samples: Samples,
+    output: Path,
+    *,
+    activation: str,
+    method: str,
+    only: list[str] | None = None,
+    **extra: Any,
 ) -> None:
     from onnxruntime import quantization as q  # type: ignore[import-untyped]
     from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped]
@@ -103,25 +114,61 @@ def _ort(
             activation_type=q.QuantType[activation],
             weight_type=q.QuantType.QInt8,
             calibrate_method=q.CalibrationMethod[method],
-            # All ops by default, but on a transformer that quantizes the masked scores (0 and -10000 on one scale).
-            op_types_to_quantize=["MatMul", "Gemm"] if transformer else None,
+            op_types_to_quantize=only,
             extra_options=extra,
         )
 
 
 def ort_minmax(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
     """ONNX Runtime's `quantize_static` with min-max ranges: U8S8, what its documents advise on x86 with VNNI."""
-    _ort(model, samples, output, transformer, activation="QUInt8", method="MinMax")
+    _ort(model, samples, output, activation="QUInt8", method="MinMax", only=_ops(transformer))
 
 
 def ort_minmax_s8s8(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
     """The same with its default types, S8S8."""
-    _ort(model, samples, output, transformer, activation="QInt8", method="MinMax")
+    _ort(model, samples, output, activation="QInt8", method="MinMax", only=_ops(transformer))
 
 
 def ort_percentile(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
     """U8S8 with percentile ranges, ten samples at a time: all at once need tens of gigabytes on ResNet-50."""
-    _ort(model, samples, output, transformer, activation="QUInt8", method="Percentile", CalibStridedMinMax=10)
+    stride = max(n for n in range(1, 11) if len(samples) % n == 0)  # it must divide them
+    only = _ops(transformer)
+    _ort(model, samples, output, activation="QUInt8", method="Percentile", only=only, CalibStridedMinMax=stride)
+
+
+def ort_layers(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """U8S8 with min-max ranges, but only Conv, MatMul and Gemm: what to do where other ops cost accuracy."""
+    _ort(model, samples, output, activation="QUInt8", method="MinMax", only=["Conv", "MatMul", "Gemm"])
+
+
+def _ops(transformer: bool) -> list[str] | None:
+    # All ops by default, but on a transformer that quantizes the masked scores (0 and -10000 on one scale).
+    return ["MatMul", "Gemm"] if transformer else None
+
+
+def ort_dynamic(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """ONNX Runtime's `quantize_dynamic`, per channel, MatMul, Gemm and LSTM: activations are scaled as they come."""
+    from onnxruntime import quantization as q
+
+    kinds = {"per_channel": True, "weight_type": q.QuantType.QInt8, "op_types_to_quantize": ["MatMul", "Gemm", "LSTM"]}
+    q.quantize_dynamic(str(model), str(output), **kinds)
+
+
+def onnxsim_minmax(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """onnxsim's `quantize_static` with its defaults: min-max ranges at Conv, MatMul and Gemm; all samples at once."""
+    _onnxsim(model, samples, output, "minmax")
+
+
+def onnxsim_auto(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """The same with `method="auto"`: the range estimator is chosen per tensor."""
+    _onnxsim(model, samples, output, "auto")
+
+
+def _onnxsim(model: Path, samples: Samples, output: Path, method: str) -> None:
+    import onnx
+    import onnxsim  # type: ignore[import-not-found]
+
+    onnx.save(onnxsim.quantize_static(str(model), list(samples), method=method), output)
 
 
 def nncf_onnx(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
@@ -150,6 +197,10 @@ PEERS: dict[str, tuple[str, Peer]] = {
     "ort_minmax": (".onnx", ort_minmax),
     "ort_minmax_s8s8": (".onnx", ort_minmax_s8s8),
     "ort_percentile": (".onnx", ort_percentile),
+    "ort_layers": (".onnx", ort_layers),
+    "ort_dynamic": (".onnx", ort_dynamic),
+    "onnxsim_minmax": (".onnx", onnxsim_minmax),
+    "onnxsim_auto": (".onnx", onnxsim_auto),
     "nncf_onnx": (".onnx", nncf_onnx),
     "nncf_ir": (".xml", nncf_ir),
 }
@@ -163,16 +214,17 @@ def main() -> None:
     parser.add_argument("calibration", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--transformer", action="store_true", help="say so to peers that have such a switch")
+    parser.add_argument("--whole-feeds", action="store_true", help="a row of the calibration data has all axes")
     asked = parser.parse_args()
     suffix, peer = PEERS[asked.peer]
     if asked.output.suffix != suffix:
         parser.error(f"{asked.peer} writes {suffix}")
-    samples = Samples(asked.calibration)
+    samples = Samples(asked.calibration, asked.whole_feeds)
     _import(asked.peer)
     begun = time.perf_counter()
     peer(asked.model, samples, asked.output, asked.transformer)
     seconds = time.perf_counter() - begun
-    versions = {name: version(name) for name in ("nncf", "onnxruntime", "openvino")}
+    versions = {name: version(name) for name in ("nncf", "onnxruntime", "onnxsim", "openvino")}
     print(json.dumps({"seconds": seconds, "samples": len(samples), "versions": versions, "settings": peer.__doc__}))
 
 
@@ -182,6 +234,8 @@ def _import(peer: str) -> None:
 
     if peer.startswith("ort"):
         import onnxruntime.quantization  # type: ignore[import-untyped]  # noqa: F401
+    elif peer.startswith("onnxsim"):
+        import onnxsim  # noqa: F401
     else:
         import nncf  # noqa: F401
         import openvino  # noqa: F401

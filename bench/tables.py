@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench import chart
 from edgerun.errors import EdgerunError
 
 Result = dict[str, Any]
+CHART = "chart.svg"  # beside the page
 COMMAND = "python -m bench.compare_peers"
 _DETAILS = (
     "variant",
@@ -34,6 +36,7 @@ def page(results: list[Result]) -> str:
         *_devices(results),
     ]
     parts += ["## At a glance", summary(results)]
+    parts += [f"![answers changed against speed, per model and target]({CHART})"] if chart.svg(results) else []
     parts += [f"## {r['model']}\n\n{r['metric']}\n\n{details(r)}" for r in results]
     return "\n\n".join(parts) + "\n"
 
@@ -122,13 +125,14 @@ def details(r: Result) -> str:
             cells = [name, target, *_accuracy(score), f"{(cost or r)['size'] / 1e6:.2f}", *_latency(time)]
             cells += [f"{cost['wall_s']:.1f}", f"{cost['peak_mb']:.0f}"] if cost else ["", ""]
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, *(f"\n{line}" for line in _failures(r))])
+        lines += [_failed(name, target, f"its model does not run: {why}") for name, why in told["failed"].items()]
+    made = {name: cost["failed"] for name, cost in r["quantize"].items() if "failed" in cost}
+    return "\n".join([*lines, *(_failed(name, "", f"makes no model: {why}") for name, why in made.items())])
 
 
-def _failures(r: Result) -> list[str]:
-    made = [f"{name} made no model: {cost['failed']}" for name, cost in r["quantize"].items() if "failed" in cost]
-    ran = [(target, *item) for target, told in r["targets"].items() for item in told["failed"].items()]
-    return [*made, *(f"{name}'s model did not run on {target}: {why}" for target, name, why in ran)]
+def _failed(name: str, target: str, why: str) -> str:
+    told = " ".join(why.replace("|", "/").split())
+    return f"| {name} | {target} | fails: {told[:200]} |" + " |" * (len(_DETAILS) - 3)
 
 
 def _head(*columns: str) -> list[str]:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from bench import zoo_build, zoo_fetch, zoo_images, zoo_text
+from bench import answers, zoo_audio, zoo_build, zoo_data, zoo_fetch, zoo_images
+from bench.zoo_data import Batches, Feeds
 from edgerun.errors import unknown
 from edgerun.files import replacing
 
-Feeds = dict[str, np.ndarray]
-Batches = Iterator[tuple[Feeds, np.ndarray]]
 Correct = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CALIBRATION_IMAGES = 200
 
@@ -29,10 +28,12 @@ class ZooModel:
     """One model and its data.
 
     `build(folder)` writes `model.onnx`; `calibrate(folder)` gives the feeds, first axis samples; `test(batch)` streams
-    (feeds, labels) in a fixed order; `correct(outputs, labels)` says per example whether the answer is right, where
-    a model that is not `labelled` has the fp32 model's own top-1 as labels. `latency` are the input shapes at batch 1;
-    `batch` is what the evaluation runs; `stored` says that the test set is small enough to be kept as a file, and
-    `transformer` what peers with such a switch are told.
+    (feeds, labels) in a fixed order; `correct(outputs, labels)` says per example whether the answer is right, None
+    where there are no labels; `agree(reference, outputs)` gives per example how far two models agree, 0 to 1.
+    `latency` are the input shapes at batch 1, and `timed` is False where another model times the same graph; `batch`
+    is what the evaluation runs; `stored` says that the test set is small enough to be kept as a file, `transformer`
+    what peers with such a switch are told. A model with `state` (inputs to the outputs that are fed back to them) has
+    no batch: calibration rows are whole feeds, and it is evaluated frame by frame on its own state.
     """
 
     name: str
@@ -41,11 +42,13 @@ class ZooModel:
     build: Callable[[Path], None]
     calibrate: Callable[[], Feeds]
     test: Callable[[int], Batches]
-    correct: Correct
-    labelled: bool = True
+    correct: Correct | None = None
+    agree: Callable[[np.ndarray, np.ndarray], np.ndarray] = answers.same_top1
+    timed: bool = True
     batch: int = 20
     stored: bool = False
     transformer: bool = False
+    state: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -89,43 +92,6 @@ def _fitted(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.ascontiguousarray(np.resize(array, shape)) if array.shape != shape else array
 
 
-def _images(
-    part: str, count: int, prepare: zoo_images.Preprocess, batch: int, upscale: bool = True
-) -> Iterator[tuple[Feeds, np.ndarray]]:
-    images, labels = zoo_images.cifar10(part)
-    for start in range(0, count, batch):
-        rows = slice(start, min(start + batch, count))
-        chosen = zoo_images.upscaled(images[rows]) if upscale else images[rows]
-        yield {"image": prepare(chosen)}, labels[rows]
-
-
-def _joined(batches: Iterator[Feeds]) -> Feeds:
-    parts = list(batches)
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-
-
-def _calibration(batches: Batches) -> Feeds:
-    return _joined(feeds for feeds, _ in batches)
-
-
-def _raw(images: np.ndarray) -> np.ndarray:
-    return images.astype(np.float32)
-
-
-def _photo_batches(rows: slice, batch: int) -> Batches:
-    images = zoo_images.mean_std(zoo_images.photos()[rows])
-    for start in range(0, len(images), batch):
-        chosen = images[start : start + batch]
-        yield {"image": chosen}, np.full(len(chosen), -1, np.int64)
-
-
-def _sentence_batches(rows: slice, batch: int) -> Batches:
-    texts, labels = zoo_text.sentences()
-    texts, labels = texts[rows], labels[rows]
-    for start in range(0, len(texts), batch):
-        yield zoo_text.encode(texts[start : start + batch]), labels[start : start + batch]
-
-
 def top1(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whether the largest score [n, classes] is the label's [n]."""
     hits: np.ndarray = outputs.argmax(axis=1) == labels
@@ -145,9 +111,12 @@ def sentiment(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return hits
 
 
-def _build_photos(folder: Path) -> None:
-    build(MOBILENET_V2)
-    shutil.copyfile(MOBILENET_V2.onnx, folder / "model.onnx")
+def _same(other: Callable[[], ZooModel]) -> Callable[[Path], None]:
+    def build_it(folder: Path) -> None:
+        build(other())
+        shutil.copyfile(other().onnx, folder / "model.onnx")
+
+    return build_it
 
 
 def _build_minilm(folder: Path) -> None:
@@ -162,7 +131,7 @@ def _fit_head(folder: Path) -> None:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 2
     session = ort.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    batches = list(_sentence_batches(TEXT_TRAIN, 50))
+    batches = list(zoo_data.sentence_batches(TEXT_TRAIN, 50))
     embeddings = np.concatenate([session.run(None, feeds)[0] for feeds, _ in batches])
     head = LogisticRegression(max_iter=1000).fit(embeddings, np.concatenate([labels for _, labels in batches]))
     with replacing(folder / "head.npz") as path:
@@ -170,6 +139,8 @@ def _fit_head(folder: Path) -> None:
 
 
 TEXT_TEST, TEXT_CALIBRATION, TEXT_TRAIN = slice(0, 2043), slice(2043, 2243), slice(2043, 8043)
+STATE = {"h": "hn", "c": "cn"}
+PHOTO_CALIBRATION, PHOTO_TEST = slice(0, 50), slice(50, 100)
 IMAGE, IMAGE_NHWC = (1, 3, 224, 224), (1, 224, 224, 3)
 
 CIFAR_CNN = ZooModel(
@@ -177,8 +148,8 @@ CIFAR_CNN = ZooModel(
     "top-1, all 10,000 CIFAR-10 test pictures",
     {"image": (1, 32, 32, 3)},
     zoo_build.cifar_cnn,
-    lambda: _calibration(_images("train", 500, _raw, 500, upscale=False)),
-    lambda batch: _images("test", 10_000, _raw, batch, upscale=False),
+    lambda: zoo_data.calibration(zoo_data.images("train", 500, zoo_data.raw, 500, upscale=False)),
+    lambda batch: zoo_data.images("test", 10_000, zoo_data.raw, batch, upscale=False),
     top1,
     batch=50,
     stored=True,
@@ -188,42 +159,92 @@ MOBILENET_V2 = ZooModel(
     "top-1, 2,000 upscaled CIFAR-10 test pictures, classes by map",
     {"image": IMAGE},
     zoo_build.mobilenet_v2,
-    lambda: _calibration(_images("train", CALIBRATION_IMAGES, zoo_images.mean_std, 50)),
-    lambda batch: _images("test", 2_000, zoo_images.mean_std, batch),
+    lambda: zoo_data.calibration(zoo_data.images("train", CALIBRATION_IMAGES, zoo_images.mean_std, 50)),
+    lambda batch: zoo_data.images("test", 2_000, zoo_images.mean_std, batch),
     cifar_top1,
 )
 MOBILENET_V2_PHOTOS = ZooModel(
     "mobilenet_v2_photos",
     "agreement with fp32, 50 photos",
     {"image": IMAGE},
-    _build_photos,
-    lambda: _calibration(_photo_batches(slice(0, 50), 50)),
-    lambda batch: _photo_batches(slice(50, 100), batch),
-    top1,
-    labelled=False,
+    _same(lambda: MOBILENET_V2),
+    lambda: zoo_data.calibration(zoo_data.photo_batches(PHOTO_CALIBRATION, 50, zoo_images.mean_std)),
+    lambda batch: zoo_data.photo_batches(PHOTO_TEST, batch, zoo_images.mean_std),
+    timed=False,
 )
 RESNET50 = ZooModel(
     "resnet50",
     "top-1, 1,000 upscaled CIFAR-10 test pictures, classes by map",
     {"image": IMAGE_NHWC},
     zoo_build.resnet50,
-    lambda: _calibration(_images("train", CALIBRATION_IMAGES, zoo_images.caffe, 50)),
-    lambda batch: _images("test", 1_000, zoo_images.caffe, batch),
+    lambda: zoo_data.calibration(zoo_data.images("train", CALIBRATION_IMAGES, zoo_images.caffe, 50)),
+    lambda batch: zoo_data.images("test", 1_000, zoo_images.caffe, batch),
     cifar_top1,
+)
+RESNET50_PHOTOS = ZooModel(
+    "resnet50_photos",
+    "agreement with fp32, 50 photos",
+    {"image": IMAGE_NHWC},
+    _same(lambda: RESNET50),
+    lambda: zoo_data.calibration(zoo_data.photo_batches(PHOTO_CALIBRATION, 50, zoo_images.caffe)),
+    lambda batch: zoo_data.photo_batches(PHOTO_TEST, batch, zoo_images.caffe),
+    timed=False,
+)
+PPOCR_DET = ZooModel(
+    "ppocr_det",
+    "agreement with fp32: IoU of the text masks (threshold .3), mean of 50 photos",
+    {"x": (1, 3, 512, 512)},
+    zoo_build.ppocr_det,
+    lambda: zoo_data.calibration(zoo_data.page_batches(PHOTO_CALIBRATION, 50)),
+    lambda batch: zoo_data.page_batches(PHOTO_TEST, batch),
+    agree=answers.mask_iou,
+    batch=5,
+)
+SILERO = ZooModel(
+    "silero",
+    "speech or not, 937 frames of one conversation, streamed frame by frame",
+    {"input": (1, 1, 576), "h": (1, *zoo_data.STATE), "c": (1, *zoo_data.STATE)},
+    zoo_build.silero,
+    lambda: zoo_data.speech_blocks(model("silero").onnx, STATE),
+    lambda batch: zoo_data.recordings((zoo_audio.SAMPLE,)),
+    answers.speech,
+    answers.same_speech,
+    state=STATE,
+)
+SILERO_MEETINGS = replace(
+    SILERO,
+    name="silero_meetings",
+    metric="speech or not, 3,748 frames of four meetings, streamed frame by frame",
+    build=_same(lambda: SILERO),
+    test=lambda batch: zoo_data.recordings(zoo_audio.MEETINGS),
+    timed=False,
 )
 MINILM = ZooModel(
     "minilm",
     "sentiment accuracy, 2,043 sentences, fixed logistic regression",
     {"input_ids": (1, 128), "attention_mask": (1, 128), "token_type_ids": (1, 128)},
     _build_minilm,
-    lambda: _calibration(_sentence_batches(TEXT_CALIBRATION, 200)),
-    lambda batch: _sentence_batches(TEXT_TEST, batch),
+    lambda: zoo_data.calibration(zoo_data.sentence_batches(TEXT_CALIBRATION, 200)),
+    lambda batch: zoo_data.sentence_batches(TEXT_TEST, batch),
     sentiment,
     batch=50,
     stored=True,
     transformer=True,
 )
-MODELS = {model.name: model for model in (CIFAR_CNN, MOBILENET_V2, MOBILENET_V2_PHOTOS, RESNET50, MINILM)}
+MODELS = {
+    model.name: model
+    for model in (
+        CIFAR_CNN,
+        MOBILENET_V2,
+        MOBILENET_V2_PHOTOS,
+        RESNET50,
+        RESNET50_PHOTOS,
+        MINILM,
+        PPOCR_DET,
+        SILERO,
+        SILERO_MEETINGS,
+    )
+}
 
 
 def model(name: str) -> ZooModel:
@@ -243,7 +264,7 @@ def build(chosen: ZooModel) -> None:
             np.savez(path, **chosen.calibrate())  # type: ignore[arg-type]
     if chosen.stored and not chosen.test_file.exists():
         with replacing(chosen.test_file) as path:
-            np.savez(path, **_joined(chosen.stream()))  # type: ignore[arg-type]
+            np.savez(path, **zoo_data.joined(chosen.stream()))  # type: ignore[arg-type]
 
 
 def main(names: list[str]) -> None:

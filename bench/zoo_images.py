@@ -56,6 +56,11 @@ def mean_std(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
+def paddle(images: np.ndarray) -> np.ndarray:
+    """PP-OCR's contract: as `mean_std`, on the channels in the order blue, green, red."""
+    return mean_std(images[..., ::-1])
+
+
 def caffe(images: np.ndarray) -> np.ndarray:
     """Caffe's contract: uint8 RGB [n, h, w, 3] to float32 BGR [n, h, w, 3], mean removed, 0..255 kept."""
     return images[..., ::-1].astype(np.float32) - CAFFE_MEAN
@@ -66,14 +71,14 @@ def cifar_scores(outputs: np.ndarray) -> np.ndarray:
     return np.stack([outputs[:, list(classes)].max(axis=1) for classes in CIFAR_CLASSES.values()], axis=1)
 
 
-def photos() -> np.ndarray:
-    """The 100 photos uint8 [100, 224, 224, 3] RGB: shorter side to 256, centre crop."""
+def photos(side: int = 256, size: int = 224) -> np.ndarray:
+    """The 100 photos uint8 [100, size, size, 3] RGB: shorter side to `side`, centre crop."""
     names = [f"ai_benchmark/data/classification/{i}.jpg" for i in range(100)]
     files = zoo_fetch.read_all(zoo_fetch.PHOTOS, names)
-    return np.stack([_centre(Image.open(io.BytesIO(files[name])).convert("RGB")) for name in names])
+    return np.stack([_centre(Image.open(io.BytesIO(files[name])).convert("RGB"), side, size) for name in names])
 
 
-def _centre(image: Image.Image, side: int = 256, size: int = 224) -> np.ndarray:
+def _centre(image: Image.Image, side: int, size: int) -> np.ndarray:
     scale = side / min(image.size)
     width, height = (round(edge * scale) for edge in image.size)
     left, top = (width - size) // 2, (height - size) // 2

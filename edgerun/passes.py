@@ -45,10 +45,15 @@ class Converter(Protocol):
 
 
 class Calibration(Protocol):
-    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content."""
+    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content.
+
+    `batch` are the samples per feed, None where a feed has no batch axis and is one sample.
+    """
 
     def __iter__(self) -> Any: ...
     def __len__(self) -> int: ...
+    @property
+    def batch(self) -> int | None: ...
     @property
     def digest(self) -> str: ...
 
@@ -74,7 +79,8 @@ class Limits:
 class Quantization:
     """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement.
 
-    `activation` is the storage dtype of activations; `reduced_range` says that products saturate in 16 bits (no VNNI).
+    `activation` is the storage dtype of activations; `reduced_range` says that sums of two products are cut off at 16
+    bits (x86 without VNNI or AMX), so that some weights need fewer steps.
     `compute` are the ops whose inputs are quantized because an integer kernel pays there;
     `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
@@ -83,6 +89,7 @@ class Quantization:
     integer op follows at once.
     `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
     `pair_matmul`: products of two activations (attention) have an integer kernel that pays.
+    `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
     """
 
     schemes: tuple[str, ...]
@@ -96,6 +103,7 @@ class Quantization:
     float_stem: int = 0
     fused_sum: bool = False
     pair_matmul: bool = False
+    dynamic: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

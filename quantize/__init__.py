@@ -83,7 +83,8 @@ class _Told:
             value.shape = None if shape is None else shape.copy()
         result, step = Model.of(graph), registry.quantizer(name)
         assert (result.inputs, result.outputs) == (self.inputs, self.outputs), f"{name} changed the model's door"
-        digest = request.calibration.digest if step.needs_calibration and request.calibration is not None else ""
+        uses = step.needs_calibration or bool(step.scheme)  # a scheme measures what it lost, where there is data
+        digest = request.calibration.digest if uses and request.calibration is not None else ""
         made = Step(f"quantize/{name}", __version__, dict(request.found), self.digest, result.digest(), digest)
         return replace(result, preprocessing=self.preprocessing, history=(*self.history, made))
 

@@ -32,20 +32,21 @@ class Truth:
 
 
 def batches(request: Request, samples: int | None, stage: str) -> Iterator[Feeds]:
-    """Calibration batches, `samples` of them at most counted in rows, reporting progress after each."""
+    """Calibration batches, `samples` samples at most, reporting progress after each."""
     assert request.calibration is not None
     seen = 0
     for feeds in request.calibration:
         yield feeds
-        seen += rows_of(feeds)
+        seen += samples_in(feeds, request)
         request.progress(stage, seen, samples or 0)
         if samples is not None and seen >= samples:
             return
 
 
-def rows_of(feeds: Feeds) -> int:
-    first = next(iter(feeds.values()))
-    return int(first.shape[0]) if first.ndim else 1
+def samples_in(feeds: Feeds, request: Request) -> int:
+    """The samples of a batch; a feed of a model without a batch axis is one."""
+    assert request.calibration is not None
+    return 1 if request.calibration.batch is None else int(next(iter(feeds.values())).shape[0])
 
 
 def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[dict[str, Activation], list[Truth]]:
@@ -64,7 +65,7 @@ def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[di
             watch.add(out)
             # Copies: a runtime's own arrays may keep everything that it allocated for the run.
             means = {name: array.copy() for name, array in out.items() if name.startswith(correction.MEANS)}
-            truths.append(Truth(rows_of(feeds), {name: out[name].copy() for name in outputs}, means))
+            truths.append(Truth(samples_in(feeds, request), {name: out[name].copy() for name in outputs}, means))
             rows += truths[-1].rows
             del out
             if rows >= request.effort.first:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
-LEAST_GAIN = 0.01  # dB on the samples of the search
+CLEAR = 0.5  # dB on the samples of the search
+LEAST_GAIN = 0.01  # dB, the same
 Intervals = dict[str, tuple[float, float]]
+Shifts = dict[correction.Layer, np.ndarray]
 
 
 def intervals(plan: placement.Plan, seen: Mapping[str, Activation], estimator: str) -> Intervals:
@@ -51,20 +53,40 @@ class Stream:
             group: grid.asymmetric(low, high, self._request.rules.activation) for group, (low, high) in spans.items()
         }
 
-    def run(self, spans: Intervals, samples: int, stage: str) -> tuple[float, dict[str, np.ndarray]]:
-        """SQNR (dB) of the outputs with grids over `spans`, and the mean shift by bias holder's name."""
-        given = qdq.open_feeds(self.grids(spans))
-        shifts = {str(layer.holder.name): np.zeros(1) for layer in self._layers}
-        totals, rows = dict.fromkeys(self._truths[0].outputs, Difference()), 0
-        for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
-            means = {layer.mean: truth.means[layer.mean] for layer in self._layers}
-            out = self._session.run({**feeds, **means, **given})
-            for layer in self._layers:
-                name = str(layer.holder.name)
-                shifts[name] = shifts[name] + truth.rows * out[layer.shift].reshape(-1)
+    def missing(self, spans: Intervals, samples: int, stage: str) -> Shifts:
+        """What rounding takes from each layer's mean, averaged over `samples`, with the layers before it put right.
+
+        Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
+        little from one sample to the next.
+        """
+        found = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
+        rows = 0
+        for truth, out in self._outputs(spans, found, 1.0, samples, stage):
             rows += truth.rows
+            for layer, mean in found.items():
+                # A new array: the old one is the feed of the run that is under way.
+                found[layer] = mean + (out[layer.missing] - mean) * np.float32(truth.rows / rows)
+        return found
+
+    def sqnr(self, spans: Intervals, shifts: Shifts, samples: int, stage: str) -> float:
+        """SQNR (dB) of the outputs with grids over `spans` and every layer moved by its shift."""
+        totals = dict.fromkeys(self._truths[0].outputs, Difference())
+        for truth, out in self._outputs(spans, shifts, 0.0, samples, stage):
             totals = {name: total + Difference.of(truth.outputs[name], out[name]) for name, total in totals.items()}
-        return decibels(totals), {name: shift / rows for name, shift in shifts.items()}
+        return decibels(totals)
+
+    def judged(self, spans: Intervals, samples: int, stage: str) -> float:
+        """SQNR (dB) that `spans` reach with the shifts that belong to them."""
+        return self.sqnr(spans, self.missing(spans, samples, stage), samples, stage)
+
+    def _outputs(
+        self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str
+    ) -> Iterator[tuple[Truth, dict[str, np.ndarray]]]:
+        given = qdq.open_feeds(self.grids(spans)) | {correction.SHARE: np.array(share, np.float32)}
+        for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
+            means = {layer.mean: truth.means[layer.mean] for layer in shifts}
+            fixed = {layer.fixed: (1 - share) * shift for layer, shift in shifts.items()}
+            yield truth, self._session.run({**feeds, **means, **given, **fixed})
 
 
 def choose(
@@ -82,8 +104,9 @@ def choose(
         if name == "shrink80" and tried["shrink90"] < tried["minmax"]:
             continue
         spans[name] = intervals(plan, seen, name)
-        tried[name], _ = stream.run(spans[name], samples, f"trying {name}")
-    best = max(tried, key=lambda key: tried[key])
+        tried[name] = stream.judged(spans[name], samples, f"trying {name}")
+    # What is not clearly better is taken for chance: extremes clip nothing of what was seen.
+    best = max(tried, key=lambda key: tried[key] - (0.0 if key == "minmax" else CLEAR))
     request.found["tried (dB)"] = {name: round(db, 2) for name, db in tried.items()}
     return best, _refined(spans[best], tried[best], stream, request) if request.effort.refine else spans[best]
 
@@ -97,12 +120,11 @@ def _refined(spans: Intervals, reached: float, stream: Stream, request: Request)
     for index, (group, (low, high)) in enumerate(spans.items(), 1):
         for factor in FACTORS:
             trial = found | {group: (low * factor, high * factor)}
-            db, _ = stream.run(trial, request.effort.search, f"refining range {index} of {len(spans)}")
+            db = stream.judged(trial, request.effort.search, f"refining range {index} of {len(spans)}")
             if db < reached + LEAST_GAIN:
                 break
             found, reached, changed[group] = trial, db, factor
-    before, _ = stream.run(spans, request.effort.first, "checking ranges")
-    after, _ = stream.run(found, request.effort.first, "checking ranges")
+    before, after = (stream.judged(s, request.effort.first, "checking ranges") for s in (spans, found))
     request.found["refined"] = {"dB before": round(before, 2), "dB after": round(after, 2), "ranges": changed}
     return found if after > before else spans
 

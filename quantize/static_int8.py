@@ -18,7 +18,7 @@ from edgerun.metrics import Difference
 from edgerun.quantize import fold
 from edgerun.quantize._observation import Truth, batches, observe, with_scaled_means
 from edgerun.quantize._ranges import Stream, choose, decibels
-from edgerun.quantize.graphs import correction, edit, equalize, placement, qdq
+from edgerun.quantize.graphs import correction, edit, equalize, placement, qdq, saturation
 from edgerun.quantize.graphs.statistics import Activation
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
@@ -80,23 +80,27 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed."""
     model, truths = prepared.model, prepared.truths
     plan = placement.plan(model.graph, request.rules, request.keep_float)
-    stored = _store_weights(model.graph, plan, request)
+    stored = _store_weights(model.graph, plan, prepared.seen, request)
     layers = correction.layers(plan)
-    emulated = _emulated(model, plan, truths[0].rows, request)
+    emulated = _emulated(model, plan, request)
     with request.open(emulated, emulated=True) as session:
         del emulated
         gc.collect()  # graphs hold cycles
         stream = Stream(session, layers, truths, request)
         name, spans = choose(plan, prepared.seen, stream, request)
-        _, shifts = stream.run(spans, request.effort.first, "bias correction")
+        shifts = stream.missing(spans, request.effort.first, "bias correction")
         grids = stream.grids(spans)
-    plain, moved = (_quantized(model, plan, grids, stored, by) for by in ({}, shifts))
+    named = {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
+    plain, moved = (_quantized(model, plan, grids, stored, by) for by in ({}, named))
     del model, prepared
     reached = {False: _sqnr(plain, truths, request), True: _sqnr(moved, truths, request)}
     pays = reached[True] > reached[False]
     request.found |= {"ranges": name, "bias correction": pays, "calibration SQNR (dB)": round(reached[pays], 2)}
     request.found |= {"integer nodes": len(plan.compute), "quantized activations": len(plan.points)}
-    return moved if pays else plain
+    result = moved if pays else plain
+    repaired = sum(weight.repaired for weight in stored.values())
+    request.found["saturation"] = saturation.certificate(result.graph, repaired)
+    return result
 
 
 def _refuse_quantized(model: ir.Model) -> None:
@@ -116,14 +120,17 @@ def _check_kept(model: ir.Model, request: Request) -> None:
 
 @dataclass(frozen=True)
 class Stored:
-    """How a node's weight was stored: its grid, its number of output channels, and whether it is all zeros."""
+    """How a node's weight was stored: its grid, its output channels, whether it is all zeros, channels repaired."""
 
     grid: Grid
     channels: int
     dead: bool
+    repaired: int
 
 
-def _store_weights(graph: ir.Graph, plan: placement.Plan, request: Request) -> dict[str, Stored]:
+def _store_weights(
+    graph: ir.Graph, plan: placement.Plan, seen: Mapping[str, Activation], request: Request
+) -> dict[str, Stored]:
     """Put every weight onto its per-channel grid, as int8; by node name. The float weights are free to go."""
     found: dict[str, Stored] = {}
     for node in plan.weights:
@@ -133,17 +140,21 @@ def _store_weights(graph: ir.Graph, plan: placement.Plan, request: Request) -> d
         bounds = grid.channel_bounds(weight, axis)
         if not np.isfinite(bounds).all():
             raise EdgerunError(f"the weight of {node.name!r} is not finite", do="repair the float model")
-        own = grid.symmetric(bounds, axis=axis, steps=63 if request.rules.reduced_range else 127)
-        qdq.store_weight(graph, node, own, own.quantize(weight))
-        found[str(node.name)] = Stored(own, weight.shape[axis], not weight.any())
+        power = seen[str(node.inputs[0].name)].channels.power  # type: ignore[union-attr]
+        repairs = request.rules.reduced_range
+        steps, could = saturation.repair(node, weight, power) if repairs else (127, 0)
+        own = grid.symmetric(bounds, axis=axis, steps=steps)
+        codes = own.quantize(weight)
+        qdq.store_weight(graph, node, own, saturation.fitted(node, codes) if repairs else codes)
+        found[str(node.name)] = Stored(own, weight.shape[axis], not weight.any(), could)
     return found
 
 
-def _emulated(model: ir.Model, plan: placement.Plan, rows: int, request: Request) -> ir.Model:
+def _emulated(model: ir.Model, plan: placement.Plan, request: Request) -> ir.Model:
     """A clone that computes in float what the quantized model will, with every grid and layer mean as an input."""
     result = model.clone()
     own = plan.on(result.graph)
-    correction.add_shifts(result.graph, {str(node.name): node for node in result.graph}, plan, own, rows)
+    correction.add_shifts(result.graph, {str(node.name): node for node in result.graph}, plan, own)
     qdq.insert_open_points(result.graph, own, request.rules.activation)
     return result
 

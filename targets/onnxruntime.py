@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.targets import _cpu
 from edgerun.targets import _onnxruntime_profile as trace
 
 if TYPE_CHECKING:
@@ -256,16 +258,12 @@ def _blame(proto: onnx.ModelProto) -> Iterator[Issue]:
 
 def quantization() -> Quantization:
     """What the MLAS kernels of the CPU provider take in integers, as Q/DQ around the op."""
-    flags = machine.isa()
-    dot = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(flags)
-    return Quantization(
-        schemes=("w8a8",),
-        activation="uint8",
-        reduced_range=not dot and "avx2" in flags,
-        compute=frozenset({"Conv", "Gemm", "MatMul"}),
-        through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
-        join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
-        absorbed=frozenset({"Relu", "Clip", "Min"}),
+    flags = set(machine.isa())
+    return replace(
+        _cpu.RULES,
+        # The kernels for SSE widen before they multiply.
+        reduced_range=_cpu.saturates(flags) and "avx2" in flags,
         float_output=frozenset({"MatMul", "Gemm"}),
         float_stem=4,
+        dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),
     )

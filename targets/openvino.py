@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.targets import _cpu
+from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_profile as counters
@@ -33,6 +36,12 @@ suffixes = (".xml", ".onnx")
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).
 READS = {(2026, 4): Limits(13, 26), (2025, 0): Limits(10, 22), (0, 0): Limits(10, 21)}
+# ONEDNN_MAX_CPU_ISA: the dot-product instructions that are left under each cap that takes some away.
+DOT_PRODUCT_UNDER: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX512_CORE"), frozenset()),
+    **dict.fromkeys(("AVX2_VNNI", "AVX2_VNNI_2"), frozenset({"avx_vnni"})),
+    **dict.fromkeys(("AVX512_CORE_VNNI", "AVX512_CORE_BF16"), frozenset({"avx512_vnni"})),
+}
 _SUMMARY = (
     (r"-- No conversion rule found for operations: (.*)", "OpenVINO has no translation of this op"),
     (r"-- Conversion is failed for: (.*)", "OpenVINO cannot translate this use of the op"),
@@ -70,6 +79,7 @@ def compile(model: Model, options: Options) -> Engine:
     """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic."""
     graph, digest = ir.read(model.to_bytes()), model.digest()
     fake_quantize.fuse(graph)
+    dynamic.fuse(graph)
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],
         "outputs": [asdict(spec) for spec in model.outputs],
@@ -102,6 +112,7 @@ def load(engine: Engine, options: Options) -> Session:
     """A session with one request, in f32 where the model is float. Raises EdgerunError when the model is refused."""
     graph = ir.read(engine.payload)
     fake_quantize.fuse(graph)
+    dynamic.fuse(graph)
     return _Session(_compiled(graph, options), *ir.door(graph))
 
 
@@ -109,6 +120,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
     """Typical time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT."""
     graph = ir.read(engine.payload)
     fake_quantize.fuse(graph)
+    dynamic.fuse(graph)
     source = counters.Graph(graph)
     compiled = _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"}))
     runs: list[list[Any]] = []
@@ -166,7 +178,7 @@ def _compiled(graph: Any, options: Options) -> Any:
         "INFERENCE_NUM_THREADS": str(machine.threads(options.threads)),
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",  # never quantize activations that the model leaves in float
+        dynamic.KEY: dynamic.group_size(graph),  # activations that the model leaves in float stay so
         **options.extra,
     }
     try:
@@ -196,16 +208,16 @@ def _untranslated(proto: onnx.ModelProto, report: str) -> Iterator[Issue]:
 
 def quantization() -> Quantization:
     """What the CPU plugin's low-precision transformations turn into integer kernels."""
-    flags = machine.isa()
-    dot = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"} & set(flags)
-    return Quantization(
-        schemes=("w8a8",),
-        activation="uint8",
-        reduced_range=not dot and "avx2" in flags,
-        compute=frozenset({"Conv", "Gemm", "MatMul"}),
-        through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
-        join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
-        absorbed=frozenset({"Relu", "Clip", "Min"}),
+    return replace(
+        _cpu.RULES,
+        reduced_range=_cpu.saturates(_allowed(machine.isa())),
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
         fused_sum=True,
+        dynamic=frozenset({"MatMul", "Gemm"}),
     )
+
+
+def _allowed(flags: Iterable[str]) -> set[str]:
+    """The instruction sets that oneDNN's kernels use: the machine's, less what the environment takes away."""
+    cap = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    return set(flags) - (_cpu.DOT_PRODUCT - DOT_PRODUCT_UNDER.get(cap, _cpu.DOT_PRODUCT))

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+
+SQNR = "calibration SQNR (dB)"
+SCHEMES = (
+    "w8a8: static INT8. w8a8_dynamic: INT8, activations quantized as they come. "
+    "w8a16, w4a16_b32, fp16: weights in 8, 4 or 16 bits; smaller, no faster."
+)
 
 
 @click.command()
@@ -13,13 +21,12 @@ import click
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write: .onnx, or .xml."
 )
-@click.option("--scheme", default="w8a8", show_default=True, help="Number formats: w8a8 is static INT8.")
+@click.option("--scheme", default="w8a8", show_default=True, help=SCHEMES)
 @click.option("--target", default="onnxruntime", show_default=True, help="Whose kernels decide the placement.")
 @click.option(
     "--calibration",
-    required=True,
     metavar="DATA",
-    help="An .npz, a folder of .npy or pictures, module:callable, or random[:N].",
+    help="An .npz, a folder of .npy or pictures, module:callable, or random[:N]. Only w8a8 needs it.",
 )
 @click.option(
     "--preset", default="default", show_default=True, help="fast, default or best: how much is looked at and tried."
@@ -33,12 +40,17 @@ import click
     "--memory-cap", type=click.IntRange(min=16), default=192, show_default=True, metavar="MIB", help="For activations."
 )
 @click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option(
+    "--max-drop", metavar="POINTS", help="Keep layers in float until less top-1 accuracy is surely lost (95 %)."
+)
+@click.option("--labelled", metavar="DATA", help="Labelled data that proves --max-drop; calibration must not see it.")
+@click.option("--logits", metavar="OUTPUT", help="The output that holds the logits, for --max-drop.")
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was decided and measured as JSON.")
 def command(
     model: Path, output: Path, scheme: str, target: str, calibration: str, preset: str, ranges: str,
-    keep_float: tuple[str, ...], limit: int | None, memory_cap: int, preprocessing: Path | None, force: bool,
-    as_json: bool,
+    keep_float: tuple[str, ...], limit: int | None, memory_cap: int, preprocessing: Path | None, max_drop: str | None,
+    labelled: str | None, logits: str | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun.cli._progress import Stages, give_memory_back
@@ -49,7 +61,7 @@ def command(
         result = compress(
             model, scheme=scheme, target=target, calibration=calibration, output=output, preset=preset, ranges=ranges,
             keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, preprocessing=preprocessing,
-            force=force, progress=progress,
+            max_drop=_points(max_drop), labelled=labelled, logits=logits, force=force, progress=progress,
         )  # fmt: skip
     step = result.history[-1]
     before, after = model.stat().st_size, _size(output)
@@ -60,12 +72,49 @@ def command(
         return
     found = step.options
     click.echo(f"{output}: {after / 1e6:.2f} MB (was {before / 1e6:.2f} MB), {scheme} for {target}")
-    click.echo(f"{found['integer nodes']} nodes on integers, {found['quantized activations']} activations quantized")
-    corrected = "biases corrected" if found["bias correction"] else "biases as they were"
-    click.echo(f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized")
-    click.echo(f"on the calibration data: SQNR {found['calibration SQNR (dB)']:.1f} dB to the float model")
+    for line in _decided(found):
+        click.echo(line)
+    if "max drop" in found:
+        _echo_search(found["max drop"])
     if found["random data"]:
         click.echo("the calibration data is random noise: expect the accuracy to be lost", err=True)
+
+
+def _points(text: str | None) -> float | None:
+    """Points, with or without a percent sign: 0.5 and 0.5% are the same."""
+    if text is None:
+        return None
+    try:
+        return float(text.strip().removesuffix("%"))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no number of points", param_hint="--max-drop") from None
+
+
+def _echo_search(found: dict[str, Any]) -> None:
+    """What was kept in float, what it costs, the drop, and what the proof took."""
+    kept, (low, high) = found["kept float"], found["interval (points, 95 %)"]
+    work = f": {', '.join(kept)} ({100 * sum(kept.values()):.0f} % of the work)" if kept else ""
+    click.echo(f"{len(kept)} of {found['layers']} layers kept in float{work}")
+    click.echo(
+        f"drop {found['drop (points)']:.2f} points, {low:.2f} to {high:.2f} (n={found['samples']}, 95 %), "
+        f"surely below {found['bound (points)']:g}"
+    )
+    tried = len({trial["kept"] for trial in found["trials"]})
+    runs, passes = found["samples run"], found["samples run"] / found["samples"]
+    click.echo(f"candidates tried: {tried}, on {runs} samples: {passes:.1f} passes over the labelled data")
+
+
+def _decided(found: Mapping[str, Any]) -> Iterator[str]:
+    """What the history tells, as lines; each scheme tells something else."""
+    if "quantized activations" in found:
+        yield f"{found['integer nodes']} nodes on integers, {found['quantized activations']} activations quantized"
+        corrected = "biases corrected" if found["bias correction"] else "biases as they were"
+        yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
+    else:
+        told = {k: v for k, v in found.items() if k not in ("target", "scheme", "random data", "calibration", SQNR)}
+        yield ", ".join(f"{k}: {len(v) if isinstance(v, list) else v}" for k, v in told.items())
+    if SQNR in found:
+        yield f"on the calibration data: SQNR {found[SQNR]:.1f} dB to the float model"
 
 
 def _size(output: Path) -> int:

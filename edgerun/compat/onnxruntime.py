@@ -40,7 +40,7 @@ class CalibrationDataReader:
 
     def get_next(self) -> dict[str, Any] | None:
         """The next feeds, or None."""
-        raise NotImplementedError
+        raise EdgerunError("a CalibrationDataReader has get_next()", got=type(self).__name__, do="define get_next")
 
 
 def quantize_static(

@@ -17,8 +17,10 @@ from edgerun.passes import PRESETS, Request
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs import plausible
+from edgerun.quantize.graphs.work import layers
 from edgerun.readers import GivesInferenceData, GivesNext
 from edgerun.runtime import Engine, Options, Session
+from edgerun.verbs import search
 from edgerun.verbs.feeds import feeds_for
 
 if TYPE_CHECKING:
@@ -51,21 +53,27 @@ def compress(
     keep_float: Iterable[str] = (),
     memory_cap: int = DEFAULT_CAP,
     limit: int | None = None,
+    max_drop: float | None = None,
+    labelled: Any = None,
+    logits: str | None = None,
     preprocessing: Preprocessing | str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Model:
-    """`model` in `scheme`, with Q/DQ where `target` wants them; written to `output` (.onnx, or what the target writes).
+    """`model` in `scheme`, in the form that `target` has kernels for; `output` is .onnx, or what the target writes.
 
     `calibration` is any kind of data that `edgerun.data.open_data` takes (at most `limit` samples of it); a folder of
-    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own. `preset` is "fast",
-    "default" or "best": how much of the data is looked at, and how many choices are tried; `ranges` an estimator or
-    "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
-    the batch that statistics are taken with. The compiled result is compared with the reference before it is
-    returned. What was decided and measured stands in the last Step of the history.
+    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own. Schemes that need none
+    do without; given some, `w4a16_b32` rounds better and every history tells what the result lost on it. `preset` is
+    "fast", "default" or "best": how much of the data is looked at, and how many choices are tried; `ranges` an
+    estimator or "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
+    the batch that statistics are taken with. With `max_drop` (points) as few layers stay in float as the data in
+    `labelled` proves to lose less top-1 accuracy (`logits` names the output where there are several). The compiled
+    result is compared with the reference before it is returned. What was decided and measured stands in the last Step
+    of the history.
 
     Raises EdgerunError for bad input, Unsupported when nothing in the model can be quantized for the target,
-    GateFailed when the compiled result does not compute what it says.
+    GateFailed when the compiled result does not compute what it says, or the bound on the drop is not surely held.
     """
     _refuse_overwrite(output, force)
     name, chosen = quantize.pass_for(scheme), registry.target(target)
@@ -80,28 +88,55 @@ def compress(
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     effort = PRESETS[preset]
+    _check_bound(max_drop, labelled)
     loaded = _loaded(model)
     _check_model(loaded)
     _check_names(loaded, keep_float)
-    if calibration is None:
+    if calibration is None and (max_drop is not None or registry.quantizer(name).needs_calibration):
         raise EdgerunError(
-            f"{scheme} needs calibration data", do="give --calibration FILE.npz, FOLDER, module:callable, or random"
+            f"{scheme if max_drop is None else '--max-drop'} needs calibration data",
+            do="give --calibration FILE.npz, FOLDER, module:callable, or random",
         )
-    data = (
-        calibration if isinstance(calibration, Data) else _data(loaded, calibration, preprocessing, memory_cap, limit)
-    )
-    judgement = plausible.Judgement() if data.random else plausible.suspect(loaded.ir, loaded.inputs, _open, data)
+    if calibration is None or isinstance(calibration, Data):
+        data = calibration
+    else:
+        data = _data(loaded, calibration, preprocessing, memory_cap, limit)
+    known = None if data is None else _Known(data, _judged(loaded, data))
     del loaded
-    known = _Known(data, judgement)
     request = Request(rules, _open, known, ranges, frozenset(keep_float), effort, progress)
-    request.found |= {"target": target, "scheme": scheme, "random data": data.random, "calibration": known.found}
+    request.found |= {"target": target, "scheme": scheme, "random data": data is not None and data.random}
+    if known is not None:
+        request.found["calibration"] = known.found
     # A file is read again where it is needed: its weights do not stay in memory in between.
-    result = quantize.apply(name, _loaded(model), request)
+    if max_drop is None or data is None:
+        result = quantize.apply(name, _loaded(model), request)
+    else:
+        result = _held(name, _loaded(model), request, data, labelled, preprocessing, target, max_drop, logits)
     engine = _proven(result, model, target, data)
     if output is not None:
         _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
     return result
+
+
+def _held(
+    name: str, model: Model, request: Request, data: Data, labelled: Any,
+    preprocessing: Preprocessing | str | Path | None, target: str, max_drop: float, logits: str | None,
+) -> Model:  # fmt: skip
+    """`model` with what must stay in float for the accuracy to drop by less than `max_drop` points, and no more."""
+    looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, output=logits)
+    cost = layers(model, request.rules, request.keep_float)
+    variant = quantize.variants(name, model, request)
+    return search.hold(model, variant, cost, data, looks, target=target, max_drop=max_drop, progress=request.progress)
+
+
+def _check_bound(max_drop: float | None, labelled: Any) -> None:
+    if (max_drop is None) != (labelled is None):
+        given = "labelled data" if max_drop is None else f"--max-drop {max_drop:g}"
+        raise EdgerunError("a bound on the drop and labelled data belong together", got=f"{given} alone",
+                           do="give --max-drop POINTS and --labelled DATA")  # fmt: skip
+    if max_drop is not None and not 0 < max_drop < 100:
+        raise EdgerunError("the bound on the drop is out of range", got=max_drop, wanted="points between 0 and 100")
 
 
 def _loaded(model: Model | str | Path) -> Model:
@@ -150,10 +185,10 @@ def check_ranges(name: str) -> None:
         raise unknown("range estimator", name, ("auto", *ESTIMATORS))
 
 
-def _proven(result: Model, original: Model | str | Path, target: str, data: Data) -> Engine:
+def _proven(result: Model, original: Model | str | Path, target: str, data: Data | None) -> Engine:
     from edgerun.verbs.compile import compile
 
-    feeds = [feeds for _, feeds in zip(range(2), data, strict=False)]
+    feeds = [feeds for _, feeds in zip(range(2), data or (), strict=False)]
     return compile(result, target, feeds=feeds, original=original)
 
 
@@ -161,6 +196,10 @@ def _open(graph: ir.Model, *, emulated: bool = False) -> Session:
     data, weights = without_weights(graph)
     options = Options(extra=EMULATED if emulated else {})
     return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), options)
+
+
+def _judged(model: Model, data: Data) -> plausible.Judgement:
+    return plausible.Judgement() if data.random else plausible.suspect(model.ir, model.inputs, _open, data)
 
 
 class _Known:
@@ -189,6 +228,10 @@ class _Known:
 
     def __len__(self) -> int:
         return len(self._data)
+
+    @property
+    def batch(self) -> int | None:
+        return self._data.batch
 
     @property
     def digest(self) -> str:

@@ -114,16 +114,19 @@ def _hits(
             "the data has no labels",
             wanted="an array `labels` or `y` in the .npz, labels.npy in the folder, or a subfolder per class",
         )
-    names = [_logits(session, output) for session in sessions]
+    names = [logits_name(session, output) for session in sessions]
     start = 0
     for feed in tracked(feeds, progress):
-        found = [_rows(session.run(feed)[name], feeds.batch) for session, name in zip(sessions, names, strict=True)]
+        found = [
+            logit_rows(session.run(feed)[name], feeds.batch) for session, name in zip(sessions, names, strict=True)
+        ]
         stop = start + len(found[0])
         yield np.stack([correct(logits, labels[start:stop]) for logits in found])
         start = stop
 
 
-def _logits(session: Session, output: str | None) -> str:
+def logits_name(session: Session, output: str | None) -> str:
+    """The output that holds the logits: `output`, else the one that can. Raises EdgerunError when several can."""
     names = [spec.name for spec in session.outputs]
     if output is not None:
         if output not in names:
@@ -135,7 +138,7 @@ def _logits(session: Session, output: str | None) -> str:
     return likely[0]
 
 
-def _rows(logits: np.ndarray, batch: int | None) -> np.ndarray:
+def logit_rows(logits: np.ndarray, batch: int | None) -> np.ndarray:
     """Logits as [n, classes]: a feed without a batch axis is one row, and trailing axes of size 1 are dropped."""
     if batch is None and logits.ndim == 1:
         return logits[None]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 MEANS = "edgerun/mean/"
-LEAST_ROWS = 8
+SHARE = "edgerun/share"
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,14 @@ class Layer:
         return f"{MEANS}{self.holder.name}"
 
     @property
-    def shift(self) -> str:
-        """Name of mean(float) − mean(quantized), of the same shape."""
-        return f"edgerun/shift/{self.holder.name}"
+    def fixed(self) -> str:
+        """Name of the shift that is given, an input of the same shape."""
+        return f"edgerun/fixed/{self.holder.name}"
+
+    @property
+    def missing(self) -> str:
+        """Name of mean(float) − mean(quantized) before any shift, an output of the same shape."""
+        return f"edgerun/missing/{self.holder.name}"
 
 
 def layers(plan: Plan) -> list[Layer]:
@@ -76,39 +81,48 @@ def add_means(graph: ir.Graph, names: Mapping[str, ir.Node], plan: Plan) -> None
         graph.outputs.append(_mean(graph, holder, holder.outputs[0], layer.mean))
 
 
-def add_shifts(graph: ir.Graph, nodes: Mapping[str, ir.Node], plan: Plan, own: Plan, rows: int) -> None:
-    """Move each layer's output onto its given mean, in a graph that computes what the quantized model will.
+def add_shifts(graph: ir.Graph, nodes: Mapping[str, ir.Node], plan: Plan, own: Plan) -> None:
+    """Measure every layer against its given mean and move it, in a graph that computes what the quantized model will.
 
-    `plan` is the float model's, `own` the same on this graph, whose nodes are `nodes` by name. Beside its outputs the
-    graph gives every layer's shift: sequential bias correction (Nagel et al. 2019, section 4.2, by data) in one pass.
-    With batches of less than 8 `rows`, a layer without positions (`[N, C]`) is measured and not moved: its mean would
-    be nearly the outputs themselves, and no error would be left to see.
+    `plan` is the float model's, `own` the same on this graph, whose nodes are `nodes` by name. Two inputs per layer,
+    its float mean m and a shift s, and one more, the share λ; each layer's output y goes on as y + s + λ·d with
+    d = m − mean(y), which is an output. With λ = 1 a run puts every layer onto its mean before the next one reads it
+    (sequential bias correction, Nagel et al. 2019, section 4.2, by data, in one pass); with λ = 0 it is the finished
+    model with biases moved by s.
     """
+    import onnx_ir as ir
+
+    share = ir.Value(name=SHARE, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([]))
+    graph.inputs.append(share)
     for layer in layers(plan):
-        _measure(graph, layer, nodes[str(layer.holder.name)], own, rows)
+        _measure(graph, layer, nodes[str(layer.holder.name)], own, share)
 
 
-def _measure(graph: ir.Graph, layer: Layer, holder: ir.Node, plan: Plan, rows: int) -> None:
-    """Give the layer's shift as an output, and put its sum with the layer's output in the output's place."""
+def _measure(graph: ir.Graph, layer: Layer, holder: ir.Node, plan: Plan, share: ir.Value) -> None:
     import onnx_ir as ir
 
     output = holder.outputs[0]
-    uses = list(output.uses())
+    uses, floats = list(output.uses()), ir.TensorType(ir.DataType.FLOAT)
     mean = _mean(graph, holder, output, f"{layer.mean}/quantized")
-    given = ir.Value(name=layer.mean, type=ir.TensorType(ir.DataType.FLOAT), shape=mean.shape)
-    graph.inputs.append(given)
-    node = ir.node("Sub", [given, mean], name=layer.shift)
-    shift = node.outputs[0]
-    shift.name, shift.type, shift.shape = layer.shift, ir.TensorType(ir.DataType.FLOAT), mean.shape
-    graph.insert_after(mean.producer(), node)  # type: ignore[arg-type]
-    graph.outputs.append(shift)
-    if output.shape is None or (len(output.shape) < 3 and rows < LEAST_ROWS):
-        return
-    add = ir.node("Add", [output, shift], name=fresh_name(graph, f"edgerun/corrected/{holder.name}"))
-    moved = add.outputs[0]
-    moved.name, moved.type = fresh_name(graph, f"edgerun/corrected/{output.name}"), output.type
-    moved.shape = output.shape
-    graph.insert_after(node, add)
+    given, fixed = (ir.Value(name=name, type=floats, shape=mean.shape) for name in (layer.mean, layer.fixed))
+    graph.inputs.extend([given, fixed])
+    last = mean.producer()
+    assert last is not None
+
+    def emit(op: str, inputs: list[ir.Value], name: str, shape: ir.Shape | None) -> ir.Value:
+        nonlocal last
+        node = ir.node(op, inputs, name=name)
+        made = node.outputs[0]
+        made.name, made.type, made.shape = name, floats, shape
+        graph.insert_after(last, node)  # type: ignore[arg-type]
+        last = node
+        return made
+
+    missing = emit("Sub", [given, mean], layer.missing, mean.shape)
+    graph.outputs.append(missing)
+    part = emit("Mul", [missing, share], f"{layer.missing}/part", mean.shape)
+    shift = emit("Add", [part, fixed], f"{layer.missing}/shift", mean.shape)
+    moved = emit("Add", [output, shift], fresh_name(graph, f"edgerun/corrected/{output.name}"), output.shape)
     for user, index in uses:
         user.replace_input_with(index, moved)
     if output.is_graph_output():

@@ -1,4 +1,4 @@
-"""BatchNorm as part of the affine map before it."""
+"""Per-channel maps, BatchNorm among them, as part of the layer before or behind."""
 
 from __future__ import annotations
 
@@ -14,23 +14,13 @@ def affine(
 
 
 def fold_into(
-    weight: np.ndarray,
-    bias: np.ndarray,
-    scale: np.ndarray,
-    shift: np.ndarray,
-    mean: np.ndarray,
-    variance: np.ndarray,
-    epsilon: float,
-    axis: int,
-    group: int = 1,
+    weight: np.ndarray, bias: np.ndarray, gain: np.ndarray, shift: np.ndarray, axis: int, group: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """W' = W·g and b' = (b − μ)·g + β with g = γ / √(σ² + ε), per output channel; computed in float64.
+    """g∘(W·x + b) + t = (g∘W)·x + (g∘b + t), for a map of the layer's *output* channels; computed in float64.
 
-    `weight` has its output channels on `axis`; `bias`, `scale` γ, `shift` β, `mean` μ and `variance` σ² are `[C]`.
-    With `group` > 1 (ConvTranspose) `axis` holds C / group channels and the groups lie along axis 0.
-    Returns arrays in `weight`'s dtype.
+    `weight` has its output channels on `axis`; `bias`, `gain` g and `shift` t are `[C]`. With `group` > 1
+    (ConvTranspose) `axis` holds C / group channels and the groups lie along axis 0. Returns `weight`'s dtype.
     """
-    gain, _ = affine(scale, shift, mean, variance, epsilon)
     wide = weight.astype(np.float64)
     if group == 1:
         shape = [1] * weight.ndim
@@ -39,7 +29,7 @@ def fold_into(
     else:
         split = wide.reshape(group, weight.shape[0] // group, *weight.shape[1:])
         folded = (split * gain.reshape(group, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
-    new_bias = (bias.astype(np.float64) - mean) * gain + shift
+    new_bias = bias.astype(np.float64) * gain + shift
     return folded.astype(weight.dtype), new_bias.astype(weight.dtype)
 
 

@@ -53,13 +53,15 @@ def asymmetric(low: float, high: float, dtype: str = "uint8") -> Grid:
     return Grid(np.asarray(scale, np.float32), np.asarray(zero_point, dtype))
 
 
-def symmetric(bound: np.ndarray | float, dtype: str = "int8", axis: int | None = None, steps: int = 127) -> Grid:
-    """The grid with zero point 0 (128 for uint8) where ±`bound` is ±`steps` steps; `bound` is a scalar or `[C]`.
+def symmetric(
+    bound: np.ndarray | float, dtype: str = "int8", axis: int | None = None, steps: float | np.ndarray = 127
+) -> Grid:
+    """The grid with zero point 0 (128 for uint8) where ±`bound` is ±`steps` steps; both are scalars or `[C]`.
 
     A channel of zeros takes the largest scale of the others (its bias is stored in steps of s_x·s_w, which must not
-    be coarse); a tensor of zeros takes scale 1. `steps` 63 keeps sums of two u8·s8 products inside 16 bits.
+    be coarse); a tensor of zeros takes scale 1.
     """
-    scale = np.asarray(bound, np.float32) / np.float32(steps)
+    scale = np.asarray(np.asarray(bound, np.float32) / np.asarray(steps, np.float32))
     usable = scale > np.finfo(np.float32).tiny
     scale = np.where(usable, scale, scale.max(initial=0.0) if usable.any() else 1.0).astype(np.float32)
     zero_point = np.full(scale.shape, 128 if dtype == "uint8" else 0, dtype)

@@ -6,11 +6,12 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from bench import scores, tables, zoo
+from bench import chart, scores, tables, zoo
 from bench.cells import Cells, digest
 from bench.peers import Samples
 from bench.processes import measured
@@ -109,5 +110,40 @@ def test_the_page_tells_ours_and_the_best_peer() -> None:
     }
     page = tables.page([result])
     assert re.search(r"\| m \| openvino \| \*\*0\.20\*\* \[-?\d+\.\d\d, \d+\.\d\d\] \(1\.00 nncf_ir\) \|", page)
-    assert "2.0 (1.0 ort_minmax)" in page and "nncf_onnx made no model: it does not load" in page
-    assert "nncf_ir's model did not run on openvino: no" in page
+    assert "2.0 (1.0 ort_minmax)" in page
+    rows = [line for line in page.splitlines() if "fails:" in line]
+    assert len(rows) == 2 and all(row.count("|") == 14 for row in rows)
+    assert "| nncf_onnx |  | fails: makes no model: it does not load |" in page
+    assert "| nncf_ir | openvino | fails: its model does not run: no |" in page
+    assert tables.CHART not in page  # nothing was timed
+
+
+def test_the_picture_has_a_point_per_variant_that_was_timed() -> None:
+    def row(speed: float) -> dict[str, Any]:
+        return {"speedup": {"value": speed, "low": speed - 0.1, "high": speed + 0.1}}
+
+    accuracy = {name: {"agreement": 0.9} for name in ("fp32", "nncf_ir", "edgerun_openvino", "untimed")}
+    rows = {"fp32": {"speedup": None}, "nncf_ir": row(0.5), "edgerun_openvino": row(2.0)}
+    told = {"model": "m", "targets": {"openvino": {"accuracy": accuracy, "latency": {"rows": rows}}}}
+    root = ElementTree.fromstring(chart.svg([told]))
+    said = [title.text for title in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert said == ["nncf_ir: 0.50 times fp32, 10.00 % changed", "edgerun_openvino: 2.00 times fp32, 10.00 % changed"]
+    slow, fast = (float(c.get("cx", 0)) for c in root.iter("{http://www.w3.org/2000/svg}circle") if len(c))
+    assert slow < fast
+
+
+def test_rows_can_be_whole_feeds(tmp_path: Path) -> None:
+    frames, state = np.random.default_rng(0).random((3, 4, 2), np.float32), np.zeros((3, 1, 1, 5), np.float32)
+    np.savez(tmp_path / "c.npz", frames=frames, state=state)
+    second = Samples(tmp_path / "c.npz", whole=True)[1]
+    assert np.array_equal(second["frames"], frames[1]) and second["state"].shape == (1, 1, 5)
+
+
+def test_without_labels_agreement_counts(tmp_path: Path) -> None:
+    first, second = np.zeros((2, 1, 4, 4), np.float32), np.zeros((2, 1, 4, 4), np.float32)
+    first[:, 0, :2], second[0, 0, :2], second[1, 0, :1] = 1, 1, 1  # the whole mask, and half of it
+    for name, outputs in (("a", first), ("b", second)):
+        np.savez(tmp_path / f"{name}.npz", outputs=outputs, labels=np.full(2, -1))
+    score = scores.scored(zoo.PPOCR_DET, tmp_path / "a.npz", tmp_path / "b.npz")
+    assert score["agreement"] == score["accuracy"]["value"] == pytest.approx(0.75)
+    assert score["drop"] == pytest.approx({"value": 0.25, "low": 0.0, "high": 0.5})

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import edgerun
-from bench import zoo, zoo_build, zoo_fetch, zoo_images, zoo_keras, zoo_text
+from bench import answers, evaluate, zoo, zoo_audio, zoo_build, zoo_fetch, zoo_images, zoo_keras, zoo_text
 from edgerun.errors import EdgerunError
 
 
@@ -92,6 +92,43 @@ def test_an_altered_archive_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert zoo_fetch.fetch(good).read_bytes() == b"altered"
 
 
+def test_frames_bring_the_end_of_the_one_before() -> None:
+    samples = np.arange(1, 1301, dtype=np.float32)
+    frames = zoo_audio.framed(samples)
+    assert frames.shape == (2, 576) and not frames[0, :64].any()
+    assert np.array_equal(frames[0, 64:], samples[:512]) and np.array_equal(frames[1], samples[448:1024])
+
+
+def test_speech_is_where_a_frames_middle_lies_in_a_span() -> None:
+    spans = "SPEAKER a 1 0.020 0.040 <NA> <NA> x <NA> <NA>\nSPEAKER b 1 0 9 <NA> <NA> y <NA> <NA>\n"
+    # Middles at 16, 48, 80 ms; the span of `a` is 20 to 60 ms.
+    assert zoo_audio.speech(spans, "a", 3).tolist() == [0, 1, 0]
+
+
+def test_masks_agree_by_their_shared_pixels() -> None:
+    first, second = np.zeros((3, 1, 2, 2), np.float32), np.zeros((3, 1, 2, 2), np.float32)
+    first[0, 0, 0], second[0, 0, :, 0] = 0.9, 0.31  # one pixel of three shared
+    first[1] = 0.29  # below the threshold: no mask in either
+    second[2, 0, 0, 0] = 1.0
+    assert answers.mask_iou(first, second) == pytest.approx([1 / 3, 1.0, 0.0])
+
+
+def test_scores_clipped_at_the_threshold_are_no_speech() -> None:
+    outputs = np.array([0.5, 0.51, 0.1], np.float32)
+    assert answers.speech(outputs, np.array([1, 1, 0])).tolist() == [False, True, True]
+    assert answers.same_speech(np.array([0.9, 0.9, 0.2], np.float32), outputs).tolist() == [False, True, True]
+
+
+@pytest.mark.zoo
+def test_frame_by_frame_is_the_whole_sequence() -> None:
+    chosen = cached("silero")
+    feeds, labels = next(chosen.test(1))
+    with edgerun.load(chosen.onnx, "onnxruntime", edgerun.Options(threads=1)) as session:
+        whole = session.run(feeds)["speech_probs"].copy()
+        steps = np.concatenate([o["speech_probs"].copy() for o in evaluate.streamed(session, feeds, chosen.state)])
+    assert steps == pytest.approx(whole, abs=1e-4) and labels.shape == (937,)
+
+
 @pytest.mark.zoo
 def test_wordpiece_gives_berts_ids() -> None:
     archived(zoo_fetch.MINILM)
@@ -113,10 +150,16 @@ def test_text_splits_do_not_meet() -> None:
 @pytest.mark.zoo
 @pytest.mark.parametrize(
     ("name", "examples", "accuracy", "tolerance"),
-    [("cifar_cnn", 2_000, 0.8014, 0.02), ("mobilenet_v2", 100, 0.59, 0.1), ("minilm", 500, 0.832, 0.04)],
+    [
+        ("cifar_cnn", 2_000, 0.8014, 0.02),
+        ("mobilenet_v2", 100, 0.59, 0.1),
+        ("minilm", 500, 0.832, 0.04),
+        ("silero", 937, 0.985, 0.005),
+    ],
 )
 def test_fp32_is_as_good_as_it_was_trained(name: str, examples: int, accuracy: float, tolerance: float) -> None:
     chosen = cached(name)
+    assert chosen.correct
     scores, labels = outputs(chosen, examples)
     assert abs(chosen.correct(scores, labels).mean() - accuracy) <= tolerance
 
@@ -128,5 +171,6 @@ def test_calibration_fits_the_door(name: str) -> None:
     with edgerun.load(chosen.onnx, "onnxruntime", edgerun.Options(threads=1)) as session:
         feeds = chosen.latency_feeds()
         assert all(array.shape == chosen.latency[name] for name, array in feeds.items())
-        (result,) = session.run(feeds).values()
-    assert result.shape[0] == 1 and np.isfinite(result).all()
+        fed = {name: array[0] for name, array in feeds.items()} if chosen.state else feeds  # rows that are whole feeds
+        results = session.run(fed)
+    assert all(result.shape[0] == 1 and np.isfinite(result).all() for result in results.values())

@@ -22,7 +22,9 @@ from edgerun.runtime import Engine, Options, Session
 
 NAMES = registry.names("pass")
 ONE = Options(threads=1)
-SQNR_DB = 20.0  # of what changes number formats, on the data it was calibrated with; 8 bits reach about 35 here
+CONTRIB = {"MatMulNBits", "DynamicQuantizeLSTM"}
+# Of what changes number formats, on the data it was calibrated with: 8 bits reach about 35 dB here, 4 bits 18.
+SQNR_DB = {"w4a16_b32": 14.0}
 RELATIVE_ERROR = 1e-5  # of what does not: rounding of float32
 
 
@@ -124,7 +126,7 @@ def test_the_door_stays_and_one_step_is_added(name: str, step: Pass, model: Mode
     (made,) = result.history[len(model.history) :]
     assert made.name == f"quantize/{name}" and made.version == edgerun.__version__
     assert (made.before, made.after) == (model.digest(), result.digest()) and made.before != made.after
-    assert made.data == (_data(model).digest if step.needs_calibration else "")
+    assert made.data == (_data(model).digest if step.needs_calibration or step.scheme else "")
     assert Model.from_proto(onnx.ModelProto.FromString(result.to_bytes())).history == result.history
 
 
@@ -133,7 +135,8 @@ def test_the_result_is_valid_onnx(name: str, model: Model) -> None:
     onnx.checker.check_model(result.to_proto(), full_check=True)
     assert result.ir.ir_version == model.ir.ir_version
     assert result.ir.opset_imports[""] == model.ir.opset_imports[""]
-    assert not [node for node in result.ir.graph if node.domain], "only ai.onnx, so that every runtime reads it"
+    foreign = {node.op_type for node in result.ir.graph if node.domain}
+    assert foreign <= CONTRIB, "only ai.onnx and what both runtimes read, or a target's rules ask for"
 
 
 def test_the_result_computes_the_same(name: str, step: Pass, model: Model) -> None:
@@ -141,7 +144,7 @@ def test_the_result_computes_the_same(name: str, step: Pass, model: Model) -> No
     feeds = _data(model)
     error = Difference.of(_outputs(model, feeds), _outputs(_applied(name, model), feeds))
     if step.scheme:
-        assert error.sqnr_db >= SQNR_DB
+        assert error.sqnr_db >= SQNR_DB.get(step.scheme, 20.0)
     else:
         assert error.relative_error <= RELATIVE_ERROR
 
@@ -168,5 +171,5 @@ def test_calibration_is_asked_for(name: str, step: Pass, model: Model) -> None:
 def test_long_work_tells_how_far_it_is(name: str, step: Pass, model: Model) -> None:
     told: list[tuple[str, int, int]] = []
     _applied(name, model, told)
-    assert bool(told) == step.needs_calibration
+    assert bool(told) == (step.needs_calibration or bool(step.scheme)), "a scheme measures what it lost"
     assert all(stage and 0 <= done and (done <= total or total == 0) for stage, done, total in told)

@@ -200,3 +200,33 @@ def test_twice_is_once(net: Any, weights: Any, norm: Any) -> None:
     model = net(text, w=weights(1, 6, 6, 3, 3), w2=weights(2, 4, 6, 1, 1), **norm(3, 6))
     once = folded(model)
     assert once.digest() == folded(model).digest() == folded(once).digest()
+
+
+AFFINE = {
+    "a number behind": ("c = Conv(x, w, b) m = Mul(s, c) y = Add(m, t)", {"Conv": 1}),
+    "a row behind": ("c = Conv(x, w) m = Mul(c, row) a = Sub(m, row) y = Div(a, s)", {"Conv": 1}),
+    "behind a product": ("f = GlobalAveragePool(x) p = Flatten(f) g = Gemm<transB=1>(p, fc, fb) a = Mul(g, s) "
+                         "y = Add(a, fb)", {"GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}),
+    "in front": ("r = Relu(x) m = Mul(r, s) a = Add(m, t) y = Conv(a, w, b)", {"Relu": 1, "Conv": 1}),
+    "in front of padding": ("r = Relu(x) m = Mul(r, s) a = Add(m, t) y = Conv<pads=[1,1,1,1]>(a, w, b)",
+                            {"Relu": 1, "Add": 1, "Conv": 1}),
+    "read twice": ("c = Conv(x, w, b) m = Mul(c, s) y = Add(m, c)", {"Conv": 1, "Mul": 1, "Add": 1}),
+    "a picture": ("c = Conv<pads=[1,1,1,1]>(x, w, b) y = Add(c, wide)", {"Conv": 1, "Add": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AFFINE)
+def test_numbers_and_rows_into_the_layers_next_to_them(
+    net: Any, evaluate: Any, ops: Ops, weights: Any, plane: np.ndarray, case: str
+) -> None:
+    """Products and sums with one number, or one per channel, are gone where that is exact."""
+    text, wanted = AFFINE[case]
+    given = {"w": weights(1, 6, 6, 3, 3), "b": weights(2, 6), "s": np.array(-1.5, np.float32), "t": weights(3, 1),
+             "row": np.abs(weights(4, 1, 6, 1, 1)) + 1, "fc": weights(5, 6, 6), "fb": weights(6, 6),
+             "wide": weights(7, 1, 6, 8, 8)}  # fmt: skip
+    words = set("".join(c if c.isalnum() else " " for c in text).split())
+    door = "(float[n,6,8,8] x) => (float[n,c] y)" if "Gemm" in text else PLANE
+    model = net(f"{door} {{ {text} }}", **{name: array for name, array in given.items() if name in words})
+    after = folded(model)
+    assert ops(after) == wanted
+    same(evaluate, model, after, x=plane)

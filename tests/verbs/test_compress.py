@@ -270,3 +270,19 @@ def test_the_default_domain_by_its_long_name(tmp_path: Path, model: Path) -> Non
     onnx.save(proto, tmp_path / "long.onnx")
     result = compress(tmp_path / "long.onnx", calibration={"x": X}, ranges="minmax")
     assert result.history[-1].options["integer nodes"] == 3
+
+
+@pytest.mark.parametrize("scheme", ["w8a8_dynamic", "w8a16", "w4a16_b32", "fp16"])
+def test_schemes_on_the_command_line(tmp_path: Path, cli: Callable[..., Any], scheme: str) -> None:
+    """Without data, and with data: then the loss is told. w8a8 without data is misuse."""
+    wide = np.random.default_rng(0).standard_normal((6 * 8 * 8, 40)).astype(np.float32)
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[n,6,8,8] x) => (float[n,40] y) {{
+        f = Flatten(x) y = MatMul(f, wide) }}"""
+    model, output = network(tmp_path / "wide.onnx", text=text, wide=wide), tmp_path / "small.onnx"
+    np.savez(tmp_path / "calib.npz", x=X)
+    ran = cli("compress", model, "-o", output, "--scheme", scheme)
+    assert ran.code == 0 and f"{scheme} for onnxruntime" in ran.out and "SQNR" not in ran.out
+    assert output.stat().st_size < 0.6 * model.stat().st_size
+    ran = cli("compress", model, "-o", output, "--scheme", scheme, "--calibration", tmp_path / "calib.npz", "--force")
+    assert ran.code == 0 and "SQNR" in ran.out
+    assert cli("compress", model, "-o", tmp_path / "other.onnx").code == 2

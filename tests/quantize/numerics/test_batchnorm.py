@@ -57,7 +57,7 @@ def test_into_a_convolution(group: int, dtype: Any, bound: float) -> None:
     generator, norm = random(group, 6)
     w, b = generator.standard_normal((6, 6 // group, 3, 3)).astype(dtype), generator.standard_normal(6).astype(dtype)
     x = generator.standard_normal((6, 5, 5))
-    new_w, new_b = fold_into(w, b, *norm, EPSILON, axis=0)
+    new_w, new_b = fold_into(w, b, *affine(*norm, EPSILON), axis=0)
     assert new_w.dtype == new_b.dtype == dtype and new_w.shape == w.shape
     expected = normalize(convolve(x, w.astype(np.float64), b.astype(np.float64), group), norm)
     np.testing.assert_allclose(convolve(x, new_w, new_b, group), expected, rtol=0, atol=bound * np.abs(expected).max())
@@ -69,7 +69,7 @@ def test_into_a_transposed_convolution(group: int, dtype: Any, bound: float) -> 
     generator, norm = random(group, 4 * group)
     w = generator.standard_normal((6, 4, 2, 2)).astype(dtype)
     b, x = generator.standard_normal(4 * group).astype(dtype), generator.standard_normal((6, 3, 3))
-    new_w, new_b = fold_into(w, b, *norm, EPSILON, axis=1, group=group)
+    new_w, new_b = fold_into(w, b, *affine(*norm, EPSILON), axis=1, group=group)
     expected = normalize(deconvolve(x, w.astype(np.float64), b.astype(np.float64), group), norm)
     got = deconvolve(x, new_w, new_b, group)
     assert new_w.dtype == dtype
@@ -80,7 +80,7 @@ def test_into_a_transposed_convolution(group: int, dtype: Any, bound: float) -> 
 def test_into_a_matrix(axis: int) -> None:
     generator, norm = random(axis, 5)
     w, b, x = generator.standard_normal((5, 5)), generator.standard_normal(5), generator.standard_normal((5, 7))
-    new_w, new_b = fold_into(w, b, *norm, EPSILON, axis=axis)
+    new_w, new_b = fold_into(w, b, *affine(*norm, EPSILON), axis=axis)
     right, new_right = (w, new_w) if axis == 0 else (w.T, new_w.T)
     np.testing.assert_allclose(
         new_right @ x + new_b[:, None], normalize(right @ x + b[:, None], norm), rtol=1e-11, atol=1e-11

@@ -1,0 +1,69 @@
+"""Which weights need more bits: the fewest that bring the outputs within a bound, on data kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize import _weights
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Feeds, Request
+
+Trial = Callable[[Iterable[str]], "ir.Model"]
+
+APART = 4  # every fourth batch of the calibration data is kept from the rounding, and judges it
+MOST = 0.5  # of the weights may be spared: with more, nothing of the scheme would be left
+
+
+def fitting(request: Request) -> Iterable[Feeds]:
+    """The calibration data without what is kept apart."""
+    return (feeds for index, feeds in enumerate(request.calibration or ()) if index % APART != APART - 1)
+
+
+def apart(request: Request) -> tuple[list[Feeds], list[Feeds]]:
+    """A few samples to rank the layers on, and a few that the rounding never sees (the same, where there are none)."""
+    ranking: list[Feeds] = []
+    judge: list[Feeds] = []
+    for index, feeds in enumerate(request.calibration or ()):
+        held = index % APART == APART - 1
+        kept, most = (judge, request.effort.first) if held else (ranking, max(2 * request.effort.search, 8))
+        if sum(map(_weights.rows, kept)) < most:
+            kept.append(feeds)
+    return ranking, judge or ranking
+
+
+def spared(
+    original: ir.Model,
+    sizes: Mapping[str, int],
+    trial: Trial,
+    floor_db: float,
+    data: tuple[list[_weights.Truth], list[_weights.Truth]],
+    request: Request,
+) -> list[str]:
+    """The names of the layers to spare so that the outputs on the second data keep `floor_db`, by bisection.
+
+    `sizes` are numbers of weights by layer, `trial(names)` the model with these layers rounded and all others float,
+    `data` a few samples and what judges. The order is that of damage per weight: the noise at the model's outputs
+    when one layer alone is rounded, over its size; at most `MOST` of the weights are spared.
+    """
+    ranking, judge = data
+    if _weights.sqnr_db(trial(sizes), judge, request) >= floor_db:
+        return []
+    damage = {}
+    for index, name in enumerate(sizes):
+        damage[name] = 10 ** (-_weights.sqnr_db(trial([name]), ranking, request) / 10) / sizes[name]
+        request.progress("damage of each layer", index + 1, len(sizes))
+    order = sorted(sizes, key=lambda name: -damage[name])
+    taken = np.cumsum([sizes[name] for name in order])
+    low, high = 1, int(np.searchsorted(taken, MOST * taken[-1], "right"))
+    while low < high:
+        middle = (low + high) // 2
+        request.progress("choosing bits", 0, 0)
+        enough = _weights.sqnr_db(trial(order[middle:]), judge, request) >= floor_db
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return order[: min(low, high)]

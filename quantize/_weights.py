@@ -1,0 +1,121 @@
+"""What the passes that store weights in fewer bits share: how they begin, and the evidence that they end with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.metrics import Difference
+from edgerun.quantize import fold
+from edgerun.quantize.numerics.grid import channel_bounds, symmetric
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Feeds, Request
+
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulNBits")
+
+
+def begin(model: ir.Model, request: Request) -> ir.Model:
+    """Fold `model` in place; a clone of it, which shares its weights, to compare with.
+
+    Raises EdgerunError for a quantized model, and for options that have no effect here.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type in QUANTIZED or "Integer" in node.op_type:
+            raise EdgerunError("the model is quantized already", got=f"{node.op_type} {node.name!r}",
+                               wanted="a float model", do="compress the model that it was made from")  # fmt: skip
+    if request.ranges != "auto":
+        raise EdgerunError("this scheme has no activation ranges to estimate", got=f"ranges {request.ranges}",
+                           do="leave --ranges away")  # fmt: skip
+    fold.apply(model)
+    return model.clone()
+
+
+def chosen(candidates: Iterable[ir.Node], request: Request, what: str) -> list[ir.Node]:
+    """The candidates that are not to be kept in float. Raises Unsupported when there is nothing to do."""
+    nodes = list(candidates)
+    names = {str(node.name) for node in nodes}
+    for name in request.keep_float:
+        if name not in names:
+            raise EdgerunError(f"keeping {name!r} in float has no effect: this scheme leaves it alone",
+                               wanted=f"the name of a {what}")  # fmt: skip
+    if not nodes:
+        raise Unsupported("this scheme finds nothing to store smaller in the model", wanted=f"a {what}")
+    return [node for node in nodes if node.name not in request.keep_float]
+
+
+def finite(node: ir.Node, weight: np.ndarray) -> np.ndarray:
+    """`weight` itself. Raises EdgerunError when it holds a NaN or an infinity."""
+    if not np.isfinite(weight).all():
+        raise EdgerunError(f"the weight of {node.name!r} is not finite", do="repair the float model")
+    return weight
+
+
+def per_channel(weight: np.ndarray, axes: tuple[int, ...], steps: int = 127) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes like `weight`, and their float32 scale with size 1 on `axes`: symmetric, one scale over `axes`."""
+    kept = [i for i in range(weight.ndim) if i not in axes]
+    moved = weight.transpose(*kept, *axes)
+    rows = moved.reshape(int(np.prod(moved.shape[: len(kept)])), -1)
+    grid = symmetric(channel_bounds(rows, 0), axis=0, steps=steps)
+    codes = grid.quantize(rows).reshape(moved.shape).transpose(np.argsort([*kept, *axes]))
+    return np.ascontiguousarray(codes), grid.scale.reshape([1 if i in axes else n for i, n in enumerate(weight.shape)])
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the float model computes on one batch of calibration data."""
+
+    feeds: Feeds
+    outputs: dict[str, np.ndarray]
+
+
+def truths(original: ir.Model, batches: Iterable[Feeds], request: Request) -> list[Truth]:
+    """The numeric outputs of the float model. Raises Unsupported when it has none, EdgerunError when one overflows."""
+    import onnx_ir as ir
+
+    names = [str(value.name) for value in original.graph.outputs if value.dtype != ir.DataType.STRING]
+    if not names:
+        raise Unsupported("the model has no numeric output to compare", do="add the scores as an output")
+    with request.open(original) as session:
+        found = [Truth(feeds, {name: session.run(feeds)[name] for name in names}) for feeds in batches]
+    if not all(np.isfinite(array).all() for truth in found for array in truth.outputs.values() if array.size):
+        raise EdgerunError("an output is not finite on the calibration data",
+                           do="check the preprocessing; run the float model on the same data")  # fmt: skip
+    return found
+
+
+def sqnr_db(result: ir.Model, wanted: Sequence[Truth], request: Request) -> float:
+    """SQNR of `result` against the float model in dB, the mean over outputs; an exact output counts as 120."""
+    totals: dict[str, Difference] = {}
+    with request.open(result) as session:
+        for truth in wanted:
+            got = session.run(truth.feeds)
+            for name, array in truth.outputs.items():
+                totals[name] = totals.get(name, Difference()) + Difference.of(array, got[name])
+    return float(np.mean([min(total.sqnr_db, 120.0) for total in totals.values()]))
+
+
+def rows(feeds: Feeds) -> int:
+    """Samples in a batch."""
+    first = next(iter(feeds.values()))
+    return int(first.shape[0]) if first.ndim else 1
+
+
+def evidence(original: ir.Model, result: ir.Model, request: Request) -> None:
+    """Write the SQNR on calibration data into the history, where there is such data."""
+    if request.calibration is None:
+        return
+    few: list[Feeds] = []
+    for feeds in request.calibration:
+        few.append(feeds)
+        if sum(map(rows, few)) >= request.effort.check:
+            break
+    request.progress("comparing", 0, 0)
+    reached = sqnr_db(result, truths(original, few, request), request)
+    request.found["calibration SQNR (dB)"] = round(reached, 2)

@@ -1,0 +1,50 @@
+"""Dynamic INT8: integer matrix products and LSTMs whose inputs get their range in every run; no calibration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgerun.errors import Unsupported
+from edgerun.quantize import _weights, weight_int8
+from edgerun.quantize.graphs import dynamic, edit
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Request
+
+summary = "dynamic INT8: per-channel weights, activations quantized as they come; matrix products, LSTM, tables"
+needs_calibration = False
+scheme = "w8a8_dynamic"
+
+
+def apply(model: ir.Model, request: Request) -> ir.Model:
+    """Quantize every op of the target's `dynamic` rules. Raises Unsupported when there is none."""
+    ops = request.rules.dynamic
+    if not ops:
+        raise Unsupported("the target has no kernels that quantize while they run")
+    original = _weights.begin(model, request)
+    graph = model.graph
+    nodes = _weights.chosen([node for node in graph if node.op_type in ops and _fits(node)], request,
+                            f"{', '.join(sorted(ops))} with constant float32 weights")  # fmt: skip
+    steps = 63 if request.rules.reduced_range else 127
+    for node in nodes:
+        if node.op_type == "LSTM":
+            weights = [edit.constant(value) for value in node.inputs[1:3]]
+            parts = [_weights.per_channel(_weights.finite(node, w), (2,), steps) for w in weights if w is not None]
+            dynamic.lstm(model, node, parts)
+        else:
+            matrix = dynamic.weight(node)
+            assert matrix is not None
+            codes, scale = _weights.per_channel(_weights.finite(node, matrix), (0,), steps)
+            dynamic.product(graph, node, codes, scale.reshape(-1))
+    tables = [n for n in graph if n.op_type == "Gather" and n.name not in request.keep_float]
+    stored = sum(weight_int8.store(node, weight_int8.LEAST_TABLE, request.keep_float) for node in tables)
+    edit.drop_unused(model)
+    request.found |= {"integer nodes": len(nodes), "tables in 8 bits": stored}
+    _weights.evidence(original, model, request)
+    return model
+
+
+def _fits(node: ir.Node) -> bool:
+    return dynamic.recurrent(node) or dynamic.weight(node) is not None

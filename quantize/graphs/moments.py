@@ -1,0 +1,52 @@
+"""Second moments of what matrix products read, streamed over the calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.runtime import Session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Feeds
+
+
+def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A clone of `model` that also gives the values of these names."""
+    result = model.clone()
+    values = {str(value.name): value for node in result.graph for value in node.outputs}
+    values |= {str(value.name): value for value in result.graph.inputs}
+    present = {str(value.name) for value in result.graph.outputs}
+    result.graph.outputs.extend(values[name] for name in names if name not in present)
+    return result
+
+
+def accumulate(session: Session, batches: Iterable[Feeds], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """H = X·Xᵀ for each value, float64 `[K, K]`; every vector along its last axis is a column of X."""
+    found: dict[str, np.ndarray] = {}
+    for feeds in batches:
+        out = session.run(feeds)
+        for name in names:
+            array = feeds[name] if name in feeds else out[name]
+            flat = array.reshape(-1, array.shape[-1])
+            # Products in float32 are exact enough for one batch; their sum over all batches is not.
+            found[name] = found.get(name, 0.0) + (flat.T @ flat).astype(np.float64)
+    return found
+
+
+def groups(sizes: dict[str, int], cap: int) -> Iterator[list[str]]:
+    """The values in groups whose moments together take at most `cap` bytes; one of them at least in each."""
+    group: list[str] = []
+    taken = 0
+    for name, size in sizes.items():
+        if group and taken + 8 * size * size > cap:
+            yield group
+            group, taken = [], 0
+        group.append(name)
+        taken += 8 * size * size
+    if group:
+        yield group

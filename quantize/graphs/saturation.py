@@ -1,0 +1,119 @@
+"""Which output channels of a graph can saturate on CPUs without a dot-product instruction, and their repair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgerun.quantize.graphs.edit import constant
+from edgerun.quantize.graphs.placement import WEIGHTED, weight_axis
+from edgerun.quantize.numerics import saturation
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Where two u8·s8 products meet in 16 bits, and where each is added to 32.
+PAIRED = ("SSE4.1", "AVX2", "AVX-512")
+EXACT = ("AVX-VNNI", "AVX-512 VNNI", "AMX", "ARM")
+BLOCK = 1 << 20  # pairs that are looked at together
+
+
+def repair(node: ir.Node, weight: np.ndarray, power: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """Steps of each output channel's largest weight, float32 `[C]` for `grid.symmetric`, and how many could saturate.
+
+    Those that could not have 127. `weight` is the node's float weight; `power` is E[x²] of its input by channel, where
+    it is known. What is rounded on that grid still goes through `fitted`.
+    """
+    rows, pairs, inputs = _rows(node, weight), _pairs(node, weight), _inputs(node, weight)
+    known = _spread(node, power, inputs, weight) if power is not None else np.ones((1, 1))
+    found = [saturation.repair(rows[b], pairs, known[b] if len(known) > 1 else known) for b in _blocks(rows, pairs)]
+    return np.concatenate([steps for steps, _ in found]), sum(int(could.sum()) for _, could in found)
+
+
+def fitted(node: ir.Node, stored: np.ndarray) -> np.ndarray:
+    """The node's int8 weight with all pairs inside 16 bits, whatever the input; the same where they were."""
+    rows, pairs, inputs = _rows(node, stored), _pairs(node, stored), _inputs(node, stored)
+    rows = np.concatenate([saturation.fitted(rows[b], pairs) for b in _blocks(rows, pairs)])
+    turned = np.moveaxis(stored, _axis(node, stored), 0).shape
+    back = rows.reshape(len(rows), -1, inputs).swapaxes(1, 2).reshape(turned)
+    return np.ascontiguousarray(np.moveaxis(back, 0, _axis(node, stored)))
+
+
+def channels(graph: ir.Graph) -> tuple[int, int]:
+    """Of a Q/DQ graph: how many output channels can saturate whatever their input, of how many with int8 weights."""
+    could = total = 0
+    for node in graph:
+        stored = _stored(node)
+        if stored is not None:
+            rows, pairs = _rows(node, stored), _pairs(node, stored)
+            could += sum(int(saturation.saturates(rows[b], pairs).sum()) for b in _blocks(rows, pairs))
+            total += len(rows)
+    return could, total
+
+
+def certificate(graph: ir.Graph, repaired: int) -> dict[str, Any]:
+    """What a finished Q/DQ graph promises on each class of CPU, for any input, as JSON values.
+
+    `can saturate` is counted in the stored weights; `repaired` says how many channels could before.
+    """
+    could, total = channels(graph)
+    return {
+        "channels": total,
+        "can saturate": dict.fromkeys(PAIRED, could) | dict.fromkeys(EXACT, 0),
+        "repaired": repaired,
+        "holds for": "any input",
+    }
+
+
+def _stored(node: ir.Node) -> np.ndarray | None:
+    """The int8 weight of a node that reads DequantizeLinear twice; None for others."""
+    sources = [value.producer() if value is not None else None for value in node.inputs[:2]]
+    if node.op_type not in WEIGHTED or len(sources) < 2:
+        return None
+    if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
+        return None
+    stored = constant(sources[1].inputs[0])  # type: ignore[union-attr]
+    return stored if stored is not None and stored.dtype == np.int8 and stored.ndim > 1 else None
+
+
+def _axis(node: ir.Node, weight: np.ndarray) -> int:
+    return weight.ndim - 1 if node.op_type == "MatMul" else weight_axis(node)
+
+
+def _rows(node: ir.Node, weight: np.ndarray) -> np.ndarray:
+    """`[O, K]`: every output channel's weights by kernel position and input channel, the channel fastest."""
+    turned = np.moveaxis(weight, _axis(node, weight), 0)
+    rows: np.ndarray = turned.reshape(*turned.shape[:2], -1).swapaxes(1, 2).reshape(len(turned), -1)
+    return rows
+
+
+def _inputs(node: ir.Node, weight: np.ndarray) -> int:
+    """Input channels of one group."""
+    return int(np.moveaxis(weight, _axis(node, weight), 0).shape[1])
+
+
+def _pairs(node: ir.Node, weight: np.ndarray) -> np.ndarray:
+    """A depthwise Conv's kernels widen before they multiply: no pairs."""
+    outputs, inputs = weight.shape[_axis(node, weight)], _inputs(node, weight)
+    groups = node.attributes.get_int("group", 1)
+    if inputs == 1 and groups == outputs > 1:
+        return np.empty((0, 2), np.int64)
+    return saturation.pairs(weight.size // (outputs * inputs), inputs)
+
+
+def _spread(node: ir.Node, power: np.ndarray, inputs: int, weight: np.ndarray) -> np.ndarray:
+    """`power` by input channel as `[1 or O, K]`; ones where it is of something else than what the layer sums over."""
+    groups = node.attributes.get_int("group", 1)
+    if power.size != groups * inputs:
+        return np.ones((1, 1))
+    outputs = weight.shape[_axis(node, weight)]
+    rows = np.tile(power.reshape(groups, inputs), (1, weight.size // (outputs * inputs)))
+    return np.repeat(rows, outputs // groups, axis=0) if groups > 1 else rows
+
+
+def _blocks(rows: np.ndarray, pairs: np.ndarray) -> Iterator[slice]:
+    """Slices of output channels with at most BLOCK pairs and products, or one channel."""
+    count = max(1, BLOCK // max(1, len(pairs), rows.shape[1]))
+    return (slice(start, start + count) for start in range(0, len(rows), count))

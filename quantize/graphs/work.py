@@ -1,0 +1,59 @@
+"""The layers that go on integers, and how much of the model's work each one is."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from edgerun.quantize import fold
+from edgerun.quantize.graphs import edit, placement
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.model import Model
+    from edgerun.passes import Quantization
+
+
+def layers(model: Model, rules: Quantization, keep_float: frozenset[str] = frozenset()) -> dict[str, float]:
+    """The nodes that `static_int8` puts on integers, in graph order, each with its share of their multiply-accumulates.
+
+    Symbolic dimensions count as 1. Where shapes are unknown every layer counts the same.
+    """
+    folded = fold.apply(model.clone())
+    found = {str(node.name): _macs(node) for node in placement.plan(folded.graph, rules, keep_float).compute}
+    total = sum(found.values())
+    if not math.isfinite(total) or total == 0:
+        return dict.fromkeys(found, 1 / max(1, len(found)))
+    return {name: macs / total for name, macs in found.items()}
+
+
+def _macs(node: ir.Node) -> float:
+    """Multiply-accumulates of one run with every symbolic dimension 1; NaN when a shape is unknown."""
+    first, second = node.inputs[:2]
+    out, source, weight = (_size(value) for value in (node.outputs[0], first, second))
+    channels = _last(first) if edit.constant(second) is None else math.nan
+    if node.op_type == "Conv":
+        return out * weight / _axis(second, 0)
+    if node.op_type == "ConvTranspose":
+        return source * weight / _axis(second, 0)
+    if edit.constant(second) is None:
+        return out * channels
+    return out * weight / _axis(second, placement.weight_axis(node))
+
+
+def _size(value: ir.Value | None) -> float:
+    if value is None or value.shape is None:
+        return math.nan
+    return math.prod(float(dim) if isinstance(dim, int) else 1.0 for dim in value.shape)
+
+
+def _axis(value: ir.Value | None, axis: int) -> float:
+    if value is None or value.shape is None:
+        return math.nan
+    dim = value.shape[axis]
+    return float(dim) if isinstance(dim, int) else 1.0
+
+
+def _last(value: ir.Value | None) -> float:
+    return _axis(value, -1)

@@ -1,0 +1,139 @@
+"""Weight-only INT4 in blocks of 32 inputs: second-order rounding, and 8 bits where 4 cost too much."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize import _spare, _weights, weight_int8
+from edgerun.quantize.graphs import compressed, dynamic, edit, moments
+from edgerun.quantize.numerics import blocks, gptq
+from edgerun.quantize.numerics.blocks import BlockGrid
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Request
+
+summary = "weight-only INT4 in blocks of 32 (GPTQ where calibration data is given), INT8 tables; smaller, not faster"
+needs_calibration = False
+scheme = "w4a16_b32"
+
+BLOCK, BITS = 32, 4
+MOMENTS = 192 << 20  # bytes of second moments that are held at once
+FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
+WHAT = "MatMul or Gemm with a constant float32 matrix"
+
+
+@dataclass
+class Rounded:
+    """A product's weight `[N, K]` in 4 bits: the codes to use, and those of rounding to nearest."""
+
+    grid: BlockGrid
+    codes: np.ndarray
+    nearest: np.ndarray
+
+    def values(self) -> np.ndarray:
+        """What the codes stand for, float32 `[N, K]`."""
+        return self.grid.dequantize(self.codes)
+
+
+def apply(model: ir.Model, request: Request) -> ir.Model:
+    """Round the weights of products to 4 bits and tables to 8; with calibration data, to the second order.
+
+    Rounding is GPTQ (`quantize/numerics/gptq.py`) with the second moments of the float model's activations. Of the
+    data, every fourth batch is kept apart: it decides how many layers, those that lose most first, need 8 bits.
+    """
+    original = _weights.begin(model, request)
+    graph = model.graph
+    nodes = _weights.chosen([n for n in graph if dynamic.weight(n) is not None], request, WHAT)
+    rounded = _rounded(model, nodes, request)
+    wide: list[str] = []
+    request.found["rounding"] = "nearest"
+    if request.calibration is not None:
+        few, judge = (_weights.truths(original, data, request) for data in _spare.apart(request))
+        rounded = _better(original, rounded, judge, request)
+        sizes = {name: part.codes.size for name, part in rounded.items()}
+        trial = functools.partial(_trial, original, rounded)
+        wide = _spare.spared(original, sizes, trial, FLOOR_DB, (few, judge), request)
+    for node in nodes:
+        if str(node.name) in wide:
+            weight_int8.store(node, 0, request.keep_float)
+        else:
+            part = rounded[str(node.name)]
+            compressed.blocked_product(model, node, part.grid, part.codes)
+    tables = [n for n in graph if n.op_type == "Gather" and n.name not in request.keep_float]
+    stored = sum(weight_int8.store(node, weight_int8.LEAST_TABLE, request.keep_float) for node in tables)
+    edit.drop_unused(model)
+    request.found |= {
+        "weights in 4 bits": len(nodes) - len(wide),
+        "weights in 8 bits": len(wide),
+        "tables in 8 bits": stored,
+    }
+    _weights.evidence(original, model, request)
+    return model
+
+
+def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[str, Rounded]:
+    """The rounded weight of every product, by the node's name; moments are held for as many as `MOMENTS` allows."""
+    found: dict[str, Rounded] = {}
+    readers: dict[str, list[ir.Node]] = {}
+    for node in nodes:
+        readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
+    sizes = {name: _matrix(group[0]).shape[1] for name, group in readers.items()}
+    for names in moments.groups(sizes, MOMENTS):
+        seen: dict[str, np.ndarray] = {}
+        if request.calibration is not None:
+            with request.open(moments.with_outputs(model, names)) as session:
+                seen = moments.accumulate(session, _spare.fitting(request), names)
+        for name in names:
+            for node in readers[name]:
+                found[str(node.name)] = _round(_weights.finite(node, _matrix(node)), seen.get(name))
+                if seen:
+                    request.progress("rounding", len(found), len(nodes))
+    return found
+
+
+def _matrix(node: ir.Node) -> np.ndarray:
+    """The weight as `[N, K]`."""
+    weight = dynamic.weight(node)
+    assert weight is not None
+    return np.ascontiguousarray(weight.T)
+
+
+def _round(weight: np.ndarray, second: np.ndarray | None) -> Rounded:
+    if second is None:
+        grid = blocks.fitted(weight, BLOCK, BITS)
+        nearest = grid.quantize(weight)
+        return Rounded(grid, nearest, nearest)
+    own = np.diag(second)
+    grid = blocks.fitted(weight, BLOCK, BITS, own / own.mean() if own.any() else None)
+    return Rounded(grid, gptq.rounded(weight, second, grid), grid.quantize(weight))
+
+
+def _better(
+    original: ir.Model, rounded: dict[str, Rounded], judge: list[_weights.Truth], request: Request
+) -> dict[str, Rounded]:
+    """Second-order rounding where it is nearer to float on data that it has not seen, else rounding to nearest."""
+    nearest = {name: Rounded(part.grid, part.nearest, part.nearest) for name, part in rounded.items()}
+    trials = (_trial(original, tried, rounded) for tried in (rounded, nearest))
+    reached = [_weights.sqnr_db(trial, judge, request) for trial in trials]
+    if reached[0] > reached[1]:
+        request.found["rounding"] = "second order"
+    request.found["second order, nearest (dB)"] = [round(db, 2) for db in reached]
+    return rounded if reached[0] > reached[1] else nearest
+
+
+def _trial(original: ir.Model, rounded: Mapping[str, Rounded], names: Iterable[str]) -> ir.Model:
+    """The float model in which the products `names` have their 4-bit weights."""
+    trial, chosen = original.clone(), set(names)
+    for node in list(trial.graph):
+        if str(node.name) in chosen:
+            values = rounded[str(node.name)].values()
+            straight = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+            edit.set_constant(trial.graph, node, 1, values if straight else np.ascontiguousarray(values.T))
+    return trial

@@ -1,0 +1,25 @@
+"""What the targets on CPUs have in common: their rules, and what instruction sets mean for integer sums."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Set
+
+from edgerun.passes import Quantization
+
+# Each adds u8·s8 products in 32 bits. x86 without one adds two of them in 16; ARM widens without one, too.
+DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+RULES = Quantization(
+    schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32", "fp16"),
+    activation="uint8",
+    compute=frozenset({"Conv", "Gemm", "MatMul"}),
+    through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
+    join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
+    absorbed=frozenset({"Relu", "Clip", "Min"}),
+)
+
+
+def saturates(flags: Set[str], machine: str = "") -> bool:
+    """Whether a kernel that multiplies u8 by s8 with these instruction sets adds two products in 16 bits."""
+    return (machine or platform.machine()).lower() in ("x86_64", "amd64", "i686", "x86") and not DOT_PRODUCT & flags
