@@ -163,15 +163,20 @@ def equalize(
         factors, exponent = scales(peak, mean, [_reader(node) for node in chain.readers])
         if exponent == 0.0:
             continue
-        for node in chain.writers:
-            _scale_output(graph, node, factors)
-        for node in chain.readers:
-            _scale_input(graph, node, 1 / factors)
         changed[names[0]] = exponent
         factors_of |= {str(value.name): factors for value in chain.values}
-        for node in chain.clips:
-            _scale_clip(graph, node, factors)
+        rescale(graph, chain, factors)
     return changed, factors_of
+
+
+def rescale(graph: ir.Graph, chain: Chain, factors: np.ndarray) -> None:
+    """Multiply the chain's channels by `factors` `[C]` (> 0) where they are written; divide where they are read."""
+    for node in chain.writers:
+        _scale_output(graph, node, factors)
+    for node in chain.readers:
+        _scale_input(graph, node, 1 / factors)
+    for node in chain.clips:
+        _scale_clip(graph, node, factors)
 
 
 def _reader(node: ir.Node) -> Reader:

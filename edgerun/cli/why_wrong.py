@@ -1,0 +1,74 @@
+"""`edgerun why-wrong`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgerun.verbs.why_wrong import Diagnosed
+
+
+@click.command()
+@click.argument("model", metavar="FP32", type=click.Path(path_type=Path))
+@click.argument("quantized", metavar="INT8", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help="Calibration or development data (labels are used), never the test set.")
+@click.option("--target", default="onnxruntime", show_default=True, help="Whose rules hold for the device.")
+@click.option(
+    "--saturating/--not-saturating",
+    default=None,
+    help="The device's CPU adds two u8·s8 products in 16 bits (x86-64 without VNNI). Default: as this machine's does.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Rows to show.")
+@click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Samples to use, 32 unless told.")
+@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option("--scores", metavar="NAME", help="The output that holds one score per class, where labels are given.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="PAGE", help="Write a page with plots.")
+@click.option("--fix", type=click.Path(path_type=Path), metavar="OUT", help="Write the model with the fixes that pay.")
+@click.option("--force", is_flag=True, help="Replace PAGE and OUT.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (null: not a finite number).")
+def command(
+    model: Path, quantized: Path, data: str, target: str, saturating: bool | None, top: int, limit: int | None,
+    preprocessing: Path | None, scores: str | None, html: Path | None, fix: Path | None, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Which layers of INT8 do the damage, why, and what would repair it?
+
+    INT8 is any model with QuantizeLinear/DequantizeLinear pairs that was made from FP32. Rows are ranked by what the
+    output gains when only that quantizer computes in float.
+    """
+    from edgerun.cli._progress import Stages
+    from edgerun.cli._table import echo_json, echo_notes
+    from edgerun.verbs.why_wrong import why_wrong
+
+    with Stages() as progress:
+        result = why_wrong(
+            model, quantized, data, target=target, saturating=saturating, top=top, limit=limit,
+            preprocessing=preprocessing, output=scores, html=html, fix=fix, force=force, progress=progress,
+        )  # fmt: skip
+    echo_notes(result.notes)
+    if as_json:
+        echo_json(result)
+        return
+    _show(result)
+    for path in filter(None, (fix, html)):
+        click.echo(f"wrote {path}")
+
+
+def _show(result: Diagnosed) -> None:
+    from edgerun.cli._table import table
+    from edgerun.verbs.why_wrong import cells
+
+    lost = f", {result.drop_points} points lost" if result.drop_points else ""
+    click.echo(f"SQNR {result.sqnr_db:.1f} dB at the outputs, n={result.samples}{lost}")
+    click.echo(table(*cells(result)) + "\n")
+    for number, row in enumerate(result.rows, 1):
+        click.echo(f"{number}. {row.layer} ({row.kind}), {row.cause}: {row.evidence}")
+    if result.fixed_db is None:
+        click.echo("\nno fix pays: what is left is the rounding of 8 bits")
+        return
+    lost = f", {result.fixed_drop_points} points lost" if result.fixed_drop_points else ""
+    click.echo(f"\nwith {len(result.fixes)} fixes: SQNR {result.fixed_db:.1f} dB{lost}, on the same samples")
+    for text in result.fixes:
+        click.echo(f"  {text}")

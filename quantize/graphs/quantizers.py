@@ -1,0 +1,189 @@
+"""Read a Q/DQ graph: where activations are rounded and where constants are stored as integers, on which grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize.graphs.edit import constant
+from edgerun.quantize.numerics.grid import BOUNDS, Grid
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+HOLDERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One QuantizeLinear by name with the DequantizeLinears that read it; `value` is the float tensor it rounds."""
+
+    quantize: str
+    dequantize: tuple[str, ...]
+    value: str
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Activations that share one scale: rounded on the same `grid`, switched together. `name` is the first's."""
+
+    name: str
+    layer: str
+    op: str
+    pairs: tuple[Pair, ...]
+    grid: Grid
+    readers: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Unique in its graph."""
+        return self.name
+
+    @property
+    def low(self) -> float:
+        """Where the grid begins, in the activation's unit; the least of several channels'."""
+        low, _ = BOUNDS[self.grid.zero_point.dtype.name]
+        return float(np.min(self.grid.scale * (low - self.grid.zero_point.astype(np.float64))))
+
+    @property
+    def high(self) -> float:
+        """Where the grid ends."""
+        _, high = BOUNDS[self.grid.zero_point.dtype.name]
+        return float(np.max(self.grid.scale * (high - self.grid.zero_point.astype(np.float64))))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant input of the node `layer` (input `index`) that stands in the file as integers.
+
+    `name` is its DequantizeLinear's; `stored` the integers (float32 where a QuantizeLinear makes them at load). A bias
+    that a layer with integer weights holds in float is listed too, without a grid: compressors move biases.
+    """
+
+    name: str
+    layer: str
+    op: str
+    index: int
+    stored: np.ndarray = field(repr=False)
+    grid: Grid | None = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """Unique in its graph: one DequantizeLinear may feed several nodes."""
+        return f"{self.layer}:{self.index}"
+
+    @property
+    def kind(self) -> str:
+        """`weight` or `bias`."""
+        vector = self.op not in HOLDERS and self.stored.ndim <= 1
+        return "bias" if self.stored.dtype == np.int32 or self.index > 1 or vector or self.grid is None else "weight"
+
+    @property
+    def values(self) -> np.ndarray:
+        """What the node computes with, float32."""
+        if self.grid is None:
+            return self.stored
+        if self.stored.dtype.kind == "f":
+            return self.grid.dequantize(self.grid.quantize(self.stored))
+        return self.grid.dequantize(self.stored)
+
+
+Quantizer = Activation | Constant
+
+
+def find(graph: ir.Graph) -> list[Quantizer]:
+    """Every quantizer of the main graph in its order. Pairs with a scale that is computed, or blocked, are left out."""
+    groups: dict[tuple[str, str], list[tuple[Pair, ir.Node]]] = {}
+    found: dict[str, Activation | Constant | None] = {}
+    grids: dict[str, Grid] = {}
+    for node in graph:
+        if node.op_type == "QuantizeLinear" and node.domain == "" and constant(node.inputs[0]) is None:
+            grid, readers = _grid(node), _dequantizers(node)
+            if grid is None or not readers:
+                continue
+            value = str(node.inputs[0].name)  # type: ignore[union-attr]
+            pair = Pair(str(node.name), tuple(str(n.name) for n in readers), value)
+            key = (_identity(node.inputs[1]), _identity(node.inputs[2] if len(node.inputs) > 2 else None))
+            groups.setdefault(key, []).append((pair, node))
+            found.setdefault("/".join(key), None)
+            grids["/".join(key)] = grid
+        elif node.op_type == "DequantizeLinear" and node.domain == "":
+            found |= {f"constant/{made.key}": made for made in _constants(node)}
+        elif (bias := _float_bias(node)) is not None:
+            found[f"constant/{bias.key}"] = bias
+    for key, members in groups.items():
+        found["/".join(key)] = _activation(members, grids["/".join(key)])
+    return [quantizer for quantizer in found.values() if quantizer is not None]
+
+
+def _activation(members: list[tuple[Pair, ir.Node]], grid: Grid) -> Activation:
+    first, node = members[0]
+    producer = node.inputs[0].producer()  # type: ignore[union-attr]
+    readers: dict[str, None] = {}
+    for _, quantize in members:
+        for dequantize in _dequantizers(quantize):
+            readers.update({str(use.node.name): None for use in dequantize.outputs[0].uses()})
+    layer, op = (str(producer.name), producer.op_type) if producer is not None else (first.value, "input")
+    return Activation(first.value, layer, op, tuple(pair for pair, _ in members), grid, tuple(readers))
+
+
+def _identity(value: ir.Value | None) -> str:
+    return "" if value is None else str(value.name)
+
+
+def _dequantizers(node: ir.Node) -> list[ir.Node]:
+    """The readers of a QuantizeLinear; none unless all are DequantizeLinear (others compute on the integers)."""
+    readers = [use.node for use in node.outputs[0].uses()]
+    return readers if all(r.op_type == "DequantizeLinear" for r in readers) else []
+
+
+def _constants(node: ir.Node) -> list[Constant]:
+    """The constant behind a DequantizeLinear, once for each node that reads it."""
+    source, grid = node.inputs[0], _grid(node)
+    stored = constant(source)
+    before = source.producer() if source is not None else None
+    if stored is None and before is not None and before.op_type == "QuantizeLinear":
+        stored = constant(before.inputs[0])
+    if stored is None or grid is None:
+        return []
+    readers = [use for use in node.outputs[0].uses() if use.node.graph is node.graph]
+    return [Constant(str(node.name), str(r.node.name), r.node.op_type, r.idx, stored, grid) for r in readers]
+
+
+def _float_bias(node: ir.Node) -> Constant | None:
+    """The float bias of a layer whose weight is dequantized: input 2, or the constant of the Add behind a MatMul."""
+    holder, index = node, 2
+    if node.op_type == "Add":
+        products = [i for i, v in enumerate(node.inputs[:2]) if v is not None and _op(v.producer()) == "MatMul"]
+        if len(products) != 1:
+            return None
+        holder, index = node.inputs[products[0]].producer(), 1 - products[0]  # type: ignore[union-attr,assignment]
+    elif node.op_type not in HOLDERS:
+        return None
+    weight = holder.inputs[1]
+    bias = constant(node.inputs[index]) if len(node.inputs) > index else None
+    if bias is None or bias.dtype != np.float32 or weight is None or _op(weight.producer()) != "DequantizeLinear":
+        return None
+    return Constant(str(node.inputs[index].name), str(node.name), node.op_type, index, bias, None)  # type: ignore[union-attr]
+
+
+def _op(node: ir.Node | None) -> str:
+    return "" if node is None else node.op_type
+
+
+def _grid(node: ir.Node) -> Grid | None:
+    scale = constant(node.inputs[1])
+    point = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if scale is None or scale.dtype != np.float32 or node.attributes.get_int("block_size", 0) > 0:
+        return None
+    if point is None:
+        stored = constant(node.inputs[0])
+        dtype = stored.dtype if node.op_type == "DequantizeLinear" and stored is not None else np.dtype(np.uint8)
+        point = np.zeros(scale.shape, dtype)
+    if point.dtype.name not in (*BOUNDS, "int32"):
+        return None
+    if scale.size == 1:
+        return Grid(scale.reshape(()), point.reshape(()))
+    return Grid(scale, np.broadcast_to(point, scale.shape), node.attributes.get_int("axis", 1))
