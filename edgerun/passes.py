@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,21 +113,23 @@ class Quantization:
 class Effort:
     """How many calibration samples each stage of a pass looks at (None: all), and whether single ranges are refined.
 
-    `ranges`: extremes; `first`: everything else that is known of the float model, and bias correction; `search`: each
-    candidate; `check`: the finished model. A search of 0 takes the extremes as they are.
+    `ranges`: extremes, which may end after `settled` when more would not move them; `first`: everything else that is
+    known of the float model, and bias correction; `search`: each candidate; `check`: the finished model. A search of 0
+    takes the extremes as they are.
     """
 
     ranges: int | None = None
-    first: int = 48
+    settled: float = 64
+    first: int = 40
     search: int = 8
-    check: int = 24
+    check: int = 16
     refine: bool = False
 
 
 PRESETS = {
     "fast": Effort(ranges=32, first=16, search=0, check=8),
     "default": Effort(),
-    "best": Effort(first=128, search=16, check=128, refine=True),
+    "best": Effort(settled=math.inf, first=128, search=16, check=128, refine=True),
 }
 
 

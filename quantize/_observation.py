@@ -13,6 +13,7 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize.graphs import correction, placement
 from edgerun.quantize.graphs.statistics import Activation, Watch
+from edgerun.quantize.numerics import coverage
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,12 +51,15 @@ def samples_in(feeds: Feeds, request: Request) -> int:
 
 
 def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[dict[str, Activation], list[Truth]]:
-    """One float run over all data: every activation's extremes, and of its beginning everything else that is needed."""
+    """One float run over the data: every activation's extremes, and of its beginning everything else that is needed.
+
+    The run ends when the extremes are settled (`coverage.verdict`); the rest of the data is only looked at.
+    """
     outputs = _numeric_outputs(model)
     # A sum may need rounding after all once the layer that it is fused into stays in float.
     every = placement.plan(model.graph, replace(request.rules, fused_sum=False), request.keep_float)
     watch = Watch(model, [str(value.name) for value in every.points], SAMPLE_BUDGET // request.effort.first)
-    data, truths, rows = batches(request, request.effort.ranges, "float model"), list[Truth](), 0
+    data, truths, rows, settled = batches(request, request.effort.ranges, "float model"), list[Truth](), 0, False
     full = watch.graph(full=True)
     correction.add_means(full.graph, {str(node.name): node for node in full.graph}, plan)
     with request.open(full) as session:
@@ -72,16 +76,27 @@ def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[di
                 break
     gc.collect()
     if (more := next(data, None)) is not None:
+        points = [str(value.name) for value in plan.points]
         with request.open(watch.graph(full=False)) as session:
             for feeds in itertools.chain([more], data):
-                watch.add(session.run(feeds))
+                if not settled:
+                    watch.add(session.run(feeds))
+                    rows += samples_in(feeds, request)
+                    settled = rows >= request.effort.settled and bool(verdict(*watch.extremes(points), request).enough)
         gc.collect()
+    request.found["samples run"] = rows
     seen = watch.activations()
     for name, activation in seen.items():
         if not all(np.isfinite(a).all() for a in vars(activation.channels).values()):
             raise EdgerunError(f"activation {name!r} is not finite on the calibration data",
                                do="check the preprocessing; run the float model on the same data")  # fmt: skip
     return seen, truths
+
+
+def verdict(lows: np.ndarray, highs: np.ndarray, request: Request) -> coverage.Verdict:
+    """Would more data move the ranges? `lows`, `highs` `[batches, points]`."""
+    assert request.calibration is not None
+    return coverage.verdict(lows, highs, rows=request.calibration.batch or 1)
 
 
 def with_scaled_means(truth: Truth, factors: Mapping[str, np.ndarray | None]) -> Truth:

@@ -77,7 +77,7 @@ class Stream:
 
     def judged(self, spans: Intervals, samples: int, stage: str) -> float:
         """SQNR (dB) that `spans` reach with the shifts that belong to them."""
-        return self.sqnr(spans, self.missing(spans, samples, stage), samples, stage)
+        return self.sqnr(spans, self.missing(spans, -(-samples // 2), stage), samples, stage)
 
     def _outputs(
         self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str

@@ -15,12 +15,12 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
-from edgerun.quantize import fold
+from edgerun.quantize import _observation, fold
 from edgerun.quantize._observation import Truth, batches, observe, with_scaled_means
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, equalize, flatten, placement, qdq, saturation, smooth
 from edgerun.quantize.graphs.statistics import Activation
-from edgerun.quantize.numerics import coverage, grid
+from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
 
 if TYPE_CHECKING:
@@ -88,11 +88,8 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
 
 def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
     """Would more calibration data move the ranges? Into `found`, and among its warnings when it would."""
-    assert request.calibration is not None
-    lows, highs = (
-        np.stack(ends, axis=1) for ends in ([a.lows for a in seen.values()], [a.highs for a in seen.values()])
-    )
-    verdict = coverage.verdict(lows, highs, rows=request.calibration.batch or 1)
+    lows, highs = (np.stack(ends, 1) for ends in zip(*((a.lows, a.highs) for a in seen.values()), strict=True))
+    verdict = _observation.verdict(lows, highs, request)
     told = request.found.setdefault("calibration", {})
     told["coverage"] = verdict.to_json(list(seen))
     if verdict.enough is False:

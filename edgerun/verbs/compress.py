@@ -189,8 +189,8 @@ def check_ranges(name: str) -> None:
 def _proven(result: Model, original: Model | str | Path, target: str, data: Data | None) -> Engine:
     from edgerun.verbs.compile import compile
 
-    # Three batches apart from each other: neighbours may all show nothing.
-    feeds = list(itertools.islice(data or (), 0, 11, 5))
+    # Two batches apart from each other: neighbours may show nothing, both of them.
+    feeds = list(itertools.islice(data or (), 0, 6, 5))
     return compile(result, target, feeds=feeds, original=original)
 
 

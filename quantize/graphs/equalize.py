@@ -204,7 +204,7 @@ def _scale_output(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
     assert weight is not None
     rows = node.op_type == "Conv" or bool(node.attributes.get_int("transB", 0))
     shape = (-1, *[1] * (weight.ndim - 1)) if rows else (1, -1)
-    set_constant(graph, node, 1, (weight * factors.reshape(shape)).astype(weight.dtype))
+    set_constant(graph, node, 1, weight * factors.reshape(shape).astype(weight.dtype))
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = row_bias(node, len(factors))
         assert bias is not None
@@ -216,12 +216,12 @@ def _scale_input(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
     assert weight is not None
     if node.op_type == "Gemm":
         shape: tuple[int, ...] = (1, -1) if node.attributes.get_int("transB", 0) else (-1, 1)
-        set_constant(graph, node, 1, (weight * factors.reshape(shape)).astype(weight.dtype))
+        set_constant(graph, node, 1, weight * factors.reshape(shape).astype(weight.dtype))
         return
     group = node.attributes.get_int("group", 1)
-    per_row = np.repeat(factors.reshape(group, -1), weight.shape[0] // group, axis=0)
+    per_row = np.repeat(factors.reshape(group, -1), weight.shape[0] // group, axis=0).astype(weight.dtype)
     scaled = weight * per_row.reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
-    set_constant(graph, node, 1, scaled.astype(weight.dtype))
+    set_constant(graph, node, 1, scaled)
 
 
 def _scale_clip(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:

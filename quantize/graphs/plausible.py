@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from edgerun.passes import Feeds
     from edgerun.runtime import Session, TensorSpec
 
-LOOK = 16  # samples that the preprocessing is judged on, at a time
+LOOK = 8  # samples that the preprocessing is judged on, at a time
 LAYERS = 3  # BatchNormalizations, the first ones: the farther from the input, the less is its scale felt
 # A mistake is named when its repair fits so much better: as a share, in standard errors, and at all.
 BETTER, SURELY, LEAST = 0.75, 4.0, 0.05
 SMOOTH, REORDERED = 0.9, 1.3  # roughness of pictures; how much rougher another layout makes them
 SATURATED = 0.1  # of a first ReLU6: trained ones end there in less than 1 % of their outputs
 FINE, WRONG, IN_THE_END = 1.0, -3.0, -2.5  # t values of how much less sure a classifier is with colours swapped
-FIRST, MOST = 8, 64  # samples for a verdict on colours: to call them fine; to give up
+FIRST, MOST = 8, 32  # samples for a verdict on colours: to call them fine; to give up
 SURE = 0.6  # of ln C: the most entropy of what counts as a classifier's scores
 
 

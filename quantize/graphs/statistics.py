@@ -91,6 +91,11 @@ class Watch:
             keys = {kind: f"{PREFIX}{name}/{kind}" for kind in KINDS}
             seen.add({kind: outputs[key] for kind, key in keys.items() if key in outputs})
 
+    def extremes(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The lowest and the highest value in every batch so far, `[batches, values]` each."""
+        ends = ([self._seen[name].lows for name in names], [self._seen[name].highs for name in names])
+        return np.array(ends[0]).T, np.array(ends[1]).T
+
     def activations(self) -> dict[str, Activation]:
         """What was seen, by value name."""
         return {name: seen.activation() for name, seen in self._seen.items()}
@@ -110,15 +115,15 @@ class _Seen:
         self._squares, self._size = np.array(0.0), 0.0
         self._samples: list[np.ndarray] = []
         self._owners: list[np.ndarray] = []
-        self._lows: list[float] = []
-        self._highs: list[float] = []
+        self.lows: list[float] = []
+        self.highs: list[float] = []
 
     def add(self, told: Mapping[str, np.ndarray]) -> None:
         high = told["high"].max(axis=0).reshape(-1) if self.pooled else told["high"]
         low = told.get("low", np.zeros_like(high))
         self._low, self._high = np.asarray(np.minimum(self._low, low)), np.asarray(np.maximum(self._high, high))
-        self._lows.append(float(low.min()))
-        self._highs.append(float(high.max()))
+        self.lows.append(float(low.min()))
+        self.highs.append(float(high.max()))
         if "sample" in told:
             shape = told["shape"]
             self._squares = np.asarray(self._squares + told["squares"].astype(np.float64))
@@ -143,8 +148,8 @@ class _Seen:
             self.axis,
             np.concatenate(self._samples),
             np.concatenate(self._owners),
-            np.array(self._lows),
-            np.array(self._highs),
+            np.array(self.lows),
+            np.array(self.highs),
         )
 
 
