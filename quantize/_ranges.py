@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
+LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
 CLEAR = 0.5  # dB on the samples of the search
 LEAST_GAIN = 0.01  # dB, the same
 Intervals = dict[str, tuple[float, float]]
@@ -46,6 +47,11 @@ class Stream:
 
     def __init__(self, session: Session, layers: list[correction.Layer], truths: list[Truth], request: Request) -> None:
         self._session, self._layers, self._truths, self._request = session, layers, truths, request
+
+    @property
+    def samples(self) -> int:
+        """How many samples it can run at most."""
+        return sum(truth.rows for truth in self._truths)
 
     def grids(self, spans: Intervals) -> dict[str, Grid]:
         """The grids that span these intervals."""
@@ -77,7 +83,7 @@ class Stream:
 
     def judged(self, spans: Intervals, samples: int, stage: str) -> float:
         """SQNR (dB) that `spans` reach with the shifts that belong to them."""
-        return self.sqnr(spans, self.missing(spans, -(-samples // 2), stage), samples, stage)
+        return self.sqnr(spans, self.missing(spans, max(4, samples // 2), stage), samples, stage)
 
     def _outputs(
         self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str
@@ -94,6 +100,9 @@ def choose(
 ) -> tuple[str, Intervals]:
     """The estimator (asked for, or the best of SEARCH on a few samples) and its intervals; `best` looks at each."""
     name, samples = request.ranges, request.effort.search
+    light = sum(activation.size for activation in seen.values()) < LIGHT * stream.samples
+    if samples and light:
+        samples = request.effort.first
     if name == "auto" and not samples:
         name = "minmax"
     if name != "auto":

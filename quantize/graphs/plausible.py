@@ -70,7 +70,7 @@ def suspect(
 
     Layout is told by the pictures alone; the scale by the running statistics of the first BatchNormalizations, or,
     where they are folded away, by a first ReLU6 that saturates; the colour order by the entropy of the classes. Reads
-    as many `feeds` as that takes (16 to 64 samples). Models without a picture input are not judged.
+    as many `feeds` as that takes (8 to 32 samples). Models without a picture input are not judged.
     """
     picture, judgement = picture_input(inputs), Judgement()
     if picture is None:

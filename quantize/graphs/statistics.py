@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +43,8 @@ class Activation:
     """What was seen of one activation.
 
     `channels` on `axis` (None: the tensor has no channels); `sample`, float32 `[m]`, is an even sample of its values,
-    and `owner`, unsigned `[m]`, the channel of each; `lows` and `highs`, `[batches]`, are the extremes of every batch.
+    and `owner`, unsigned `[m]`, the channel of each; `lows` and `highs`, `[batches]`, are the extremes of every batch;
+    `size` are the elements of the batches that were told in full.
     """
 
     channels: Channels
@@ -52,14 +53,14 @@ class Activation:
     owner: np.ndarray
     lows: np.ndarray
     highs: np.ndarray
+    size: float
 
     def scaled(self, factors: np.ndarray) -> Activation:
         """Of f∘x, for positive f `[C]`; the extremes of single batches are known no more, and those of all stand in."""
         channels = self.channels.scaled(factors)
         ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
-        return Activation(
-            channels, self.axis, self.sample * factors[self.owner].astype(np.float32), self.owner, ends[0], ends[1]
-        )
+        sample = self.sample * factors[self.owner].astype(np.float32)
+        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
 
 
 class Watch:
@@ -150,6 +151,7 @@ class _Seen:
             np.concatenate(self._owners),
             np.array(self.lows),
             np.array(self.highs),
+            self._size,
         )
 
 

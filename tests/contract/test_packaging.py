@@ -62,7 +62,7 @@ def _tree() -> set[str]:
         base = "edgerun" if folder == "edgerun" else f"edgerun/{folder}"
         for path in (ROOT / folder).rglob("*"):  # does not enter the three links
             inside = path.relative_to(ROOT / folder)
-            if path.is_file() and path.suffix in {".py", ".toml", ".typed"} and not path.is_symlink():
+            if path.is_file() and path.suffix in {".py", ".toml", ".typed", ".html"} and not path.is_symlink():
                 found.add(f"{base}/{inside.as_posix()}")
     return found
 
@@ -174,8 +174,9 @@ def test_a_device_tells_what_it_has(device: Path, tmp_path: Path) -> None:
 def test_a_device_has_every_command(device: Path, tmp_path: Path) -> None:
     top = _call(device / "edgerun", "--help", cwd=tmp_path)
     for path in (ROOT / "edgerun/cli").glob("[a-z]*.py"):
-        assert f"\n  {path.stem} " in top
-        assert "Usage" in _call(device / "edgerun", path.stem, "--help", cwd=tmp_path)
+        command = path.stem.replace("_", "-")
+        assert f"\n  {command} " in top
+        assert "Usage" in _call(device / "edgerun", command, "--help", cwd=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def parts(weights: Any) -> dict[str, np.ndarray]:
         "w": weights(1, 8, 8, 1, 1), "w2": weights(2, 8, 8, 1, 1), "w3": weights(3, 8, 8, 1, 1), "b": weights(4, 8),
         "b2": weights(5, 8), "dw": weights(6, 8, 1, 3, 3), "dm": weights(7, 16, 1, 3, 3), "gw": weights(8, 6, 4, 3, 3),
         "m": weights(9, 8, 8), "six": np.array(0.6, np.float32), "zero": np.array(0, np.float32),
-        "one": np.array(0.3, np.float32),
+        "one": np.array(0.3, np.float32), "plane": weights(10, 1, 8, 6, 6),
     }  # fmt: skip
 
 
@@ -125,7 +125,7 @@ LEFT = {
     "Sigmoid between": (DOOR, "a = Conv(x, w) s = Sigmoid(a) y = Conv(s, w2)"),
     "Concat": (DOOR, "a = Conv(x, w) k = Conv(x, w2) c = Concat<axis=0>(a, k) y = Conv(c, w3)"),
     "added to an input": (DOOR, "a = Conv(x, w) s = Add(a, x) y = Conv(s, w2)"),
-    "added to a constant": (DOOR, "a = Conv(x, w) s = Add(a, one) y = Conv(s, w2)"),
+    "added to a constant": (DOOR, "a = Conv(x, w) s = Add(a, plane) y = Conv(s, w2)"),
     "read by something else too": (DOOR, "a = Conv(x, w) r = Relu(a) s = Sigmoid(r) c = Conv(r, w2) y = Add(c, s)"),
     "Clip from below zero": (DOOR, "a = Conv(x, w) n = Neg(six) "
                                    "r = Clip(a, n, six) y = Conv(r, w2)"),
