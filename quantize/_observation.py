@@ -39,7 +39,7 @@ def batches(request: Request, samples: int | None, stage: str) -> Iterator[Feeds
     for feeds in request.calibration:
         yield feeds
         seen += samples_in(feeds, request)
-        request.progress(stage, seen, samples or 0)
+        request.progress(stage, seen if samples is None else min(seen, samples), samples or 0)
         if samples is not None and seen >= samples:
             return
 

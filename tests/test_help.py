@@ -67,7 +67,8 @@ def test_every_command_and_option_says_what_it_does(name: str) -> None:
 def test_the_manners_are_the_same_everywhere(name: str) -> None:
     options = _options(name)
     assert "--json" in options
-    assert ("--output" in options and "-o" in options["--output"].opts) == ("--force" in options)
+    assert bool({"--output", "--fix"} & set(options)) == ("--force" in options), "what writes models asks for --force"
+    assert "--output" not in options or "-o" in options["--output"].opts
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

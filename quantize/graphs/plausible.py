@@ -26,7 +26,7 @@ BETTER, SURELY, LEAST = 0.75, 4.0, 0.05
 SMOOTH, REORDERED = 0.9, 1.3  # roughness of pictures; how much rougher another layout makes them
 SATURATED = 0.1  # of a first ReLU6: trained ones end there in less than 1 % of their outputs
 FINE, WRONG, IN_THE_END = 1.0, -3.0, -2.5  # t values of how much less sure a classifier is with colours swapped
-FIRST, MOST = 8, 32  # samples for a verdict on colours: to call them fine; to give up
+FIRST, MOST = 8, 64  # samples for a verdict on colours: to call them fine; to give up
 SURE = 0.6  # of ln C: the most entropy of what counts as a classifier's scores
 
 
@@ -70,7 +70,7 @@ def suspect(
 
     Layout is told by the pictures alone; the scale by the running statistics of the first BatchNormalizations, or,
     where they are folded away, by a first ReLU6 that saturates; the colour order by the entropy of the classes. Reads
-    as many `feeds` as that takes (8 to 32 samples). Models without a picture input are not judged.
+    as many `feeds` as that takes (8 to 64 samples). Models without a picture input are not judged.
     """
     picture, judgement = picture_input(inputs), Judgement()
     if picture is None:
