@@ -74,22 +74,30 @@ class Stream:
                 found[layer] = mean + (out[layer.missing] - mean) * np.float32(truth.rows / rows)
         return found
 
-    def sqnr(self, spans: Intervals, shifts: Shifts, samples: int, stage: str) -> float:
-        """SQNR (dB) of the outputs with grids over `spans` and every layer moved by its shift."""
+    def sqnr(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> float:
+        """SQNR (dB) of the outputs with grids over `spans` and every layer moved by its shift, `skip` samples on."""
         totals = dict.fromkeys(self._truths[0].outputs, Difference())
-        for truth, out in self._outputs(spans, shifts, 0.0, samples, stage):
+        for truth, out in self._outputs(spans, shifts, 0.0, samples, stage, skip):
             totals = {name: total + Difference.of(truth.outputs[name], out[name]) for name, total in totals.items()}
         return decibels(totals)
 
     def judged(self, spans: Intervals, samples: int, stage: str) -> float:
-        """SQNR (dB) that `spans` reach with the shifts that belong to them."""
-        return self.sqnr(spans, self.missing(spans, max(4, samples // 2), stage), samples, stage)
+        """SQNR (dB) that `spans` reach on `samples` with shifts found on as many others, where there are others.
+
+        On the same samples, shifts make up for clipping that no other sample has.
+        """
+        found = self.missing(spans, samples, stage)
+        skip = samples if self.samples > samples else 0
+        return self.sqnr(spans, found, samples + skip, stage, skip)
 
     def _outputs(
-        self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str
+        self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0
     ) -> Iterator[tuple[Truth, dict[str, np.ndarray]]]:
-        given = qdq.open_feeds(self.grids(spans)) | {correction.SHARE: np.array(share, np.float32)}
+        given, seen = qdq.open_feeds(self.grids(spans)) | {correction.SHARE: np.array(share, np.float32)}, 0
         for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
+            seen += truth.rows
+            if seen <= skip:
+                continue
             means = {layer.mean: truth.means[layer.mean] for layer in shifts}
             fixed = {layer.fixed: (1 - share) * shift for layer, shift in shifts.items()}
             yield truth, self._session.run({**feeds, **means, **given, **fixed})
@@ -102,7 +110,7 @@ def choose(
     name, samples = request.ranges, request.effort.search
     light = sum(activation.size for activation in seen.values()) < LIGHT * stream.samples
     if samples and light:
-        samples = request.effort.first
+        samples = request.effort.first // 2
     if name == "auto" and not samples:
         name = "minmax"
     if name != "auto":
@@ -133,7 +141,7 @@ def _refined(spans: Intervals, reached: float, stream: Stream, request: Request)
             if db < reached + LEAST_GAIN:
                 break
             found, reached, changed[group] = trial, db, factor
-    before, after = (stream.judged(s, request.effort.first, "checking ranges") for s in (spans, found))
+    before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
     request.found["refined"] = {"dB before": round(before, 2), "dB after": round(after, 2), "ranges": changed}
     return found if after > before else spans
 
