@@ -1,4 +1,4 @@
-"""What a float model does on calibration data: one run over all of it, told to the quantizer."""
+"""What a float model does on calibration data: one run over it, until its ranges are settled."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -86,9 +87,10 @@ class Stream:
 
         On the same samples, shifts make up for clipping that no other sample has.
         """
-        found = self.missing(spans, samples, stage)
-        skip = samples if self.samples > samples else 0
-        return self.sqnr(spans, found, samples + skip, stage, skip)
+        ends = itertools.accumulate(truth.rows for truth in self._truths)
+        used = next((end for end in ends if end >= samples), self.samples)  # whole batches
+        skip = used if used < self.samples else 0
+        return self.sqnr(spans, self.missing(spans, samples, stage), samples + skip, stage, skip)
 
     def _outputs(
         self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0
@@ -106,15 +108,20 @@ class Stream:
 def choose(
     plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request
 ) -> tuple[str, Intervals]:
-    """The estimator (asked for, or the best of SEARCH on a few samples) and its intervals; `best` looks at each."""
-    name, samples = request.ranges, request.effort.search
+    """The estimator (asked for, or the best of SEARCH on a few samples) and its intervals, refined where asked for."""
+    name = "minmax" if request.ranges == "auto" and not request.effort.search else request.ranges
+    if name == "auto":
+        name, spans = _tried(plan, seen, stream, request)
+    else:
+        spans = intervals(plan, seen, name)
+    return name, _refined(spans, stream, request) if request.effort.refine else spans
+
+
+def _tried(
+    plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request
+) -> tuple[str, Intervals]:
     light = sum(activation.size for activation in seen.values()) < LIGHT * stream.samples
-    if samples and light:
-        samples = request.effort.first // 2
-    if name == "auto" and not samples:
-        name = "minmax"
-    if name != "auto":
-        return name, intervals(plan, seen, name)
+    samples = request.effort.first // 2 if light else request.effort.search
     tried, spans = dict[str, float](), dict[str, Intervals]()
     for name in SEARCH:
         # Tighter ranges have stopped paying: a still tighter one will not start to.
@@ -125,15 +132,16 @@ def choose(
     # What is not clearly better is taken for chance: extremes clip nothing of what was seen.
     best = max(tried, key=lambda key: tried[key] - (0.0 if key == "minmax" else CLEAR))
     request.found["tried (dB)"] = {name: round(db, 2) for name, db in tried.items()}
-    return best, _refined(spans[best], tried[best], stream, request) if request.effort.refine else spans[best]
+    return best, spans[best]
 
 
-def _refined(spans: Intervals, reached: float, stream: Stream, request: Request) -> Intervals:
-    """Tighten one group after the other as long as the outputs come nearer; kept if that holds on all samples.
+def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
+    """Tighten one group after the other as long as the outputs come nearer; kept if that holds on later samples.
 
     Coordinate descent: groups × FACTORS runs at most over the samples of the search.
     """
     found, changed = dict(spans), dict[str, float]()
+    reached = stream.judged(spans, request.effort.search, "refining ranges")
     for index, (group, (low, high)) in enumerate(spans.items(), 1):
         for factor in FACTORS:
             trial = found | {group: (low * factor, high * factor)}

@@ -1,7 +1,7 @@
 """Static INT8: per-channel weights, per-tensor activations from calibration, equalized, bias corrected, and checked.
 
-Each stage is kept only if it pays on the calibration data: the range estimator is the one whose quantized stream is
-nearest to the float one at the model's outputs, and bias correction stays when the finished model is nearer with it.
+Each stage is kept only if it pays on the calibration data: the range estimator is the one whose emulated model is
+nearest to the float one at its outputs, and bias correction stays when the finished model is nearer with it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
 
 
 def prepare(model: ir.Model, request: Request) -> Prepared:
-    """Fold, run the float model over all calibration data once, and equalize."""
+    """Fold, run the float model over the calibration data once, and equalize."""
     _refuse_quantized(model)
     fold.apply(model)
     if flatten.apply(model.graph, request.rules):

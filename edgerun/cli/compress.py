@@ -112,9 +112,17 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
     else:
         told = {k: v for k, v in found.items() if k not in ("target", "scheme", "random data", "calibration", SQNR)}
-        yield ", ".join(f"{k}: {len(v) if isinstance(v, list) else v}" for k, v in told.items())
+        yield ", ".join(f"{k}: {_brief(v)}" for k, v in told.items())
     if SQNR in found:
         yield f"on the calibration data: SQNR {found[SQNR]:.1f} dB to the float model"
+
+
+def _brief(value: Any) -> str:
+    """A list of names as their number; numbers as they are."""
+    if not isinstance(value, list):
+        return str(value)
+    names = any(isinstance(item, str) for item in value)
+    return str(len(value)) if names or not value else " and ".join(map(str, value))
 
 
 def _size(output: Path) -> int:

@@ -14,7 +14,7 @@ from edgerun.adequacy import FeedCheck
 from edgerun.data import Data
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model, without_weights
-from edgerun.passes import PRESETS, Request
+from edgerun.passes import PRESETS, Quantization, Request, Target
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs import plausible
@@ -77,18 +77,12 @@ def compress(
     GateFailed when the compiled result does not compute what it says, or the bound on the drop is not surely held.
     """
     _refuse_overwrite(output, force)
-    name, chosen = quantize.pass_for(scheme), registry.target(target)
-    rules = chosen.quantization()
-    if scheme not in rules.schemes:
-        raise Unsupported(f"{target} has no fast kernels for {scheme}", wanted=", ".join(rules.schemes))
-    if output is not None and Path(output).suffix not in chosen.suffixes:
-        raise EdgerunError(
-            f"{target} does not write this kind of file", got=output, wanted=" or ".join(chosen.suffixes)
-        )
+    name, chosen, rules = _chosen(scheme, target, output)
     check_ranges(ranges)
+    if ranges != "auto" and not registry.quantizer(name).needs_calibration:
+        raise EdgerunError(f"{scheme} has no static ranges to estimate", got=f"ranges {ranges!r}", do="leave it out")
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
-    effort = PRESETS[preset]
     _check_bound(max_drop, labelled)
     loaded = _loaded(model)
     _check_model(loaded)
@@ -104,7 +98,7 @@ def compress(
         data = _data(loaded, calibration, preprocessing, memory_cap, limit)
     known = None if data is None else _Known(data, _judged(loaded, data))
     del loaded
-    request = Request(rules, _open, known, ranges, frozenset(keep_float), effort, progress)
+    request = Request(rules, _open, known, ranges, frozenset(keep_float), PRESETS[preset], progress)
     request.found |= {"target": target, "scheme": scheme, "random data": data is not None and data.random}
     if known is not None:
         request.found["calibration"] = known.found
@@ -118,6 +112,19 @@ def compress(
         _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
     return result
+
+
+def _chosen(scheme: str, target: str, output: str | Path | None) -> tuple[str, Target, Quantization]:
+    """The pass that makes `scheme`, the target, and its rules. Raises when they do not go together."""
+    name, chosen = quantize.pass_for(scheme), registry.target(target)
+    rules = chosen.quantization()
+    if scheme not in rules.schemes:
+        raise Unsupported(f"{target} has no kernels for {scheme}", wanted=", ".join(rules.schemes))
+    if output is not None and Path(output).suffix not in chosen.suffixes:
+        raise EdgerunError(
+            f"{target} does not write this kind of file", got=output, wanted=" or ".join(chosen.suffixes)
+        )
+    return name, chosen, rules
 
 
 def _held(

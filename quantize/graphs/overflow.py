@@ -17,7 +17,7 @@ from edgerun.quantize.graphs import quantizers
 from edgerun.quantize.graphs.edit import fresh_name, initializer
 from edgerun.quantize.graphs.quantizers import Activation, Constant
 from edgerun.quantize.graphs.repairs import output_axis
-from edgerun.quantize.numerics import overflow
+from edgerun.quantize.numerics import saturation
 from edgerun.quantize.numerics.grid import Grid
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def risks(graph: ir.Graph) -> list[Risk]:
             continue
         rows = np.moveaxis(q.stored, output_axis(node, q.stored.ndim), 0)
         flat = np.moveaxis(rows, 1, -1).reshape(len(rows), -1)
-        pairs, owner = overflow.pairs_at_risk(flat, MOST_PAIRS)
+        pairs, owner = saturation.pairs_at_risk(flat, MOST_PAIRS)
         if len(pairs):
             step = np.broadcast_to(grid.scale * q.grid.scale, (len(rows),)).astype(np.float32)
             result.append(Risk(q.layer, pairs, owner, step, grid))

@@ -1,4 +1,4 @@
-"""Activation statistics, streamed: exact extremes per channel of all data, and an even sample of its beginning."""
+"""Activation statistics, streamed: exact extremes per channel of what is run, and an even sample of its beginning."""
 
 from __future__ import annotations
 

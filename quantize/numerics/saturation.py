@@ -87,3 +87,19 @@ def repair(rows: np.ndarray, pairs: np.ndarray, power: np.ndarray) -> tuple[np.n
         better = damage < least
         least[better], steps[some[better]] = damage[better], count
     return steps, could
+
+
+def pairs_at_risk(stored: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of neighbours (2i, 2i+1) of int8 `stored` `[O, K]` that can leave 16 bits with any codes.
+
+    Returns float32 `[P, K]`, each row with its two weights in their places, and the output channels int64 `[P]`; at
+    most `most` of them, those first that can exceed furthest. A last weight without a neighbour always fits.
+    """
+    neighbours = np.arange(stored.shape[1] // 2 * 2).reshape(-1, 2)
+    reached = sums(stored, neighbours)
+    rows, places = np.nonzero(reached > LIMIT)
+    order = np.argsort(-reached[rows, places], kind="stable")[:most]
+    rows, places = rows[order], neighbours[places[order]]
+    found = np.zeros((len(rows), stored.shape[1]), np.float32)
+    np.put_along_axis(found, places, stored[rows[:, None], places], axis=1)
+    return found, rows

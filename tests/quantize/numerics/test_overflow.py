@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgerun.quantize.numerics import overflow
+from edgerun.quantize.numerics import saturation
 
 WEIGHTS = hnp.arrays(np.int8, st.tuples(st.integers(1, 5), st.integers(1, 9)), elements=st.integers(-128, 127))
 
 
 @given(WEIGHTS)
 def test_exactly_the_pairs_that_can(weight: np.ndarray) -> None:
-    pairs, rows = overflow.pairs_at_risk(weight, 1 << 20)
+    pairs, rows = saturation.pairs_at_risk(weight, 1 << 20)
     wanted = set()
     for row, values in enumerate(weight.astype(int)):
         for first in range(0, len(values), 2):
@@ -31,5 +31,5 @@ def test_exactly_the_pairs_that_can(weight: np.ndarray) -> None:
 
 def test_the_worst_come_first() -> None:
     weight = np.array([[127, 127, 100, 40, -128, -128]], np.int8)
-    pairs, rows = overflow.pairs_at_risk(weight, 1)
+    pairs, rows = saturation.pairs_at_risk(weight, 1)
     assert pairs.tolist() == [[0, 0, 0, 0, -128, -128]] and rows.tolist() == [0]
