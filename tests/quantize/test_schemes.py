@@ -102,7 +102,7 @@ def test_kept_nodes_stay_float(scheme: str, mlp: Model) -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_options_without_effect_and_quantized_models_are_refused(scheme: str, mlp: Model) -> None:
-    with pytest.raises(EdgerunError, match="no activation ranges"):
+    with pytest.raises(EdgerunError, match="no static ranges"):
         compress(mlp, scheme=scheme, ranges="mse")
     quantized = compress(mlp, scheme="w8a8_dynamic")
     if scheme != "fp16":
