@@ -89,7 +89,8 @@ class Quantization:
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
     integer op follows at once.
     `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
-    `pair_matmul`: products of two activations (attention) have an integer kernel that pays.
+    `pair_matmul`: a product of two activations that integer layers write (attention's Q·Kᵀ) has an integer kernel that
+    pays, on grids with their zero in the middle.
     `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
     `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind.
     """

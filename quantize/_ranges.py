@@ -40,6 +40,8 @@ def intervals(plan: placement.Plan, seen: Mapping[str, Activation], estimator: s
         cap = min(qdq.upper(value.producer()) for value in values)
         # A cap per channel that lies far below what other channels reach is no end for the whole tensor.
         found[group] = low, min(high, cap) if high <= CAP_SLACK * cap else high
+        if group in plan.centred:
+            found[group] = grid.centred(*found[group])
     return found
 
 

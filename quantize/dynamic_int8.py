@@ -38,8 +38,7 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
             assert matrix is not None
             codes, scale = _weights.per_channel(_weights.finite(node, matrix), (0,), steps)
             dynamic.product(graph, node, codes, scale.reshape(-1))
-    tables = [n for n in graph if n.op_type == "Gather" and n.name not in request.keep_float]
-    stored = sum(weight_int8.store(node, weight_int8.LEAST_TABLE, request.keep_float) for node in tables)
+    stored = weight_int8.tables(graph, request.keep_float)
     edit.drop_unused(model)
     request.found |= {"integer nodes": len(nodes), "tables in 8 bits": stored}
     _weights.evidence(original, model, request)

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
-from edgerun.quantize import _observation, fold
+from edgerun.quantize import _observation, fold, weight_int8
 from edgerun.quantize._observation import Truth, batches, observe, with_scaled_means
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, equalize, flatten, placement, qdq, saturation, smooth
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
-summary = "static INT8 (Q/DQ): per-channel weights, per-tensor activations, equalized and bias corrected"
+summary = "static INT8 (Q/DQ): per-channel weights, per-tensor activations, equalized and bias corrected; INT8 tables"
 needs_calibration = True
 scheme = "w8a8"
 
@@ -99,6 +99,7 @@ def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
 def finish(prepared: Prepared, request: Request) -> ir.Model:
     """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed."""
     model, truths = prepared.model, prepared.truths
+    request.found["tables in 8 bits"] = weight_int8.tables(model.graph, request.keep_float)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
     stored = _store_weights(model.graph, plan, prepared.seen, request)
     layers = correction.layers(plan)
@@ -131,10 +132,11 @@ def _refuse_quantized(model: ir.Model) -> None:
 
 
 def _check_kept(model: ir.Model, request: Request) -> None:
-    candidates = {str(n.name) for n in model.graph if n.op_type in request.rules.compute | request.rules.join}
+    ops = request.rules.compute | request.rules.join | {"Gather"}
+    candidates = {str(n.name) for n in model.graph if n.op_type in ops}
     for name in request.keep_float:
         if name not in candidates:
-            wanted = f"the name of a {', '.join(sorted(request.rules.compute | request.rules.join))} node"
+            wanted = f"the name of a {', '.join(sorted(ops))} node"
             raise EdgerunError(f"keeping {name!r} in float has no effect: it is never quantized", wanted=wanted)
 
 

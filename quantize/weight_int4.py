@@ -66,8 +66,7 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
         else:
             part = rounded[str(node.name)]
             compressed.blocked_product(model, node, part.grid, part.codes)
-    tables = [n for n in graph if n.op_type == "Gather" and n.name not in request.keep_float]
-    stored = sum(weight_int8.store(node, weight_int8.LEAST_TABLE, request.keep_float) for node in tables)
+    stored = weight_int8.tables(graph, request.keep_float)
     edit.drop_unused(model)
     request.found |= {
         "weights in 4 bits": len(nodes) - len(wide),

@@ -58,6 +58,12 @@ def _size(node: ir.Node) -> int:
     return sum(weight.size for weight in weights if weight is not None)
 
 
+def tables(graph: ir.Graph, keep_float: frozenset[str]) -> int:
+    """Store the large tables that schemes about other weights leave, one scale per row; return how many there were."""
+    gathers = [node for node in graph if node.op_type == "Gather" and node.name not in keep_float]
+    return sum(store(node, LEAST_TABLE, keep_float) for node in gathers)
+
+
 def store(node: ir.Node, least: int, keep_float: frozenset[str], half: bool = False) -> int:
     """Replace the weights of `node` that have `least` elements or more by int8; return how many there were.
 

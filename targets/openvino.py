@@ -213,6 +213,7 @@ def quantization() -> Quantization:
         reduced_range=_cpu.saturates(_allowed(machine.isa())),
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
         fused_sum=True,
+        pair_matmul=True,
         dynamic=frozenset({"MatMul", "Gemm"}),
     )
 

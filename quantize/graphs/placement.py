@@ -23,7 +23,8 @@ class Plan:
     `points` maps each activation that gets Q/DQ to the name of its scale group: values of one group share a scale
     because only their elements' places differ. `compute` are the nodes that run on integer kernels;
     `weights` those of them with constant weights; `absorbed` are activations whose clipping the quantizer behind does;
-    `integer` are the names of all nodes that read integers: `compute`, and the joins and movers between.
+    `integer` are the names of all nodes that read integers: `compute`, and the joins and movers between;
+    `centred` the scale groups whose grid has its zero in the middle.
     """
 
     points: dict[ir.Value, str] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Plan:
     weights: list[ir.Node] = field(default_factory=list)
     absorbed: list[ir.Node] = field(default_factory=list)
     integer: set[str] = field(default_factory=set)
+    centred: set[str] = field(default_factory=set)
 
     def in_float(self, node: ir.Node) -> bool:
         """Whether `node` runs in float with nothing to do with the integers around it."""
@@ -44,7 +46,7 @@ class Plan:
         compute, weights, absorbed = (
             [nodes[node.name] for node in listed] for listed in (self.compute, self.weights, self.absorbed)
         )
-        return Plan(points, compute, weights, absorbed, set(self.integer))
+        return Plan(points, compute, weights, absorbed, set(self.integer), set(self.centred))
 
     def groups(self) -> dict[str, list[ir.Value]]:
         """The values of each scale group, in graph order."""
@@ -61,10 +63,14 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
     """
     placement = Plan()
     for node in graph:
-        if node.name not in keep_float and _computes(node, rules):
-            placement.compute.append(node)
-            if constant(node.inputs[1]) is not None:
-                placement.weights.append(node)
+        if node.name in keep_float or not _computes(node, rules):
+            continue
+        paired = constant(node.inputs[1]) is None
+        if paired and not all(_from_layer(value, placement, rules) for value in node.inputs):
+            continue
+        placement.compute.append(node)
+        if not paired:
+            placement.weights.append(node)
     integer = set(placement.compute)
     for node in placement.compute:
         for value in _activations(node):
@@ -74,6 +80,8 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
     _extend_through(graph, placement, rules, integer)
     _absorb(placement, rules)
     placement.integer = {str(node.name) for node in integer}
+    pairs = [node for node in placement.compute if constant(node.inputs[1]) is None]
+    placement.centred = {placement.points[value] for node in pairs for value in _activations(node)}
     return placement
 
 
@@ -161,6 +169,17 @@ def _behind(value: ir.Value, rules: Quantization) -> ir.Value:
     return value
 
 
+def _from_layer(value: ir.Value | None, placement: Plan, rules: Quantization) -> bool:
+    """Whether an integer layer writes `value`, looking back over movers and the bias that is added to a product."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.domain == "" and node.op_type in rules.through and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    if node is not None and node.op_type == "Add" and node.domain == "":
+        products = [v.producer() for v in node.inputs if v is not None and constant(v) is None]
+        node = products[0] if len(products) == 1 else None
+    return node in placement.weights
+
+
 def _extend_outputs(placement: Plan, rules: Quantization) -> None:
     """Ops without a float-writing integer kernel need a quantizer behind them."""
     for node in placement.compute:
@@ -231,7 +250,7 @@ def _extend_through(graph: ir.Graph, placement: Plan, rules: Quantization, integ
             continue
         if source in placement.points:
             _merge(placement, placement.points[source], placement.points[result])
-        elif _source(source, rules) in integer:
+        elif _source(source, rules) in integer or _from_layer(source, placement, rules):
             _mark(placement, source, placement.points[result])
         else:
             continue

@@ -53,6 +53,15 @@ def asymmetric(low: float, high: float, dtype: str = "uint8") -> Grid:
     return Grid(np.asarray(scale, np.float32), np.asarray(zero_point, dtype))
 
 
+def centred(low: float, high: float) -> tuple[float, float]:
+    """The interval whose asymmetric grid of 256 steps has its zero in the middle, 127 steps from the larger of its ends.
+
+    [−128·s, 127·s] with s = max(−low, high) / 127, which is `symmetric`'s grid with one step more below.
+    """
+    bound = max(-float(low), float(high), 0.0)
+    return -bound * 128 / 127, bound
+
+
 def symmetric(
     bound: np.ndarray | float, dtype: str = "int8", axis: int | None = None, steps: float | np.ndarray = 127
 ) -> Grid:

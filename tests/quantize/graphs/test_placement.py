@@ -21,6 +21,7 @@ RULES = Quantization(
     float_output=frozenset({"Gemm", "MatMul"}),
 )
 WRITES_FLOAT = replace(RULES, float_output=frozenset({"Conv", "Gemm", "MatMul"}))
+PAIRS = replace(RULES, pair_matmul=True)
 SUMS_INSIDE = replace(WRITES_FLOAT, fused_sum=True)
 DOOR = "(float[n,8,8,8] x) => (float[n,p,q,r] y)"
 FLAT = "(float[n,8] x) => (float[n,p] y)"
@@ -62,8 +63,14 @@ CASES: dict[str, tuple[Quantization, str, str, str, str, str]] = {
     ),
     "weight on the left": (RULES, "(float[8,n] x) => (float[8,n] y)", "a = MatMul(m, x) y = Relu(a)", "", "", ""),
     "two activations multiplied": (RULES, FLAT, "t = Transpose(x) y = MatMul(x, t)", "", "", ""),
+    "pairs of what no layer wrote": (PAIRS, FLAT, "t = Transpose(x) y = MatMul(x, t)", "", "", ""),
     "pairs where they pay": (
-        replace(RULES, pair_matmul=True), FLAT, "t = Transpose(x) y = MatMul(x, t)", "x=t", "y", "",
+        PAIRS, "(float[n,4,8] x) => (float[n,4,4] y)", "a = MatMul(x, m) q = Add(a, b) k = MatMul(x, m)"
+        " t = Transpose<perm=[0,2,1]>(k) y = MatMul(q, t)", "x q k=t", "a k y", "",
+    ),
+    "probabilities stay float": (
+        PAIRS, FLAT, "q = MatMul(x, m) k = MatMul(x, m) t = Transpose(k) s = MatMul(q, t) p = Softmax(s)"
+        " v = MatMul(x, m) y = MatMul(p, v)", "x q k=t", "q k s v", "",
     ),
     "alpha": (RULES, FLAT, "a = Gemm<alpha=0.5>(x, m) y = Gemm(a, m)", "a", "y", ""),
     "transposed input": (RULES, "(float[8,n] x) => (float[n,8] y)", "y = Gemm<transA=1>(x, m)", "", "", ""),
@@ -110,6 +117,12 @@ def test_a_pictures_first_layer_in_float(net: Any, weights: Any) -> None:
     plan = planned(net, parts, replace(RULES, float_stem=4), graph)
     assert [node.name for node in plan.compute] == ["y"] and grouped(plan) == {frozenset({"r"}), frozenset({"y"})}
     assert len(planned(net, parts, RULES, graph).compute) == 2
+
+
+def test_pairs_have_their_zero_in_the_middle(net: Any, parts: dict[str, np.ndarray]) -> None:
+    graph = f"{FLAT} {{ q = MatMul(x, m) k = MatMul(x, m) t = Transpose(k) y = MatMul(q, t) }}"
+    assert planned(net, parts, PAIRS, graph).centred == {"q", "t"}
+    assert planned(net, parts, PAIRS, graph, "y").centred == set()
 
 
 def test_kept_nodes(net: Any, parts: dict[str, np.ndarray]) -> None:

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
-from edgerun.quantize.numerics.grid import BOUNDS, Grid, asymmetric, channel_bounds, quantize_bias, symmetric, widen
+from edgerun.quantize.numerics.grid import (
+    BOUNDS,
+    Grid,
+    asymmetric,
+    centred,
+    channel_bounds,
+    quantize_bias,
+    symmetric,
+    widen,
+)
 
 DTYPES = st.sampled_from(["uint8", "int8"])
 VALUES = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -166,3 +175,13 @@ def test_bias_scale_is_the_product_of_both() -> None:
     stored, scale = quantize_bias(np.array([1.0, -1.0], np.float32), np.asarray(0.1, np.float32), grid)
     np.testing.assert_array_equal(scale, np.float32(0.1) * grid.scale)
     assert stored.tolist() == [1000, -100]
+
+
+@PLAIN
+@given(reals(1e30), reals(1e30))
+def test_a_centred_interval_has_its_zero_in_the_middle(one: float, other: float) -> None:
+    low, high = min(one, other), max(one, other)
+    grid, bound = asymmetric(*centred(low, high)), max(-low, high, 0.0)
+    if bound > 1e-30:
+        assert int(grid.zero_point) == 128
+        assert float(grid.scale) == pytest.approx(bound / 127, rel=1e-6)
