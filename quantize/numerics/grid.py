@@ -54,7 +54,7 @@ def asymmetric(low: float, high: float, dtype: str = "uint8") -> Grid:
 
 
 def centred(low: float, high: float) -> tuple[float, float]:
-    """The interval whose asymmetric grid of 256 steps has its zero in the middle, 127 steps from the larger of its ends.
+    """The interval whose asymmetric grid of 256 steps has its zero in the middle and 127 steps to the larger end.
 
     [−128·s, 127·s] with s = max(−low, high) / 127, which is `symmetric`'s grid with one step more below.
     """
