@@ -135,9 +135,10 @@ PRESETS = {
 
 class Opener(Protocol):
     """Starts a float or Q/DQ graph on this machine; `emulated` asks for no integer kernels: DequantizeLinear of a
-    constant is computed once, and every op between Q/DQ pairs runs in float."""
+    constant is computed once, and every op between Q/DQ pairs runs in float. `lanes` says how many runs will be under
+    way at once: the cores are shared out among them."""
 
-    def __call__(self, graph: ir.Model, *, emulated: bool = False) -> Session: ...
+    def __call__(self, graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Session: ...
 
 
 @dataclass
@@ -145,7 +146,8 @@ class Request:
     """What a pass is asked for, and what it may use.
 
     `rules` are the target's; `open` starts a graph for measuring on this machine (see Opener); `ranges` names an
-    estimator or "auto"; `keep_float` names nodes to leave alone; `effort` how much to look at.
+    estimator or "auto"; `keep_float` names nodes to leave alone; `effort` how much to look at,
+    `lanes` how many batches memory holds at once.
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history.
     """
@@ -156,6 +158,7 @@ class Request:
     ranges: str = "auto"
     keep_float: frozenset[str] = frozenset()
     effort: Effort = Effort()
+    lanes: int = 1
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
 

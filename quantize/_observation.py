@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
+from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import correction, placement
 from edgerun.quantize.graphs.statistics import Activation, Watch
 from edgerun.quantize.numerics import coverage
@@ -59,30 +60,32 @@ def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[di
     # A sum may need rounding after all once the layer that it is fused into stays in float.
     every = placement.plan(model.graph, replace(request.rules, fused_sum=False), request.keep_float)
     watch = Watch(model, [str(value.name) for value in every.points], SAMPLE_BUDGET // request.effort.first)
-    data, truths, rows, settled = batches(request, request.effort.ranges, "float model"), list[Truth](), 0, False
+    data, truths, rows = batches(request, request.effort.ranges, "float model"), list[Truth](), 0
     full = watch.graph(full=True)
     correction.add_means(full.graph, {str(node.name): node for node in full.graph}, plan)
-    with request.open(full) as session:
+    with request.open(full, lanes=request.lanes) as session:
         del full
-        for feeds in data:
-            out = session.run(feeds)
+        first = _beginning(data, request.effort.first, request)
+        for feeds, out in in_lanes(session.run, first, request.lanes):
             watch.add(out)
             # Copies: a runtime's own arrays may keep everything that it allocated for the run.
             means = {name: array.copy() for name, array in out.items() if name.startswith(correction.MEANS)}
             truths.append(Truth(samples_in(feeds, request), {name: out[name].copy() for name in outputs}, means))
             rows += truths[-1].rows
             del out
-            if rows >= request.effort.first:
-                break
     gc.collect()
     if (more := next(data, None)) is not None:
         points = [str(value.name) for value in plan.points]
-        with request.open(watch.graph(full=False)) as session:
-            for feeds in itertools.chain([more], data):
-                if not settled:
-                    watch.add(session.run(feeds))
-                    rows += samples_in(feeds, request)
-                    settled = rows >= request.effort.settled and bool(verdict(*watch.extremes(points), request).enough)
+        with request.open(watch.graph(full=False), lanes=request.lanes) as session:
+            rest = itertools.chain([more], data)
+            for feeds, out in (runs := in_lanes(session.run, rest, request.lanes)):
+                watch.add(out)
+                rows += samples_in(feeds, request)
+                if rows >= request.effort.settled and bool(verdict(*watch.extremes(points), request).enough):
+                    break
+            runs.close()
+        for _ in rest:
+            continue
         gc.collect()
     request.found["samples run"] = rows
     seen = watch.activations()
@@ -91,6 +94,15 @@ def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[di
             raise EdgerunError(f"activation {name!r} is not finite on the calibration data",
                                do="check the preprocessing; run the float model on the same data")  # fmt: skip
     return seen, truths
+
+
+def _beginning(data: Iterator[Feeds], rows: int, request: Request) -> Iterator[Feeds]:
+    """Whole batches until there are `rows` samples; takes no more out of `data`."""
+    for feeds in data:
+        rows -= samples_in(feeds, request)
+        yield feeds
+        if rows <= 0:
+            return
 
 
 def verdict(lows: np.ndarray, highs: np.ndarray, request: Request) -> coverage.Verdict:
