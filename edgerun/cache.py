@@ -55,7 +55,8 @@ def write(kind: str, name: str, data: bytes) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise EdgerunError("the cache cannot be written", got=f"{path.parent}: {error.strerror}") from error
-    files.write_bytes(path, MAGIC + hashlib.sha256(data).digest() + data)
+    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+        file.writelines([MAGIC, hashlib.sha256(data).digest(), data])
     _prune(path)
 
 

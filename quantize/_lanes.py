@@ -8,10 +8,11 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
-def in_lanes(run: Callable[[T], R], items: Iterable[T], lanes: int) -> Generator[tuple[T, R]]:
+def in_lanes(run: Callable[[T], R], items: Iterable[T], lanes: int) -> Generator[tuple[T, R], None, None]:
     """Every item with what `run` makes of it, in order; at most `lanes` of them are under way or wait to be taken.
 
     Closing the iterator waits for what is under way. `run` is called in threads when there are two lanes or more.

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgerun import files, quantize, registry
 from edgerun.adequacy import FeedCheck
+from edgerun.checkpoint import Checkpoint
 from edgerun.data import Data
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model, without_weights
@@ -103,6 +104,7 @@ def compress(
     del loaded
     request = Request(rules, _open, known, ranges, frozenset(keep_float), PRESETS[preset])
     request.lanes, request.progress = min(LANES, machine.quota()), progress
+    request.checkpoint = Checkpoint({"measured with": dict(registry.target(MEASURER).device())})
     request.found |= {"target": target, "scheme": scheme, "random data": data is not None and data.random}
     if known is not None:
         request.found["calibration"] = known.found
@@ -115,6 +117,7 @@ def compress(
     if output is not None:
         _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
+    request.checkpoint.clear()
     return result
 
 
@@ -247,8 +250,16 @@ class _Known:
         return self._data.batch
 
     @property
+    def samples(self) -> int | None:
+        return self._data.samples
+
+    @property
     def digest(self) -> str:
         return self._data.digest
+
+    @property
+    def digest_so_far(self) -> str:
+        return self._data.digest_so_far
 
 
 def _check_names(model: Model, keep_float: Iterable[str]) -> None:
