@@ -54,6 +54,7 @@ class Data:
         self.random = isinstance(source, sources.Random)
         self._source, self._fixed, self._limit = source, fixed, limit
         self._samples, self._digest = source.samples, ""
+        self._hashed = Digest(self.inputs)
         self._labels: np.ndarray | None = None
         if self._samples is not None:
             self._samples = min(self._samples, limit or self._samples)
@@ -87,6 +88,7 @@ class Data:
 
     def __iter__(self) -> Iterator[Feeds]:
         hashed, count = Digest(self.inputs), 0
+        self._hashed = hashed
         for feeds in rebatched(self._checked(), self.batch or 1):
             rows = len(feeds[self.inputs[0].name])
             count += rows
@@ -107,6 +109,11 @@ class Data:
             for _ in self:
                 continue
         return self._digest
+
+    @property
+    def digest_so_far(self) -> str:
+        """The digest of what the newest pass has given until now."""
+        return self._hashed.hexdigest()
 
     @property
     def labels(self) -> np.ndarray | None:

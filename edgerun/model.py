@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -138,6 +139,10 @@ class Model:
 
     def digest(self) -> str:
         """SHA-256 over graph and weights; `edgerun.*` metadata is left out, so that history does not change it."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
         import onnx_ir as ir
 
         proto = ir.to_proto(self.ir)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from edgerun.checkpoint import Checkpoint
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Converter(Protocol):
 class Calibration(Protocol):
     """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content.
 
-    `batch` are the samples per feed, None where a feed has no batch axis and is one sample.
+    `batch` are the samples per feed, None where a feed has no batch axis and is one sample; `samples` those of a pass,
+    None while that is unknown. `digest_so_far` is the digest of what the newest pass has given until now.
     """
 
     def __iter__(self) -> Any: ...
@@ -56,7 +58,11 @@ class Calibration(Protocol):
     @property
     def batch(self) -> int | None: ...
     @property
+    def samples(self) -> int | None: ...
+    @property
     def digest(self) -> str: ...
+    @property
+    def digest_so_far(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -136,9 +142,10 @@ PRESETS = {
 
 class Opener(Protocol):
     """Starts a float or Q/DQ graph on this machine; `emulated` asks for no integer kernels: DequantizeLinear of a
-    constant is computed once, and every op between Q/DQ pairs runs in float."""
+    constant is computed once, and every op between Q/DQ pairs runs in float. `lanes` says how many runs will be under
+    way at once: the cores are shared out among them."""
 
-    def __call__(self, graph: ir.Model, *, emulated: bool = False) -> Session: ...
+    def __call__(self, graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Session: ...
 
 
 @dataclass
@@ -146,7 +153,8 @@ class Request:
     """What a pass is asked for, and what it may use.
 
     `rules` are the target's; `open` starts a graph for measuring on this machine (see Opener); `ranges` names an
-    estimator or "auto"; `keep_float` names nodes to leave alone; `effort` how much to look at.
+    estimator or "auto"; `keep_float` names nodes to leave alone; `effort` how much to look at,
+    `lanes` how many batches memory holds at once, `checkpoint` keeps what a killed run goes on from.
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history.
     """
@@ -157,6 +165,8 @@ class Request:
     ranges: str = "auto"
     keep_float: frozenset[str] = frozenset()
     effort: Effort = Effort()
+    lanes: int = 1
+    checkpoint: Checkpoint | None = None
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgerun import __version__, registry
@@ -24,6 +24,7 @@ def apply(name: str, model: Model, request: Request) -> Model:
     """
     step = _step(name, request)
     told = _Told.of(model)
+    told.tell(name, request)
     graph = model.clone()
     del model  # where the caller keeps none either, the weights that the pass replaces are free to go
     return told.result(name, step.apply(graph, request), request)
@@ -38,6 +39,7 @@ def variants(name: str, model: Model, request: Request) -> Callable[[frozenset[s
     if not isinstance(step, Staged):
         return lambda kept: apply(name, model, _keeping(request, kept))
     told = _Told.of(model)
+    told.tell(name, request)
     prepared = step.prepare(model.clone(), request)
 
     def variant(kept: frozenset[str]) -> Model:
@@ -75,6 +77,15 @@ class _Told:
     def of(cls, model: Model) -> _Told:
         shapes = tuple(value.shape for value in model.ir.graph.outputs)
         return cls(model.digest(), model.inputs, model.outputs, shapes, model.preprocessing, model.history)
+
+    def tell(self, name: str, request: Request) -> None:
+        """What checkpoints are about: all that decides what is measured, but for the data."""
+        if request.checkpoint is not None:
+            effort, rules = asdict(request.effort), asdict(request.rules)
+            rules = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in rules.items()}
+            request.checkpoint.add(step=name, version=__version__, model=self.digest, effort=effort, rules=rules)
+            batch = None if request.calibration is None else request.calibration.batch
+            request.checkpoint.add(batch=batch, ranges=request.ranges, kept=sorted(request.keep_float))
 
     def result(self, name: str, graph: ir.Model, request: Request) -> Model:
         """The Model of a pass's `graph`, with one more Step."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
+from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import correction, placement
 from edgerun.quantize.graphs.statistics import Activation, Watch
 from edgerun.quantize.numerics import coverage
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Feeds, Request
 
+log = logging.getLogger("edgerun")
 SAMPLE_BUDGET = 1 << 16  # elements kept of each activation
 
 
@@ -35,11 +39,11 @@ class Truth:
 def batches(request: Request, samples: int | None, stage: str) -> Iterator[Feeds]:
     """Calibration batches, `samples` samples at most, reporting progress after each."""
     assert request.calibration is not None
-    seen = 0
+    seen, total = 0, min(samples or math.inf, request.calibration.samples or samples or 0)
     for feeds in request.calibration:
         yield feeds
         seen += samples_in(feeds, request)
-        request.progress(stage, seen if samples is None else min(seen, samples), samples or 0)
+        request.progress(stage, seen if samples is None else min(seen, samples), int(total))
         if samples is not None and seen >= samples:
             return
 
@@ -59,38 +63,127 @@ def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[di
     # A sum may need rounding after all once the layer that it is fused into stays in float.
     every = placement.plan(model.graph, replace(request.rules, fused_sum=False), request.keep_float)
     watch = Watch(model, [str(value.name) for value in every.points], SAMPLE_BUDGET // request.effort.first)
-    data, truths, rows, settled = batches(request, request.effort.ranges, "float model"), list[Truth](), 0, False
-    full = watch.graph(full=True)
-    correction.add_means(full.graph, {str(node.name): node for node in full.graph}, plan)
-    with request.open(full) as session:
-        del full
-        for feeds in data:
-            out = session.run(feeds)
-            watch.add(out)
-            # Copies: a runtime's own arrays may keep everything that it allocated for the run.
-            means = {name: array.copy() for name, array in out.items() if name.startswith(correction.MEANS)}
-            truths.append(Truth(samples_in(feeds, request), {name: out[name].copy() for name in outputs}, means))
-            rows += truths[-1].rows
-            del out
-            if rows >= request.effort.first:
-                break
-    gc.collect()
-    if (more := next(data, None)) is not None:
-        points = [str(value.name) for value in plan.points]
-        with request.open(watch.graph(full=False)) as session:
-            for feeds in itertools.chain([more], data):
-                if not settled:
-                    watch.add(session.run(feeds))
-                    rows += samples_in(feeds, request)
-                    settled = rows >= request.effort.settled and bool(verdict(*watch.extremes(points), request).enough)
+    told = _Told(watch)
+    data = _resumed(told, request)
+    if told.rows < request.effort.first:
+        full = watch.graph(full=True)
+        correction.add_means(full.graph, {str(node.name): node for node in full.graph}, plan)
+        with request.open(full, lanes=request.lanes) as session:
+            del full
+            first = _beginning(data, request.effort.first - told.rows, request)
+            for (feeds, digest), out in in_lanes(lambda item: session.run(item[0]), first, request.lanes):
+                # Copies: a runtime's own arrays may keep everything that it allocated for the run.
+                means = {name: array.copy() for name, array in out.items() if name.startswith(correction.MEANS)}
+                rows = samples_in(feeds, request)
+                told.truths.append(Truth(rows, {name: out[name].copy() for name in outputs}, means))
+                told.add(out, rows, digest)
+                del out
+                _keep(told, request)
         gc.collect()
-    request.found["samples run"] = rows
+    if not told.settled and (more := next(data, None)) is not None:
+        points = [str(value.name) for value in plan.points]
+        with request.open(watch.graph(full=False), lanes=request.lanes) as session:
+            rest = itertools.chain([more], data)
+            for (feeds, digest), out in (runs := in_lanes(lambda item: session.run(item[0]), rest, request.lanes)):
+                told.add(out, samples_in(feeds, request), digest)
+                enough = told.rows >= request.effort.settled and verdict(*watch.extremes(points), request).enough
+                told.settled = bool(enough)
+                if enough:
+                    break
+                _keep(told, request)
+            runs.close()
+        gc.collect()
+    _keep(told, request, whole=True)
+    for _ in data:
+        continue
+    request.found["samples run"] = told.rows
     seen = watch.activations()
     for name, activation in seen.items():
         if not all(np.isfinite(a).all() for a in vars(activation.channels).values()):
             raise EdgerunError(f"activation {name!r} is not finite on the calibration data",
                                do="check the preprocessing; run the float model on the same data")  # fmt: skip
-    return seen, truths
+    return seen, told.truths
+
+
+Marked = tuple["Feeds", str]  # a batch, and the digest of the data up to its end
+
+
+@dataclass
+class _Told:
+    """What the float run has told so far: of `rows` samples in `batches`, whose data has the `digest`.
+
+    `settled`: the extremes are, and no more need be run.
+    """
+
+    watch: Watch
+    truths: list[Truth] = field(default_factory=list)
+    rows: int = 0
+    batches: int = 0
+    settled: bool = False
+    digest: str = ""
+
+    def add(self, out: Mapping[str, np.ndarray], rows: int, digest: str) -> None:
+        self.watch.add(out)
+        self.rows, self.batches, self.digest = self.rows + rows, self.batches + 1, digest
+
+    def state(self) -> dict[str, np.ndarray]:
+        found = {f"watch/{key}": array for key, array in self.watch.state().items()}
+        for index, truth in enumerate(self.truths):
+            found[f"rows/{index}"] = np.array(truth.rows)
+            for kind in ("outputs", "means"):
+                found |= {f"{kind}/{index}/{name}": array for name, array in getattr(truth, kind).items()}
+        counts = np.array([self.rows, self.batches, self.settled, len(self.truths)])
+        return found | {"counts": counts, "digest": np.frombuffer(bytes.fromhex(self.digest), np.uint8)}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        def below(prefix: str) -> dict[str, np.ndarray]:
+            return {key[len(prefix) :]: array for key, array in state.items() if key.startswith(prefix)}
+
+        self.watch.restore(below("watch/"))
+        self.rows, self.batches, settled, truths = (int(n) for n in state["counts"])
+        self.settled, self.digest = bool(settled), state["digest"].tobytes().hex()
+        for index in range(truths):
+            outputs, means = (
+                {name: array.copy() for name, array in below(f"{kind}/{index}/").items()}
+                for kind in ("outputs", "means")
+            )
+            self.truths.append(Truth(int(state[f"rows/{index}"]), outputs, means))
+
+
+def _keep(told: _Told, request: Request, whole: bool = False) -> None:
+    if request.checkpoint is not None and told.batches:
+        request.checkpoint.offer("float model", told.state, whole=whole)
+
+
+def _resumed(told: _Told, request: Request) -> Iterator[Marked]:
+    """The batches behind those that a checkpoint knows, which go into `told`; all of them where there is none."""
+    state = None if request.checkpoint is None else request.checkpoint.recall("float model")
+    data = _marked(request)
+    if state is None:
+        return data
+    assert request.calibration is not None
+    known = [digest for _, digest in itertools.islice(data, int(state["counts"][1]))]
+    if known[-1:] != [state["digest"].tobytes().hex()]:
+        log.info("the checkpoint is of other data: starting anew")
+        return _marked(request)
+    told.restore(state)
+    log.info("resuming: %d of %s samples are known", told.rows, request.calibration.samples)
+    return data
+
+
+def _marked(request: Request) -> Iterator[Marked]:
+    assert request.calibration is not None
+    for feeds in batches(request, request.effort.ranges, "float model"):
+        yield feeds, request.calibration.digest_so_far
+
+
+def _beginning(data: Iterator[Marked], rows: int, request: Request) -> Iterator[Marked]:
+    """Whole batches until there are `rows` samples; takes no more out of `data`."""
+    for feeds, digest in data:
+        rows -= samples_in(feeds, request)
+        yield feeds, digest
+        if rows <= 0:
+            return
 
 
 def verdict(lows: np.ndarray, highs: np.ndarray, request: Request) -> coverage.Verdict:

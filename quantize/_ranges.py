@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun import cache
 from edgerun.metrics import Difference
+from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches
 from edgerun.quantize.graphs import correction, placement, qdq
 from edgerun.quantize.graphs.statistics import Activation
@@ -16,14 +19,16 @@ from edgerun.quantize.numerics import grid, ranges
 from edgerun.quantize.numerics.grid import Grid
 
 if TYPE_CHECKING:
-    from edgerun.passes import Request
+    from edgerun.passes import Feeds, Request
     from edgerun.runtime import Session
 
+log = logging.getLogger("edgerun")
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
 LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
 CLEAR = 0.5  # dB on the samples of the search
+KEPT = 8  # spans whose shifts are remembered
 LEAST_GAIN = 0.01  # dB, the same
 Intervals = dict[str, tuple[float, float]]
 Shifts = dict[correction.Layer, np.ndarray]
@@ -50,6 +55,8 @@ class Stream:
 
     def __init__(self, session: Session, layers: list[correction.Layer], truths: list[Truth], request: Request) -> None:
         self._session, self._layers, self._truths, self._request = session, layers, truths, request
+        self._begun: dict[tuple[object, ...], tuple[Shifts, int, int]] = {}
+        self._judged = self._recalled()
 
     @property
     def samples(self) -> int:
@@ -69,12 +76,16 @@ class Stream:
         little from one sample to the next.
         """
         found = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
-        rows = 0
-        for truth, out in self._outputs(spans, found, 1.0, samples, stage):
+        before, rows, known = self._begun.pop(key := tuple(spans.items()), (found, 0, 0))
+        found, rows = (dict(before), rows) if known <= samples else (found, 0)
+        for truth, out in self._outputs(spans, found, 1.0, samples, stage, skip=rows):
             rows += truth.rows
             for layer, mean in found.items():
                 # A new array: the old one is the feed of the run that is under way.
                 found[layer] = mean + (out[layer.missing] - mean) * np.float32(truth.rows / rows)
+        self._begun[key] = dict(found), rows, samples  # more samples of the same spans go on from here
+        if len(self._begun) > KEPT:
+            del self._begun[next(iter(self._begun))]
         return found
 
     def sqnr(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> float:
@@ -89,22 +100,54 @@ class Stream:
 
         On the same samples, shifts make up for clipping that no other sample has.
         """
-        ends = itertools.accumulate(truth.rows for truth in self._truths)
-        used = next((end for end in ends if end >= samples), self.samples)  # whole batches
-        skip = used if used < self.samples else 0
-        return self.sqnr(spans, self.missing(spans, samples, stage), samples + skip, stage, skip)
+        mark = cache.key(str(samples), *(f"{name} {float(a).hex()} {float(b).hex()}" for name, (a, b) in spans.items()))
+        if mark not in self._judged:
+            ends = itertools.accumulate(truth.rows for truth in self._truths)
+            used = next((end for end in ends if end >= samples), self.samples)  # whole batches
+            skip = used if used < self.samples else 0
+            found = self.sqnr(spans, self.missing(spans, samples, stage), samples + skip, stage, skip)
+            self._judged[mark] = found
+            if self._request.checkpoint is not None:
+                self._request.checkpoint.offer(self._part, self._state)
+        return self._judged[mark]
+
+    @property
+    def _part(self) -> str:
+        """The checkpoint's name for what was judged with this data and these nodes in float."""
+        assert self._request.calibration is not None
+        return " ".join(["search", self._request.calibration.digest, *sorted(self._request.keep_float)])
+
+    def _state(self) -> dict[str, np.ndarray]:
+        marks = np.frombuffer(bytes.fromhex("".join(self._judged)), np.uint8).reshape(len(self._judged), -1)
+        return {"marks": marks, "dB": np.array(list(self._judged.values()))}
+
+    def _recalled(self) -> dict[str, float]:
+        checkpoint = self._request.checkpoint
+        state = None if checkpoint is None else checkpoint.recall(self._part)
+        if state is None:
+            return {}
+        log.info("resuming: %d trials of ranges are known", len(state["dB"]))
+        return {mark.tobytes().hex(): float(db) for mark, db in zip(state["marks"], state["dB"], strict=True)}
 
     def _outputs(
         self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0
     ) -> Iterator[tuple[Truth, dict[str, np.ndarray]]]:
         given, seen = qdq.open_feeds(self.grids(spans)) | {correction.SHARE: np.array(share, np.float32)}, 0
-        for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
-            seen += truth.rows
-            if seen <= skip:
-                continue
-            means = {layer.mean: truth.means[layer.mean] for layer in shifts}
-            fixed = {layer.fixed: (1 - share) * shift for layer, shift in shifts.items()}
-            yield truth, self._session.run({**feeds, **means, **given, **fixed})
+        fixed = {layer.fixed: (1 - share) * shift for layer, shift in shifts.items()}
+
+        def run(item: tuple[Feeds, Truth]) -> dict[str, np.ndarray]:
+            means = {layer.mean: item[1].means[layer.mean] for layer in shifts}
+            return self._session.run({**item[0], **means, **given, **fixed})
+
+        def wanted() -> Iterator[tuple[Feeds, Truth]]:
+            nonlocal seen
+            for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
+                seen += truth.rows
+                if seen > skip:
+                    yield feeds, truth
+
+        for (_, truth), out in in_lanes(run, wanted(), self._request.lanes):
+            yield truth, out
 
 
 def choose(

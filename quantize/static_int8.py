@@ -16,6 +16,7 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
 from edgerun.quantize import _observation, fold, weight_int8
+from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_scaled_means
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, equalize, flatten, placement, qdq, saturation, smooth
@@ -104,7 +105,7 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     stored = _store_weights(model.graph, plan, prepared.seen, request)
     layers = correction.layers(plan)
     emulated = _emulated(model, plan, request)
-    with request.open(emulated, emulated=True) as session:
+    with request.open(emulated, emulated=True, lanes=request.lanes) as session:
         del emulated
         gc.collect()  # graphs hold cycles
         stream = Stream(session, layers, truths, request)
@@ -216,8 +217,8 @@ def _quantized(
 def _sqnr(quantized: ir.Model, truths: list[Truth], request: Request) -> float:
     """SQNR (dB) of a finished model against the float one, on calibration data."""
     totals = dict.fromkeys(truths[0].outputs, Difference())
-    with request.open(quantized) as session:
-        for feeds, truth in zip(batches(request, request.effort.check, "check"), truths, strict=False):
-            out = session.run(feeds)
+    with request.open(quantized, lanes=request.lanes) as session:
+        pairs = zip(batches(request, request.effort.check, "check"), truths, strict=False)
+        for (_, truth), out in in_lanes(lambda pair: session.run(pair[0]), pairs, request.lanes):
             totals = {name: total + Difference.of(truth.outputs[name], out[name]) for name, total in totals.items()}
     return decibels(totals)

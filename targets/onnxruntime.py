@@ -32,8 +32,8 @@ extra = ""
 suffixes = (".onnx",)
 
 PROVIDERS = ["CPUExecutionProvider"]
-# Our one key in Options.extra, beside ONNX Runtime's own session.*, optimization.* and mlas.* keys.
-OPTIMIZATION = "graph_optimization_level"
+# Our keys in Options.extra, beside ONNX Runtime's own session.*, optimization.* and mlas.* keys.
+OPTIMIZATION, PATTERN = "graph_optimization_level", "enable_mem_pattern"
 LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
@@ -158,12 +158,14 @@ def _settings(options: Options) -> Any:
     for key, value in options.extra.items():
         if key == OPTIMIZATION and value in LEVELS:
             settings.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
+        elif key == PATTERN and value in ("0", "1"):
+            settings.enable_mem_pattern = value == "1"
         elif key.startswith(("session.", "optimization.", "mlas.")):
             settings.add_session_config_entry(key, value)
         else:
             raise EdgerunError(
                 f"ONNX Runtime has no option {key}={value}",
-                wanted=f"{OPTIMIZATION}={'|'.join(LEVELS)}, or a session.*, optimization.* or mlas.* key",
+                wanted=f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, a session.*, optimization.* or mlas.* key",
             )
     return settings
 

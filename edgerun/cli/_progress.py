@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 
 import click
@@ -19,23 +22,32 @@ def give_memory_back() -> None:
         libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
+RECENT = 100  # updates, a tenth of a second apart or more, that the rate is taken from
+
+
 class Stages:
-    """Call with (stage, done, total); total 0 means unknown. Shows the rate's estimate of what is left."""
+    """Call with (stage, done, total); total 0 means unknown. Shows what is left at the rate of the last while.
+
+    As a context manager, what the verbs have to say meanwhile goes to stderr too.
+    """
 
     def __init__(self) -> None:
         self._shown = sys.stderr.isatty()
-        self._stage, self._start, self._last = "", 0.0, 0.0
+        self._stage, self._last, self._lines = "", 0.0, _Lines(self._end_line)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         if stage != self._stage:
             self._end_line()
-            self._stage, self._start, self._last = stage, now, 0.0
+            self._stage, self._last = stage, 0.0
+            self._recent.clear()
         if not self._shown or (now - self._last < 0.1 and done != total):
             return
         self._last = now
-        spent = now - self._start
-        left = f", {spent / done * (total - done):.0f} s left" if total > done > 0 and spent > 0.5 else ""
+        self._recent.append((now, done))
+        spent, made = now - self._recent[0][0], done - self._recent[0][1]
+        left = f", {spent / made * (total - done):.0f} s left" if total > done and made > 0 and spent > 0.5 else ""
         of = f"/{total}" if total else ""
         click.echo(f"\r{stage}: {done}{of} samples{left}\033[K", nl=False, err=True)
 
@@ -44,9 +56,24 @@ class Stages:
             click.echo("", err=True)
 
     def __enter__(self) -> Stages:
+        logging.getLogger("edgerun").addHandler(self._lines)
+        logging.getLogger("edgerun").setLevel(logging.INFO)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end_line()
+        logging.getLogger("edgerun").removeHandler(self._lines)
+
+
+class _Lines(logging.Handler):
+    """Notes as lines of their own."""
+
+    def __init__(self, before: Callable[[], None]) -> None:
+        super().__init__()
+        self._before = before
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._before()
+        click.echo(record.getMessage(), err=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgerun import files, quantize, registry
 from edgerun.adequacy import FeedCheck
+from edgerun.checkpoint import Checkpoint
 from edgerun.data import Data
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model, without_weights
@@ -20,7 +21,7 @@ from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs import plausible
 from edgerun.quantize.graphs.work import layers
 from edgerun.readers import GivesInferenceData, GivesNext
-from edgerun.runtime import Engine, Options, Session
+from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.verbs import search
 from edgerun.verbs.feeds import feeds_for
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 DEFAULT_CAP = 192 << 20  # bytes of activations
 OLDEST_OPSET = 13
+# A block planned for a whole run takes as much memory as the pieces that the first run was made of, beside them.
+LEAN = {"enable_mem_pattern": "0"}
+LANES = 2  # batches at once; the cap is measured with two
 EMULATED = {"session.disable_quant_qdq": "1"}
 MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are chosen, whatever the target is
 
@@ -98,7 +102,9 @@ def compress(
         data = _data(loaded, calibration, preprocessing, memory_cap, limit)
     known = None if data is None else _Known(data, _judged(loaded, data))
     del loaded
-    request = Request(rules, _open, known, ranges, frozenset(keep_float), PRESETS[preset], progress)
+    request = Request(rules, _open, known, ranges, frozenset(keep_float), PRESETS[preset])
+    request.lanes, request.progress = min(LANES, machine.quota()), progress
+    request.checkpoint = Checkpoint({"measured with": dict(registry.target(MEASURER).device())})
     request.found |= {"target": target, "scheme": scheme, "random data": data is not None and data.random}
     if known is not None:
         request.found["calibration"] = known.found
@@ -111,6 +117,7 @@ def compress(
     if output is not None:
         _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
+    request.checkpoint.clear()
     return result
 
 
@@ -201,9 +208,9 @@ def _proven(result: Model, original: Model | str | Path, target: str, data: Data
     return compile(result, target, feeds=feeds, original=original)
 
 
-def _open(graph: ir.Model, *, emulated: bool = False) -> Session:
+def _open(graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Session:
     data, weights = without_weights(graph)
-    options = Options(extra=EMULATED if emulated else {})
+    options = Options(max(1, machine.quota() // lanes), LEAN | (EMULATED if emulated else {}))
     return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), options)
 
 
@@ -243,8 +250,16 @@ class _Known:
         return self._data.batch
 
     @property
+    def samples(self) -> int | None:
+        return self._data.samples
+
+    @property
     def digest(self) -> str:
         return self._data.digest
+
+    @property
+    def digest_so_far(self) -> str:
+        return self._data.digest_so_far
 
 
 def _check_names(model: Model, keep_float: Iterable[str]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs.edit import constant
 from edgerun.quantize.numerics import plausibility
 from edgerun.quantize.numerics.plausibility import FORMS, Form
@@ -16,7 +17,7 @@ from edgerun.quantize.numerics.plausibility import FORMS, Form
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Feeds
+    from edgerun.passes import Feeds, Opener
     from edgerun.runtime import Session, TensorSpec
 
 LOOK = 8  # samples that the preprocessing is judged on, at a time
@@ -63,9 +64,7 @@ def picture_input(inputs: Sequence[TensorSpec]) -> Picture | None:
     return found[0] if len(found) == 1 else None
 
 
-def suspect(
-    model: ir.Model, inputs: Sequence[TensorSpec], open: Callable[[ir.Model], Session], feeds: Iterable[Feeds]
-) -> Judgement:
+def suspect(model: ir.Model, inputs: Sequence[TensorSpec], open: Opener, feeds: Iterable[Feeds]) -> Judgement:
     """Does the data look as the *unfolded* float `model` was trained to see it? Tries the usual mistakes.
 
     Layout is told by the pictures alone; the scale by the running statistics of the first BatchNormalizations, or,
@@ -115,7 +114,7 @@ def _layout(pixels: np.ndarray, picture: Picture, judgement: Judgement) -> bool:
 
 
 def _scale(
-    model: ir.Model, open: Callable[[ir.Model], Session], few: Sequence[Feeds], pixels: np.ndarray, picture: Picture,
+    model: ir.Model, open: Opener, few: Sequence[Feeds], pixels: np.ndarray, picture: Picture,
     judgement: Judgement,
 ) -> tuple[Form, Form] | None:  # fmt: skip
     """Name the form that fits the model far better than the one given; the pair (given, wanted), or None."""
@@ -219,7 +218,7 @@ def _misfits(norms: Sequence[ir.Node], given: Moments, other: Moments) -> tuple[
 
 
 def _saturation(
-    model: ir.Model, open: Callable[[ir.Model], Session], few: Sequence[Feeds], forms: Sequence[Form],
+    model: ir.Model, open: Opener, few: Sequence[Feeds], forms: Sequence[Form],
     judgement: Judgement,
 ) -> None:  # fmt: skip
     """Where BatchNormalization is folded away: bytes where small numbers belong drive the first ReLU6 into its stop."""
@@ -247,9 +246,7 @@ def _saturation(
         )
 
 
-def _colour(
-    model: ir.Model, open: Callable[[ir.Model], Session], feeds: Iterable[Feeds], picture: Picture, judgement: Judgement
-) -> None:
+def _colour(model: ir.Model, open: Opener, feeds: Iterable[Feeds], picture: Picture, judgement: Judgement) -> None:
     """A classifier is less sure of pictures whose red and blue are swapped: the entropies of its classes, paired.
 
     Looked at after every batch, so that the right order is mostly done with after FIRST samples.
@@ -260,12 +257,11 @@ def _colour(
         return
     given, less, t = np.zeros(0), np.zeros(0), 0.0
     winners: set[int] = set()
-    with open(model) as session:
+    with open(model, lanes=2) as session:
         for feed in feeds:
             swapped = np.ascontiguousarray(np.flip(feed[picture.name], axis=picture.axis))
-            scores, others = (
-                session.run({**feed, picture.name: x})[str(outputs[0].name)] for x in (feed[picture.name], swapped)
-            )
+            both = ({**feed, picture.name: x} for x in (feed[picture.name], swapped))
+            scores, others = (out[str(outputs[0].name)] for _, out in in_lanes(session.run, both, 2))
             winners |= {*scores.argmax(axis=1).tolist(), *others.argmax(axis=1).tolist()}
             given = np.append(given, plausibility.entropy(scores))
             less = np.append(less, plausibility.entropy(others) - given[-len(others) :])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PREFIX = "edgerun/probe/"
 KINDS = ("low", "high", "squares", "sample", "shape")
+STATE = ("sample", "owner", "low", "high", "squares", "size", "lows", "highs")
 NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Sqrt", "HardSigmoid"})
 KEEPS_SIGN = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Transpose"})
 
@@ -97,6 +98,15 @@ class Watch:
         ends = ([self._seen[name].lows for name in names], [self._seen[name].highs for name in names])
         return np.array(ends[0]).T, np.array(ends[1]).T
 
+    def state(self) -> dict[str, np.ndarray]:
+        """All that was folded in so far, as arrays that `restore` takes."""
+        return {f"{name}/{kind}": array for name, seen in self._seen.items() for kind, array in seen.state().items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Be as the one was whose `state` this is, of the same model, names and `per_batch`."""
+        for name, seen in self._seen.items():
+            seen.restore({kind: state[f"{name}/{kind}"] for kind in STATE})
+
     def activations(self) -> dict[str, Activation]:
         """What was seen, by value name."""
         return {name: seen.activation() for name, seen in self._seen.items()}
@@ -131,6 +141,16 @@ class _Seen:
             self._size += float(np.prod(shape))
             self._samples.append(np.array(told["sample"]))
             self._owners.append(self._owner(told["sample"].size, shape))
+
+    def state(self) -> dict[str, np.ndarray]:
+        whole = (np.concatenate(a) for a in (self._samples, self._owners))
+        ends = (self._low, self._high, self._squares, np.array(self._size), np.array(self.lows), np.array(self.highs))
+        return dict(zip(STATE, (*whole, *ends), strict=True))
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        samples, owners, self._low, self._high, self._squares, size, lows, highs = (state[kind] for kind in STATE)
+        self._samples, self._owners, self._size = [samples], [owners], float(size)
+        self.lows, self.highs = lows.tolist(), highs.tolist()
 
     def _owner(self, count: int, shape: np.ndarray) -> np.ndarray:
         """The channel of each sampled value, from its place in the tensor of `shape`."""

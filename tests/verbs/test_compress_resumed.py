@@ -1,0 +1,165 @@
+"""A compress that is killed goes on where it was: fewer runs, the same bytes; and never from what is not its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+TEXT = """<ir_version: 8, opset_import: ["": 17]> net (float[n,8] x) => (float[n,8] y) {
+    a = Gemm(x, w, b) r = Relu(a) c = Gemm(r, w, b) s = Relu(c) y = Gemm(s, w, b) }"""
+
+# The imports are paid once; every trial is a fork that writes a checkpoint whenever it may, and is killed in its n-th
+# run of a session.
+TRIALS = """
+import json, os, signal, sys
+import edgerun.cli, edgerun.cli.compress, onnx, onnx_ir, onnx_ir.passes.common, onnxscript.optimizer, onnxruntime
+import edgerun.verbs.compress, edgerun.verbs.compile, edgerun.quantize.static_int8, edgerun.targets.onnxruntime
+from edgerun import checkpoint
+from edgerun.runtime import Session
+
+for patience, arguments, fatal in json.loads(sys.argv[1]):
+    (out, told), (err, notes) = os.pipe(), os.pipe()
+    process = os.fork()
+    if not process:
+        os.dup2(notes, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.close(out), os.close(err)
+        runs, run = [0], Session.run
+        def counted(self, feeds):
+            runs[0] += 1
+            if runs[0] == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return run(self, feeds)
+        Session.run = counted
+        if patience is not None:
+            checkpoint.PATIENCE, checkpoint.LEAST, checkpoint.SHARE = patience, 0.0, 1e9
+        code = 0
+        sys.argv = ["edgerun", *arguments]
+        try:
+            edgerun.cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        os.write(told, str(runs[0]).encode())
+        os._exit(code)
+    os.close(told), os.close(notes)
+    with open(out) as first, open(err) as second:
+        texts = first.read(), second.read()
+    status = os.waitpid(process, 0)[1]
+    print(json.dumps([os.waitstatus_to_exitcode(status), int(texts[0] or 0), texts[1]]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a trial ended, how often it ran a session, and what it said."""
+
+    code: int
+    runs: int
+    err: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model, its data, and a cache."""
+
+    folder: Path
+
+    def run(self, *trials: tuple[int | None, dict[str, Any]]) -> list[Ended]:
+        """One trial after the other: the run to die in, and what differs from the usual command."""
+        told = [(options.pop("patience", 0.0), self.arguments(**options), fatal) for fatal, options in trials]
+        environment = {**os.environ, "EDGERUN_CACHE": str(self.folder / "cache")}
+        done = subprocess.run(
+            [sys.executable, "-c", TRIALS, json.dumps(told)], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return [Ended(*json.loads(line)) for line in done.stdout.splitlines()]
+
+    def arguments(self, output: str = "small.onnx", data: str = "c.npz", preset: str = "best") -> list[str]:
+        model, result = str(self.folder / "m.onnx"), str(self.folder / output)
+        return ["compress", model, "-o", result, "--force", "--calibration", str(self.folder / data),
+                "--preset", preset]  # fmt: skip
+
+    @property
+    def entries(self) -> list[Path]:
+        return [path for path in (self.folder / "cache").rglob("*") if path.is_file()]
+
+    def bytes(self, output: str = "small.onnx") -> bytes:
+        return (self.folder / output).read_bytes()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """The data has 200 samples in batches of 8; with "best" all are run, and every range is searched."""
+    generator = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(TEXT)
+    arrays = {"w": generator.standard_normal((8, 8)), "b": generator.standard_normal(8)}
+    proto.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items())
+    onnx.save(proto, tmp_path / "m.onnx")
+    samples = generator.standard_t(3, (200, 8)).astype(np.float32)
+    np.savez(tmp_path / "c.npz", x=samples)
+    samples[3, 3] += 1
+    np.savez(tmp_path / "other.npz", x=samples)
+    return Place(tmp_path)
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(place: Place) -> None:
+    """SIGKILL in the float run's beginning and end, and in the search; then to the end."""
+    (whole,) = place.run((None, {"patience": None, "output": "whole.onnx"}))
+    assert whole.code == 0 and "resum" not in whole.err and not place.entries, "a short run writes nothing"
+    for fatal in (9, 22, whole.runs // 2, whole.runs - 60):
+        killed, resumed = place.run((fatal, {}), (None, {}))
+        assert (killed.code, resumed.code) == (-9, 0), resumed.err
+        assert place.bytes() == place.bytes("whole.onnx")
+        assert "resuming: " in resumed.err and "of 200 samples are known" in resumed.err
+        # What is under way when it dies is lost: a batch or two, or one judgement of ranges.
+        assert whole.runs - fatal <= resumed.runs <= whole.runs - fatal + 20
+        assert not place.entries, "it ended well"
+
+
+def test_killed_again_and_again(place: Place) -> None:
+    """Every attempt dies in its 60th run; at last one reaches the end."""
+    place.run((None, {"patience": None, "output": "whole.onnx"}))
+    attempts = place.run(*[(60, {}) for _ in range(8)])
+    assert [attempt.code for attempt in attempts].count(0) >= 1, [attempt.err for attempt in attempts]
+    assert attempts[0].code == attempts[1].code == -9
+    assert place.bytes() == place.bytes("whole.onnx")
+
+
+def test_other_data_and_other_wishes_are_not_mixed(place: Place) -> None:
+    """A sample that differs, or another preset: the run is as long as ever, and so are its bytes."""
+    for other in ({"data": "other.npz"}, {"preset": "default"}):
+        fresh, _, resumed = place.run((None, {"output": "whole.onnx", **other}), (18, {}), (None, dict(other)))
+        assert resumed.runs == fresh.runs and "are known" not in resumed.err
+        assert place.bytes() == place.bytes("whole.onnx")
+        if "data" in other:
+            assert "the checkpoint is of other data" in resumed.err
+
+
+def test_a_damaged_checkpoint_is_told_and_not_believed(place: Place) -> None:
+    """Half an entry, a flipped bit, and bytes of another program."""
+    (whole,) = place.run((None, {"patience": None, "output": "whole.onnx"}))
+    for damage in (lambda b: b[: len(b) // 2], lambda b: b[:-9] + bytes([b[-9] ^ 4]) + b[-8:], lambda b: b"foreign"):
+        place.run((18, {}))
+        (entry,) = place.entries
+        entry.write_bytes(damage(entry.read_bytes()))
+        (resumed,) = place.run((None, {}))
+        assert resumed.code == 0 and resumed.runs == whole.runs
+        assert "a checkpoint is not used: a cache entry is damaged" in resumed.err and "resuming" not in resumed.err
+        assert place.bytes() == place.bytes("whole.onnx") and not place.entries
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(place: Place) -> None:
+    (place.folder / "cache").touch()
+    (ended,) = place.run((None, {}))
+    assert ended.code == 0 and ended.err.count("no checkpoints: ") == 1
