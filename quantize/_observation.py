@@ -192,14 +192,16 @@ def verdict(lows: np.ndarray, highs: np.ndarray, request: Request) -> coverage.V
     return coverage.verdict(lows, highs, rows=request.calibration.batch or 1)
 
 
-def with_scaled_means(truth: Truth, factors: Mapping[str, np.ndarray | None]) -> Truth:
-    """With the layer means of the equalized model."""
+def with_moved_means(truth: Truth, changed: Mapping[str, tuple[np.ndarray | float, np.ndarray | float]]) -> Truth:
+    """With the layer means (m − o)·f of the model that was centred by o and equalized by f, `[C]` or a number each."""
 
-    def scaled(name: str, mean: np.ndarray) -> np.ndarray:
-        by = factors.get(name)
-        return mean if by is None else (mean * by.reshape(1, -1, *[1] * (mean.ndim - 2))).astype(mean.dtype)
+    def moved(name: str, mean: np.ndarray) -> np.ndarray:
+        if name not in changed:
+            return mean
+        offset, factor = (np.reshape(by, (1, -1, *[1] * (mean.ndim - 2))) for by in changed[name])
+        return ((mean - offset) * factor).astype(mean.dtype)
 
-    return replace(truth, means={name: scaled(name, mean) for name, mean in truth.means.items()})
+    return replace(truth, means={name: moved(name, mean) for name, mean in truth.means.items()})
 
 
 def _numeric_outputs(model: ir.Model) -> list[str]:

@@ -17,9 +17,9 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
 from edgerun.quantize import _observation, fold, weight_int8
 from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize._observation import Truth, batches, observe, with_scaled_means
+from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._ranges import Stream, choose, decibels
-from edgerun.quantize.graphs import correction, edit, equalize, flatten, placement, qdq, saturation, smooth
+from edgerun.quantize.graphs import centre, correction, edit, equalize, flatten, placement, qdq, saturation, smooth
 from edgerun.quantize.graphs.statistics import Activation
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
@@ -70,8 +70,11 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, truths = observe(model, plan, request)
     _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
-    quantized = {str(value.name): seen[str(value.name)].channels for value in plan.points}
-    changed, factors = equalize.equalize(model.graph, equalize.chains(model.graph), quantized)
+    points, chains = [str(value.name) for value in plan.points], equalize.chains(model.graph)
+    offsets = centre.centre(model.graph, chains, {name: seen[name].channels for name in points})
+    request.found["centred"] = sorted(offsets.keys() & set(points))
+    seen |= {name: seen[name].moved(offset) for name, offset in offsets.items() if name in seen}
+    changed, factors = equalize.equalize(model.graph, chains, {name: seen[name].channels for name in points})
     fold.infer_shapes(model)
     request.found["equalized"] = changed
     seen = {
@@ -83,8 +86,9 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     fold.infer_shapes(model)
     request.found["smoothed (dB)"] = gains
     seen |= {new: seen[old].scaled(by) for new, (old, by) in made.items()}
-    scale = {layer.mean: factors.get(str(layer.holder.outputs[0].name)) for layer in correction.layers(plan)}
-    return Prepared(model, seen, [with_scaled_means(truth, scale) for truth in truths])
+    written = {layer.mean: str(layer.holder.outputs[0].name) for layer in correction.layers(plan)}
+    means = {mean: (offsets.get(name, 0.0), factors.get(name, 1.0)) for mean, name in written.items()}
+    return Prepared(model, seen, [with_moved_means(truth, means) for truth in truths])
 
 
 def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:

@@ -63,6 +63,16 @@ class Activation:
         sample = self.sample * factors[self.owner].astype(np.float32)
         return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
 
+    def moved(self, offsets: np.ndarray) -> Activation:
+        """Of x − o, o `[C]`; the mean that E[(x − o)²] needs is that of the sample. Extremes as in `scaled`."""
+        seen = np.maximum(np.bincount(self.owner, minlength=len(offsets)), 1)
+        mean = np.bincount(self.owner, self.sample, len(offsets)) / seen
+        power = np.maximum(self.channels.power - mean**2, 0) + (mean - offsets) ** 2
+        channels = Channels(self.channels.low - offsets, self.channels.high - offsets, power)
+        ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
+        sample = self.sample - offsets[self.owner].astype(np.float32)
+        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
+
 
 class Watch:
     """Grows probes on clones of a float model, and folds what they tell into one Activation per value.
