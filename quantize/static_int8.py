@@ -18,7 +18,8 @@ from edgerun.metrics import Difference
 from edgerun.quantize import _observation, fold
 from edgerun.quantize._observation import Truth, batches, observe, with_scaled_means
 from edgerun.quantize._ranges import Stream, choose, decibels
-from edgerun.quantize.graphs import correction, edit, equalize, flatten, placement, qdq, saturation, smooth
+from edgerun.quantize.graphs import correction, edit, equalize, flatten, placement, qdq, reach, saturation, smooth
+from edgerun.quantize.graphs import factors as factors_
 from edgerun.quantize.graphs.statistics import Activation
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
@@ -68,9 +69,11 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, truths = observe(model, plan, request)
+    seen |= {str(v.name): seen[str(v.name)].within(*reach.heard(v)) for v in plan.points if reach.heard(v) != reach.EVERYTHING}
     _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     quantized = {str(value.name): seen[str(value.name)].channels for value in plan.points}
-    changed, factors = equalize.equalize(model.graph, equalize.chains(model.graph), quantized)
+    chains = equalize.chains(model.graph)
+    changed, factors = equalize.equalize(model.graph, chains, quantized)
     fold.infer_shapes(model)
     request.found["equalized"] = changed
     seen = {
@@ -82,6 +85,13 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     fold.infer_shapes(model)
     request.found["smoothed (dB)"] = gains
     seen |= {new: seen[old].scaled(by) for new, (old, by) in made.items()}
+    plan = placement.plan(model.graph, request.rules, request.keep_float)
+    sites = factors_.sites(plan, {str(value.name) for chain in chains for value in chain.values})
+    gains, written, made = factors_.apply(model.graph, sites, {name: a.channels for name, a in seen.items()})
+    request.found["evened (dB)"] = gains
+    seen |= {name: seen[name].scaled(by) for name, by in written.items()}
+    seen |= {new: seen[old].scaled(by) for new, (old, by) in made.items()}
+    factors |= written
     scale = {layer.mean: factors.get(str(layer.holder.outputs[0].name)) for layer in correction.layers(plan)}
     return Prepared(model, seen, [with_scaled_means(truth, scale) for truth in truths])
 
@@ -207,6 +217,7 @@ def _quantized(
         qdq.store_bias(graph, node, bias, input_scale, wide)
     qdq.absorb(graph, plan, grids)
     qdq.insert_points(graph, plan, grids)
+    factors_.fold(graph)
     edit.drop_unused(result)
     return result
 
