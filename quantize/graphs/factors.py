@@ -179,3 +179,81 @@ def _per_channel(graph: ir.Graph, node: ir.Node, by: np.ndarray) -> None:
     set_constant(graph, node, 1, (scale * by.astype(np.float64)).astype(np.float32))
     set_constant(graph, node, 2, np.full(by.shape, zero_point))
     node.attributes["axis"] = ir.AttrInt64("axis", 1)
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """Factors `[C]` that `unfold` took out of a pair: what it rounds is the activation times them.
+
+    By name, the layer that writes the activation so (empty: a Mul does) and the layers that read it so.
+    """
+
+    factors: np.ndarray
+    writer: str
+    readers: tuple[str, ...]
+
+
+def unfold(graph: ir.Graph) -> list[Unfolded]:
+    """Undo `fold`: where a QuantizeLinear and a DequantizeLinear differ in scale, a Mul stands between equal ones."""
+    found: list[Unfolded] = []
+    for node in list(graph):
+        if node.op_type != "QuantizeLinear" or node.domain != "" or constant(node.inputs[0]) is not None:
+            continue
+        pairs = [use.node for use in node.outputs[0].uses()]
+        if pairs and all(pair.op_type == "DequantizeLinear" for pair in pairs):
+            found += _unfolded_front(graph, node, pairs) or _unfolded_behind(graph, node, pairs)
+    return found
+
+
+def _unfolded_front(graph: ir.Graph, quantize: ir.Node, pairs: list[ir.Node]) -> list[Unfolded]:
+    scale, value = constant(quantize.inputs[1]), quantize.inputs[0]
+    if scale is None or scale.ndim != 1 or value is None or value.shape is None or not all(map(_scalar, pairs)):
+        return []
+    common = constant(pairs[0].inputs[1])
+    assert common is not None
+    factors = common / scale.astype(np.float64)
+    quantize.replace_input_with(0, _multiply(graph, value, factors))
+    _share(quantize, pairs[0])
+    return [Unfolded(factors, "", _reading(pairs))]
+
+
+def _unfolded_behind(graph: ir.Graph, quantize: ir.Node, pairs: list[ir.Node]) -> list[Unfolded]:
+    common = constant(quantize.inputs[1])
+    if common is None or common.ndim != 0 or all(map(_scalar, pairs)):
+        return []
+    found: list[Unfolded] = []
+    producer = quantize.inputs[0].producer()  # type: ignore[union-attr]
+    for pair in pairs:
+        scale, result = constant(pair.inputs[1]), pair.outputs[0]
+        if scale is None or scale.ndim != 1 or result.shape is None:
+            continue
+        factors, uses = scale / common.astype(np.float64), list(result.uses())
+        _share(pair, quantize)
+        back = _multiply(graph, result, factors)
+        for user, index in uses:
+            user.replace_input_with(index, back)
+        found = [Unfolded(1 / factors, str(producer.name) if producer is not None else "", _reading(pairs))]
+    return found
+
+
+def _share(node: ir.Node, other: ir.Node) -> None:
+    """Give `node` the scale and zero point of its other half."""
+    for index in (1, 2):
+        node.replace_input_with(index, other.inputs[index])
+    node.attributes.pop("axis", None)
+
+
+def _reading(pairs: list[ir.Node]) -> tuple[str, ...]:
+    """The layers that read a pair as their input."""
+    uses = [use for pair in pairs for use in pair.outputs[0].uses()]
+    return tuple(str(use.node.name) for use in uses if use.node.op_type == "Conv" and use.idx == 0)
+
+
+def follow(nodes: Mapping[str, ir.Node], graph: ir.Graph, unfolded: Collection[Unfolded]) -> None:
+    """Give the float layers `nodes` (by the quantized graph's names) the factors that the quantized ones have."""
+    for each in unfolded:
+        for name in each.readers:
+            if name in nodes:
+                equalize.scale_input(graph, nodes[name], 1 / each.factors)
+        if each.writer in nodes and equalize.is_layer(nodes[each.writer]):
+            equalize.scale_output(graph, nodes[each.writer], each.factors)
