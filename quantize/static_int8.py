@@ -19,7 +19,19 @@ from edgerun.quantize import _observation, fold, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._ranges import Stream, choose, decibels
-from edgerun.quantize.graphs import centre, correction, edit, equalize, flatten, placement, qdq, saturation, smooth
+from edgerun.quantize.graphs import (
+    centre,
+    correction,
+    edit,
+    equalize,
+    flatten,
+    placement,
+    qdq,
+    reach,
+    saturation,
+    smooth,
+)
+from edgerun.quantize.graphs import factors as factors_
 from edgerun.quantize.graphs.statistics import Activation
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
@@ -69,6 +81,11 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, truths = observe(model, plan, request)
+    seen |= {
+        str(v.name): seen[str(v.name)].within(*reach.heard(v))
+        for v in plan.points
+        if reach.heard(v) != reach.EVERYTHING
+    }
     _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     points, chains = [str(value.name) for value in plan.points], equalize.chains(model.graph)
     offsets = centre.centre(model.graph, chains, {name: seen[name].channels for name in points})
@@ -86,8 +103,15 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     fold.infer_shapes(model)
     request.found["smoothed (dB)"] = gains
     seen |= {new: seen[old].scaled(by) for new, (old, by) in made.items()}
-    written = {layer.mean: str(layer.holder.outputs[0].name) for layer in correction.layers(plan)}
-    means = {mean: (offsets.get(name, 0.0), factors.get(name, 1.0)) for mean, name in written.items()}
+    plan = placement.plan(model.graph, request.rules, request.keep_float)
+    sites = factors_.sites(plan, {str(value.name) for chain in chains for value in chain.values})
+    gains, written, made = factors_.apply(model.graph, sites, {name: a.channels for name, a in seen.items()})
+    request.found["evened (dB)"] = gains
+    seen |= {name: seen[name].scaled(by) for name, by in written.items()}
+    seen |= {new: seen[old].scaled(by) for new, (old, by) in made.items()}
+    factors |= written
+    outputs = {layer.mean: str(layer.holder.outputs[0].name) for layer in correction.layers(plan)}
+    means = {mean: (offsets.get(name, 0.0), factors.get(name, 1.0)) for mean, name in outputs.items()}
     return Prepared(model, seen, [with_moved_means(truth, means) for truth in truths])
 
 
@@ -214,6 +238,7 @@ def _quantized(
         qdq.store_bias(graph, node, bias, input_scale, wide)
     qdq.absorb(graph, plan, grids)
     qdq.insert_points(graph, plan, grids)
+    factors_.fold(graph)
     edit.drop_unused(result)
     return result
 

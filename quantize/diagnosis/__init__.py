@@ -17,7 +17,7 @@ from edgerun.errors import EdgerunError
 from edgerun.quantize.diagnosis import calibration, evidence, fixes, trials
 from edgerun.quantize.diagnosis.fixes import Case, Tried
 from edgerun.quantize.diagnosis.trials import Measured, Progress, Trials
-from edgerun.quantize.graphs import align, overflow, quantizers, switches
+from edgerun.quantize.graphs import align, factors, overflow, quantizers, switches
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer
 from edgerun.quantize.numerics import causes, noise
@@ -89,13 +89,15 @@ def diagnose(
     wrong, where new ranges do not suffice. `data`: more samples, for ranges alone (default: the judged).
     Raises EdgerunError when there is no Q/DQ.
     """
+    quantized = quantized.clone()
+    unfolded = factors.unfold(quantized.graph)
     found = tuple(quantizers.find(quantized.graph))
     if not found:
         what, wanted = "there is no QuantizeLinear/DequantizeLinear pair in the second model", "a Q/DQ model"
         raise EdgerunError(what, wanted=wanted, do="give the float model first, then the quantized one")
     judged = replace(judged, saturating=saturating)
     progress("reading the model", 0, 1)
-    counterpart = align.align(model, quantized, found)
+    counterpart = align.align(model, quantized, found, unfolded)
     seen = evidence.gather(quantized, counterpart, found, data or judged.feeds, judged.open)
     case = Case(quantized, counterpart, found, seen, judged, fixes.REDUCED if saturating else fixes.FULL, remake)
     base = replace(judged, saturating=False).measure(switches.off(quantized, counterpart, found))
@@ -108,6 +110,8 @@ def diagnose(
         progress("trying fixes", len(told), len(rows))
     told = _once(sorted(told, key=lambda row: -row.damage))[:top]
     fixed, kept, after = _repaired(case, told, before)
+    if fixed is not None:
+        factors.fold(fixed.graph)
     return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(counterpart, base))
 
 

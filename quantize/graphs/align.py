@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import fold
-from edgerun.quantize.graphs import equalize
+from edgerun.quantize.graphs import equalize, factors
 from edgerun.quantize.graphs.edit import constant, sole_consumer
+from edgerun.quantize.graphs.factors import Unfolded
 from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Quantizer
 from edgerun.quantize.numerics import grid, rescaling
 from edgerun.quantize.numerics.rescaling import Tie
@@ -42,8 +43,13 @@ class Counterpart:
     foreign: list[str] = field(default_factory=list)
 
 
-def align(model: ir.Model, quantized: ir.Model, quantizers: Sequence[Quantizer]) -> Counterpart:
-    """The counterpart of `quantized` in the float `model`; a clone of it is folded unless BatchNorms stand in both."""
+def align(
+    model: ir.Model, quantized: ir.Model, quantizers: Sequence[Quantizer], unfolded: Sequence[Unfolded] = ()
+) -> Counterpart:
+    """The counterpart of `quantized` in the float `model`; a clone of it is folded unless BatchNorms stand in both.
+
+    `unfolded` are the factors that stand as Muls in `quantized`.
+    """
     kept = any(node.op_type == "BatchNormalization" for node in quantized.graph)
     told = model.clone()
     if kept:
@@ -52,6 +58,7 @@ def align(model: ir.Model, quantized: ir.Model, quantizers: Sequence[Quantizer])
         fold.apply(told)
     constants = [q for q in quantizers if isinstance(q, Constant)]
     nodes = _named(told.graph, quantized.graph, constants)
+    factors.follow(nodes, told.graph, unfolded)
     stored = _stored(quantized.graph, constants, nodes)
     result = Counterpart(rescaled=_rescale(told.graph, stored))
     for found in constants:

@@ -37,7 +37,7 @@ def chains(graph: ir.Graph) -> list[Chain]:
     found: list[Chain] = []
     seen: set[ir.Value] = set()
     for node in graph:
-        if not _layer(node) or node.outputs[0] in seen:
+        if not is_layer(node) or node.outputs[0] in seen:
             continue
         channels = _output_channels(node)
         chain = Chain(channels)
@@ -48,7 +48,7 @@ def chains(graph: ir.Graph) -> list[Chain]:
     return found
 
 
-def _layer(node: ir.Node) -> bool:
+def is_layer(node: ir.Node) -> bool:
     """A Conv or Gemm whose weight and bias are constants."""
     if node.domain != "" or node.op_type not in ("Conv", "Gemm") or constant(node.inputs[1]) is None:
         return False
@@ -75,15 +75,15 @@ def _collect(chain: Chain, start: ir.Value) -> bool:
         node = value.producer()
         if value.is_graph_output() or node is None:
             return False
-        if _layer(node):
+        if is_layer(node):
             if _output_channels(node) != chain.channels:
                 return False
             chain.writers[node] = None
         elif not _tie(chain, node, pending):
             return False
         for reader, index in value.uses():
-            if _layer(reader) and index == 0:
-                if not _reads_channels(reader, chain.channels):
+            if is_layer(reader) and index == 0:
+                if not reads_channels(reader, chain.channels):
                     return False
                 chain.readers[reader] = None
             elif not _tie(chain, reader, pending):
@@ -137,7 +137,7 @@ def _keeps_channels(node: ir.Node) -> bool:
     return ones and before[1] == after[1] and isinstance(before[1], int)
 
 
-def _reads_channels(node: ir.Node, channels: int) -> bool:
+def reads_channels(node: ir.Node, channels: int) -> bool:
     weight = constant(node.inputs[1])
     assert weight is not None
     if node.op_type == "Conv":
@@ -160,7 +160,7 @@ def equalize(
             continue
         peak = np.max([seen[n].peak for n in names], axis=0)
         mean = np.max([seen[n].power for n in names], axis=0)
-        factors, exponent = scales(peak, mean, [_reader(node) for node in chain.readers])
+        factors, exponent = scales(peak, mean, [reader(node) for node in chain.readers])
         if exponent == 0.0:
             continue
         changed[names[0]] = exponent
@@ -172,14 +172,14 @@ def equalize(
 def rescale(graph: ir.Graph, chain: Chain, factors: np.ndarray) -> None:
     """Multiply the chain's channels by `factors` `[C]` (> 0) where they are written; divide where they are read."""
     for node in chain.writers:
-        _scale_output(graph, node, factors)
+        scale_output(graph, node, factors)
     for node in chain.readers:
-        _scale_input(graph, node, 1 / factors)
+        scale_input(graph, node, 1 / factors)
     for node in chain.clips:
         _scale_clip(graph, node, factors)
 
 
-def _reader(node: ir.Node) -> Reader:
+def reader(node: ir.Node) -> Reader:
     weight = constant(node.inputs[1])
     assert weight is not None
     group = node.attributes.get_int("group", 1)
@@ -199,7 +199,7 @@ def _reader(node: ir.Node) -> Reader:
     return Reader(per_group, wide, flat.shape[2])
 
 
-def _scale_output(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
+def scale_output(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
     weight = constant(node.inputs[1])
     assert weight is not None
     rows = node.op_type == "Conv" or bool(node.attributes.get_int("transB", 0))
@@ -211,7 +211,7 @@ def _scale_output(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
         set_constant(graph, node, 2, (bias * factors).astype(weight.dtype))
 
 
-def _scale_input(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
+def scale_input(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
     weight = constant(node.inputs[1])
     assert weight is not None
     if node.op_type == "Gemm":

@@ -73,6 +73,15 @@ class Activation:
         sample = self.sample - offsets[self.owner].astype(np.float32)
         return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
 
+    def within(self, low: float, high: float) -> Activation:
+        """Of min(max(x, low), high); the mean squares stay those of x."""
+        ends = (np.clip(end, low, high) for end in (self.channels.low, self.channels.high, self.lows, self.highs))
+        lowest, highest, lows, highs = ends
+        sample = np.clip(self.sample, np.float32(low), np.float32(high))
+        return replace(
+            self, channels=Channels(lowest, highest, self.channels.power), sample=sample, lows=lows, highs=highs
+        )
+
 
 class Watch:
     """Grows probes on clones of a float model, and folds what they tell into one Activation per value.

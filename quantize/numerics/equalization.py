@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+DEPTHS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # of a range below zero, per its height above
 # Channels below this share of the largest range are scaled as if they had it: what calibration never saw of a quiet
 # channel must still fit, at the price of its last few levels.
 FLOOR = 1 / 64
@@ -48,7 +49,10 @@ def scales(ranges: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> 
 
 
 def _noise(factors: np.ndarray, ranges: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> float:
-    step = float((ranges * factors).max()) / 255
+    return _relative_noise(float((ranges * factors).max()) / 255, factors, power, readers)
+
+
+def _relative_noise(step: float, factors: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> float:
     total = 0.0
     for reader in readers:
         noise = step**2 / 12 * float((reader.energy / factors**2).sum())
@@ -57,3 +61,32 @@ def _noise(factors: np.ndarray, ranges: np.ndarray, power: np.ndarray, readers: 
             noise += float((steps**2).sum()) / 12 * reader.positions * float((power * factors**2).sum())
         total += noise / max(float((reader.energy * power).sum()), 1e-30)
     return total
+
+
+def even(low: np.ndarray, high: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> tuple[np.ndarray, float]:
+    """Factors f `[C]` for a value whose own quantizer takes them, and by how much they lessen the noise, in dB.
+
+    The same noise as in `scales`, with Δ = (max_c h_c·f_c + max_c l_c·f_c) / 255 for channels that reach from −l_c to
+    h_c. Candidates are f_c ∝ max(h_c, l_c/ρ)^−α: with α = 1 every channel fills a range from −ρ to 1, or one of its
+    ends; the depth ρ is searched because each channel has its own. Gain 0 and ones where nothing is better than ones.
+    """
+    depth, height = np.maximum(-low, 0.0), np.maximum(high, 0.0)
+    ones = np.ones_like(low)
+    if not np.isfinite(depth).all() or not np.isfinite(height).all() or not (depth + height).any():
+        return ones, 0.0
+
+    def noise(factors: np.ndarray) -> float:
+        step = float((depth * factors).max() + (height * factors).max()) / 255
+        return _relative_noise(step, factors, power, readers)
+
+    plain = noise(ones)
+    best, found = plain, ones
+    for ratio in DEPTHS if depth.any() else (1.0,):
+        size = np.maximum(height, depth / ratio)
+        shares = np.maximum(size / size.max(), FLOOR)
+        for exponent in EXPONENTS[1:]:
+            factors = shares**-exponent
+            reached = noise(factors)
+            if reached < best:
+                best, found = reached, factors
+    return found, float(10 * np.log10(plain / best)) if best > 0 else 0.0

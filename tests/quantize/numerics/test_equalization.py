@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgerun.quantize.numerics.equalization import EXPONENTS, FLOOR, Reader, scales
+from edgerun.quantize.numerics.equalization import EXPONENTS, FLOOR, Reader, even, scales
 
 PLAIN = settings(max_examples=60, deadline=None)
 
@@ -91,3 +91,34 @@ def test_the_noise_predicted_is_the_noise_that_rounding_makes() -> None:
     measured = ((rounded - exact) ** 2).mean(axis=0).sum() / (exact**2).mean(axis=0).sum()
     predicted = noise(np.ones(64), ranges, power, [Reader((weight**2).sum(axis=0), np.abs(weight), 1)])
     assert measured == pytest.approx(predicted, rel=0.15)
+
+
+@PLAIN
+@given(st.integers(0, 9999), st.integers(1, 12), st.floats(0.0, 4.0), st.integers(1, 3))
+def test_evened_channels_have_less_noise_by_what_is_told(seed: int, channels: int, spread: float, readers: int) -> None:
+    height, power, found = problem(seed, channels, spread, readers)
+    depth = np.random.default_rng(seed).uniform(0, 1, channels) * height
+    factors, gain = even(-depth, height, power, found)
+    assert (factors > 0).all() and np.isfinite(factors).all() and factors.max() <= 1 / FLOOR * (1 + 1e-9) and gain >= 0
+
+    def judged(by: np.ndarray) -> float:
+        # `noise` takes one range: an equal step comes from ranges that reach as far as both ends together.
+        span = (height * by).max() + (depth * by).max()
+        return noise(by, np.full(channels, span) / by, power, found)
+
+    assert 10 * np.log10(judged(np.ones(channels)) / judged(factors)) == pytest.approx(gain, abs=1e-6)
+
+
+def test_a_depthwise_reader_has_every_channel_fill_the_range() -> None:
+    height, depth = np.array([10.0, 1.0, 0.5, 2.0]), np.array([0.1, 0.4, 0.1, 0.0])
+    factors, gain = even(-depth, height, height**2 / 9, [Reader(np.ones(4) / height**2, None, 9)])
+    assert gain > 6
+    span = (height * factors).max() + (depth * factors).max()
+    assert ((height + depth) * factors > 0.5 * span).all()
+
+
+def test_alike_or_silent_channels_are_left_alone() -> None:
+    reader = [Reader(np.ones(4), None, 1)]
+    for height in (np.ones(4), np.zeros(4)):
+        factors, gain = even(np.zeros(4), height, height, reader)
+        assert gain == pytest.approx(0, abs=1e-9) and np.array_equal(factors, np.ones(4))

@@ -1,0 +1,121 @@
+"""Factors in quantizers: the float model stays the same, pairs take the factors in, and the INT8 model comes nearer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgerun.metrics import sqnr_db
+from edgerun.model import Model
+from edgerun.quantize import diagnosis, fold
+from edgerun.quantize.diagnosis import trials
+from edgerun.quantize.graphs import factors
+from edgerun.quantize.graphs.edit import constant
+from edgerun.verbs.compress import compress
+from edgerun.verbs.why_wrong import opened_here
+
+NET = """(float[n,3,16,16] x) => (float[n,8,16,16] y) {
+  c1 = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(x, w1, b1)
+  a1 = Add(c1, three)  k1 = Clip(a1, zero, six)  m1 = Mul(c1, k1)  s1 = Add(m1, t)
+  c2 = Conv<kernel_shape = [3,3], group = 16, pads = [1,1,1,1]>(s1, w2, b2)
+  a2 = Add(c2, three)  k2 = Clip(a2, zero, six)  m2 = Mul(c2, k2)
+  y = Conv<kernel_shape = [1,1]>(m2, w3, b3)
+}"""
+FEEDS = {"x": np.random.default_rng(0).standard_normal((32, 3, 16, 16)).astype(np.float32)}
+
+
+@pytest.fixture
+def model(net: Any, weights: Any) -> Model:
+    """Two hard-swishes with a constant between them; a channel in sixteen is thirty times as loud as the others."""
+    loud = np.ones((16, 1, 1, 1), np.float32)
+    loud[5] = 30
+    arrays = {
+        "w1": weights(1, 16, 3, 3, 3) * loud, "b1": weights(2, 16), "w2": weights(3, 16, 1, 3, 3) / loud,
+        "b2": weights(4, 16), "w3": weights(5, 8, 16, 1, 1), "b3": weights(6, 8), "t": weights(7, 1, 16, 1, 1),
+        "zero": np.float32(0), "three": np.float32(3), "six": np.float32(6),
+    }  # fmt: skip
+    made: Model = net(NET, **{name: np.asarray(array, np.float32) for name, array in arrays.items()})
+    return made
+
+
+def pairs(model: Model) -> dict[str, tuple[Any, list[Any]]]:
+    """Scales of each activation's QuantizeLinear, and of the DequantizeLinears that read it."""
+    found = {}
+    for node in model.ir.graph:
+        if node.op_type == "QuantizeLinear":
+            readers = [constant(use.node.inputs[1]) for use in node.outputs[0].uses()]
+            found[str(node.inputs[0].name)] = constant(node.inputs[1]), readers  # type: ignore[union-attr]
+    return found
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_pairs_take_the_factors_and_the_model_comes_nearer(
+    model: Model, evaluate: Any, ops: Any, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (want,) = evaluate(model, FEEDS)
+    after = compress(model, target=target, calibration=FEEDS)
+    found = pairs(after)
+    scale, (back,) = found["s1"]
+    assert scale.shape == (16,) and back.shape == ()
+    assert scale.max() / scale.min() > 8  # the loud channel is rounded in coarser steps than the quiet ones
+    if target == "onnxruntime":  # its layers write integers
+        scale, (back,) = found["c1"]
+        assert scale.shape == () and back.shape == (16,)
+    else:
+        assert "c1" not in found
+    assert ops(after)["Mul"] == 2  # none of ours is left
+    monkeypatch.setattr(factors, "WORTH", np.inf)
+    before = compress(model, target=target, calibration=FEEDS)
+    (got,), (plain,) = evaluate(after, FEEDS), evaluate(before, FEEDS)
+    assert sqnr_db(want, got) > sqnr_db(want, plain) + 3 and sqnr_db(want, got) > 28
+
+
+def test_folding_is_undone(model: Model, evaluate: Any) -> None:
+    folded = compress(model, target="onnxruntime", calibration=FEEDS)
+    graph = folded.clone()
+    told = factors.unfold(graph.graph)
+    assert len(told) >= 3 and {each.writer for each in told} >= {"c1", "c2", ""}
+    for name, (scale, readers) in pairs(Model.of(graph)).items():
+        assert scale.shape == () and all(np.array_equal(scale, r) for r in readers), name
+    fold.infer_shapes(graph)
+    # The same but for ties, and what is a step apart for having been divided first.
+    (want,), (got,) = evaluate(folded, FEEDS), evaluate(Model.of(graph.clone()), FEEDS)
+    assert sqnr_db(want, got) > 40
+    assert factors.fold(graph.graph) == len(told)
+    (again,) = evaluate(Model.of(graph), FEEDS)
+    assert sqnr_db(want, again) > 40
+
+
+def test_a_mul_that_is_not_positive_or_per_channel_stays(net: Any) -> None:
+    text = "(float[n,4,5,5] x) => (float[n,4,5,5] y) { m = Mul(x, f) q = QuantizeLinear(m, s, z) y = DequantizeLinear(q, s, z) }"
+    shared = {"s": np.float32(0.1), "z": np.uint8(128)}
+    for kind, array, folds in (
+        ("positive", np.full((4, 1, 1), 2), 1),
+        ("negative", -np.ones((4, 1, 1)), 0),
+        ("scalar", np.ones(1), 0),
+        ("along another axis", np.ones((1, 5, 1)), 0),
+    ):
+        graph = net(text, f=array.astype(np.float32), **{k: np.asarray(v) for k, v in shared.items()}).ir.clone()
+        fold.infer_shapes(graph)
+        assert factors.fold(graph.graph) == folds, kind
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_why_wrong_sees_through_the_factors(model: Model, evaluate: Any, target: str) -> None:
+    quantized = compress(model, target=target, calibration=FEEDS)
+    (want,) = evaluate(model, FEEDS)
+    judged = trials.collect(opened_here, model.ir, [FEEDS], ["y"], 32, lambda *_: None)
+    told = diagnosis.diagnose(quantized.ir, model.ir, judged, 3, lambda *_: None)
+    assert told.counterpart_db > 90 and not told.notes
+    (got,) = evaluate(quantized, FEEDS)
+    assert told.quantized.sqnr_db == pytest.approx(sqnr_db(want, got), abs=0.2)
+
+
+def test_where_all_channels_are_alike_nothing_is_done(net: Any, weights: Any) -> None:
+    text = "(float[n,4,6,6] x) => (float[n,4,6,6] y) { h = HardSwish(x) y = Conv<kernel_shape = [1,1]>(h, w) }"
+    made = net(text, w=weights(1, 4, 4, 1, 1))
+    feeds = {"x": np.random.default_rng(1).standard_normal((40, 4, 6, 6)).astype(np.float32)}
+    after = compress(made, target="onnxruntime", calibration=feeds)
+    assert all(np.shape(scale) == () for scale, _ in pairs(after).values())
