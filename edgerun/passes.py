@@ -80,8 +80,9 @@ class Limits:
 class Quantization:
     """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement.
 
-    `activation` is the storage dtype of activations; `reduced_range` says that sums of two products are cut off at 16
-    bits (x86 without VNNI or AMX), so that some weights need fewer steps.
+    `activation` is the storage dtype of activations, and `symmetric` says that their zero point is 0; `float_bias` that
+    biases stay float32 (else they are int32 in steps of s_x·s_w). `reduced_range` says that sums of two products are
+    cut off at 16 bits (x86 without VNNI or AMX), so that some weights need fewer steps.
     `compute` are the ops whose inputs are quantized because an integer kernel pays there;
     `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
@@ -96,6 +97,8 @@ class Quantization:
 
     schemes: tuple[str, ...]
     activation: str = "uint8"
+    symmetric: bool = False
+    float_bias: bool = False
     reduced_range: bool = False
     compute: frozenset[str] = frozenset()
     through: frozenset[str] = frozenset()

@@ -19,7 +19,7 @@ from edgerun.quantize import _observation, fold
 from edgerun.quantize._observation import Truth, batches, observe, with_scaled_means
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, equalize, flatten, placement, qdq, saturation, smooth
-from edgerun.quantize.graphs.statistics import Activation
+from edgerun.quantize.graphs.statistics import Activation, Channels
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
 
@@ -69,7 +69,7 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, truths = observe(model, plan, request)
     _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
-    quantized = {str(value.name): seen[str(value.name)].channels for value in plan.points}
+    quantized = {str(value.name): _spanned(seen[str(value.name)], request) for value in plan.points}
     changed, factors = equalize.equalize(model.graph, equalize.chains(model.graph), quantized)
     fold.infer_shapes(model)
     request.found["equalized"] = changed
@@ -77,13 +77,18 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
         name: activation.scaled(factors[name]) if name in factors else activation for name, activation in seen.items()
     }
     gains, made = smooth.apply(
-        model.graph, smooth.sites(plan, request.rules), {name: activation.channels for name, activation in seen.items()}
+        model.graph, smooth.sites(plan, request.rules), {name: _spanned(a, request) for name, a in seen.items()}
     )
     fold.infer_shapes(model)
     request.found["smoothed (dB)"] = gains
     seen |= {new: seen[old].scaled(by) for new, (old, by) in made.items()}
     scale = {layer.mean: factors.get(str(layer.holder.outputs[0].name)) for layer in correction.layers(plan)}
     return Prepared(model, seen, [with_scaled_means(truth, scale) for truth in truths])
+
+
+def _spanned(activation: Activation, request: Request) -> Channels:
+    """The extremes that a grid of the target's kind must span."""
+    return activation.channels.mirrored() if request.rules.symmetric else activation.channels
 
 
 def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
@@ -111,7 +116,8 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
         shifts = stream.missing(spans, request.effort.first, "bias correction")
         grids = stream.grids(spans)
     named = {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
-    plain, moved = (_quantized(model, plan, grids, stored, by) for by in ({}, named))
+    biased = {} if request.rules.float_bias else stored
+    plain, moved = (_quantized(model, plan, grids, biased, by) for by in ({}, named))
     del model, prepared
     reached = {False: _sqnr(plain, truths, request), True: _sqnr(moved, truths, request)}
     pays = reached[True] > reached[False]
@@ -186,7 +192,7 @@ def _quantized(
     stored: Mapping[str, Stored],
     shifts: Mapping[str, np.ndarray],
 ) -> ir.Model:
-    """A Q/DQ clone of the `model` with stored weights, biases moved by `shifts`."""
+    """A Q/DQ clone of the `model` with stored weights, biases moved by `shifts`; as int32 at the nodes in `stored`."""
     result = model.clone()
     graph, plan = result.graph, planned.on(result.graph)
     if shifts:
@@ -196,7 +202,7 @@ def _quantized(
             edit.set_constant(graph, layer.holder, layer.index, moved.astype(np.float32), name=f"{name}/bias")
     scale = {str(value.name): grids[group].scale for value, group in plan.points.items()}
     for node in plan.weights:
-        if node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
+        if str(node.name) not in stored or node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
             continue
         weight, input_scale = stored[str(node.name)], scale[str(node.inputs[0].name)]  # type: ignore[union-attr]
         bias = edit.row_bias(node, weight.channels)
