@@ -220,7 +220,12 @@ class NodeTime:
 
 
 class Target(Protocol):
-    """One runtime on one kind of device. Everything that differs between targets is told here as data."""
+    """One runtime on one kind of device. Everything that differs between targets is told here as data.
+
+    `available` says why nothing can be done with it here, `runnable` why what it compiles cannot run here (no GPU):
+    then `check`, `compile` and `save` work, `load` and `profile` raise Unsupported, and no engine is given out as
+    compared with the reference.
+    """
 
     summary: str
     requires: tuple[str, ...]
@@ -228,6 +233,7 @@ class Target(Protocol):
     suffixes: tuple[str, ...]  # of the files `compile` writes and `load` reads, the preferred one first
 
     def available(self) -> str | None: ...
+    def runnable(self) -> str | None: ...
     def device(self) -> Mapping[str, str]: ...
     def limits(self) -> Limits: ...
     def quantization(self) -> Quantization: ...
