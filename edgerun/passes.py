@@ -86,8 +86,9 @@ class Limits:
 class Quantization:
     """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement.
 
-    `activation` is the storage dtype of activations; `reduced_range` says that sums of two products are cut off at 16
-    bits (x86 without VNNI or AMX), so that some weights need fewer steps.
+    `activation` is the storage dtype of activations, and `symmetric` says that their zero point is 0; `float_bias` that
+    biases stay float32 (else they are int32 in steps of s_x·s_w). `reduced_range` says that sums of two products are
+    cut off at 16 bits (x86 without VNNI or AMX), so that some weights need fewer steps.
     `compute` are the ops whose inputs are quantized because an integer kernel pays there;
     `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
@@ -98,11 +99,14 @@ class Quantization:
     `pair_matmul`: a product of two activations that integer layers write (attention's Q·Kᵀ) has an integer kernel that
     pays, on grids with their zero in the middle.
     `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
+    `uneven`: the two halves of an activation's pair may have different scales, one of them per channel.
     `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind.
     """
 
     schemes: tuple[str, ...]
     activation: str = "uint8"
+    symmetric: bool = False
+    float_bias: bool = False
     reduced_range: bool = False
     compute: frozenset[str] = frozenset()
     through: frozenset[str] = frozenset()
@@ -113,6 +117,7 @@ class Quantization:
     fused_sum: bool = False
     pair_matmul: bool = False
     dynamic: frozenset[str] = frozenset()
+    uneven: bool = False
     flat_rows: bool = False
 
 
@@ -228,7 +233,12 @@ class NodeTime:
 
 
 class Target(Protocol):
-    """One runtime on one kind of device. Everything that differs between targets is told here as data."""
+    """One runtime on one kind of device. Everything that differs between targets is told here as data.
+
+    `available` says why nothing can be done with it here, `runnable` why what it compiles cannot run here (no GPU):
+    then `check`, `compile` and `save` work, `load` and `profile` raise Unsupported, and no engine is given out as
+    compared with the reference.
+    """
 
     summary: str
     requires: tuple[str, ...]
@@ -236,6 +246,7 @@ class Target(Protocol):
     suffixes: tuple[str, ...]  # of the files `compile` writes and `load` reads, the preferred one first
 
     def available(self) -> str | None: ...
+    def runnable(self) -> str | None: ...
     def device(self) -> Mapping[str, str]: ...
     def limits(self) -> Limits: ...
     def quantization(self) -> Quantization: ...

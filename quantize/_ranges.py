@@ -34,19 +34,29 @@ Intervals = dict[str, tuple[float, float]]
 Shifts = dict[correction.Layer, np.ndarray]
 
 
-def intervals(plan: placement.Plan, seen: Mapping[str, Activation], estimator: str) -> Intervals:
-    """What each scale group's grid shall span; a cap (Clip, per-channel Min) ends it, so that the quantizer clips."""
+def intervals(
+    plan: placement.Plan, seen: Mapping[str, Activation], estimator: str, symmetric: bool = False
+) -> Intervals:
+    """What each scale group's grid shall span; a cap (Clip, per-channel Min) ends it, so that the quantizer clips.
+
+    `symmetric` intervals are estimated on the values and their negatives, and end at ±high.
+    """
     found: Intervals = {}
     for group, values in plan.groups().items():
         members = [seen[str(value.name)] for value in values]
         low = min(float(m.channels.low.min()) for m in members)
         high = max(float(m.channels.high.max()) for m in members)
-        low, high = ranges.ESTIMATORS[estimator](low, high, np.concatenate([m.sample for m in members]))
+        sample = np.concatenate([m.sample for m in members])
         cap = min(qdq.upper(value.producer()) for value in values)
+        if symmetric:
+            cap, high = max(cap, -low), max(high, -low)
+            low, sample = -high, np.concatenate([sample, -sample])
+        low, high = ranges.ESTIMATORS[estimator](low, high, sample)
         # A cap per channel that lies far below what other channels reach is no end for the whole tensor.
-        found[group] = low, min(high, cap) if high <= CAP_SLACK * cap else high
-        if group in plan.centred:
-            found[group] = grid.centred(*found[group])
+        high = min(high, cap) if high <= CAP_SLACK * cap else high
+        found[group] = -high if symmetric else low, high
+        if group in plan.centred and not symmetric:
+            found[group] = grid.centred(low, high)
     return found
 
 
@@ -65,9 +75,10 @@ class Stream:
 
     def grids(self, spans: Intervals) -> dict[str, Grid]:
         """The grids that span these intervals."""
-        return {
-            group: grid.asymmetric(low, high, self._request.rules.activation) for group, (low, high) in spans.items()
-        }
+        rules = self._request.rules
+        if rules.symmetric:
+            return {group: grid.symmetric(high, rules.activation) for group, (_, high) in spans.items()}
+        return {group: grid.asymmetric(low, high, rules.activation) for group, (low, high) in spans.items()}
 
     def missing(self, spans: Intervals, samples: int, stage: str) -> Shifts:
         """What rounding takes from each layer's mean, averaged over `samples`, with the layers before it put right.
@@ -158,7 +169,7 @@ def choose(
     if name == "auto":
         name, spans = _tried(plan, seen, stream, request)
     else:
-        spans = intervals(plan, seen, name)
+        spans = intervals(plan, seen, name, request.rules.symmetric)
     return name, _refined(spans, stream, request) if request.effort.refine else spans
 
 
@@ -172,7 +183,7 @@ def _tried(
         # Tighter ranges have stopped paying: a still tighter one will not start to.
         if name == "shrink80" and tried["shrink90"] < tried["minmax"]:
             continue
-        spans[name] = intervals(plan, seen, name)
+        spans[name] = intervals(plan, seen, name, request.rules.symmetric)
         tried[name] = stream.judged(spans[name], samples, f"trying {name}")
     # What is not clearly better is taken for chance: extremes clip nothing of what was seen.
     best = max(tried, key=lambda key: tried[key] - (0.0 if key == "minmax" else CLEAR))

@@ -15,23 +15,11 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
-from edgerun.quantize import _observation, fold, weight_int8
+from edgerun.quantize import _evened, _observation, fold, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._ranges import Stream, choose, decibels
-from edgerun.quantize.graphs import (
-    centre,
-    correction,
-    edit,
-    equalize,
-    flatten,
-    placement,
-    qdq,
-    reach,
-    saturation,
-    smooth,
-)
-from edgerun.quantize.graphs import factors as factors_
+from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation
 from edgerun.quantize.graphs.statistics import Activation
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
@@ -81,37 +69,9 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, truths = observe(model, plan, request)
-    seen |= {
-        str(v.name): seen[str(v.name)].within(*reach.heard(v))
-        for v in plan.points
-        if reach.heard(v) != reach.EVERYTHING
-    }
+    seen |= {name: seen[name].within(*ends) for name, ends in reach.ends(plan).items()}
     _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
-    points, chains = [str(value.name) for value in plan.points], equalize.chains(model.graph)
-    offsets = centre.centre(model.graph, chains, {name: seen[name].channels for name in points})
-    request.found["centred"] = sorted(offsets.keys() & set(points))
-    seen |= {name: seen[name].moved(offset) for name, offset in offsets.items() if name in seen}
-    changed, factors = equalize.equalize(model.graph, chains, {name: seen[name].channels for name in points})
-    fold.infer_shapes(model)
-    request.found["equalized"] = changed
-    seen = {
-        name: activation.scaled(factors[name]) if name in factors else activation for name, activation in seen.items()
-    }
-    gains, made = smooth.apply(
-        model.graph, smooth.sites(plan, request.rules), {name: activation.channels for name, activation in seen.items()}
-    )
-    fold.infer_shapes(model)
-    request.found["smoothed (dB)"] = gains
-    seen |= {new: seen[old].scaled(by) for new, (old, by) in made.items()}
-    plan = placement.plan(model.graph, request.rules, request.keep_float)
-    sites = factors_.sites(plan, {str(value.name) for chain in chains for value in chain.values})
-    gains, written, made = factors_.apply(model.graph, sites, {name: a.channels for name, a in seen.items()})
-    request.found["evened (dB)"] = gains
-    seen |= {name: seen[name].scaled(by) for name, by in written.items()}
-    seen |= {new: seen[old].scaled(by) for new, (old, by) in made.items()}
-    factors |= written
-    outputs = {layer.mean: str(layer.holder.outputs[0].name) for layer in correction.layers(plan)}
-    means = {mean: (offsets.get(name, 0.0), factors.get(name, 1.0)) for mean, name in outputs.items()}
+    seen, means = _evened.apply(model, plan, seen, request)
     return Prepared(model, seen, [with_moved_means(truth, means) for truth in truths])
 
 
@@ -141,7 +101,8 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
         shifts = stream.missing(spans, request.effort.first, "bias correction")
         grids = stream.grids(spans)
     named = {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
-    plain, moved = (_quantized(model, plan, grids, stored, by) for by in ({}, named))
+    biased = {} if request.rules.float_bias else stored
+    plain, moved = (_quantized(model, plan, grids, biased, by) for by in ({}, named))
     del model, prepared
     reached = {False: _sqnr(plain, truths, request), True: _sqnr(moved, truths, request)}
     pays = reached[True] > reached[False]
@@ -217,7 +178,7 @@ def _quantized(
     stored: Mapping[str, Stored],
     shifts: Mapping[str, np.ndarray],
 ) -> ir.Model:
-    """A Q/DQ clone of the `model` with stored weights, biases moved by `shifts`."""
+    """A Q/DQ clone of the `model` with stored weights, biases moved by `shifts`; as int32 at the nodes in `stored`."""
     result = model.clone()
     graph, plan = result.graph, planned.on(result.graph)
     if shifts:
@@ -227,7 +188,7 @@ def _quantized(
             edit.set_constant(graph, layer.holder, layer.index, moved.astype(np.float32), name=f"{name}/bias")
     scale = {str(value.name): grids[group].scale for value, group in plan.points.items()}
     for node in plan.weights:
-        if node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
+        if str(node.name) not in stored or node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
             continue
         weight, input_scale = stored[str(node.name)], scale[str(node.inputs[0].name)]  # type: ignore[union-attr]
         bias = edit.row_bias(node, weight.channels)
@@ -238,7 +199,7 @@ def _quantized(
         qdq.store_bias(graph, node, bias, input_scale, wide)
     qdq.absorb(graph, plan, grids)
     qdq.insert_points(graph, plan, grids)
-    factors_.fold(graph)
+    factors.fold(graph)
     edit.drop_unused(result)
     return result
 

@@ -51,6 +51,11 @@ def available() -> str | None:
     return registry.missing(requires, extra)
 
 
+def runnable() -> str | None:
+    """None: what compiles here runs here."""
+    return None
+
+
 def device() -> Mapping[str, str]:
     """Runtime, version, architecture, CPU, instruction sets, threads."""
     return machine.fingerprint("onnxruntime", str(_runtime().__version__))

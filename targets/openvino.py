@@ -53,6 +53,11 @@ def available() -> str | None:
     return registry.missing(requires, extra)
 
 
+def runnable() -> str | None:
+    """None: what compiles here runs here."""
+    return None
+
+
 def device() -> Mapping[str, str]:
     """Runtime, version, architecture, CPU, instruction sets, threads, and the precision of float kernels."""
     return {**machine.fingerprint("openvino", ir.version()), "precision": "f32"}

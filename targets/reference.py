@@ -29,6 +29,11 @@ def available() -> str | None:
     return registry.missing(requires, extra)
 
 
+def runnable() -> str | None:
+    """None: what compiles here runs here."""
+    return None
+
+
 def device() -> Mapping[str, str]:
     """Runtime, version and architecture: it computes the same on every machine that numpy runs on."""
     return {"runtime": "onnx.reference", "version": _onnx().__version__, "arch": platform.machine()}

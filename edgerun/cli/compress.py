@@ -111,8 +111,11 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
         corrected = "biases corrected" if found["bias correction"] else "biases as they were"
         yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
     else:
-        told = {k: v for k, v in found.items() if k not in ("target", "scheme", "random data", "calibration", SQNR)}
+        left_out = ("target", "scheme", "random data", "calibration", "engine", SQNR)
+        told = {k: v for k, v in found.items() if k not in left_out}
         yield ", ".join(f"{k}: {_brief(v)}" for k, v in told.items())
+    if "engine" in found:
+        yield f"engine {found['engine']}; its Q/DQ form was run and agrees with the reference"
     if SQNR in found:
         yield f"on the calibration data: SQNR {found[SQNR]:.1f} dB to the float model"
 

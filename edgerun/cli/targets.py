@@ -37,6 +37,8 @@ def command(list_devices: bool, as_json: bool) -> None:
             continue
         here = dict(target.device or {})
         click.echo(f"{target.name:<14}{here.pop('version', '')}: {target.summary}")
+        if target.only_compiles:
+            click.echo(f"{'':<14}compiles here, runs elsewhere: {target.only_compiles}")
         click.echo(f"{'':<14}reads IR <= {target.ir_version}, opset <= {target.opset}; {', '.join(target.suffixes)}")
         click.echo(f"{'':<14}schemes {', '.join(target.schemes)}")
         click.echo(f"{'':<14}" + ", ".join(f"{k} {v}" for k, v in here.items() if v))

@@ -14,14 +14,22 @@ from edgerun.runtime.spec import TensorSpec
 
 @dataclass(frozen=True)
 class Options:
-    """How a target shall run: `threads` (0: the cgroup's quota), and `extra` target-specific keys."""
+    """How a target shall run: `threads` (0: the cgroup's quota), and `extra` target-specific keys.
+
+    `sizes` are the least, the usual and the most of a model's symbolic dimensions by name, for targets that compile for
+    a range of sizes; others take any size whatever stands here.
+    """
 
     threads: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise EdgerunError("the number of threads is negative", got=self.threads, wanted="0 (the quota) or more")
+        for name, size in self.sizes.items():
+            if len(size) != 3 or not 0 < size[0] <= size[1] <= size[2]:
+                raise EdgerunError(f"{name!r} has no range of sizes", got=size, wanted="(least, usual, most) from 1 on")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from edgerun.metrics import Difference
 from edgerun.passes import Feeds, Issue
 from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.runtime.spec import DTYPES
+from edgerun.verbs import work
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -26,8 +27,6 @@ RELATIVE_ERROR = 1e-3  # of float models: max |y - r| / max |r|, every output
 # as near to the float model. So the float model is the judge where it is known, and else the bound is a low one.
 SQNR_DB = 10.0
 SQNR_LOSS_DB = 3.0  # how much further from the float model the engine may be than the reference is
-ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"})
-LIGHT_MACS, LIGHT_WEIGHTS = 25e6, 20e6  # above either, the evaluator takes too long
 LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
 BATCHES = (1, 3)
 Pair = tuple[Feeds, dict[str, np.ndarray]]
@@ -45,21 +44,44 @@ def compile(
 
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
-    Raises Unsupported with the nodes that cannot run, and GateFailed when the engine computes something else.
+    Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
+    the engine computes something else.
     """
     from edgerun.model import Model
 
     model = model if isinstance(model, Model) else Model.load(model)
     found, options = registry.target(target), options or Options()
+    if reason := found.runnable():
+        raise Unsupported(
+            f"an engine for {target} cannot be compared with the reference here, so none is given out",
+            got=reason, do="compile the model where it shall run",
+        )  # fmt: skip
+    with _explained(model, target):
+        engine = found.compile(model, options)
+        return replace(engine, check=self_check(model, engine, options, feeds, original))
+
+
+def built(model: Model, target: str, options: Options) -> Engine:
+    """An engine that was compared with nothing: it shows that `target` takes the model, and no more.
+
+    Raises Unsupported with the nodes that it does not take.
+    """
+    with _explained(model, target):
+        return registry.target(target).compile(model, options)
+
+
+@contextmanager
+def _explained(model: Model, target: str) -> Iterator[None]:
+    """Say a target's refusal node by node, where it can."""
+    found = registry.target(target)
     if issues := found.limits().exceeded(model):
         raise _unsupported(target, issues)
     try:
-        engine = found.compile(model, options)
-        return replace(engine, check=self_check(model, engine, options, feeds, original))
+        yield
     except GateFailed:
         raise
     except EdgerunError as error:
-        if issues := found.check(model):  # says it node by node, at the price of another compilation
+        if issues := found.check(model):  # at the price of another compilation
             raise _unsupported(target, issues) from error
         raise
 
@@ -100,7 +122,7 @@ def _judged(
 ) -> SelfCheck:
     wanted = [outputs for _, outputs in truth.pairs]
     got = [_run(session, feed) for feed, _ in truth.pairs]
-    totals, rounds = _totals(wanted, got), _rounds(model)
+    totals, rounds = _totals(wanted, got), work.rounds(model)
     worst = min(totals, key=lambda n: totals[n].sqnr_db if rounds else -totals[n].relative_error)
     error = totals[worst]
     agreed = error.sqnr_db >= SQNR_DB if rounds else error.relative_error <= RELATIVE_ERROR
@@ -183,7 +205,7 @@ def _truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feed
     One that is the engine itself proves nothing, and one that contradicts the model's declared outputs comes last.
     """
     reasons, misfits, given = [], [], False
-    heavy = _heavy(model)
+    heavy = work.heavy(model)
     for name, own in (HEAVY, LIGHT) if heavy else (LIGHT, HEAVY):
         if name == engine.target and dict(own.extra) == dict(options.extra):
             continue
@@ -246,40 +268,3 @@ def _drawn(model: Model, reference: Session) -> list[Pair]:
             if not draws.sizes(model.inputs, 1, 1):
                 break
     raise EdgerunError("every random input that was tried is refused", got=refusal.got) from refusal
-
-
-def _rounds(model: Model) -> bool:
-    graph = model.ir.graph
-    constants = (value.const_value for value in graph.initializers.values())
-    half = any(tensor is not None and tensor.dtype.name in ("FLOAT16", "BFLOAT16") for tensor in constants)
-    half = half or any(spec.dtype == "float16" for spec in (*model.inputs, *model.outputs))
-    return half or any(node.op_type in ROUNDING for node in graph.all_nodes())
-
-
-def _heavy(model: Model) -> bool:
-    tensors = (value.const_value for value in model.ir.graph.initializers.values())
-    return sum(t.size for t in tensors if t is not None) > LIGHT_WEIGHTS or _macs(model) > LIGHT_MACS
-
-
-def _macs(model: Model) -> float:
-    """Multiply-accumulates of a run with every symbolic dimension 1; inf when a shape stays unknown."""
-    import onnx
-
-    graph = onnx.shape_inference.infer_shapes(model.to_proto()).graph
-    shapes = {t.name: list(t.dims) for t in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        if value.type.tensor_type.HasField("shape"):
-            shapes[value.name] = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
-    total = 0.0
-    for node in graph.node:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            first, second, out = (shapes.get(name) for name in (*node.input[:2], node.output[0]))
-            if first is None or second is None or out is None:
-                return math.inf
-            if node.op_type == "Conv":
-                total += math.prod(out) * math.prod(second[1:])
-            elif node.op_type == "ConvTranspose":
-                total += math.prod(first) * math.prod(second[1:])
-            else:
-                total += math.prod(out) * math.prod(first) / max(1, math.prod(out[:-1]))
-    return total

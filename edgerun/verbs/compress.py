@@ -22,7 +22,7 @@ from edgerun.quantize.graphs import plausible
 from edgerun.quantize.graphs.work import layers
 from edgerun.readers import GivesInferenceData, GivesNext
 from edgerun.runtime import Engine, Options, Session, machine
-from edgerun.verbs import search
+from edgerun.verbs import proof, search
 from edgerun.verbs.feeds import feeds_for
 
 if TYPE_CHECKING:
@@ -74,14 +74,16 @@ def compress(
     estimator or "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
     the batch that statistics are taken with. With `max_drop` (points) as few layers stay in float as the data in
     `labelled` proves to lose less top-1 accuracy (`logits` names the output where there are several). The compiled
-    result is compared with the reference before it is returned. What was decided and measured stands in the last Step
-    of the history.
+    result is compared with the reference before it is returned; where the target can only compile, it is compiled, and
+    what is compared is its Q/DQ form, on ONNX Runtime. What was decided and measured stands in the last Step of the
+    history.
 
     Raises EdgerunError for bad input, Unsupported when nothing in the model can be quantized for the target,
     GateFailed when the compiled result does not compute what it says, or the bound on the drop is not surely held.
     """
     _refuse_overwrite(output, force)
     name, chosen, rules = _chosen(scheme, target, output)
+    idle = proof.idle(chosen, target, output, max_drop)
     check_ranges(ranges)
     if ranges != "auto" and not registry.quantizer(name).needs_calibration:
         raise EdgerunError(f"{scheme} has no static ranges to estimate", got=f"ranges {ranges!r}", do="leave it out")
@@ -106,6 +108,8 @@ def compress(
     request.lanes, request.progress = min(LANES, machine.quota()), progress
     request.checkpoint = Checkpoint({"measured with": dict(registry.target(MEASURER).device())})
     request.found |= {"target": target, "scheme": scheme, "random data": data is not None and data.random}
+    if idle:
+        request.found["engine"] = f"compiled, not run: {idle}"
     if known is not None:
         request.found["calibration"] = known.found
     # A file is read again where it is needed: its weights do not stay in memory in between.
@@ -113,7 +117,9 @@ def compress(
         result = quantize.apply(name, _loaded(model), request)
     else:
         result = _held(name, _loaded(model), request, data, labelled, preprocessing, target, max_drop, logits)
-    engine = _proven(result, model, target, data)
+    # Two batches apart from each other: neighbours may show nothing, both of them.
+    feeds = list(itertools.islice(data or (), 0, 6, 5))
+    engine = proof.proven(result, model, target, feeds, MEASURER)
     if output is not None:
         _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
@@ -198,14 +204,6 @@ def check_ranges(name: str) -> None:
 
     if name not in ("auto", *ESTIMATORS):
         raise unknown("range estimator", name, ("auto", *ESTIMATORS))
-
-
-def _proven(result: Model, original: Model | str | Path, target: str, data: Data | None) -> Engine:
-    from edgerun.verbs.compile import compile
-
-    # Two batches apart from each other: neighbours may show nothing, both of them.
-    feeds = list(itertools.islice(data or (), 0, 6, 5))
-    return compile(result, target, feeds=feeds, original=original)
 
 
 def _open(graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Session:

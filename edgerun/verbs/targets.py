@@ -13,7 +13,10 @@ from edgerun.errors import EdgerunError, Unsupported
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """One registered target. `reason` says why it cannot run here; then nothing about its installation is known."""
+    """One registered target. `reason` says why it is of no use here; then nothing about its installation is known.
+
+    `only_compiles` says why what it compiles cannot run here.
+    """
 
     name: str
     summary: str
@@ -23,6 +26,7 @@ class TargetFacts:
     ir_version: int | None = None
     opset: int | None = None
     device: Mapping[str, str] | None = None
+    only_compiles: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def targets() -> list[TargetFacts]:
             found.append(TargetFacts(name, target.summary, reason, target.suffixes))
             continue
         limits, schemes = target.limits(), target.quantization().schemes
-        door = (schemes, limits.ir_version, limits.opset, dict(target.device()))
+        door = (schemes, limits.ir_version, limits.opset, dict(target.device()), target.runnable())
         found.append(TargetFacts(name, target.summary, None, target.suffixes, *door))
     return found
 

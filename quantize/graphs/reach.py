@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize.graphs.edit import constant, sole_consumer
+from edgerun.quantize.graphs.placement import Plan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 EVERYTHING = (-np.inf, np.inf)
+
+
+def ends(plan: Plan) -> dict[str, tuple[float, float]]:
+    """By value name, the interval that is `heard` of every point of `plan` of which not everything is."""
+    found = {str(value.name): heard(value) for value in plan.points}
+    return {name: interval for name, interval in found.items() if interval != EVERYTHING}
 
 
 def heard(value: ir.Value) -> tuple[float, float]:

@@ -34,6 +34,10 @@ class Channels:
         peak: np.ndarray = np.maximum(self.high, -self.low)
         return peak
 
+    def mirrored(self) -> Channels:
+        """As a grid with zero point 0 sees them: −max |x| to max |x|."""
+        return Channels(-self.peak, self.peak, self.power)
+
     def scaled(self, factors: np.ndarray) -> Channels:
         """Of f∘x, for positive f `[C]`."""
         return Channels(self.low * factors, self.high * factors, self.power * factors**2)

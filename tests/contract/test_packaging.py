@@ -20,7 +20,18 @@ ROOT = Path(__file__).parents[2]
 SOURCES = ("edgerun", "converters", "quantize", "targets")
 PYTHONS = ("python3.10", "python3.11")  # Jetson's, and ours
 DEVICE = {"edgerun", "numpy", "click", "onnxruntime"}
-WORKSTATION = {"onnx", "onnx-ir", "onnx_ir", "onnxscript", "torch", "keras", "openvino", "pillow", "scikit-learn"}
+WORKSTATION = {
+    "onnx",
+    "onnx-ir",
+    "onnx_ir",
+    "onnxscript",
+    "torch",
+    "keras",
+    "openvino",
+    "pillow",
+    "scikit-learn",
+    "tensorrt-rtx",
+}
 WEIGHT = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
 
@@ -169,6 +180,7 @@ def test_a_device_tells_what_it_has(device: Path, tmp_path: Path) -> None:
     assert targets["onnxruntime"]["reason"] is None and targets["onnxruntime"]["opset"] >= 20
     assert "pip install 'edgerun[openvino]'" in targets["openvino"]["reason"]
     assert "pip install 'edgerun[compress]'" in targets["reference"]["reason"]
+    assert "pip install 'edgerun[tensorrt]'" in targets["tensorrt"]["reason"]
 
 
 def test_a_device_has_every_command(device: Path, tmp_path: Path) -> None:

@@ -34,10 +34,19 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def target(name: str) -> Target:
+    """A target that compiles here, whether or not it runs here."""
     found = registry.target(name, usable=False)
     if reason := found.available():
         pytest.skip(f"{name}: {reason}")
     return found
+
+
+@pytest.fixture
+def runner(target: Target, name: str) -> Target:
+    """A target that runs here what it compiles."""
+    if reason := target.runnable():
+        pytest.skip(f"{name}: {reason}")
+    return target
 
 
 @pytest.fixture
@@ -76,17 +85,26 @@ def _expected(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def session(target: Target, model: Model) -> Iterator[Session]:
-    with target.load(target.compile(model, ONE), ONE) as running:
+def session(runner: Target, model: Model) -> Iterator[Session]:
+    with runner.load(runner.compile(model, ONE), ONE) as running:
         yield running
 
 
 def test_protocol(name: str) -> None:
     target = registry.target(name, usable=False)
     wanted = [n for n, member in vars(Target).items() if inspect.isfunction(member) and not n.startswith("_")]
-    assert {"available", "device", "limits", "quantization", "check", "compile", "save", "load", "profile"} <= set(
-        wanted
-    )
+    assert {
+        "available",
+        "runnable",
+        "device",
+        "limits",
+        "quantization",
+        "check",
+        "compile",
+        "save",
+        "load",
+        "profile",
+    } <= set(wanted)
     for function in wanted:
         theirs = inspect.signature(getattr(target, function)).parameters
         assert list(theirs) == list(inspect.signature(getattr(Target, function)).parameters)[1:], function
@@ -157,44 +175,44 @@ def test_outputs_belong_to_the_caller(session: Session) -> None:
     np.testing.assert_array_equal(session.run({"image": image})["logits"], kept)
 
 
-def test_closing(target: Target, model: Model) -> None:
-    with target.load(target.compile(model, ONE), ONE) as running:
+def test_closing(runner: Target, model: Model) -> None:
+    with runner.load(runner.compile(model, ONE), ONE) as running:
         running.run({"image": np.zeros((1, 3, 8, 8), np.float32)})
     with pytest.raises(EdgerunError, match="closed"):
         running.run({"image": np.zeros((1, 3, 8, 8), np.float32)})
     running.close()
 
 
-def test_save_and_load(target: Target, model: Model, name: str, tmp_path: Path, session: Session) -> None:
-    path = tmp_path / f"small{target.suffixes[0]}"
-    engine = target.compile(model, ONE)
+def test_save_and_load(runner: Target, model: Model, name: str, tmp_path: Path, session: Session) -> None:
+    path = tmp_path / f"small{runner.suffixes[0]}"
+    engine = runner.compile(model, ONE)
     assert engine.digest == model.digest() and engine.target == name
-    target.save(engine, path)
+    runner.save(engine, path)
     image = np.random.default_rng(5).normal(size=(2, 3, 8, 8)).astype(np.float32)
     with edgerun.load(path, name, ONE) as loaded:
         assert loaded.inputs == model.inputs and loaded.outputs == model.outputs
         np.testing.assert_array_equal(loaded.run({"image": image})["logits"], session.run({"image": image})["logits"])
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    target.save(target.compile(model, ONE), path)
+    runner.save(runner.compile(model, ONE), path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before, "the same model, the same bytes"
     with pytest.raises(EdgerunError, match="wanted"):
-        target.save(engine, tmp_path / "small.txt")
+        runner.save(engine, tmp_path / "small.txt")
 
 
-def test_profile_lists_kernels(target: Target, model: Model) -> None:
+def test_profile_lists_kernels(runner: Target, model: Model) -> None:
     feeds = [{"image": np.ones((2, 3, 8, 8), np.float32)}] * 3
     try:
-        kernels = target.profile(target.compile(model, ONE), feeds, ONE)
+        kernels = runner.profile(runner.compile(model, ONE), feeds, ONE)
     except Unsupported as error:
         assert error.do
         return
     assert kernels and all(kernel.seconds > 0 and kernel.node and kernel.op for kernel in kernels)
     assert [kernel.seconds for kernel in kernels] == sorted((k.seconds for k in kernels), reverse=True)
     with pytest.raises(EdgerunError, match="nothing to profile"):
-        target.profile(target.compile(model, ONE), [], ONE)
+        runner.profile(runner.compile(model, ONE), [], ONE)
 
 
-def test_every_dtype_passes_the_door(target: Target) -> None:
+def test_every_dtype_passes_the_door(runner: Target) -> None:
     """Scalars, integers, booleans, an input that nothing uses, a weight as an output, an input as an output."""
     inputs: dict[str, np.ndarray | np.generic] = {
         "f": np.float32(2.5),
@@ -224,7 +242,7 @@ def test_every_dtype_passes_the_door(target: Target) -> None:
         "opposite": np.array([False, True]),
         "constant": OFFSET,
     }
-    with target.load(target.compile(model, ONE), ONE) as session:
+    with runner.load(runner.compile(model, ONE), ONE) as session:
         for _ in range(2):
             got = session.run(inputs)
             assert list(got) == list(wanted)
@@ -261,7 +279,18 @@ def test_a_supported_model_has_no_issues(target: Target, model: Model) -> None:
     assert target.check(model) == []
 
 
-def test_compile_checks_itself(target: Target, model: Model, name: str) -> None:
+def test_what_cannot_run_here_says_so_and_is_not_given_out(target: Target, model: Model, name: str) -> None:
+    if not (reason := target.runnable()):
+        return
+    engine = target.compile(model, ONE)
+    for refused in (lambda: target.load(engine, ONE), lambda: target.profile(engine, [], ONE),
+                    lambda: edgerun.compile(model, name, ONE)):  # fmt: skip
+        with pytest.raises(Unsupported) as error:
+            refused()
+        assert error.value.got == reason and error.value.do
+
+
+def test_compile_checks_itself(runner: Target, model: Model, name: str) -> None:
     engine = edgerun.compile(model, name, ONE)
     assert engine.check is not None
     assert engine.check.runs == 4 and len(engine.check.shapes) == 2

@@ -13,6 +13,8 @@ FRAMEWORKS = {
     "onnxscript",
     "onnxruntime",
     "openvino",
+    "tensorrt",
+    "tensorrt_rtx",
     "torch",
     "keras",
     "tensorflow",
@@ -39,7 +41,8 @@ def _loaded(statement: str) -> set[str]:
         "import edgerun.runtime",
         "import edgerun.cli",
         "import edgerun.verbs.load, edgerun.verbs.run",
-        "import edgerun.targets.onnxruntime, edgerun.targets.openvino, edgerun.targets.reference",
+        "import edgerun.targets.onnxruntime, edgerun.targets.openvino",
+        "import edgerun.targets.reference, edgerun.targets.tensorrt",
         "from edgerun import registry; registry.names('target')",
     ],
 )

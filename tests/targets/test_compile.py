@@ -15,7 +15,7 @@ from edgerun import registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import Engine, Options
-from edgerun.verbs import compile as verb
+from edgerun.verbs import work
 
 ONE = Options(1)
 TARGETS = [n for n in ("onnxruntime", "openvino") if registry.target(n, usable=False).available() is None]
@@ -93,7 +93,7 @@ def test_heavy_models_are_compared_with_unoptimized_runtime(build: Callable[...,
     node = helper.make_node("Conv", ["x", "w"], ["y"], "conv", pads=[1, 1, 1, 1])
     for size, heavy in ((8, False), (32, True)):  # 2.4 and 38 million multiply-accumulates
         model = build([node], {"x": ["n", 64, size, size]}, {"y": ["n", 64, size, size]}, {"w": weight})
-        assert verb._macs(model) == 64 * size * size * 64 * 9
+        assert work._macs(model) == 64 * size * size * 64 * 9
         check = edgerun.compile(model, "onnxruntime", ONE).check
         assert check is not None and ("off" in check.reference) == heavy
 

@@ -1,0 +1,82 @@
+"""Exact changes of a float model that make its activations easier to round: moved, scaled, smoothed, evened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize import fold
+from edgerun.quantize.graphs import centre, correction, equalize, factors, placement, smooth
+from edgerun.quantize.graphs.statistics import Activation, Channels
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Request
+
+Seen = Mapping[str, Activation]
+Moves = dict[str, tuple[np.ndarray | float, np.ndarray | float]]
+
+
+def apply(model: ir.Model, plan: placement.Plan, seen: Seen, request: Request) -> tuple[dict[str, Activation], Moves]:
+    """Change `model` in place; what was seen of its activations, as they are now, and how layers' means moved.
+
+    A mean m is now (m − offset)·factor, by the layer's name of it.
+    """
+    now = dict(seen)
+    chains = equalize.chains(model.graph)
+    offsets = _centred(model, plan, chains, now, request)
+    scales = _equalized(model, plan, chains, now, request)
+    _smoothed(model, plan, now, request)
+    if request.rules.uneven:
+        scales |= _evened(model, chains, now, request)
+    outputs = {layer.mean: str(layer.holder.outputs[0].name) for layer in correction.layers(plan)}
+    return now, {mean: (offsets.get(name, 0.0), scales.get(name, 1.0)) for mean, name in outputs.items()}
+
+
+def _spanned(activation: Activation, request: Request) -> Channels:
+    """The extremes that a grid of the target's kind must span."""
+    return activation.channels.mirrored() if request.rules.symmetric else activation.channels
+
+
+def _centred(
+    model: ir.Model, plan: placement.Plan, chains: list[equalize.Chain], now: dict[str, Activation], request: Request
+) -> dict[str, np.ndarray]:
+    points = {str(value.name) for value in plan.points}
+    offsets = centre.centre(model.graph, chains, {name: now[name].channels for name in points})
+    request.found["centred"] = sorted(offsets.keys() & points)
+    now |= {name: now[name].moved(offset) for name, offset in offsets.items() if name in now}
+    return offsets
+
+
+def _equalized(
+    model: ir.Model, plan: placement.Plan, chains: list[equalize.Chain], now: dict[str, Activation], request: Request
+) -> dict[str, np.ndarray]:
+    quantized = {str(value.name): _spanned(now[str(value.name)], request) for value in plan.points}
+    changed, scales = equalize.equalize(model.graph, chains, quantized)
+    fold.infer_shapes(model)
+    request.found["equalized"] = changed
+    now |= {name: now[name].scaled(by) for name, by in scales.items() if name in now}
+    return scales
+
+
+def _smoothed(model: ir.Model, plan: placement.Plan, now: dict[str, Activation], request: Request) -> None:
+    spanned = {name: _spanned(activation, request) for name, activation in now.items()}
+    gains, made = smooth.apply(model.graph, smooth.sites(plan, request.rules), spanned)
+    fold.infer_shapes(model)
+    request.found["smoothed (dB)"] = gains
+    now |= {new: now[old].scaled(by) for new, (old, by) in made.items()}
+
+
+def _evened(
+    model: ir.Model, chains: list[equalize.Chain], now: dict[str, Activation], request: Request
+) -> dict[str, np.ndarray]:
+    plan = placement.plan(model.graph, request.rules, request.keep_float)
+    sites = factors.sites(plan, {str(value.name) for chain in chains for value in chain.values})
+    gains, written, made = factors.apply(model.graph, sites, {name: a.channels for name, a in now.items()})
+    request.found["evened (dB)"] = gains
+    now |= {name: now[name].scaled(by) for name, by in written.items()}
+    now |= {new: now[old].scaled(by) for new, (old, by) in made.items()}
+    return written

@@ -1,0 +1,167 @@
+"""From ONNX to a TensorRT plan: a strongly typed network, one optimization profile, a config said in full."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerun import draws, files
+from edgerun.errors import EdgerunError, Unsupported, unknown
+from edgerun.runtime import Options, TensorSpec
+from edgerun.targets import _tensorrt_library as tensorrt
+
+# Our keys in Options.extra.
+CAPABILITY, LEVEL, TF32, CACHE = "COMPUTE_CAPABILITY", "OPTIMIZATION_LEVEL", "TF32", "TIMING_CACHE"
+PORTABLE, CURRENT = "portable", "current"
+BATCH = (1, 1, 16)  # of an open batch without a size; another open dimension has to have one
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is asked for: `capability` is "portable", "current" or as "SM89", `level` 0 to 5, `cache` a file."""
+
+    capability: str
+    level: int | None
+    tf32: bool
+    cache: Path | None
+
+    @property
+    def flags(self) -> str:
+        """What makes two engines of one model different, as text."""
+        return f"tf32={int(self.tf32)} level={'default' if self.level is None else self.level}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A serialized engine, its door, and what the builder said of its kernels, one a line."""
+
+    data: bytes
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    kernels: str
+
+
+def settings(trt: Any, options: Options) -> Settings:
+    """Read `Options.extra`. Raises EdgerunError for a key or a value that there is none of."""
+    extra = dict(options.extra)
+    capability, level, tf32, cache = (extra.pop(key, "") for key in (CAPABILITY, LEVEL, TF32, CACHE))
+    if extra:
+        raise unknown("option of TensorRT", next(iter(extra)), (CAPABILITY, LEVEL, TF32, CACHE))
+    if level and level not in "012345":
+        raise EdgerunError(f"{LEVEL} is out of range", got=level, wanted="0 to 5")
+    if tf32 not in ("", "0", "1"):
+        raise EdgerunError(f"{TF32} is a switch", got=tf32, wanted="0 or 1")
+    rtx = tensorrt.name_of(trt) == "tensorrt_rtx"
+    default = PORTABLE if rtx else CURRENT
+    found = Settings(capability or default, int(level) if level else None, tf32 == "1", Path(cache) if cache else None)
+    if found.capability not in (known := capabilities(trt)):
+        names = ", ".join(known)
+        raise Unsupported(f"{tensorrt.name_of(trt)} does not build for this", got=found.capability, wanted=names)
+    if found.cache and rtx:
+        raise Unsupported("tensorrt_rtx keeps no timing cache", got=f"{CACHE}={cache}", do="leave it out")
+    return found
+
+
+def capabilities(trt: Any) -> tuple[str, ...]:
+    """What COMPUTE_CAPABILITY may be: `tensorrt` builds for the GPU that is there, or for any from Ampere on."""
+    listed = getattr(trt, "ComputeCapability", None)
+    if tensorrt.name_of(trt) != "tensorrt_rtx" or listed is None:
+        return (CURRENT, PORTABLE)
+    return (PORTABLE, *(name for name in listed.__members__ if name.startswith("SM")))
+
+
+def build(trt: Any, model: bytes, options: Options) -> Plan:
+    """The plan of ONNX `model`. Raises EdgerunError with the library's reason; the same bytes for the same model."""
+    asked, logger = settings(trt, options), tensorrt.log(trt)
+    builder = tensorrt.builder(trt, logger)
+    network = builder.create_network(tensorrt.bit(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        raise EdgerunError("TensorRT cannot read the model", got=_complaint(parser, logger))
+    inputs = _door(trt, [network.get_input(i) for i in range(network.num_inputs)])
+    outputs = _door(trt, [network.get_output(i) for i in range(network.num_outputs)])
+    config = _config(trt, builder, asked)
+    _add_profile(builder, config, inputs, options.sizes)
+    kept = _timing_cache(config, asked.cache) if asked.cache else None
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EdgerunError("TensorRT cannot build the model", got=tensorrt.reason(logger.errors) or "no reason given")
+    if asked.cache and kept is not None:
+        files.write_bytes(asked.cache, bytes(kept.serialize()))
+    kernels = "\n".join(text for text in logger.told if "LayerType: " in text)
+    return Plan(bytes(plan), inputs, outputs, kernels)
+
+
+def _config(trt: Any, builder: Any, asked: Settings) -> Any:
+    """Everything said that the library would otherwise choose by itself."""
+    config = builder.create_builder_config()
+    change = config.set_flag if asked.tf32 else config.clear_flag
+    change(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the names of nodes, for `profile`
+    if asked.level is not None:
+        config.builder_optimization_level = asked.level
+    if asked.capability.startswith("SM"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, asked.capability), 0)
+    elif asked.capability == PORTABLE and tensorrt.name_of(trt) == "tensorrt":
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    return config
+
+
+def _add_profile(
+    builder: Any, config: Any, inputs: tuple[TensorSpec, ...], sizes: Mapping[str, tuple[int, int, int]]
+) -> None:
+    """One optimization profile for all open dimensions."""
+    open_dims = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
+    if surplus := sorted(set(sizes) - open_dims):
+        raise unknown("open dimension", surplus[0], open_dims)
+    if not open_dims:
+        return
+    known = {dim: BATCH for dim, size in draws.sizes(inputs, 1, 0).items() if size} | dict(sizes)
+    if wanting := sorted(open_dims - set(known)):
+        raise EdgerunError(
+            f"TensorRT compiles for a range of sizes, and {wanting[0]!r} has none",
+            got=", ".join(map(str, inputs)),
+            wanted=f"sizes of {', '.join(wanting)}",
+            do=f"give Options(sizes={{{wanting[0]!r}: (least, usual, most)}}), or convert the model with fixed sizes",
+        )
+    profile = builder.create_optimization_profile()
+    for spec in inputs:
+        if any(isinstance(dim, str) for dim in spec.shape):
+            shapes = (spec.with_dims({dim: size[end] for dim, size in known.items()}) for end in range(3))
+            profile.set_shape(spec.name, *shapes)
+    if config.add_optimization_profile(profile) < 0:
+        raise EdgerunError("TensorRT refuses these sizes", got=known)
+
+
+def _timing_cache(config: Any, path: Path) -> Any:
+    """The cache of an earlier build, or an empty one; the library refuses one of another device or version."""
+    told = path.read_bytes() if path.exists() else b""
+    cache = config.create_timing_cache(told)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise EdgerunError("this timing cache is of another device or version", got=path, do="name another file")
+    return cache
+
+
+def _door(trt: Any, tensors: list[Any]) -> tuple[TensorSpec, ...]:
+    """The specs of network tensors; an open dimension without a name gets that of its tensor and place."""
+    found = []
+    for tensor in tensors:
+        try:
+            dtype = np.dtype(trt.nptype(tensor.dtype)).name
+        except TypeError as error:
+            raise Unsupported(f"{tensor.name!r} has a dtype that numpy has not", got=str(tensor.dtype)) from error
+        named = (tensor.get_dimension_name(i) or f"{tensor.name}_{i}" for i in range(len(tensor.shape)))
+        shape = tuple(int(dim) if dim >= 0 else str(name) for dim, name in zip(tuple(tensor.shape), named, strict=True))
+        found.append(TensorSpec(tensor.name, dtype, shape))
+    return tuple(found)
+
+
+def _complaint(parser: Any, logger: Any) -> str:
+    if parser.num_errors:
+        return tensorrt.shortened(str(parser.get_error(0).desc()))
+    return tensorrt.reason(logger.errors) or "no reason given"

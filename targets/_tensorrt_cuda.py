@@ -1,0 +1,162 @@
+"""The CUDA driver by ctypes on libcuda.so.1: one device, its memory and a stream. Nothing is linked, nothing installed.
+
+Names and signatures are those of NVIDIA's CUDA Driver API; functions with `_v2` are what its header means by the name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgerun.errors import EdgerunError, Unsupported
+
+LIBRARY = "libcuda.so.1"
+MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{MAJOR,MINOR}
+
+
+@functools.cache
+def missing() -> str | None:
+    """None, or why no GPU can be used here. Asked before any library that would crash without a driver."""
+    try:
+        driver = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return f"no NVIDIA driver answers ({LIBRARY} is not here)"
+    if code := driver.cuInit(0):
+        return f"no NVIDIA driver answers (cuInit gives error {code})"
+    count = ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "the NVIDIA driver has no GPU to give"
+    return None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first device: its name, compute capability (as 8.9), memory in bytes, and the driver's CUDA version."""
+
+    name: str
+    capability: tuple[int, int]
+    memory: int
+    cuda: tuple[int, int]
+
+
+def gpu() -> Gpu:
+    """The device that engines run on. Raises Unsupported where there is none."""
+    driver, device = _driver(), ctypes.c_int()
+    name, memory, version = ctypes.create_string_buffer(256), ctypes.c_size_t(), ctypes.c_int()
+    _call("cuDeviceGet", ctypes.byref(device), 0)
+    _call("cuDeviceGetName", name, len(name), device)
+    _call("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
+    if code := driver.cuDriverGetVersion(ctypes.byref(version)):
+        raise _failed("cuDriverGetVersion", code)
+    major, minor = (_attribute(device, which) for which in (MAJOR, MINOR))
+    return Gpu(name.value.decode(), (major, minor), memory.value, (version.value // 1000, version.value % 1000 // 10))
+
+
+class Device:
+    """The first device's primary context (which TensorRT uses too), and one stream. Close it when done."""
+
+    def __init__(self) -> None:
+        device = ctypes.c_int()
+        self._context, self._stream = ctypes.c_void_p(), ctypes.c_void_p()
+        _call("cuDeviceGet", ctypes.byref(device), 0)
+        self._device = device
+        _call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
+        self.use()
+        _call("cuStreamCreate", ctypes.byref(self._stream), 1)  # CU_STREAM_NON_BLOCKING
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle."""
+        return int(self._stream.value or 0)
+
+    def use(self) -> None:
+        """Make the context that of this thread."""
+        _call("cuCtxSetCurrent", self._context)
+
+    def wait(self) -> None:
+        """Until all that was put on the stream is done."""
+        _call("cuStreamSynchronize", self._stream)
+
+    def put(self, memory: Memory, array: np.ndarray) -> None:
+        """Copy a contiguous array to the device; it must live until `wait`."""
+        if array.nbytes:
+            _call("cuMemcpyHtoDAsync_v2", memory.address, _pointer(array), _size(array.nbytes), self._stream)
+
+    def get(self, array: np.ndarray, memory: Memory) -> None:
+        """Fill a contiguous array from the device; it is full after `wait`."""
+        if array.nbytes:
+            _call("cuMemcpyDtoHAsync_v2", _pointer(array), memory.address, _size(array.nbytes), self._stream)
+
+    def close(self) -> None:
+        """Give the stream and the context back."""
+        if self._stream:
+            self.use()
+            _call("cuStreamDestroy_v2", self._stream)
+            self._stream = ctypes.c_void_p()
+            _call("cuDevicePrimaryCtxRelease_v2", self._device)
+
+
+class Memory:
+    """Device memory that grows when it has to; what was in it is lost then."""
+
+    def __init__(self) -> None:
+        self.address, self.bytes = ctypes.c_uint64(), 0
+
+    def hold(self, count: int) -> int:
+        """The address of at least `count` bytes (1 at least: a tensor without elements has an address too)."""
+        if count > self.bytes or not self.bytes:
+            self.free()
+            count = max(count, 1)
+            _call("cuMemAlloc_v2", ctypes.byref(self.address), _size(count))
+            self.bytes = count
+        return self.address.value
+
+    def free(self) -> None:
+        """Give it back."""
+        if self.bytes:
+            _call("cuMemFree_v2", self.address)
+            self.address, self.bytes = ctypes.c_uint64(), 0
+
+
+def free_bytes() -> int:
+    """Memory of the current context's device that nobody holds."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    _call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    return free.value
+
+
+def _size(count: int) -> ctypes.c_size_t:
+    return ctypes.c_size_t(count)
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _attribute(device: ctypes.c_int, which: int) -> int:
+    found = ctypes.c_int()
+    _call("cuDeviceGetAttribute", ctypes.byref(found), which, device)
+    return found.value
+
+
+def _driver() -> Any:
+    if reason := missing():
+        raise Unsupported("there is no GPU to run on", got=reason, do="run it on a machine with an NVIDIA GPU")
+    return ctypes.CDLL(LIBRARY)
+
+
+def _call(function: str, *arguments: object) -> None:
+    if code := getattr(_driver(), function)(*arguments):
+        raise _failed(function, code)
+
+
+def _failed(function: str, code: int) -> EdgerunError:
+    name = ctypes.c_char_p()
+    _driver().cuGetErrorName(code, ctypes.byref(name))
+    told = name.value.decode() if name.value else str(code)
+    do = "use smaller batches, or a smaller model" if told == "CUDA_ERROR_OUT_OF_MEMORY" else None
+    return EdgerunError(f"the GPU's driver refuses {function}", got=told, do=do)

@@ -1,0 +1,95 @@
+"""The TensorRT library: which of the two, its version, and what it says when it refuses."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from types import ModuleType
+from typing import Any
+
+from edgerun import registry
+from edgerun.errors import Unsupported
+from edgerun.targets import _tensorrt_cuda as cuda
+
+# `tensorrt` builds only where a GPU is; `tensorrt_rtx` builds anywhere, and runs on RTX GPUs.
+OLDEST = {"tensorrt": (10, 3), "tensorrt_rtx": (1, 7)}
+NOISE = re.compile(
+    r"\[checkMacros\S* Error Code \d+: Cuda Runtime .*", re.DOTALL
+)  # it looks for a GPU when it complains
+
+
+def missing(extra: str) -> str | None:
+    """None when one of the two can build here, or the line that says what to install."""
+    names = [name for name in OLDEST if importlib.util.find_spec(name)]
+    if not names:
+        return f"{registry.missing(('tensorrt_rtx',), extra)} (on a Jetson, tensorrt comes with JetPack)"
+    if names == ["tensorrt"] and (reason := cuda.missing()):
+        return f"tensorrt builds engines only where a GPU is: {reason}"
+    try:
+        trt = library()
+    except (ImportError, OSError) as error:
+        return f"{names[0]} cannot be loaded: {error}"
+    if version(trt) < (wanted := OLDEST[name_of(trt)]):
+        return f"needs {name_of(trt)}>={'.'.join(map(str, wanted))}, and {trt.__version__} is here"
+    return None
+
+
+def library() -> Any:
+    """The module: `tensorrt` where it is installed and a driver answers, else `tensorrt_rtx`."""
+    full = importlib.util.find_spec("tensorrt") is not None
+    rtx = importlib.util.find_spec("tensorrt_rtx") is not None
+    return importlib.import_module("tensorrt" if full and not (rtx and cuda.missing()) else "tensorrt_rtx")
+
+
+def name_of(trt: ModuleType | Any) -> str:
+    """`tensorrt` or `tensorrt_rtx`."""
+    return str(trt.__name__).partition(".")[0]
+
+
+def version(trt: ModuleType | Any) -> tuple[int, int]:
+    """Major and minor."""
+    major, minor = str(trt.__version__).split(".")[:2]
+    return int(major), int(minor)
+
+
+def bit(flag: Any) -> int:
+    """The bit of an enumerator: the numbers of flags differ between versions, and some begin at 0."""
+    return 1 << int(flag)
+
+
+def log(trt: Any) -> Any:
+    """A logger that keeps what is said, as `errors` and `told` (everything down to `VERBOSE`)."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.told: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            (self.errors if int(severity) <= int(trt.ILogger.Severity.ERROR) else self.told).append(message)
+
+    return Log()
+
+
+def builder(trt: Any, logger: Any) -> Any:
+    """A Builder. Raises Unsupported where the library finds nothing to build for."""
+    try:
+        return trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # pybind11's, when the factory gives nothing
+        raise Unsupported(
+            f"{name_of(trt)} cannot build here", got=reason(logger.errors) or str(error), do="build where a GPU is"
+        ) from error
+
+
+def reason(errors: list[str]) -> str:
+    """The first thing that went wrong, without what only follows from it."""
+    return shortened(errors[0]) if errors else ""
+
+
+def shortened(text: str) -> str:
+    """A message without its file names, C++ locations and the search for a GPU that it ends with."""
+    text = " ".join(NOISE.sub("", text).split())
+    text = re.sub(r"\s*In \w+ at \S+:\d+\)?", "", text)
+    return re.sub(r"^\S+\.cpp(::\w+)*:\d+: ", "", text)[:400].strip()

@@ -1,0 +1,110 @@
+"""A running TensorRT engine: tensors by name, device memory of our own, one stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.runtime import Session, TensorSpec
+from edgerun.targets import _tensorrt_cuda as cuda
+from edgerun.targets import _tensorrt_library as tensorrt
+
+
+class TensorrtSession(Session):
+    """One execution context; feeds are copied in and outputs copied out into fresh arrays.
+
+    Runs take turns. Device memory for inputs and outputs grows to the largest feeds that came.
+    """
+
+    def __init__(self, trt: Any, plan: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        super().__init__(inputs, outputs)
+        self._lock, self._memory = threading.Lock(), dict[str, cuda.Memory]()
+        self._device = cuda.Device()
+        try:
+            self._open(trt, plan)
+        except BaseException:
+            self._close()
+            raise
+
+    def _open(self, trt: Any, plan: bytes) -> None:
+        self._logger = tensorrt.log(trt)
+        self._runtime: Any = trt.Runtime(self._logger)
+        self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EdgerunError("TensorRT refuses the engine", got=tensorrt.reason(self._logger.errors),
+                               do="compile the .onnx that it was made from on this device")  # fmt: skip
+        self._context: Any = self._engine.create_execution_context()
+        if self._context is None:
+            raise EdgerunError("TensorRT cannot run the engine", got=tensorrt.reason(self._logger.errors))
+        names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
+        # An input that nothing uses may be gone: its feed is checked and goes no further.
+        self._fed = [spec.name for spec in self.inputs if spec.name in names]
+        self._made = [(spec.name, np.dtype(spec.dtype)) for spec in self.outputs]
+        self._host = {n for n in names if self._engine.get_tensor_location(n) == trt.TensorLocation.HOST}
+        self._memory = {name: cuda.Memory() for name in names - self._host}
+
+    @property
+    def engine(self) -> Any:
+        """TensorRT's own engine."""
+        return self._engine
+
+    def watch(self, profiler: Any) -> None:
+        """Report every kernel's time of the runs that follow to `profiler` (an IProfiler)."""
+        self._context.profiler = profiler
+        self._context.enqueue_emits_profile = True
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with self._lock:
+            self._device.use()
+            living = [self._feed(name, feeds[name]) for name in self._fed]
+            if wanting := list(self._context.infer_shapes()):
+                raise EdgerunError("TensorRT cannot tell the shapes of its outputs", got=", ".join(wanting))
+            outputs = {name: self._output(name, dtype) for name, dtype in self._made}
+            if not self._context.execute_async_v3(self._device.stream):
+                raise EdgerunError("TensorRT could not run these feeds", got=tensorrt.reason(self._logger.errors[-1:]))
+            for name, array in outputs.items():
+                if name in self._memory:
+                    self._device.get(array, self._memory[name])
+            self._device.wait()
+            del living
+            return outputs
+
+    def _feed(self, name: str, given: np.ndarray) -> np.ndarray:
+        """Put an input on the device; the array that must live until the run is over."""
+        array = np.require(given, requirements="C")
+        if not self._context.set_input_shape(name, array.shape):
+            least, _, most = self._engine.get_tensor_profile_shape(name, 0)
+            raise EdgerunError(
+                f"input {name!r} is outside the sizes that the engine was compiled for", got=list(array.shape),
+                wanted=f"between {list(least)} and {list(most)}", do="compile it with other Options(sizes=…)",
+            )  # fmt: skip
+        if name in self._host:
+            self._context.set_tensor_address(name, array.ctypes.data)
+        else:
+            self._context.set_tensor_address(name, self._memory[name].hold(array.nbytes))
+            self._device.put(self._memory[name], array)
+        return array
+
+    def _output(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+        shape = tuple(self._context.get_tensor_shape(name))
+        if any(dim < 0 for dim in shape):
+            raise Unsupported(f"the shape of {name!r} depends on the data", got=list(shape),
+                              do="use another target for this model")  # fmt: skip
+        array = np.empty(shape, dtype)
+        place = array.ctypes.data if name in self._host else self._memory[name].hold(array.nbytes)
+        self._context.set_tensor_address(name, place)
+        return array
+
+    def _close(self) -> None:
+        with self._lock:
+            self._context = self._engine = self._runtime = None  # in this order: each lives in the next
+            with suppress(EdgerunError):  # a device that failed has nothing left to give back
+                self._device.use()
+                for memory in self._memory.values():
+                    memory.free()
+                self._device.close()

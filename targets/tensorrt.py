@@ -1,0 +1,233 @@
+"""TensorRT on NVIDIA GPUs: `tensorrt` (10.3 to 11.x, Jetson's among them) or `tensorrt_rtx`, one backend for both."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgerun import files
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
+from edgerun.runtime import Engine, Options, Session
+from edgerun.targets import _tensorrt_build as build
+from edgerun.targets import _tensorrt_cuda as cuda
+from edgerun.targets import _tensorrt_file as file
+from edgerun.targets import _tensorrt_kernels as kernels
+from edgerun.targets import _tensorrt_library as tensorrt
+from edgerun.targets._tensorrt_session import TensorrtSession
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edgerun.model import Model
+
+summary = "TensorRT on NVIDIA GPUs"
+requires = ("tensorrt_rtx",)  # or tensorrt, which no package brings alone
+extra = "tensorrt"
+suffixes = (".engine", ".onnx")
+
+# The parser takes any IR version and opset without a word, so the newest ones are those that NVIDIA documents
+# (10.3: opset 20, 10.15: 24, 11.x: 25), with the IR version of the ONNX release that defined the opset.
+READS = {(11, 0): Limits(13, 25), (10, 15): Limits(12, 24), (10, 3): Limits(9, 20)}
+RTX_READS = Limits(12, 24)  # 1.7 has the parser of the time between
+
+
+def available() -> str | None:
+    """None where engines can be built, or what to install."""
+    return tensorrt.missing(extra)
+
+
+def runnable() -> str | None:
+    """None, or why no GPU answers: then engines are built here and run elsewhere."""
+    return cuda.missing()
+
+
+def device() -> Mapping[str, str]:
+    """Runtime, version, architecture; of the GPU, where one answers, its name, compute capability and CUDA version."""
+    trt = tensorrt.library()
+    found = {"runtime": tensorrt.name_of(trt), "version": str(trt.__version__), "arch": platform.machine()}
+    if cuda.missing():
+        return {**found, "gpu": "", "capability": "", "cuda": ""}
+    gpu = cuda.gpu()
+    capability, version = ("{}.{}".format(*pair) for pair in (gpu.capability, gpu.cuda))
+    return {**found, "gpu": gpu.name, "capability": capability, "cuda": version}
+
+
+def limits() -> Limits:
+    """What the installed version is documented to read."""
+    trt = tensorrt.library()
+    if tensorrt.name_of(trt) == "tensorrt_rtx":
+        return RTX_READS
+    return READS[max(release for release in READS if release <= max(tensorrt.version(trt), min(READS)))]
+
+
+def quantization() -> Quantization:
+    """What TensorRT's explicit quantization fuses: int8 with zero point 0 on both sides of a product, float biases.
+
+    NVIDIA's advice for Q/DQ: at the inputs of products and at the residual of a sum, not at outputs. Which kernels then
+    run on int8 was read from what tensorrt_rtx builds for 8.9: Conv (depthwise too), Gemm and MatMul do, and MaxPool
+    between them; ConvTranspose does not.
+    """
+    return Quantization(
+        schemes=("w8a8",),
+        activation="int8",
+        symmetric=True,
+        float_bias=True,
+        compute=frozenset({"Conv", "Gemm", "MatMul"}),
+        through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
+        join=frozenset({"Add"}),
+        absorbed=frozenset({"Relu", "Clip"}),
+        float_output=frozenset({"Conv", "Gemm", "MatMul"}),
+        fused_sum=True,
+    )
+
+
+def check(model: Model) -> list[Issue]:
+    """Nodes that the parser refuses, each with its reason; nothing is built."""
+    if found := limits().exceeded(model):
+        return found
+    proto, trt = model.to_proto(), tensorrt.library()
+    if found := list(_misread(proto)):
+        return found
+    logger = tensorrt.log(trt)
+    network = tensorrt.builder(trt, logger).create_network(
+        tensorrt.bit(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    )
+    parser = trt.OnnxParser(network, logger)
+    if parser.supports_model_v2(model.to_bytes()):
+        return []
+    return list(_refused(parser, proto)) or [Issue("", "", tensorrt.reason(logger.errors) or "refused")]
+
+
+def compile(model: Model, options: Options) -> Engine:
+    """Build a plan for this GPU, or for what `options.extra` says; the header before it is that of an engine file.
+
+    Keys: COMPUTE_CAPABILITY (portable, current, or SM89 and the like), OPTIMIZATION_LEVEL (0 to 5), TF32 (0 or 1), and
+    TIMING_CACHE (a file that is kept between builds). `options.sizes` are the sizes of open dimensions.
+    Raises Unsupported when the parser would read something else than the model says.
+    """
+    trt = tensorrt.library()
+    if found := list(_misread(model.to_proto())):
+        raise Unsupported(f"TensorRT would misread {found[0].node}", got=found[0].reason)
+    plan = build.build(trt, model.to_bytes(), options)
+    key = _key(trt, options)
+    told = {
+        "inputs": file.specs(model.inputs),
+        "outputs": file.specs(model.outputs),
+        "preprocessing": model.preprocessing,
+        "history": [asdict(step) for step in model.history],
+        "digest": model.digest(),
+        "device": key,
+    }
+    return Engine("tensorrt", file.pack(told, plan.data), model.inputs, model.outputs, key, model.digest())
+
+
+def save(engine: Engine, path: Path) -> None:
+    """Write the engine as one `.engine` file, atomically. It runs on its device alone."""
+    if path.suffix != ".engine":
+        raise EdgerunError("TensorRT writes engines", got=path.name, wanted="-o NAME.engine")
+    if not isinstance(engine.payload, bytes):
+        raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
+    files.write_bytes(path, engine.payload)
+
+
+def load(engine: Engine, options: Options) -> Session:
+    """A session on the first GPU. An `.onnx` is built for it first.
+
+    Raises Unsupported where no GPU answers, or the engine was compiled for another device, saying in what they differ.
+    """
+    return _opened(engine, options)
+
+
+def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
+    """Typical time of every kernel over `feeds` (after one warm-up run), slowest first, from TensorRT's profiler."""
+    trt, runs = tensorrt.library(), list[dict[str, float]]()
+
+    with _opened(engine, options) as session:
+        for feed in feeds:
+            if not runs:
+                session.run(feed)
+                session.watch(_profiler(trt, runs))
+            runs.append({})
+            session.run(feed)
+        if not runs:
+            raise EdgerunError("nothing to profile", got="no feeds", wanted="at least one")
+        inspector = session.engine.create_engine_inspector()
+        text = str(inspector.get_engine_information(trt.LayerInformationFormat.ONELINE))
+    typical = {name: float(np.median([run.get(name, 0.0) for run in runs])) for name in runs[0]}
+    return kernels.timed(kernels.read(text), typical)
+
+
+def _profiler(trt: Any, runs: list[dict[str, float]]) -> Any:
+    """An IProfiler that adds every kernel's seconds to the last of `runs`."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, name: str, milliseconds: float) -> None:
+            runs[-1][name] = runs[-1].get(name, 0.0) + milliseconds / 1000
+
+    return Profiler()
+
+
+def _opened(engine: Engine, options: Options) -> TensorrtSession:
+    trt = tensorrt.library()
+    build.settings(trt, options)  # misuse first, wherever this is
+    data = engine.payload if isinstance(engine.payload, bytes) else engine.payload.read_bytes()
+    written = file.is_engine(data) or not isinstance(engine.payload, Path) or engine.payload.suffix == ".engine"
+    header, plan = file.unpack(data) if written else ({}, b"")
+    if reason := cuda.missing():
+        raise Unsupported("an engine for TensorRT does not run here", got=reason, do="run it where an NVIDIA GPU is")
+    if written:
+        file.check_key(header["device"], device())
+        return TensorrtSession(trt, plan, *file.door(header))
+    built = build.build(trt, data, options)
+    return TensorrtSession(trt, built.data, built.inputs, built.outputs)
+
+
+def _key(trt: Any, options: Options) -> dict[str, str]:
+    """Where a plan built with these options runs, and with which flags it was built."""
+    asked, here = build.settings(trt, options), dict(device())
+    if asked.capability == build.PORTABLE:
+        here |= {"gpu": "", "capability": build.PORTABLE}
+    elif asked.capability.startswith("SM"):
+        number = asked.capability.removeprefix("SM")
+        here |= {"gpu": "", "capability": f"{number[:-1]}.{number[-1]}"}
+    return {**here, "flags": asked.flags}
+
+
+def _misread(proto: onnx.ModelProto) -> Iterator[Issue]:
+    """Quantizers with uint8: the parser takes them for int8, if their zero point is 0, and all above 127 is lost."""
+    import onnx
+
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            point = constants.get(node.input[2]) if len(node.input) > 2 else None
+            stored = constants.get(node.input[0])
+            kind = next((t.data_type for t in (point, stored) if t is not None), onnx.TensorProto.UINT8)
+            if kind == onnx.TensorProto.UINT8 and not any(a.name == "output_dtype" for a in node.attribute):
+                yield Issue(node.name or node.output[0], node.op_type, "uint8 is no type of TensorRT's quantizers")
+
+
+def _refused(parser: Any, proto: onnx.ModelProto) -> Iterator[Issue]:
+    """The parser's errors, one a node."""
+    seen = set()
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        place, op = int(error.node()), str(error.node_operator())
+        name = str(error.node_name())
+        if not name and 0 <= place < len(proto.graph.node) and proto.graph.node[place].op_type == op:
+            name = proto.graph.node[place].output[0]
+        if (name, op) not in seen:
+            seen.add((name, op))
+            known = parser.supports_operator(op)
+            yield Issue(
+                name, op, tensorrt.shortened(str(error.desc())) if known else "TensorRT has no translation of this op"
+            )

@@ -1,0 +1,98 @@
+"""INT8 for targets whose activations have zero point 0 and whose biases stay float (GPUs)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgerun import quantize
+from edgerun.data import open_data
+from edgerun.metrics import sqnr_db
+from edgerun.model import Model
+from edgerun.quantize._ranges import intervals
+from edgerun.quantize.graphs.edit import constant
+from edgerun.quantize.graphs.statistics import Activation, Channels
+
+DOOR = "(float[n,8,8,8] x) => (float[n,p,q,r] y)"
+NETS = {
+    "residual": "a = Conv(x, w, b) r = Relu(a) c = Conv(r, w2, b2) s = Add(r, c) t = Relu(s) y = Conv(t, w, b)",
+    "capped": "a = Conv(x, w, b) r = Clip(a, zero, six) y = Conv(r, w2, b2)",
+    "capped on both sides": "a = Conv(x, w, b) r = Clip(a, minus, six) y = Conv(r, w2)",
+    "pooled": "a = Conv(x, w, b) r = Relu(a) p = MaxPool<kernel_shape=[2,2]>(r) y = Conv(p, w2, b2)",
+}
+
+
+@pytest.fixture
+def rules(request_for: Any) -> Any:
+    """OpenVINO's placement with a GPU's numbers, and biases in float."""
+    plain = request_for("openvino").rules
+    return replace(plain, activation="int8", symmetric=True, float_bias=True, reduced_range=False)
+
+
+def built(net: Any, weights: Any, case: str) -> tuple[Model, dict[str, np.ndarray]]:
+    parts = {"w": weights(1, 8, 8, 1, 1), "w2": weights(2, 8, 8, 1, 1), "b": weights(3, 8), "b2": weights(4, 8)}
+    parts |= {name: np.array(v, np.float32) for name, v in (("zero", 0.0), ("six", 1.5), ("minus", -2.5))}
+    words = set("".join(c if c.isalnum() else " " for c in NETS[case]).split())
+    model = net(f"{DOOR} {{ {NETS[case]} }}", **{name: array for name, array in parts.items() if name in words})
+    return model, {"x": np.random.default_rng(1).standard_normal((24, 8, 8, 8)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("ranges", ["auto", "minmax", "mse", "percentile"])
+@pytest.mark.parametrize("case", NETS)
+def test_result(
+    net: Any, evaluate: Any, weights: Any, request_for: Any, rules: Any, ops: Any, case: str, ranges: str
+) -> None:
+    """All zero points are int8 0 and all biases floats; at least 25 dB, computed node by node by ONNX Runtime."""
+    model, feeds = built(net, weights, case)
+    request = request_for(calibration=open_data(feeds, model.inputs, batch=8), ranges=ranges)
+    request.rules = rules
+    result = quantize.apply("static_int8", model, request)
+    onnx.checker.check_model(result.to_proto(), full_check=True)
+    for node in result.ir.graph:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            point = constant(node.inputs[2])
+            assert point is not None and point.dtype == np.int8 and not point.any()
+        if node.op_type == "Conv":
+            bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+            assert len(node.inputs) < 3 or (bias is not None and bias.dtype == np.float32)
+    made, had = ops(result), ops(model)  # a quantizer that reaches below zero does not clip there
+    assert made.get("Relu", 0) + made.get("Clip", 0) == had.get("Relu", 0) + had.get("Clip", 0)
+    assert sqnr_db(evaluate(model, feeds)[0], evaluate(result, feeds)[0]) > 25
+
+
+def _seen(low: float, high: float) -> Activation:
+    sample = np.linspace(low, high, 4096, dtype=np.float32)
+    channels = Channels(*(np.array([v], np.float64) for v in (low, high, float((sample**2).mean()))))
+    return Activation(channels, None, sample, np.zeros(4096, np.uint8), np.array([low]), np.array([high]), 4096.0)
+
+
+class _Plan:
+    """One group with one value that a Clip at `cap` writes."""
+
+    def __init__(self, model: Model) -> None:
+        self._value = next(node.outputs[0] for node in model.ir.graph if node.op_type == "Clip")
+
+    def groups(self) -> dict[str, list[Any]]:
+        return {"group": [self._value]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-8, 0), st.floats(0.1, 1.5), st.sampled_from(["minmax", "mse", "percentile"]))
+def test_intervals_are_mirrored(low: float, high: float, estimator: str) -> None:
+    """±high, never beyond the extremes, and a cap only where nothing below zero reaches further than it."""
+    text = f'<ir_version: 8, opset_import: ["": 17]> g {DOOR} {{ y = Clip(x, low, six) }}'
+    proto = onnx.parser.parse_model(text)
+    for name, value in (("low", -9.0), ("six", 1.5)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+    model = Model.from_proto(proto)
+    value = next(node.outputs[0] for node in model.ir.graph)
+    (found,) = intervals(_Plan(model), {str(value.name): _seen(low, high)}, estimator, symmetric=True).values()  # type: ignore[arg-type]
+    assert found[0] == -found[1] and 0 < found[1] <= max(-low, high) * (1 + 1e-6)
+    if estimator == "minmax":
+        assert found[1] == pytest.approx(max(-low, high))
