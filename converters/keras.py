@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _keras_graph, _normalize
+from edgerun.converters import _door, _keras_graph, _normalize
 from edgerun.converters._keras_graph import Graph, Value
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
@@ -90,24 +90,7 @@ def _specs(model: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
         )
         for tensor in model.inputs
     ]
-    if not wanted:
-        return have
-    by_name = {spec.name: spec for spec in wanted}
-    if len(wanted) == len(have) and set(by_name) == {spec.name for spec in have}:
-        wanted = [by_name[spec.name] for spec in have]
-    pairs = list(zip(have, wanted, strict=False))
-    fits = len(wanted) == len(have) and all(
-        h.dtype == w.dtype
-        and len(h.shape) == len(w.shape)
-        and all(isinstance(a, str) or a == b for a, b in zip(h.shape, w.shape, strict=True))
-        for h, w in pairs
-    )
-    if not fits:
-        raise EdgerunError(
-            "the model has other inputs", got=", ".join(map(str, wanted)), wanted=", ".join(map(str, have)),
-            do="leave --input out, or name and fix only its free dimensions",
-        )  # fmt: skip
-    return [TensorSpec(w.name or h.name, w.dtype, w.shape) for h, w in pairs]
+    return _door.asked(have, wanted)
 
 
 def _write(model: Any, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelProto:

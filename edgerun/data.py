@@ -265,6 +265,8 @@ def _rows(array: np.ndarray, spec: TensorSpec, batched: bool, where: str, first:
     want = spec.shape[1:] if batched else spec.shape
     rows = array[None] if array.ndim == len(want) else array
     name, at = f"{where}: input {spec.name!r}", f"sample {first}"
+    if spec.dtype == "object" and rows.dtype.kind == "U":
+        rows = rows.astype(object)
     if rows.dtype.name != spec.dtype:
         do = f"array.astype('{spec.dtype}')"
         raise EdgerunError(f"{name} has the wrong dtype", got=f"{rows.dtype} at {at}", wanted=spec.dtype, do=do)

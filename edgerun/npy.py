@@ -105,8 +105,9 @@ def _member(path: Path, info: zipfile.ZipInfo) -> Open:
 def _stored(where: str, opened: Open, size: int) -> Stored:
     with opened() as file:
         start, shape, fortran, dtype = _header(file)
-    if dtype.kind not in "fiub":
-        raise EdgerunError("an array is not numeric", got=f"{dtype} in {where}", wanted="floats, integers or bool")
+    if dtype.kind not in "fiubU":
+        wanted = "floats, integers, bool or text"
+        raise EdgerunError("an array is neither numeric nor text", got=f"{dtype} in {where}", wanted=wanted)
     # A header may promise more than the file holds: that would only show after a huge allocation.
     if start + math.prod(shape) * dtype.itemsize > size:
         raise EOFError("the header promises more than the file holds")

@@ -73,18 +73,27 @@ class Parity:
         raise EdgerunError("the model's history holds no conversion", do="run edgerun convert on its source")
 
 
-def check(model: Model, converted: Runner, source: Runner, source64: Runner | None, seed: int = 0) -> Parity:
-    """Compare on DRAWS random feeds, with batch 1 and two other batches where dimensions are symbolic.
+def check(
+    model: Model,
+    converted: Runner,
+    source: Runner,
+    source64: Runner | None,
+    seed: int = 0,
+    feeds: Sequence[Feeds] = (),
+    data: str = "",
+) -> Parity:
+    """Compare on `feeds`, which `data` describes; without them on DRAWS random ones, with batch 1 and two other
+    batches where dimensions are symbolic.
 
     Raises EdgerunError when the source refuses every feed, and GateFailed when the converted model refuses one that
     the source takes.
     """
-    drawn = _accepted(model, source, seed)
+    drawn = [(given, source(given)) for given in feeds] or _accepted(model, source, seed)
     judged64 = source64 is not None
     totals: dict[str, list[Difference]] = {}
-    for feeds, wanted in drawn:
-        got = _run_converted(converted, feeds)
-        exact = source64(feeds) if source64 is not None else wanted
+    for inputs, wanted in drawn:
+        got = _run_converted(converted, inputs)
+        exact = source64(inputs) if source64 is not None else wanted
         for name, want in wanted.items():
             value = _same_shape(name, want, got)
             reference = exact[name] if want.dtype.kind == "f" else want
@@ -92,8 +101,8 @@ def check(model: Model, converted: Runner, source: Runner, source64: Runner | No
             totals[name] = [a + b for a, b in zip(totals[name], pair, strict=True)] if name in totals else pair
     dtypes = {spec.name: spec.dtype for spec in model.outputs}
     outputs = tuple(_judge(name, dtypes[name], total, judged64) for name, total in totals.items())
-    shapes = tuple(", ".join(f"{n}{list(a.shape)}" for n, a in feeds.items()) for feeds, _ in drawn)
-    data = f"random, seed {seed}: floats N(0, 1), integers uniform"
+    shapes = tuple(", ".join(f"{n}{list(a.shape)}" for n, a in inputs.items()) for inputs, _ in drawn)
+    data = data or f"random, seed {seed}: floats N(0, 1), integers uniform"
     return Parity("float64" if judged64 else "source", data, shapes, outputs)
 
 

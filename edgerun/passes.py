@@ -26,12 +26,15 @@ Runner = Callable[[Feeds], dict[str, np.ndarray]]
 class Conversion:
     """A converter's result: the model, and the source as two functions to compare with.
 
-    `run` computes in the source's own precision, `run64` in float64 (None where the source cannot).
+    `run` computes in the source's own precision, `run64` in float64 (None where the source cannot). `feeds` are what to
+    compare on where random feeds would not reach what the source has learnt, and `data` says what they are.
     """
 
     model: Model
     run: Runner
     run64: Runner | None = None
+    feeds: Sequence[Feeds] = ()
+    data: str = ""
 
 
 class Converter(Protocol):
@@ -44,6 +47,15 @@ class Converter(Protocol):
 
     def recognises(self, source: Any) -> bool: ...
     def convert(self, source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion: ...
+
+
+@runtime_checkable
+class Trusting(Converter, Protocol):
+    """A Converter that also reads files which are programs: `convert_trusted` may run the code in them."""
+
+    def convert_trusted(
+        self, source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int
+    ) -> Conversion: ...
 
 
 class Calibration(Protocol):

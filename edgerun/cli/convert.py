@@ -24,6 +24,9 @@ import click
 @click.option("--target", default="onnxruntime", show_default=True, help="Whose opset and IR limits to keep.")
 @click.option("--opset", type=int, help="The newest ONNX opset to write, instead of the preferred one.")
 @click.option(
+    "--trust", is_flag=True, help="Run the code in a pickle (.joblib, .pkl), with your rights: for your own files."
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=900,
@@ -42,9 +45,9 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
 def command(
     source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str,
-    opset: int | None, timeout: float, memory_cap: float, force: bool, as_json: bool,
+    opset: int | None, trust: bool, timeout: float, memory_cap: float, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Bring a trained model in: PyTorch, Keras or ONNX to checked ONNX.
+    """Bring a trained model in: PyTorch, Keras, scikit-learn or ONNX to checked ONNX.
 
     Ends with a comparison with the source on random inputs; when that fails, nothing is written (exit 1).
     """
@@ -57,7 +60,7 @@ def command(
     try:
         model = convert(
             source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, opset=opset,
-            force=force, limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
+            trust=trust, force=force, limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
         )  # fmt: skip
     finally:
         logging.getLogger("edgerun").removeHandler(progress)

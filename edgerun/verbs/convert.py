@@ -15,7 +15,7 @@ from edgerun.converters._normalize import OLDEST_OPSET
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model, Step
 from edgerun.parity import Parity
-from edgerun.passes import Converter
+from edgerun.passes import Converter, Trusting
 from edgerun.runtime import TensorSpec
 
 __all__ = ["Parity", "convert"]
@@ -31,6 +31,7 @@ def convert(
     converter: str | None = None,
     target: str = "onnxruntime",
     opset: int | None = None,
+    trust: bool = False,
     force: bool = False,
     limits: sandbox.Limits | None = None,
 ) -> Model:
@@ -38,8 +39,9 @@ def convert(
 
     A file is read and compared in a limited child process (`limits`); an object in this one. `inputs` are specs such
     as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch state_dict; `converter` is found
-    from the source when None; `opset` is the newest to write, at most what `target` reads. The figures of the
-    comparison with the source are in the last Step of the history: `Parity.of(model)`.
+    from the source when None; `opset` is the newest to write, at most what `target` reads. `trust` lets a file that is
+    a program (a pickle) run its code, in the limited child, with the rights of this user. The figures of the comparison
+    with the source are in the last Step of the history: `Parity.of(model)`.
 
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
     layers or operators that cannot be converted.
@@ -52,12 +54,14 @@ def convert(
         guard.check_file(Path(source))
     name = converter or _recognised(source)
     wanted = _opset(target, opset, _usable(name).newest_opset)
+    if trust:
+        _refuse_needless_trust(name, is_file)
     with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
         folder, texts = Path(temporary), [str(spec).removeprefix(":") for spec in specs]
         log.info("converters/%s reads %s", name, source if is_file else type(source).__name__)
         if is_file:
             arguments = {"source": str(Path(source).resolve()), "folder": temporary, "name": name,
-                         "inputs": texts, "factory": factory, "opset": wanted}  # fmt: skip
+                         "inputs": texts, "factory": factory, "opset": wanted, "trust": trust}  # fmt: skip
             sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, limits)
         else:
             convert_here(source, temporary, name, texts, factory, wanted)
@@ -67,14 +71,18 @@ def convert(
     return model
 
 
-def convert_here(source: Any, folder: str, name: str, inputs: list[str], factory: str | None, opset: int) -> None:
+def convert_here(
+    source: Any, folder: str, name: str, inputs: list[str], factory: str | None, opset: int, trust: bool = False
+) -> None:
     """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
-    specs = [TensorSpec.parse(text) for text in inputs]
-    found = registry.converter(name).convert(source, inputs=specs, factory=factory, opset=opset)
+    specs, converter = [TensorSpec.parse(text) for text in inputs], registry.converter(name)
+    reads = converter.convert_trusted if trust and isinstance(converter, Trusting) else converter.convert
+    found = reads(source, inputs=specs, factory=factory, opset=opset)
     path = Path(folder) / "model.onnx"
     found.model.save(path)
     log.info("comparing with the source on random inputs")
-    result = parity.check(found.model, _ort.runner(path), found.run, found.run64)
+    ours = _ort.runner(path)
+    result = parity.check(found.model, ours, found.run, found.run64, feeds=found.feeds, data=found.data)
     if not result.passed:
         raise _gate(result)
     options: Mapping[str, Any] = {
@@ -87,6 +95,15 @@ def convert_here(source: Any, folder: str, name: str, inputs: list[str], factory
     before = _digest(Path(source)) if isinstance(source, str) else ""
     step = Step(f"converters/{name}", __version__, options, before, found.model.digest())
     found.model.with_step(step).save(path)
+
+
+def _refuse_needless_trust(name: str, is_file: bool) -> None:
+    if not is_file:
+        raise EdgerunError("a model object needs no trust", do="leave trust out")
+    if not isinstance(registry.converter(name), Trusting):
+        able = [n for n in registry.names("converter") if isinstance(registry.converter(n), Trusting)]
+        raise EdgerunError(f"converter {name!r} never runs a file's code, trusted or not",
+                           wanted=f"--trust with {', '.join(able)}", do="leave --trust out")  # fmt: skip
 
 
 def _gate(result: Parity) -> GateFailed:

@@ -1,0 +1,33 @@
+"""The door that a model tells of, and the names and sizes that the user gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgerun.errors import EdgerunError
+from edgerun.runtime import TensorSpec
+
+
+def asked(have: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """`have` with the names and free dimensions of `wanted`, matched by name or else in order.
+
+    Raises EdgerunError where `wanted` asks for other inputs, dtypes or fixed dimensions.
+    """
+    if not wanted:
+        return list(have)
+    by_name = {spec.name: spec for spec in wanted}
+    if len(wanted) == len(have) and set(by_name) == {spec.name for spec in have}:
+        wanted = [by_name[spec.name] for spec in have]
+    pairs = list(zip(have, wanted, strict=False))
+    fits = len(wanted) == len(have) and all(
+        h.dtype == w.dtype
+        and len(h.shape) == len(w.shape)
+        and all(isinstance(a, str) or a == b for a, b in zip(h.shape, w.shape, strict=True))
+        for h, w in pairs
+    )
+    if not fits:
+        raise EdgerunError(
+            "the model has other inputs", got=", ".join(map(str, wanted)), wanted=", ".join(map(str, have)),
+            do="leave --input out, or name and fix only its free dimensions",
+        )  # fmt: skip
+    return [TensorSpec(w.name or h.name, w.dtype, w.shape) for h, w in pairs]
