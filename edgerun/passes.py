@@ -92,6 +92,7 @@ class Quantization:
     `pair_matmul`: products of two activations (attention) have an integer kernel that pays.
     `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
     `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind.
+    `timed`: what runs here is as fast as on the device, so that this machine's clock may judge.
     """
 
     schemes: tuple[str, ...]
@@ -107,6 +108,7 @@ class Quantization:
     pair_matmul: bool = False
     dynamic: frozenset[str] = frozenset()
     flat_rows: bool = False
+    timed: bool = True
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,13 @@ class Staged(Pass, Protocol):
 
     def prepare(self, model: ir.Model, request: Request) -> Prepared: ...
     def finish(self, prepared: Any, request: Request) -> ir.Model: ...
+
+
+@runtime_checkable
+class Faster(Pass, Protocol):
+    """A pass whose models are to be faster than the float ones, by the nodes that it puts on integers."""
+
+    def integers(self, model: Model, rules: Quantization, keep_float: frozenset[str]) -> list[str]: ...
 
 
 @dataclass(frozen=True)

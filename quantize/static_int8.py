@@ -20,6 +20,7 @@ from edgerun.quantize._observation import Truth, batches, observe, with_scaled_m
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, equalize, flatten, placement, qdq, saturation, smooth
 from edgerun.quantize.graphs.statistics import Activation
+from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
 
