@@ -111,6 +111,8 @@ def _echo_speed(speed: Speed) -> None:
     if speed.answer in ("slower", "no difference"):
         told = "slower than fp32" if speed.answer == "slower" else "not surely faster than fp32"
         click.echo(f"{told}: smaller is all that it surely is (edgerun why-slow says where time goes)", err=True)
+    if speed.speedup is not None and speed.reason:
+        click.echo(f"timings are not kept, and will be taken again: {speed.reason}", err=True)
     if speed.kept:
         names = ", ".join(f"{name} ({why})" for name, why in speed.kept.items())
         click.echo(f"kept in float, since it is faster so: {names}")

@@ -65,8 +65,9 @@ class Speed:
     """What the clock says of a compressed model against its float one, one thread, interleaved.
 
     `answer` is 'faster', 'slower' (both surely, by a hundredth), 'no difference' (neither can be told), or 'not timed',
-    for the `reason`. `kept` are nodes that stay float, each with its reason; `tried` counts the placements that were
-    timed beside the rules' own. `earlier`: nothing was timed now, the same models were before.
+    for the `reason` (elsewhere: why the timings could not be kept). `kept` are nodes that stay float, each with its
+    reason; `tried` counts the placements that were timed beside the rules' own. `earlier`: nothing was timed now, the
+    same models were before.
     """
 
     answer: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -139,7 +140,7 @@ def _timed(
         return made
     own = clock.clock_for(making.model, made[0], making.target, feed, preset, began, making.progress)
     made, speed = placements.held(made, own, space, allow_slower=allow_slower)
-    clocked(speed)
+    clocked(replace(speed, reason=speed.reason or own.timings.lost))
     return made
 
 
