@@ -17,7 +17,8 @@ from edgerun.model import Model
 from edgerun.passes import Request
 from edgerun.quantize import diagnosis
 from edgerun.quantize.numerics import causes
-from edgerun.verbs.compress import _open, compress
+from edgerun.verbs.compress import compress
+from edgerun.verbs.making import opened
 
 RANGES = "minmax"  # of the good models: the search for better ones looks at few samples, and that is not the question
 Feeds = dict[str, np.ndarray]
@@ -64,7 +65,7 @@ def edited(net: str, cause: str, plant: plants.Plant) -> Build:
 
     def build(seed: int) -> Planted:
         model, data, fresh = _net(net, seed)
-        good = compress(model, calibration=data, ranges=RANGES)
+        good = compress(model, calibration=data, ranges=RANGES, placement="rules")
         file = plants.File(onnx.ModelProto.FromString(good.to_bytes()))
         layer = plant(file, np.random.default_rng([seed, 1]))
         return Planted(model, good, Model.from_proto(file.proto), data, fresh, layer, cause)
@@ -90,7 +91,7 @@ def concat(mixed: float) -> Build:
     def build(seed: int) -> Planted:
         even, data, fresh = _small("branches", seed)
         model = plant_nets.branches(seed, mixed)
-        good, bad = (compress(m, calibration=data, ranges=RANGES) for m in (even, model))
+        good, bad = (compress(m, calibration=data, ranges=RANGES, placement="rules") for m in (even, model))
         return Planted(model, good, bad, data, fresh, "joined", causes.CONCAT)
 
     return build
@@ -135,7 +136,7 @@ def saturated(net: str) -> Build:
         file.put(at, weight)
         file.put(before, file.array(before) + np.float32(8.0))
         float_ = Model.from_proto(file.proto)
-        made = plants.File(onnx.ModelProto.FromString(compress(float_, calibration=data).to_bytes()))
+        made = plants.File(onnx.ModelProto.FromString(compress(float_, calibration=data, placement="rules").to_bytes()))
         plants.reduced(made, besides=layer)
         bad = Model.from_proto(made.proto)
         return Planted(float_, bad, bad, data, fresh, layer, causes.SATURATION, saturating=True)
@@ -167,7 +168,7 @@ def _unjudged(model: Model, data: Feeds) -> Model:
     """Compressed by the pass itself: the verb would refuse data that never changes, or tell of it."""
     rules = registry.target("onnxruntime").quantization()
     given = open_data(data, model.inputs, batch=8)
-    request = Request(rules, _open, given, RANGES)
+    request = Request(rules, opened, given, RANGES)
     return quantize.apply("static_int8", model, request)
 
 

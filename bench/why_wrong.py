@@ -68,7 +68,7 @@ def run(name: str, build: Build, seed: int) -> Result | None:
     start = time.perf_counter()
     remake, data = None, open_data(planted.data, planted.float.inputs, batch=8)
     if planted.bad.history:  # as the verb does: what edgerun made it can make again, on the data that it is given
-        remake = lambda: compress(planted.float, calibration=data, ranges=RANGES).ir  # noqa: E731
+        remake = lambda: compress(planted.float, calibration=data, ranges=RANGES, placement="rules").ir  # noqa: E731
     found = diagnosis.diagnose(
         planted.bad.ir, planted.float.ir, judged, 5, lambda *_: None, planted.saturating, remake, data
     )  # fmt: skip

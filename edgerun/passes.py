@@ -113,6 +113,7 @@ class Quantization:
     `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
     `uneven`: the two halves of an activation's pair may have different scales, one of them per channel.
     `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind.
+    `timed`: what runs here is as fast as on the device, so that this machine's clock may judge.
     """
 
     schemes: tuple[str, ...]
@@ -131,6 +132,7 @@ class Quantization:
     dynamic: frozenset[str] = frozenset()
     uneven: bool = False
     flat_rows: bool = False
+    timed: bool = True
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,13 @@ class Staged(Pass, Protocol):
 
     def prepare(self, model: ir.Model, request: Request) -> Prepared: ...
     def finish(self, prepared: Any, request: Request) -> ir.Model: ...
+
+
+@runtime_checkable
+class Faster(Pass, Protocol):
+    """A pass whose models are to be faster than the float ones, by the nodes that it puts on integers."""
+
+    def integers(self, model: Model, rules: Quantization, keep_float: frozenset[str]) -> list[str]: ...
 
 
 @dataclass(frozen=True)

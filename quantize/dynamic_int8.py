@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgerun.errors import Unsupported
-from edgerun.quantize import _weights, weight_int8
+from edgerun.quantize import _weights, fold, weight_int8
 from edgerun.quantize.graphs import dynamic, edit
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Request
+    from edgerun.model import Model
+    from edgerun.passes import Quantization, Request
 
 summary = "dynamic INT8: per-channel weights, activations quantized as they come; matrix products, LSTM, tables"
 needs_calibration = False
@@ -43,6 +44,12 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     request.found |= {"integer nodes": len(nodes), "tables in 8 bits": stored}
     _weights.evidence(original, model, request)
     return model
+
+
+def integers(model: Model, rules: Quantization, keep_float: frozenset[str]) -> list[str]:
+    """The nodes that go on integers, in graph order."""
+    folded = fold.apply(model.clone())
+    return [str(n.name) for n in folded.graph if n.op_type in rules.dynamic and _fits(n) and n.name not in keep_float]
 
 
 def _fits(node: ir.Node) -> bool:

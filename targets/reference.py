@@ -143,4 +143,5 @@ def quantization() -> Quantization:
         join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"}),
         absorbed=frozenset({"Relu", "Clip"}),
         float_output=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
+        timed=False,
     )

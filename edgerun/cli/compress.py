@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from edgerun.verbs.clock import Speed
 
 SQNR = "calibration SQNR (dB)"
 SCHEMES = (
@@ -45,39 +48,74 @@ SCHEMES = (
 )
 @click.option("--labelled", metavar="DATA", help="Labelled data that proves --max-drop; calibration must not see it.")
 @click.option("--logits", metavar="OUTPUT", help="The output that holds the logits, for --max-drop.")
+@click.option(
+    "--placement",
+    metavar="clock|rules",
+    help="clock (default): time the result against fp32; what does not pay stays float. rules: time nothing. "
+    "$EDGERUN_PLACEMENT changes the default.",
+)
+@click.option(
+    "--input-shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME:[DIMS]",
+    help="What the device runs, as image:[1,3,224,224]; timed on that, else on the first sample.",
+)
+@click.option("--allow-slower", is_flag=True, help="Write it even if the clock says that fp32 is faster.")
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was decided and measured as JSON.")
 def command(
     model: Path, output: Path, scheme: str, target: str, calibration: str, preset: str, ranges: str,
     keep_float: tuple[str, ...], limit: int | None, memory_cap: int, preprocessing: Path | None, max_drop: str | None,
-    labelled: str | None, logits: str | None, force: bool, as_json: bool,
+    labelled: str | None, logits: str | None, placement: str | None, shapes: tuple[str, ...], allow_slower: bool,
+    force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun.cli._progress import Stages, give_memory_back
     from edgerun.verbs.compress import compress
 
     give_memory_back()
+    speeds: list[Speed] = []
     with Stages() as progress:
         result = compress(
             model, scheme=scheme, target=target, calibration=calibration, output=output, preset=preset, ranges=ranges,
             keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, preprocessing=preprocessing,
-            max_drop=_points(max_drop), labelled=labelled, logits=logits, force=force, progress=progress,
+            max_drop=_points(max_drop), labelled=labelled, logits=logits, placement=placement, shapes=shapes,
+            allow_slower=allow_slower, clocked=speeds.append, force=force, progress=progress,
         )  # fmt: skip
     step = result.history[-1]
     before, after = model.stat().st_size, _size(output)
     for warning in step.options.get("calibration", {}).get("warnings", ()):
         click.echo(f"calibration data: {warning}", err=True)
     if as_json:
-        click.echo(json.dumps({"output": str(output), "bytes": after, "bytes before": before, **step.options}))
+        told = {"output": str(output), "bytes": after, "bytes before": before, **step.options}
+        if speeds:
+            told["speed"] = speeds[0].to_json()
+        click.echo(json.dumps(told))
         return
     found = step.options
     click.echo(f"{output}: {after / 1e6:.2f} MB (was {before / 1e6:.2f} MB), {scheme} for {target}")
     for line in _decided(found):
         click.echo(line)
+    for speed in speeds:
+        _echo_speed(speed)
     if "max drop" in found:
         _echo_search(found["max drop"])
     if found["random data"]:
         click.echo("the calibration data is random noise: expect the accuracy to be lost", err=True)
+
+
+def _echo_speed(speed: Speed) -> None:
+    """What the clock said; what is less than hoped for goes to stderr."""
+    click.echo(f"{speed}{', timed earlier' if speed.earlier else ''}", err=speed.speedup is None)
+    if speed.answer in ("slower", "no difference"):
+        told = "slower than fp32" if speed.answer == "slower" else "not surely faster than fp32"
+        click.echo(f"{told}: smaller is all that it surely is (edgerun why-slow says where time goes)", err=True)
+    if speed.speedup is not None and speed.reason:
+        click.echo(f"timings are not kept, and will be taken again: {speed.reason}", err=True)
+    if speed.kept:
+        names = ", ".join(f"{name} ({why})" for name, why in speed.kept.items())
+        click.echo(f"kept in float, since it is faster so: {names}")
 
 
 def _points(text: str | None) -> float | None:

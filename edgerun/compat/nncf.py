@@ -88,7 +88,7 @@ def quantize(
     excluded = _ignored(loaded, ignored_scope)
     result = compress(
         loaded, target=target, calibration=_Subset(calibration_dataset, subset_size),
-        keep_float=keep_float(loaded, target, excluded),
+        keep_float=keep_float(loaded, target, excluded), placement="rules",
     )  # fmt: skip
     return result if isinstance(model, (Model, str, Path)) else result.to_proto()
 

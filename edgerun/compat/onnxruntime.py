@@ -92,7 +92,7 @@ def quantize_static(
     excluded = _excluded(model, target, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude)
     return compress(
         model, target=target, calibration=calibration_data_reader, output=model_output, ranges=ranges,
-        keep_float=keep_float(model, target, excluded), force=True,
+        keep_float=keep_float(model, target, excluded), placement="rules", force=True,
     )  # fmt: skip
 
 

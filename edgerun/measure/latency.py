@@ -58,6 +58,7 @@ def interleaved(
     sessions: Mapping[str, Run],
     *,
     rounds: int = 100,
+    fewest: int = 1,
     seconds: float = 10.0,
     warmup: int = 2,
     seed: int = 0,
@@ -69,7 +70,7 @@ def interleaved(
     A round runs each session once in a newly drawn order: one untimed call (the other session has just used the
     caches), then several timed ones. The number of repetitions (1..100, the same for all) is chosen after `warmup`
     calls so that `rounds` rounds fill about `seconds`; the run ends after `rounds`, or after the round in which the
-    time runs out. Garbage collection rests while timing.
+    time runs out, but not before `fewest`. Garbage collection rests while timing.
     `progress` gets the share done, 0..1, after every round. `clock` counts nanoseconds.
     """
     if not sessions or rounds < 1 or not seconds > 0 or warmup < 1:
@@ -84,7 +85,7 @@ def interleaved(
         each = sum(_warm(run, warmup, clock) for run in sessions.values())
         repetitions = max(1, min(MOST_REPETITIONS, int(seconds * 1e9 / rounds / max(1, each)) - 1))
         start, done, spent = clock(), 0, 0.0
-        while done < rounds and spent < 1:
+        while done < rounds and (spent < 1 or done < fewest):
             generator.shuffle(order)
             for name in order:
                 taken[name].append(_block(sessions[name], repetitions, clock))

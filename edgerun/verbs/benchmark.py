@@ -153,14 +153,7 @@ def _names(paths: Sequence[str], targets: Sequence[str]) -> list[str]:
 def agreed(sessions: Mapping[str, Session], shapes: Sequence[TensorSpec | str]) -> tuple[TensorSpec, ...]:
     """The first model's inputs, with dynamic dimensions fixed by `shapes`, else by a later model that fixes them."""
     first = next(iter(sessions.values())).inputs
-    asked = {spec.name: spec for spec in (TensorSpec.parse(s) if isinstance(s, str) else s for s in shapes)}
-    if len(first) == 1 and "" in asked:
-        asked[first[0].name] = asked.pop("")
-    if surplus := sorted(set(asked) - {spec.name for spec in first}):
-        raise EdgerunError(f"there is no input {surplus[0]!r}", wanted=", ".join(map(str, first)))
-    agreed = {spec.name: spec for spec in first}
-    for name, spec in asked.items():
-        agreed[name] = _merged(agreed[name], spec, "the shape asked for")
+    agreed = {spec.name: spec for spec in fixed(first, shapes)}
     for model, session in sessions.items():
         if [(s.name, s.dtype) for s in session.inputs] != [(s.name, s.dtype) for s in first]:
             got = ", ".join(map(str, session.inputs))
@@ -170,6 +163,16 @@ def agreed(sessions: Mapping[str, Session], shapes: Sequence[TensorSpec | str]) 
         for spec in session.inputs:
             agreed[spec.name] = _merged(agreed[spec.name], spec, model)
     return tuple(agreed.values())
+
+
+def fixed(inputs: Sequence[TensorSpec], shapes: Sequence[TensorSpec | str]) -> tuple[TensorSpec, ...]:
+    """`inputs` with dynamic dimensions fixed by `shapes`. Raises EdgerunError for one that does not fit."""
+    asked = {spec.name: spec for spec in (TensorSpec.parse(s) if isinstance(s, str) else s for s in shapes)}
+    if len(inputs) == 1 and "" in asked:
+        asked[inputs[0].name] = asked.pop("")
+    if surplus := sorted(set(asked) - {spec.name for spec in inputs}):
+        raise EdgerunError(f"there is no input {surplus[0]!r}", wanted=", ".join(map(str, inputs)))
+    return tuple(_merged(s, asked[s.name], "the shape asked for") if s.name in asked else s for s in inputs)
 
 
 def _merged(spec: TensorSpec, other: TensorSpec, who: str) -> TensorSpec:

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from edgerun import files, quantize, registry
-from edgerun.adequacy import FeedCheck
-from edgerun.checkpoint import Checkpoint
 from edgerun.data import Data
 from edgerun.errors import EdgerunError, Unsupported, unknown
-from edgerun.model import Model, without_weights
+from edgerun.model import Model
 from edgerun.passes import PRESETS, Quantization, Request, Target
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
-from edgerun.quantize.graphs import plausible
 from edgerun.quantize.graphs.work import layers
 from edgerun.readers import GivesInferenceData, GivesNext
-from edgerun.runtime import Engine, Options, Session, machine
-from edgerun.verbs import proof, search
+from edgerun.runtime import TensorSpec
+from edgerun.verbs import clock, placements, proof, search
+from edgerun.verbs.benchmark import fixed
+from edgerun.verbs.clock import Speed
 from edgerun.verbs.feeds import feeds_for
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from edgerun.verbs.making import Making, judged, loaded
+from edgerun.verbs.placements import Made
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_CAP = 192 << 20  # bytes of activations
 OLDEST_OPSET = 13
-# A block planned for a whole run takes as much memory as the pieces that the first run was made of, beside them.
-LEAN = {"enable_mem_pattern": "0"}
-LANES = 2  # batches at once; the cap is measured with two
-EMULATED = {"session.disable_quant_qdq": "1"}
-MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are chosen, whatever the target is
+PLACEMENTS = ("clock", "rules")  # the first is the default
+PLACEMENT = "EDGERUN_PLACEMENT"  # the environment's default
 
 
 def compress(
@@ -61,6 +58,10 @@ def compress(
     max_drop: float | None = None,
     labelled: Any = None,
     logits: str | None = None,
+    placement: str | None = None,
+    shapes: Iterable[TensorSpec | str] = (),
+    allow_slower: bool = False,
+    clocked: Callable[[Speed], None] = lambda speed: None,
     preprocessing: Preprocessing | str | Path | None = None,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
@@ -78,21 +79,27 @@ def compress(
     what is compared is its Q/DQ form, on ONNX Runtime. What was decided and measured stands in the last Step of the
     history.
 
+    What a scheme that promises speed makes is timed against the float model on the first sample (at the sizes of
+    `shapes`, where given); nodes that do not pay stay in float, and `clocked` gets what the clock said. With
+    `placement` "rules" nothing is timed; "clock" is the default, or what $EDGERUN_PLACEMENT says.
+
     Raises EdgerunError for bad input, Unsupported when nothing in the model can be quantized for the target,
-    GateFailed when the compiled result does not compute what it says, or the bound on the drop is not surely held.
+    GateFailed when the compiled result does not compute what it says, the bound on the drop is not surely held, or no
+    placement is as fast as the float model (unless `allow_slower`).
     """
+    began, sizes = perf_counter(), list(shapes)
     _refuse_overwrite(output, force)
     name, chosen, rules = _chosen(scheme, target, output)
-    idle = proof.idle(chosen, target, output, max_drop)
+    idle, placement = proof.idle(chosen, target, output, max_drop), _placement(placement)
     check_ranges(ranges)
     if ranges != "auto" and not registry.quantizer(name).needs_calibration:
         raise EdgerunError(f"{scheme} has no static ranges to estimate", got=f"ranges {ranges!r}", do="leave it out")
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     _check_bound(max_drop, labelled)
-    loaded = _loaded(model)
-    _check_model(loaded)
-    _check_names(loaded, keep_float)
+    first = loaded(model)
+    _check_model(first)
+    _check_names(first, keep_float)
     if calibration is None and (max_drop is not None or registry.quantizer(name).needs_calibration):
         raise EdgerunError(
             f"{scheme if max_drop is None else '--max-drop'} needs calibration data",
@@ -101,30 +108,50 @@ def compress(
     if calibration is None or isinstance(calibration, Data):
         data = calibration
     else:
-        data = _data(loaded, calibration, preprocessing, memory_cap, limit)
-    known = None if data is None else _Known(data, _judged(loaded, data))
-    del loaded
-    request = Request(rules, _open, known, ranges, frozenset(keep_float), PRESETS[preset])
-    request.lanes, request.progress = min(LANES, machine.quota()), progress
-    request.checkpoint = Checkpoint({"measured with": dict(registry.target(MEASURER).device())})
-    request.found |= {"target": target, "scheme": scheme, "random data": data is not None and data.random}
+        data = _data(first, calibration, preprocessing, memory_cap, limit)
+    hold = None
+    if max_drop is not None and data is not None:
+        hold = _held(name, data, labelled, preprocessing, target, max_drop, logits)
+    told = {"target": target, "scheme": scheme, "random data": data is not None and data.random}
     if idle:
-        request.found["engine"] = f"compiled, not run: {idle}"
-    if known is not None:
-        request.found["calibration"] = known.found
-    # A file is read again where it is needed: its weights do not stay in memory in between.
-    if max_drop is None or data is None:
-        result = quantize.apply(name, _loaded(model), request)
-    else:
-        result = _held(name, _loaded(model), request, data, labelled, preprocessing, target, max_drop, logits)
-    # Two batches apart from each other: neighbours may show nothing, both of them.
-    feeds = list(itertools.islice(data or (), 0, 6, 5))
-    engine = proof.proven(result, model, target, feeds, MEASURER)
+        told["engine"] = f"compiled, not run: {idle}"
+    making = Making(name, model, target, rules, data, judged(first, data), ranges, frozenset(keep_float),
+                    PRESETS[preset], told, progress, hold)  # fmt: skip
+    inputs = fixed(first.inputs, sizes)
+    del first
+    made = making.whole({})
+    if placement == "clock" and not idle:
+        made = _timed(made, making, preset, inputs, began, allow_slower, clocked)
+    result, engine = made
     if output is not None:
         _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
-    request.checkpoint.clear()
     return result
+
+
+def _timed(
+    made: Made, making: Making, preset: str, inputs: tuple[TensorSpec, ...], began: float, allow_slower: bool,
+    clocked: Callable[[Speed], None],
+) -> Made:  # fmt: skip
+    """What is as fast as the float model by the clock: `made`, or one with more in float."""
+    if (space := making.search()) is None:
+        return made
+    try:
+        feed = clock.feed_for(inputs, making.data)
+    except EdgerunError as error:  # noise needs every size
+        clocked(clock.not_timed(error))
+        return made
+    own = clock.clock_for(making.model, made[0], making.target, feed, preset, began, making.progress)
+    made, speed = placements.held(made, own, space, allow_slower=allow_slower)
+    clocked(replace(speed, reason=speed.reason or own.timings.lost))
+    return made
+
+
+def _placement(asked: str | None) -> str:
+    found = asked or os.environ.get(PLACEMENT) or PLACEMENTS[0]
+    if found not in PLACEMENTS:
+        raise unknown("placement", found, PLACEMENTS)
+    return found
 
 
 def _chosen(scheme: str, target: str, output: str | Path | None) -> tuple[str, Target, Quantization]:
@@ -141,14 +168,18 @@ def _chosen(scheme: str, target: str, output: str | Path | None) -> tuple[str, T
 
 
 def _held(
-    name: str, model: Model, request: Request, data: Data, labelled: Any,
-    preprocessing: Preprocessing | str | Path | None, target: str, max_drop: float, logits: str | None,
-) -> Model:  # fmt: skip
-    """`model` with what must stay in float for the accuracy to drop by less than `max_drop` points, and no more."""
-    looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, output=logits)
-    cost = layers(model, request.rules, request.keep_float)
-    variant = quantize.variants(name, model, request)
-    return search.hold(model, variant, cost, data, looks, target=target, max_drop=max_drop, progress=request.progress)
+    name: str, data: Data, labelled: Any, preprocessing: Preprocessing | str | Path | None, target: str,
+    max_drop: float, logits: str | None,
+) -> Callable[[Model, Request], Model]:  # fmt: skip
+    """How a model keeps in float what it must for its accuracy to drop by less than `max_drop` points, and no more."""
+
+    def hold(model: Model, request: Request) -> Model:
+        looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, output=logits)
+        cost = layers(model, request.rules, request.keep_float)
+        variant, told = quantize.variants(name, model, request), request.progress
+        return search.hold(model, variant, cost, data, looks, target=target, max_drop=max_drop, progress=told)
+
+    return hold
 
 
 def _check_bound(max_drop: float | None, labelled: Any) -> None:
@@ -158,10 +189,6 @@ def _check_bound(max_drop: float | None, labelled: Any) -> None:
                            do="give --max-drop POINTS and --labelled DATA")  # fmt: skip
     if max_drop is not None and not 0 < max_drop < 100:
         raise EdgerunError("the bound on the drop is out of range", got=max_drop, wanted="points between 0 and 100")
-
-
-def _loaded(model: Model | str | Path) -> Model:
-    return model if isinstance(model, Model) else Model.load(model)
 
 
 def _refuse_overwrite(output: str | Path | None, force: bool) -> None:
@@ -204,60 +231,6 @@ def check_ranges(name: str) -> None:
 
     if name not in ("auto", *ESTIMATORS):
         raise unknown("range estimator", name, ("auto", *ESTIMATORS))
-
-
-def _open(graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Session:
-    data, weights = without_weights(graph)
-    options = Options(max(1, machine.quota() // lanes), LEAN | (EMULATED if emulated else {}))
-    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), options)
-
-
-def _judged(model: Model, data: Data) -> plausible.Judgement:
-    return plausible.Judgement() if data.random else plausible.suspect(model.ir, model.inputs, _open, data)
-
-
-class _Known:
-    """Calibration data whose number of batches is known: a callable's is counted in a pass of its own.
-
-    The first whole pass looks at every sample; `found` then says how many there were, and what is wrong with them.
-    """
-
-    def __init__(self, data: Data, judgement: plausible.Judgement) -> None:
-        self._data = data
-        self.found: dict[str, Any] = {"preprocessing judged": judgement.judged, "warnings": judgement.warnings}
-        if data.samples is None:
-            _ = data.digest
-
-    def __iter__(self) -> Any:
-        return iter(self._data) if "samples" in self.found else self._checked()
-
-    def _checked(self) -> Any:
-        check = FeedCheck(batched=self._data.batch is not None)
-        for feeds in self._data:
-            check.add(feeds)
-            yield feeds
-        if "samples" not in self.found:
-            told = check.report()
-            self.found |= {**told, "warnings": [*told["warnings"], *self.found["warnings"]]}
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    @property
-    def batch(self) -> int | None:
-        return self._data.batch
-
-    @property
-    def samples(self) -> int | None:
-        return self._data.samples
-
-    @property
-    def digest(self) -> str:
-        return self._data.digest
-
-    @property
-    def digest_so_far(self) -> str:
-        return self._data.digest_so_far
 
 
 def _check_names(model: Model, keep_float: Iterable[str]) -> None:

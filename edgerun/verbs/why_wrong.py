@@ -20,8 +20,9 @@ from edgerun.quantize.diagnosis import Diagnosis, Finding, trials
 from edgerun.quantize.diagnosis.trials import Measured, Trials
 from edgerun.quantize.graphs.quantizers import Activation
 from edgerun.runtime import Engine, Options, Session
-from edgerun.verbs.compress import MEASURER, compress
+from edgerun.verbs.compress import compress
 from edgerun.verbs.feeds import feeds_for
+from edgerun.verbs.making import KEPT, MEASURER
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -261,8 +262,11 @@ def _remake(
     made = next((s for s in quantized.history if s.name == "quantize/static_int8"), None)
     if made is None:
         return None
+    kept = list(made.options.get(KEPT, ()))
     options = {"scheme": made.options.get("scheme", "w8a8"), "target": made.options.get("target", "onnxruntime")}
-    return lambda: compress(model, calibration=feeds, progress=progress, **options).ir
+    return lambda: (
+        compress(model, calibration=feeds, keep_float=kept, placement="rules", progress=progress, **options).ir
+    )
 
 
 def _points(better: np.ndarray | None, worse: np.ndarray | None) -> Gain | None:

@@ -28,6 +28,13 @@ def layers(model: Model, rules: Quantization, keep_float: frozenset[str] = froze
     return {name: macs / total for name, macs in found.items()}
 
 
+def integers(model: Model, rules: Quantization, keep_float: frozenset[str] = frozenset()) -> list[str]:
+    """The nodes that `static_int8` puts on integers and that may be kept in float, in graph order."""
+    folded = fold.apply(model.clone())
+    found = placement.plan(folded.graph, rules, keep_float).integer
+    return [str(n.name) for n in folded.graph if n.name in found and n.op_type in rules.compute | rules.join]
+
+
 def _macs(node: ir.Node) -> float:
     """Multiply-accumulates of one run with every symbolic dimension 1; NaN when a shape is unknown."""
     first, second = node.inputs[:2]

@@ -1,0 +1,172 @@
+"""One compression, made more than once where the clock wants more nodes in float: what was asked for, and on what."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgerun import quantize, registry
+from edgerun.adequacy import FeedCheck
+from edgerun.checkpoint import Checkpoint
+from edgerun.data import Data
+from edgerun.errors import Unsupported
+from edgerun.model import Model, without_weights
+from edgerun.passes import Effort, Faster, Quantization, Request
+from edgerun.quantize.graphs import plausible
+from edgerun.runtime import Engine, Options, Session, machine
+from edgerun.verbs import proof
+from edgerun.verbs.clock import Kept
+from edgerun.verbs.placements import Made, Search
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Progress = Callable[[str, int, int], None]
+Hold = Callable[[Model, Request], Model]  # the compressed model whose drop in accuracy is held
+# A block planned for a whole run takes as much memory as the pieces that the first run was made of, beside them.
+LEAN = {"enable_mem_pattern": "0"}
+LANES = 2  # batches at once; the cap is measured with two
+EMULATED = {"session.disable_quant_qdq": "1"}
+KEPT = "kept float by the clock"
+MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are chosen, whatever the target is
+QUICK = Effort(ranges=8, first=4, search=0, check=1)  # where only the placement matters
+
+
+@dataclass(frozen=True)
+class Making:
+    """How `model` becomes a compressed one: the pass `name` with the target's `rules`, on `data` (None: without).
+
+    `judgement` is what the data's preprocessing looks like; `told` goes into every history; `hold` stands for the pass
+    where a bound on the drop is to be held.
+    """
+
+    name: str
+    model: Model | str | Path
+    target: str
+    rules: Quantization
+    data: Data | None
+    judgement: plausible.Judgement
+    ranges: str
+    keep_float: frozenset[str]
+    effort: Effort
+    told: Mapping[str, Any]
+    progress: Progress
+    hold: Hold | None = None
+
+    def whole(self, kept: Kept) -> Made:
+        """The compressed model with `kept` in float, proven, and its engine."""
+        # A file is read again where it is needed: its weights do not stay in memory in between.
+        asked = self._request(kept, self.effort)
+        asked.checkpoint = Checkpoint({"measured with": dict(registry.target(MEASURER).device())})
+        result = (self.hold or self._applied)(loaded(self.model), asked)
+        made = result, self._proven(result)
+        asked.checkpoint.clear()
+        return made
+
+    def search(self) -> Search | None:
+        """How the clock may try other placements; None where the pass promises no speed, or not on this machine."""
+        step = registry.quantizer(self.name)
+        if not self.rules.timed or not isinstance(step, Faster):
+            return None
+        return Search(
+            lambda: step.integers(loaded(self.model), self.rules, self.keep_float),
+            self._quick,
+            self.whole,
+        )
+
+    def _quick(self) -> Callable[[frozenset[str]], Model]:
+        variant = quantize.variants(self.name, loaded(self.model), self._request({}, QUICK))
+
+        def quick(kept: frozenset[str]) -> Model:
+            result = variant(kept)
+            if not result.history[-1].options["integer nodes"]:
+                raise Unsupported("nothing is left on integers")
+            return result
+
+        return quick
+
+    def _applied(self, model: Model, request: Request) -> Model:
+        return quantize.apply(self.name, model, request)
+
+    def _request(self, kept: Kept, effort: Effort) -> Request:
+        known = None if self.data is None else Known(self.data, self.judgement)
+        names = self.keep_float | set(kept)
+        asked = Request(self.rules, opened, known, self.ranges, names, effort)
+        asked.lanes, asked.progress = min(LANES, machine.quota()), self.progress
+        asked.found |= self.told
+        if known is not None:
+            asked.found["calibration"] = known.found
+        if kept:
+            asked.found[KEPT] = dict(kept)
+        return asked
+
+    def _proven(self, result: Model) -> Engine:
+        # Two batches apart from each other: neighbours may show nothing, both of them.
+        feeds = list(itertools.islice(self.data or (), 0, 6, 5))
+        return proof.proven(result, self.model, self.target, feeds, MEASURER)
+
+
+def loaded(model: Model | str | Path) -> Model:
+    """`model` itself, or that of the file."""
+    return model if isinstance(model, Model) else Model.load(model)
+
+
+def opened(graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Session:
+    """A session of `graph` for measuring, on this machine, that `lanes` batches go through at once."""
+    data, weights = without_weights(graph)
+    options = Options(max(1, machine.quota() // lanes), LEAN | (EMULATED if emulated else {}))
+    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), options)
+
+
+def judged(model: Model, data: Data | None) -> plausible.Judgement:
+    """Whether the data's preprocessing looks like a mistake."""
+    if data is None or data.random:
+        return plausible.Judgement()
+    return plausible.suspect(model.ir, model.inputs, opened, data)
+
+
+class Known:
+    """Calibration data whose number of batches is known: a callable's is counted in a pass of its own.
+
+    The first whole pass looks at every sample; `found` then says how many there were, and what is wrong with them.
+    """
+
+    def __init__(self, data: Data, judgement: plausible.Judgement) -> None:
+        self._data = data
+        self.found: dict[str, Any] = {"preprocessing judged": judgement.judged, "warnings": judgement.warnings}
+        if data.samples is None:
+            _ = data.digest
+
+    def __iter__(self) -> Any:
+        return iter(self._data) if "samples" in self.found else self._checked()
+
+    def _checked(self) -> Any:
+        check = FeedCheck(batched=self._data.batch is not None)
+        for feeds in self._data:
+            check.add(feeds)
+            yield feeds
+        if "samples" not in self.found:
+            told = check.report()
+            self.found |= {**told, "warnings": [*told["warnings"], *self.found["warnings"]]}
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @property
+    def batch(self) -> int | None:
+        return self._data.batch
+
+    @property
+    def samples(self) -> int | None:
+        return self._data.samples
+
+    @property
+    def digest(self) -> str:
+        return self._data.digest
+
+    @property
+    def digest_so_far(self) -> str:
+        return self._data.digest_so_far

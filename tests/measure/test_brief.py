@@ -1,0 +1,71 @@
+"""Brief comparisons: gross differences after one session, small ones after six, and no false alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from edgerun.measure import brief
+from edgerun.measure.stats import verdict
+
+
+def taken(ratio: float, sessions: int, *, luck: float = 0.0, seed: int = 0) -> list[brief.Session]:
+    """Sessions in which `b` is `ratio` times as fast as `a`; each model's sessions differ by e^(luck·N(0, 1))."""
+    generator = np.random.default_rng(seed)
+
+    def times(seconds: float) -> list[float]:
+        rounds = seconds * np.exp(0.01 * generator.standard_normal(brief.ROUNDS) + luck * generator.standard_normal())
+        return list(map(float, rounds))
+
+    return [{"a": times(1e-3), "b": times(1e-3 / ratio)} for _ in range(sessions)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "sessions", "answer"),
+    [
+        (1.3, 1, "faster"), (0.7, 1, "slower"),
+        (1.08, 1, "no difference"), (0.93, 1, "no difference"),
+        (1.08, 6, "faster"), (0.93, 6, "slower"), (1.0, 9, "no difference"),
+    ],
+)  # fmt: skip
+def test_what_so_many_sessions_tell(ratio: float, sessions: int, answer: str) -> None:
+    found = brief.compared(taken(ratio, sessions), "a", "b")
+    assert found.value == pytest.approx(ratio, abs=0.02) and found.interval.low < ratio < found.interval.high
+    assert verdict(found.interval) == answer
+    assert brief.clear(taken(ratio, sessions), "a", "b") == (answer != "no difference")
+
+
+def looked_at(sessions: Sequence[brief.Session]) -> str:
+    for look in brief.LOOKS:
+        answer = verdict(brief.compared(sessions[:look], "a", "b").interval)
+        if answer != "no difference":
+            break
+    return answer
+
+
+def test_false_alarms() -> None:
+    """Equal models whose sessions differ by 3 % (one standard deviation): 'faster' in at most 5 % of 400 runs."""
+    answers = [looked_at(taken(1.0, 9, luck=0.03, seed=seed)) for seed in range(400)]
+    assert answers.count("faster") <= 20 and answers.count("slower") <= 20
+    assert answers.count("no difference") > 350
+
+
+def test_a_session_times_all_in_turns() -> None:
+    """Every model is opened once, in the same rounds; a number per round and model."""
+    from contextlib import contextmanager
+
+    opened: list[str] = []
+
+    def opener(name: str) -> brief.Open:
+        @contextmanager
+        def enter():  # type: ignore[no-untyped-def]
+            opened.append(name)
+            yield lambda: sum(range(200))
+
+        return enter
+
+    found = brief.session({name: opener(name) for name in "abc"}, 0, 0.02)
+    assert sorted(opened) == ["a", "b", "c"] and {len(found[name]) for name in "abc"} == {brief.ROUNDS}
+    assert all(seconds > 0 for times in found.values() for seconds in times)
