@@ -142,7 +142,10 @@ def _held(
     looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, output=logits)
     cost = layers(model, request.rules, request.keep_float)
     variant = quantize.variants(name, model, request)
-    return search.hold(model, variant, cost, data, looks, target=target, max_drop=max_drop, progress=request.progress)
+    return search.hold(
+        model, variant, cost, data, looks, target=target, max_drop=max_drop, progress=request.progress,
+        checkpoint=request.checkpoint,
+    )  # fmt: skip
 
 
 def _check_bound(max_drop: float | None, labelled: Any) -> None:
