@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 from onnx import numpy_helper
 
