@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -90,11 +90,11 @@ class Memo:
         return self._known[name]
 
 
-def _packed(arrays: Arrays, about: str) -> bytes:
+def _packed(arrays: Arrays, about: str) -> Iterator[bytes]:
     """The arrays one after the other behind a line of JSON that says what they are."""
-    held = {name: np.asarray(array) for name, array in arrays.items()}
-    told = {"about": about, "arrays": [[name, a.dtype.str, a.shape] for name, a in held.items()]}
-    return b"".join([json.dumps(told).encode(), b"\n", *(array.tobytes() for array in held.values())])
+    told = {"about": about, "arrays": [[name, a.dtype.str, a.shape] for name, a in arrays.items()]}
+    yield json.dumps(told).encode() + b"\n"
+    yield from (array.tobytes() for array in arrays.values())
 
 
 def _unpacked(data: bytes, about: str) -> dict[str, np.ndarray]:

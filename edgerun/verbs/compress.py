@@ -75,7 +75,7 @@ def compress(
     the batch that statistics are taken with. With `max_drop` (points) as few layers stay in float as the data in
     `labelled` proves to lose less top-1 accuracy (`logits` names the output where there are several). The compiled
     result is compared with the reference before it is returned. What was decided and measured stands in the last Step
-    of the history.
+    of the history. A long run keeps checkpoints in `edgerun.cache`: killed and begun again, it goes on where it was.
 
     Raises EdgerunError for bad input, Unsupported when nothing in the model can be quantized for the target,
     GateFailed when the compiled result does not compute what it says, or the bound on the drop is not surely held.

@@ -142,7 +142,7 @@ def test_killed_again_and_again(place: Place) -> None:
 def test_a_killed_search_for_a_bound_on_the_drop(place: Place) -> None:
     """Labels are the float model's own answers, so that quantizing costs points, and layers stay in float."""
     x = np.random.default_rng(1).standard_t(3, (1500, 8)).astype(np.float32)
-    session = onnxruntime.InferenceSession(place.folder / "m.onnx", providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(place.folder / "m.onnx", providers=["CPUExecutionProvider"])
     np.savez(place.folder / "l.npz", x=x, labels=session.run(None, {"x": x})[0].argmax(1))
     more = {"preset": "fast", "more": ("--max-drop", "4", "--labelled", str(place.folder / "l.npz"))}
     (whole,) = place.run((None, {"patience": None, "output": "whole.onnx", **more}))
