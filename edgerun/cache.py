@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgerun import files
@@ -45,18 +46,24 @@ def read(kind: str, name: str) -> bytes | None:
     return data
 
 
-def write(kind: str, name: str, data: bytes) -> None:
-    """Put `data` there atomically, in place of what was there, and drop what is too old or too much of the rest.
+def write(kind: str, name: str, data: bytes | Iterator[bytes]) -> None:
+    """Put `data`, in one piece or several, there atomically, in place of what was there.
 
-    Raises EdgerunError where the folder cannot be written.
+    Drops what is too old or too much of the rest. Raises EdgerunError where the folder cannot be written.
     """
     path = folder() / kind / name
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise EdgerunError("the cache cannot be written", got=f"{path.parent}: {error.strerror}") from error
+    hashed = hashlib.sha256()
     with files.replacing(path) as temporary, open(temporary, "wb") as file:
-        file.writelines([MAGIC, hashlib.sha256(data).digest(), data])
+        file.write(MAGIC + hashed.digest())  # its place; the data's own is known in the end
+        for piece in [data] if isinstance(data, bytes) else data:
+            hashed.update(piece)
+            file.write(piece)
+        file.seek(len(MAGIC))
+        file.write(hashed.digest())
     _prune(path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,11 +69,32 @@ class Checkpoint:
         return name, text
 
 
-def _packed(arrays: Arrays, about: str) -> bytes:
+class Memo:
+    """Answers by name, each found once: by this run, or by the killed one that it goes on from.
+
+    `what` names them to the user; `about` is what they depend on beside that of the `checkpoint`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None, what: str, *about: str) -> None:
+        self._checkpoint, self._part = checkpoint, " ".join([what, *about])
+        self._known = dict(checkpoint.recall(self._part) or {}) if checkpoint is not None else {}
+        if self._known:
+            log.info("resuming: %d %s are known", len(self._known), what)
+
+    def get(self, name: str, find: Callable[[], np.ndarray | float]) -> np.ndarray:
+        """The answer `name`, by `find` where it is not known."""
+        if name not in self._known:
+            self._known[name] = np.asarray(find())
+            if self._checkpoint is not None:
+                self._checkpoint.offer(self._part, lambda: self._known)
+        return self._known[name]
+
+
+def _packed(arrays: Arrays, about: str) -> Iterator[bytes]:
     """The arrays one after the other behind a line of JSON that says what they are."""
-    held = {name: np.asarray(array) for name, array in arrays.items()}
-    told = {"about": about, "arrays": [[name, a.dtype.str, a.shape] for name, a in held.items()]}
-    return b"".join([json.dumps(told).encode(), b"\n", *(array.tobytes() for array in held.values())])
+    told = {"about": about, "arrays": [[name, a.dtype.str, a.shape] for name, a in arrays.items()]}
+    yield json.dumps(told).encode() + b"\n"
+    yield from (array.tobytes() for array in arrays.values())
 
 
 def _unpacked(data: bytes, about: str) -> dict[str, np.ndarray]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun import cache
+from edgerun.checkpoint import Memo
 from edgerun.metrics import Difference
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from edgerun.passes import Feeds, Request
     from edgerun.runtime import Session
 
-log = logging.getLogger("edgerun")
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
@@ -66,7 +65,9 @@ class Stream:
     def __init__(self, session: Session, layers: list[correction.Layer], truths: list[Truth], request: Request) -> None:
         self._session, self._layers, self._truths, self._request = session, layers, truths, request
         self._begun: dict[tuple[object, ...], tuple[Shifts, int, int]] = {}
-        self._judged = self._recalled()
+        assert request.calibration is not None
+        about = request.calibration.digest, *sorted(request.keep_float)
+        self._judged = Memo(request.checkpoint, "trials of ranges", *about)
 
     @property
     def samples(self) -> int:
@@ -112,33 +113,15 @@ class Stream:
         On the same samples, shifts make up for clipping that no other sample has.
         """
         mark = cache.key(str(samples), *(f"{name} {float(a).hex()} {float(b).hex()}" for name, (a, b) in spans.items()))
-        if mark not in self._judged:
-            ends = itertools.accumulate(truth.rows for truth in self._truths)
-            used = next((end for end in ends if end >= samples), self.samples)  # whole batches
-            skip = used if used < self.samples else 0
-            found = self.sqnr(spans, self.missing(spans, samples, stage), samples + skip, stage, skip)
-            self._judged[mark] = found
-            if self._request.checkpoint is not None:
-                self._request.checkpoint.offer(self._part, self._state)
-        return self._judged[mark]
-
-    @property
-    def _part(self) -> str:
-        """The checkpoint's name for what was judged with this data and these nodes in float."""
-        assert self._request.calibration is not None
-        return " ".join(["search", self._request.calibration.digest, *sorted(self._request.keep_float)])
-
-    def _state(self) -> dict[str, np.ndarray]:
-        marks = np.frombuffer(bytes.fromhex("".join(self._judged)), np.uint8).reshape(len(self._judged), -1)
-        return {"marks": marks, "dB": np.array(list(self._judged.values()))}
-
-    def _recalled(self) -> dict[str, float]:
-        checkpoint = self._request.checkpoint
-        state = None if checkpoint is None else checkpoint.recall(self._part)
-        if state is None:
-            return {}
-        log.info("resuming: %d trials of ranges are known", len(state["dB"]))
-        return {mark.tobytes().hex(): float(db) for mark, db in zip(state["marks"], state["dB"], strict=True)}
+        ends = itertools.accumulate(truth.rows for truth in self._truths)
+        used = next((end for end in ends if end >= samples), self.samples)  # whole batches
+        skip = used if used < self.samples else 0
+        return float(
+            self._judged.get(
+                mark,
+                lambda: self.sqnr(spans, self.missing(spans, samples, stage), samples + skip, stage, skip),
+            )
+        )
 
     def _outputs(
         self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0

@@ -21,7 +21,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_entry_comes_back_until_it_is_removed(place: Path) -> None:
     assert cache.read("kind", "name") is None and not place.exists()
     cache.write("kind", "name", b"old")
-    cache.write("kind", "name", b"new")
+    cache.write("kind", "name", iter([b"n", b"ew"]))
     assert cache.read("kind", "name") == b"new" and cache.read("other", "name") is None
     assert [path.name for path in place.rglob("*") if path.is_file()] == ["name"]
     assert place.joinpath("kind").stat().st_mode & 0o777 == 0o700

@@ -77,7 +77,7 @@ def compress(
     `labelled` proves to lose less top-1 accuracy (`logits` names the output where there are several). The compiled
     result is compared with the reference before it is returned; where the target can only compile, it is compiled, and
     what is compared is its Q/DQ form, on ONNX Runtime. What was decided and measured stands in the last Step of the
-    history.
+    history. A long run keeps checkpoints in `edgerun.cache`: killed and begun again, it goes on where it was.
 
     What a scheme that promises speed makes is timed against the float model on the first sample (at the sizes of
     `shapes`, where given); nodes that do not pay stay in float, and `clocked` gets what the clock said. With
@@ -177,7 +177,10 @@ def _held(
         looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, output=logits)
         cost = layers(model, request.rules, request.keep_float)
         variant, told = quantize.variants(name, model, request), request.progress
-        return search.hold(model, variant, cost, data, looks, target=target, max_drop=max_drop, progress=told)
+        return search.hold(
+            model, variant, cost, data, looks, target=target, max_drop=max_drop, progress=told,
+            checkpoint=request.checkpoint,
+        )  # fmt: skip
 
     return hold
 

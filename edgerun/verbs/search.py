@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgerun import registry
+from edgerun.checkpoint import Checkpoint, Memo
 from edgerun.data import Data, Feeds
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import Difference, Interval, paired_drop
@@ -69,14 +70,21 @@ class Trial:
 class Trials:
     """Candidates against the float model on the same labelled samples; each sample is run once per candidate.
 
-    `runs` counts the samples that candidates were run on, the float model's apart.
+    `runs` counts the samples that candidates were run on, the float model's apart; `known` keeps what was measured.
     """
 
     def __init__(
-        self, original: Model, variant: Variant, target: str, looks: Looks, bound: float, progress: Progress
+        self,
+        original: Model,
+        variant: Variant,
+        target: str,
+        looks: Looks,
+        bound: float,
+        known: Memo,
+        progress: Progress,
     ) -> None:
         self.original, self._target, self._looks, self._bound = original, target, looks, bound
-        self._progress = progress
+        self._progress, self.known = progress, known
         self.variant = functools.lru_cache(maxsize=2)(variant)  # the last yes, and the one being tried
         self._truth: list[np.ndarray] = []
         self._seen: dict[frozenset[str], list[np.ndarray]] = {}
@@ -121,14 +129,17 @@ class Trials:
         """What is known of a candidate up to `look`, running only what was not run yet."""
         seen = self._seen.setdefault(frozenset(kept), [])
         while len(seen) <= look:
-            seen.append(self._looks.hits(session, len(seen)))
+            seen.append(self._hits(session, len(seen), f"with {sorted(kept)} in float"))
             self.runs += len(seen[-1])
         if len(self._truth) <= look:
             with self.opened(self.original) as baseline:
                 while len(self._truth) <= look:
-                    self._truth.append(self._looks.hits(baseline, len(self._truth)))
+                    self._truth.append(self._hits(baseline, len(self._truth), "of the float model"))
         ours, truth = (np.concatenate(part[: look + 1]) for part in (seen, self._truth))
         return Trial(kept, len(ours), int((truth & ~ours).sum()), int((ours & ~truth).sum()), "undecided")
+
+    def _hits(self, session: Session, look: int, which: str) -> np.ndarray:
+        return self.known.get(f"hits {look} {which}", lambda: self._looks.hits(session, look))
 
     def _evidence(self, trial: Trial) -> float:
         return sequential.log_evidence(trial.lost, trial.gained, trial.samples, self._bound)
@@ -177,6 +188,7 @@ def hold(
     target: str,
     max_drop: float,
     progress: Progress = lambda stage, done, total: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Model:
     """The compressed `original` with as few layers in float as `looks` prove to lose less than `max_drop` points.
 
@@ -184,7 +196,8 @@ def hold(
     kept. Layers are ranked on `calibration`. The last Step of the result tells what was kept, and every trial.
     Raises GateFailed when no candidate is surely below the bound; it says about how many samples would decide.
     """
-    trials = Trials(original, variant, target, looks, max_drop / 100, progress)
+    known = Memo(checkpoint, "results on labelled data", looks.digest, calibration.digest, target)
+    trials = Trials(original, variant, target, looks, max_drop / 100, known, progress)
     won = trials.judge((), STRAIGHT)
     if won.answer != "yes":
         won = _climbed(trials, _rungs(trials, cost, calibration, looks, progress), len(cost), max_drop)
@@ -203,16 +216,22 @@ def _rungs(
         name = looks.logits(session)
         exact = [session.run(feed)[name] for feed in feeds]
     noise: dict[str, float] = {}
-    for index, layer in enumerate(cost, 1):
+
+    def alone(layer: str) -> float:
         try:
-            alone = trials.variant(frozenset(cost) - {layer})
+            quantized = trials.variant(frozenset(cost) - {layer})
         except Unsupported:
-            continue
+            return math.nan
         total = Difference()
-        with trials.opened(alone) as session:
+        with trials.opened(quantized) as session:
             for feed, wanted in zip(feeds, exact, strict=True):
                 total += Difference.of(wanted, session.run(feed)[name])
-        noise[layer] = total.noise / total.signal if total.signal else 0.0
+        return total.noise / total.signal if total.signal else 0.0
+
+    for index, layer in enumerate(cost, 1):
+        found = float(trials.known.get(f"noise of {layer}", functools.partial(alone, layer)))
+        if not math.isnan(found):
+            noise[layer] = found
         progress("ranking layers", index, len(cost))
     return ladder(noise, cost)
 

@@ -62,7 +62,7 @@ def test_the_pass() -> None:
         [numpy_helper.from_array(weight, "w")],
     )
     model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    request = Request(Quantization(("w8a8",)), lambda graph, emulated=False: pytest.fail("nothing is run"))
+    request = Request(Quantization(("w8a8",)), lambda graph, emulated=False, lanes=1: pytest.fail("nothing is run"))
     result = quantize.apply("prune_small", model, request)
     (kept,) = result.to_proto().graph.initializer
     assert int((onnx.numpy_helper.to_array(kept) == 0).sum()) == 10

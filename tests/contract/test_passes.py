@@ -76,7 +76,7 @@ def _data(model: Model) -> Data:
     return open_data({"image": image}, model.inputs, batch=8)
 
 
-def _open(graph: Any, *, emulated: bool = False) -> Session:
+def _open(graph: Any, *, emulated: bool = False, lanes: int = 1) -> Session:
     import onnx_ir as ir
 
     payload = ir.to_proto(graph).SerializeToString()

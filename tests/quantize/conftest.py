@@ -78,7 +78,7 @@ def _request(target: str = "onnxruntime", calibration: object = None, **more: ob
     """A request for `target`'s rules that measures on ONNX Runtime."""
     import onnx_ir as ir
 
-    def opened(graph: ir.Model, *, emulated: bool = False) -> Session:
+    def opened(graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Session:
         engine = Engine("onnxruntime", ir.to_proto(graph).SerializeToString())
         extra = {"session.disable_quant_qdq": "1"} if emulated else {}
         return registry.target("onnxruntime").load(engine, Options(threads=1, extra=extra))

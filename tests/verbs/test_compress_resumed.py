@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 from onnx import numpy_helper
 
@@ -85,10 +86,12 @@ class Place:
         assert done.returncode == 0, done.stderr
         return [Ended(*json.loads(line)) for line in done.stdout.splitlines()]
 
-    def arguments(self, output: str = "small.onnx", data: str = "c.npz", preset: str = "best") -> list[str]:
+    def arguments(
+        self, output: str = "small.onnx", data: str = "c.npz", preset: str = "best", more: tuple[str, ...] = ()
+    ) -> list[str]:
         model, result = str(self.folder / "m.onnx"), str(self.folder / output)
         return ["compress", model, "-o", result, "--force", "--calibration", str(self.folder / data),
-                "--preset", preset]  # fmt: skip
+                "--preset", preset, *more]  # fmt: skip
 
     @property
     def entries(self) -> list[Path]:
@@ -134,6 +137,21 @@ def test_killed_again_and_again(place: Place) -> None:
     assert [attempt.code for attempt in attempts].count(0) >= 1, [attempt.err for attempt in attempts]
     assert attempts[0].code == attempts[1].code == -9
     assert place.bytes() == place.bytes("whole.onnx")
+
+
+def test_a_killed_search_for_a_bound_on_the_drop(place: Place) -> None:
+    """Labels are the float model's own answers, so that quantizing costs points, and layers stay in float."""
+    x = np.random.default_rng(1).standard_t(3, (1500, 8)).astype(np.float32)
+    session: Any = onnxruntime.InferenceSession(place.folder / "m.onnx", providers=["CPUExecutionProvider"])
+    np.savez(place.folder / "l.npz", x=x, labels=session.run(None, {"x": x})[0].argmax(1))
+    more = {"preset": "fast", "more": ("--max-drop", "4", "--labelled", str(place.folder / "l.npz"))}
+    (whole,) = place.run((None, {"patience": None, "output": "whole.onnx", **more}))
+    assert whole.code == 0, whole.err
+    for fatal in (whole.runs // 3, whole.runs - 30):
+        killed, resumed = place.run((fatal, dict(more)), (None, dict(more)))
+        assert (killed.code, resumed.code) == (-9, 0), resumed.err
+        assert place.bytes() == place.bytes("whole.onnx")
+        assert "results on labelled data are known" in resumed.err and resumed.runs < whole.runs - fatal // 2
 
 
 def test_other_data_and_other_wishes_are_not_mixed(place: Place) -> None:
