@@ -14,7 +14,19 @@ HEAD = 80  # pixels for the names
 FLOOR = 1e-3  # the least share of changed answers that is drawn; log scales have no zero
 OURS, OTHERS = (
     "#c2410c",
-    ("#1d4ed8", "#0f766e", "#7e22ce", "#4d7c0f", "#be185d", "#475569", "#a16207", "#0891b2", "#111827", "#65a30d"),
+    (
+        "#1d4ed8",
+        "#0f766e",
+        "#7e22ce",
+        "#4d7c0f",
+        "#be185d",
+        "#475569",
+        "#a16207",
+        "#0891b2",
+        "#111827",
+        "#65a30d",
+        "#eab308",
+    ),
 )
 
 

@@ -12,6 +12,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,14 +22,16 @@ import click
 
 from bench import chart, scores, tables, zoo, zoo_fetch
 from bench.cells import Cells, digest, sources
+from bench.environments import ENVIRONMENTS, made
 from bench.processes import measured
 from edgerun import files
 from edgerun.errors import EdgerunError
 
 HERE = Path(__file__).resolve().parent
-ROOT, RESULTS, REQUIREMENTS = HERE.parent, HERE / "results", HERE / "requirements-peers.txt"
+ROOT, RESULTS = HERE.parent, HERE / "results"
 TARGETS = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # target name to the package whose version counts
 BASELINE = "fp32"
+PARTIAL = "Quantize and evaluate only these and print what came out; all are timed and written together."
 DATA_CODE = ("zoo", "zoo_audio", "zoo_data", "zoo_images", "zoo_text", "evaluate")
 
 
@@ -41,6 +44,7 @@ class Variant:
     targets: tuple[str, ...]
     ours: str = ""
     only: tuple[str, ...] = ()  # the zoo's models it is meant for; empty: all
+    environment: str = "peers"  # where a peer is installed
 
 
 VARIANTS = (
@@ -53,16 +57,18 @@ VARIANTS = (
     Variant("onnxsim_auto", ".onnx", ("onnxruntime", "openvino")),
     Variant("nncf_onnx", ".onnx", ("onnxruntime", "openvino")),
     Variant("nncf_ir", ".xml", ("openvino",)),
+    Variant("quark", ".onnx", ("onnxruntime", "openvino"), environment="vendors"),
+    Variant("modelopt", ".onnx", ("onnxruntime", "openvino"), environment="vendors"),
     Variant("edgerun_onnxruntime", ".onnx", ("onnxruntime",), ours="onnxruntime"),
     Variant("edgerun_openvino", ".xml", ("openvino",), ours="openvino"),
 )
 
 
 class Comparison:
-    """The cells of one run: where they are kept and how each is made."""
+    """The cells of one run: where they are kept and how each is made; `pythons` by the name of their environment."""
 
-    def __init__(self, peers_python: Path, fresh: bool, repeat: int, seconds: float) -> None:
-        self._python, self._repeat, self._seconds = peers_python, repeat, seconds
+    def __init__(self, pythons: Mapping[str, Path], fresh: bool, repeat: int, seconds: float) -> None:
+        self._pythons, self._repeat, self._seconds = pythons, repeat, seconds
         self._folder = Path(os.environ.get("EDGERUN_BENCH") or ROOT / ".cache" / "bench")
         self._cells = Cells(self._folder / "cells", fresh)
         self._own_code = sources(ROOT, ("edgerun", "quantize", "targets"))
@@ -74,7 +80,8 @@ class Comparison:
 
     def quantized(self, model: zoo.ZooModel, variant: Variant) -> dict[str, Any]:
         """Wall seconds (median), peak MB (largest) over the repeats, size in bytes, and the settings."""
-        code = self._own_code if variant.ours else digest(HERE / "peers.py", REQUIREMENTS)
+        installed = ENVIRONMENTS[variant.environment].requirements
+        code = self._own_code if variant.ours else digest(HERE / "peers.py", installed)
         key = digest(model.onnx, model.calibration, variant.name, code, self._repeat)
         return self._cells.get(f"{model.name}.{variant.name}.quantize", key, lambda: self._quantize(model, variant))
 
@@ -87,12 +94,13 @@ class Comparison:
             command += ["--force", "--json"]
         else:
             paths = [str(model.onnx), str(model.calibration), str(output)]
-            command = [str(self._python), str(HERE / "peers.py"), variant.name, *paths]
+            command = [str(self._pythons[variant.environment]), str(HERE / "peers.py"), variant.name, *paths]
             command += ["--transformer"] if model.transformer else []
             command += ["--whole-feeds"] if model.state else []
         try:
             with tempfile.TemporaryDirectory() as folder:  # some peers leave files where they run
-                runs = [measured(command, ROOT if variant.ours else Path(folder)) for _ in range(self._repeat)]
+                where, own = (ROOT, {}) if variant.ours else (Path(folder), {"TMPDIR": folder})
+                runs = [measured(command, where, own) for _ in range(self._repeat)]
         except EdgerunError as error:
             if variant.ours:
                 raise
@@ -193,45 +201,14 @@ def _said(what: str) -> bool:
     return True
 
 
-def peers_environment(folder: Path) -> Path:
-    """The Python of the peers' virtual environment, made from requirements-peers.txt when absent or older."""
-    python, stamp = folder / "bin" / "python", folder / "made-from"
-    if not stamp.exists() or stamp.read_text() != digest(REQUIREMENTS):
-        click.echo(f"making the peers' environment in {folder}", err=True)
-        measured([sys.executable, "-m", "venv", "--clear", str(folder)], ROOT)
-        measured([str(python), "-m", "pip", "install", "-q", "-r", str(REQUIREMENTS)], ROOT)
-        stamp.write_text(digest(REQUIREMENTS))
-    return python
+def environments(chosen: list[Variant], cache: Path, given: Mapping[str, Path | None]) -> dict[str, Path]:
+    """The Python of every environment that a chosen peer needs: the given one, or that of the one made in `cache`."""
+    needed = [name for name in ENVIRONMENTS if any(v.environment == name for v in chosen if not v.ours)]
+    return {name: (given.get(name) or made(ENVIRONMENTS[name], cache / name)).absolute() for name in needed}
 
 
-@click.command()
-@click.argument("names", nargs=-1, metavar="[MODEL]…")
-@click.option("--variant", "wanted", multiple=True, type=click.Choice([v.name for v in VARIANTS]), help="Only these.")
-@click.option("--peers-python", type=click.Path(path_type=Path), help="A Python with the peers; default: make one.")
-@click.option("--repeat", default=3, show_default=True, help="Quantize so often; the median wall time counts.")
-@click.option("--seconds", default=60.0, show_default=True, help="Time for one model's latency on one target.")
-@click.option("--no-latency", is_flag=True, help="Quantize and evaluate only.")
-@click.option("--fresh", is_flag=True, help="Redo everything.")
-def main(
-    names: tuple[str, ...],
-    wanted: tuple[str, ...],
-    peers_python: Path | None,
-    repeat: int,
-    seconds: float,
-    no_latency: bool,
-    fresh: bool,
-) -> None:
-    """Compare edgerun with its peers on the named zoo models, or on all."""
-    python = peers_python or peers_environment(zoo_fetch.cache().parent / "peers")
-    run = Comparison(python.absolute(), fresh, repeat, seconds)
-    chosen = [v for v in VARIANTS if not wanted or v.name in wanted]
-    RESULTS.mkdir(exist_ok=True)
-    for name in names or list(zoo.MODELS):
-        model = zoo.model(name)
-        zoo.build(model)
-        result = compare(run, model, [v for v in chosen if not v.only or name in v.only], not no_latency)
-        files.write_bytes(RESULTS / f"{name}.json", (json.dumps(result, indent=1, default=str) + "\n").encode())
-        click.echo(tables.details(result))
+def write_pages() -> None:
+    """results/README.md, its picture and the README's summary, from the results of all models that were kept."""
     kept = [
         json.loads((RESULTS / f"{name}.json").read_text()) for name in zoo.MODELS if (RESULTS / f"{name}.json").exists()
     ]
@@ -240,6 +217,41 @@ def main(
         files.write_bytes(RESULTS / tables.CHART, picture.encode())
     readme = ROOT / "README.md"
     files.write_bytes(readme, tables.in_readme(readme.read_text(encoding="utf-8"), kept).encode())
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[MODEL]…")
+@click.option("--variant", "wanted", multiple=True, type=click.Choice([v.name for v in VARIANTS]), help=PARTIAL)
+@click.option("--peers-python", type=click.Path(path_type=Path), help="A Python with the peers; default: make one.")
+@click.option("--vendors-python", type=click.Path(path_type=Path), help="One with Quark and Model Optimizer.")
+@click.option("--repeat", default=3, show_default=True, help="Quantize so often; the median wall time counts.")
+@click.option("--seconds", default=60.0, show_default=True, help="Time for one model's latency on one target.")
+@click.option("--no-latency", is_flag=True, help="Quantize and evaluate only.")
+@click.option("--fresh", is_flag=True, help="Redo all that is named.")
+def main(
+    names: tuple[str, ...],
+    wanted: tuple[str, ...],
+    peers_python: Path | None,
+    vendors_python: Path | None,
+    repeat: int,
+    seconds: float,
+    no_latency: bool,
+    fresh: bool,
+) -> None:
+    """Compare edgerun with its peers on the named zoo models, or on all."""
+    chosen = [v for v in VARIANTS if not wanted or v.name in wanted]
+    given = {"peers": peers_python, "vendors": vendors_python}
+    run = Comparison(environments(chosen, zoo_fetch.cache().parent, given), fresh, repeat, seconds)
+    RESULTS.mkdir(exist_ok=True)
+    for name in names or list(zoo.MODELS):
+        model = zoo.model(name)
+        zoo.build(model)
+        result = compare(run, model, [v for v in chosen if not v.only or name in v.only], not (wanted or no_latency))
+        if not wanted:
+            files.write_bytes(RESULTS / f"{name}.json", (json.dumps(result, indent=1, default=str) + "\n").encode())
+        click.echo(tables.details(result))
+    if not wanted:
+        write_pages()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One peer quantizes one model, in a process of its own and in the peers' environment (requirements-peers.txt).
+"""One peer quantizes one model, in a process of its own and in the peer's environment (environments.py).
 
     python bench/peers.py PEER fp32.onnx calibration.npz OUTPUT [--transformer]
 
@@ -12,19 +12,24 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-for switch in ("ORT_DISABLE_TELEMETRY", "NNCF_CI"):  # no network, and no forks that send things, while we measure
+# No network, and no forks that send things, while we measure.
+for switch in ("ORT_DISABLE_TELEMETRY", "NNCF_CI", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(switch, "1")
+# Quark compiles its operators on first import: they stay with its environment, not in the user's cache.
+os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(sys.prefix) / "torch_extensions")
+PACKAGES = ("amd-quark", "nncf", "nvidia-modelopt", "onnx", "onnxruntime", "onnxsim", "openvino")
 
 
 class Samples:
@@ -61,6 +66,10 @@ class Samples:
     def set_range(self, start_index: int, end_index: int) -> None:
         """ORT: the next `get_next` calls give samples `start_index` to `end_index - 1`."""
         self._next, self._end = start_index, end_index
+
+    def get_first(self) -> dict[str, np.ndarray]:
+        """Model Optimizer: the first sample, which `get_next` still gives."""
+        return self[0]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         """ORT: the next sample, or None at the end."""
@@ -192,6 +201,33 @@ def _nncf(nncf: Any, model: Any, samples: Samples, transformer: bool) -> Any:
     return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples), model_type=kind)
 
 
+def quark(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """AMD Quark's default configuration `U8S8_AAWS` (U8S8, percentile 99.999, equalized layers), per channel."""
+    from quark.onnx import ModelQuantizer  # type: ignore[import-not-found]
+    from quark.onnx.quantization.config import Config, get_default_config  # type: ignore[import-not-found]
+
+    chosen = get_default_config("U8S8_AAWS")
+    chosen.per_channel = True
+    chosen.op_types_to_quantize = _ops(transformer) or []  # empty: all
+    ModelQuantizer(Config(chosen)).quantize_model(str(model), str(output), samples)
+
+
+def modelopt(model: Path, samples: Samples, output: Path, transformer: bool) -> None:
+    """NVIDIA Model Optimizer's `onnx.quantization` for TensorRT: int8, entropy ranges, the rest left in fp32."""
+    from modelopt.onnx.quantization import quantize  # type: ignore[import-not-found]
+
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:  # it writes beside its input
+        quantize(
+            shutil.copy(model, folder),
+            quantize_mode="int8",
+            calibration_method="entropy",
+            calibration_data_reader=samples,
+            calibration_eps=["cpu"],
+            high_precision_dtype="fp32",
+            output_path=str(output.absolute()),
+        )
+
+
 Peer = Callable[[Path, Samples, Path, bool], None]
 PEERS: dict[str, tuple[str, Peer]] = {
     "ort_minmax": (".onnx", ort_minmax),
@@ -203,6 +239,8 @@ PEERS: dict[str, tuple[str, Peer]] = {
     "onnxsim_auto": (".onnx", onnxsim_auto),
     "nncf_onnx": (".onnx", nncf_onnx),
     "nncf_ir": (".xml", nncf_ir),
+    "quark": (".onnx", quark),
+    "modelopt": (".onnx", modelopt),
 }
 
 
@@ -220,15 +258,18 @@ def main() -> None:
     if asked.output.suffix != suffix:
         parser.error(f"{asked.peer} writes {suffix}")
     samples = Samples(asked.calibration, asked.whole_feeds)
-    _import(asked.peer)
+    load(asked.peer)
+    asked.output.unlink(missing_ok=True)
     begun = time.perf_counter()
     peer(asked.model, samples, asked.output, asked.transformer)
     seconds = time.perf_counter() - begun
-    versions = {name: version(name) for name in ("nncf", "onnxruntime", "onnxsim", "openvino")}
+    if not asked.output.exists():  # Quark logs what went wrong and ends well
+        raise SystemExit(f"{asked.peer} wrote no model")
+    versions = {found.name: found.version for found in distributions() if found.name in PACKAGES}
     print(json.dumps({"seconds": seconds, "samples": len(samples), "versions": versions, "settings": peer.__doc__}))
 
 
-def _import(peer: str) -> None:
+def load(peer: str) -> None:
     """Import what the peer needs, so that its own seconds are work."""
     import onnx  # noqa: F401
 
@@ -236,6 +277,10 @@ def _import(peer: str) -> None:
         import onnxruntime.quantization  # type: ignore[import-untyped]  # noqa: F401
     elif peer.startswith("onnxsim"):
         import onnxsim  # noqa: F401
+    elif peer == "quark":
+        import quark.onnx  # type: ignore[import-not-found]  # noqa: F401
+    elif peer == "modelopt":
+        import modelopt.onnx.quantization  # type: ignore[import-not-found]  # noqa: F401
     else:
         import nncf  # noqa: F401
         import openvino  # noqa: F401

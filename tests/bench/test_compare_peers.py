@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from bench import chart, scores, tables, zoo
+from bench import chart, compare_peers, peers, scores, tables, zoo
 from bench.cells import Cells, digest
+from bench.environments import ENVIRONMENTS, Environment, made
 from bench.peers import Samples
 from bench.processes import measured
 from edgerun.errors import EdgerunError
@@ -26,6 +28,7 @@ def test_samples_are_the_rows_of_the_file(tmp_path: Path) -> None:
     for index, feeds in enumerate(samples):
         assert np.array_equal(feeds["image"], image[index : index + 1]) and feeds["ids"].dtype == ids.dtype
     samples.set_range(3, 5)
+    assert np.array_equal(samples.get_first()["ids"], ids[:1])  # it takes nothing
     taken = [samples.get_next(), samples.get_next(), samples.get_next()]
     assert taken[0] is not None and np.array_equal(taken[0]["ids"], ids[3:4])
     assert taken[1] is not None and taken[2] is None
@@ -147,3 +150,63 @@ def test_without_labels_agreement_counts(tmp_path: Path) -> None:
     score = scores.scored(zoo.PPOCR_DET, tmp_path / "a.npz", tmp_path / "b.npz")
     assert score["agreement"] == score["accuracy"]["value"] == pytest.approx(0.75)
     assert score["drop"] == pytest.approx({"value": 0.25, "low": 0.0, "high": 0.5})
+
+
+def test_an_environment_is_made_once_and_again_when_its_requirements_change(tmp_path: Path) -> None:
+    wanted, folder = tmp_path / "wanted.txt", tmp_path / "environment"
+    wanted.write_text("# nothing\n")
+    environment = Environment(wanted, compile=("quark",))  # not installed: said, and no reason to stop
+    python = made(environment, folder)
+    prefix = measured([str(python), "-c", "import sys; print(sys.prefix)"], tmp_path).stdout.strip()
+    assert Path(prefix).resolve() == folder.resolve()
+    (folder / "seen").touch()
+    assert made(environment, folder) == python and (folder / "seen").exists()
+    wanted.write_text("# still nothing\n")
+    made(environment, folder)
+    assert not (folder / "seen").exists()
+
+
+def test_every_peer_says_where_it_is_installed_and_what_it_writes() -> None:
+    for variant in compare_peers.VARIANTS:
+        if not variant.ours:
+            assert peers.PEERS[variant.name][0] == variant.suffix
+            assert ENVIRONMENTS[variant.environment].requirements.exists()
+    own = Path(sys.executable)
+    chosen = [v for v in compare_peers.VARIANTS if v.name in ("quark", "edgerun_openvino")]
+    given = {"vendors": own, "peers": None}
+    assert compare_peers.environments(chosen, Path("nowhere"), given) == {"vendors": own}  # the other is not made
+    assert compare_peers.environments(chosen[1:], Path("nowhere"), given) == {}
+
+
+# Stands in for an environment's Python: `python peers.py PEER model calibration OUTPUT` writes OUTPUT, drops a file
+# where it runs and one in the temporary folder, and says its name.
+_PYTHON = """#!/bin/sh
+[ "$2" = modelopt ] && { echo "no kernel for it" >&2; exit 1; }
+touch dropped "$TMPDIR/left"
+echo model > "$5"
+echo '{"told": "NAME", "folder": "'"$PWD"'", "temporary": "'"$TMPDIR"'"}'
+"""
+
+
+def test_a_variant_runs_in_its_environment_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pythons = {name: tmp_path / name for name in ENVIRONMENTS}
+    for name, python in pythons.items():
+        python.write_text(_PYTHON.replace("NAME", name))
+        python.chmod(0o755)
+    monkeypatch.setenv("EDGERUN_BENCH", str(tmp_path / "bench"))
+    monkeypatch.setenv("EDGERUN_ZOO", str(tmp_path))
+    zoo.CIFAR_CNN.onnx.parent.mkdir(parents=True)
+    zoo.CIFAR_CNN.onnx.touch()
+    zoo.CIFAR_CNN.calibration.touch()
+    run = compare_peers.Comparison(pythons, fresh=False, repeat=1, seconds=1.0)
+    by_name = {v.name: v for v in compare_peers.VARIANTS}
+    for name, environment in (("ort_minmax", "peers"), ("quark", "vendors")):
+        cell = run.quantized(zoo.CIFAR_CNN, by_name[name])
+        assert cell["told"]["told"] == environment and cell["size"] == len("model\n")
+        assert cell["told"]["folder"] == cell["told"]["temporary"] and not Path(cell["told"]["folder"]).exists()
+    assert run.quantized(zoo.CIFAR_CNN, by_name["modelopt"]) == {"failed": "no kernel for it"}
+    kept = json.loads((tmp_path / "bench" / "cells" / "cifar_cnn.quark.quantize.json").read_text())
+    (tmp_path / "vendors").write_text("#!/bin/sh\nexit 1\n")  # kept: it is not asked again
+    assert run.quantized(zoo.CIFAR_CNN, by_name["quark"]) == kept["result"]
