@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from edgerun.passes import NodeTime
 
+_TENSORS = r"\[\]|\[ \{.*?\}\]"
 _LINE = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: (?P<inputs>.*?)"
-    r"(?:, Constants: (?P<constants>.*?))?, Outputs: (?P<outputs>.*?), (?P<rest>.*)"
+    rf"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: (?P<inputs>{_TENSORS})"
+    rf"(?:, Constants: (?:{_TENSORS}))?, Outputs: (?P<outputs>{_TENSORS})(?P<rest>.*)"
 )
 _DTYPE, _TENSOR, _NODE = (
     re.compile(r"Datatype: (\w+)"),

@@ -48,10 +48,10 @@ class TensorrtSession(Session):
         self._host = {n for n in names if self._engine.get_tensor_location(n) == trt.TensorLocation.HOST}
         self._memory = {name: cuda.Memory() for name in names - self._host}
 
-    @property
-    def engine(self) -> Any:
-        """TensorRT's own engine."""
-        return self._engine
+    def kernels(self, trt: Any) -> str:
+        """What the library tells of the engine's kernels, one a line."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.ONELINE))
 
     def watch(self, profiler: Any) -> None:
         """Report every kernel's time of the runs that follow to `profiler` (an IProfiler)."""

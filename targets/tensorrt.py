@@ -157,8 +157,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
             session.run(feed)
         if not runs:
             raise EdgerunError("nothing to profile", got="no feeds", wanted="at least one")
-        inspector = session.engine.create_engine_inspector()
-        text = str(inspector.get_engine_information(trt.LayerInformationFormat.ONELINE))
+        text = session.kernels(trt)
     typical = {name: float(np.median([run.get(name, 0.0) for run in runs])) for name in runs[0]}
     return kernels.timed(kernels.read(text), typical)
 

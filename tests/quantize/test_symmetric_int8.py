@@ -88,8 +88,8 @@ def test_intervals_are_mirrored(low: float, high: float, estimator: str) -> None
     """±high, never beyond the extremes, and a cap only where nothing below zero reaches further than it."""
     text = f'<ir_version: 8, opset_import: ["": 17]> g {DOOR} {{ y = Clip(x, low, six) }}'
     proto = onnx.parser.parse_model(text)
-    for name, value in (("low", -9.0), ("six", 1.5)):
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+    for name, end in (("low", -9.0), ("six", 1.5)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(end, np.float32), name))
     model = Model.from_proto(proto)
     value = next(node.outputs[0] for node in model.ir.graph)
     (found,) = intervals(_Plan(model), {str(value.name): _seen(low, high)}, estimator, symmetric=True).values()  # type: ignore[arg-type]

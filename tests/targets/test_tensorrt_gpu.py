@@ -1,0 +1,139 @@
+"""TensorRT on a GPU: what it computes, how fast, and what it leaves behind. Skips where no NVIDIA driver answers."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+import edgerun
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.metrics import sqnr_db
+from edgerun.model import Model
+from edgerun.runtime import Engine, Options
+from edgerun.targets import _tensorrt_cuda as cuda
+from edgerun.targets import _tensorrt_file as file
+from edgerun.targets import tensorrt as target
+
+WHY = target.available() or target.runnable()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY is not None, reason=str(WHY))]
+RNG = np.random.default_rng(11)
+CHANNELS = 64
+
+
+@pytest.fixture(scope="module")
+def convolutions() -> Model:
+    """Four 3x3 convolutions over 64 channels of a 64x64 picture: 0.6 GMAC, enough for a difference to be seen."""
+    nodes, weights, value = [], [], "x"
+    for index in range(4):
+        array = RNG.standard_normal((CHANNELS, CHANNELS, 3, 3)) * np.sqrt(2 / (9 * CHANNELS))
+        weights.append(numpy_helper.from_array(array.astype(np.float32), f"w{index}"))
+        nodes.append(helper.make_node("Conv", [value, f"w{index}"], [f"c{index}"], f"c{index}", pads=[1, 1, 1, 1]))
+        value = f"r{index}" if index < 3 else "y"
+        nodes.append(helper.make_node("Relu", [f"c{index}"], [value], f"relu{index}"))
+    shape: list[int | str | None] = ["batch", CHANNELS, 64, 64]
+    door = [helper.make_tensor_value_info(name, 1, shape) for name in "xy"]
+    graph = helper.make_graph(nodes, "convolutions", door[:1], door[1:], weights)
+    return Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    return RNG.standard_normal((16, CHANNELS, 64, 64)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def small(convolutions: Model, pictures: np.ndarray) -> Model:
+    """The same in INT8; `compress` has compared its engine with the reference."""
+    return edgerun.compress(convolutions, target="tensorrt", calibration={"x": pictures})
+
+
+def test_float32_is_float32(convolutions: Model, pictures: np.ndarray) -> None:
+    """Without TF32 the engine is within 1e-5 of the reference; `edgerun.compile` compares."""
+    engine = edgerun.compile(convolutions, "tensorrt", feeds=[{"x": pictures[:2]}])
+    assert engine.check is not None and engine.check.relative_error < 1e-5
+
+
+def test_int8_computes_what_its_graph_says(convolutions: Model, small: Model, pictures: np.ndarray) -> None:
+    """25 dB to the float model, and no further from it than the Q/DQ graph on ONNX Runtime is, to 1 dB."""
+    feeds = {"x": pictures[:4]}
+    with edgerun.load(edgerun.compile(convolutions, "onnxruntime")) as session:
+        exact = session.run(feeds)["y"]
+    reached = {}
+    for name in ("tensorrt", "onnxruntime"):
+        with edgerun.load(edgerun.compile(small, name, feeds=[feeds])) as session:
+            reached[name] = sqnr_db(exact, session.run(feeds)["y"])
+    assert reached["tensorrt"] > 25 and reached["tensorrt"] > reached["onnxruntime"] - 1
+
+
+def test_the_history_says_that_it_ran(small: Model) -> None:
+    assert "engine" not in small.history[-1].options
+
+
+def test_int8_kernels_are_profiled_by_node(small: Model, pictures: np.ndarray) -> None:
+    found = target.profile(target.compile(small, Options()), [{"x": pictures[:1]}] * 5, Options())
+    products = [kernel for kernel in found if kernel.integer and any(n in kernel.covers for n in ("c0", "c1", "c2"))]
+    assert found[0].seconds >= found[-1].seconds > -1 and found[0].seconds > 0 and products
+
+
+def test_int8_is_timed_against_float(convolutions: Model, small: Model, tmp_path: Path) -> None:
+    """Latency is measured and outputs of timed runs stay what they were; which is faster is for the report to say."""
+    paths = [tmp_path / "float.onnx", tmp_path / "small.onnx"]
+    for path, model in zip(paths, (convolutions, small), strict=True):
+        model.save(path)
+    told = edgerun.benchmark(paths, target="tensorrt", seconds=3, rounds=45)
+    assert [timing.runs > 0 for timing in told.timings] == [True, True]
+    assert told.timings[1].verdict in ("faster", "slower", "no difference") and told.timings[1].speedup is not None
+
+
+def test_sizes_within_the_range_and_beyond(convolutions: Model) -> None:
+    engine = target.compile(convolutions, Options(sizes={"batch": (1, 2, 4)}))
+    with target.load(engine, Options()) as session:
+        for batch in (1, 4, 2):
+            assert session.run({"x": np.zeros((batch, CHANNELS, 64, 64), np.float32)})["y"].shape[0] == batch
+        with pytest.raises(EdgerunError, match="outside the sizes"):
+            session.run({"x": np.zeros((5, CHANNELS, 64, 64), np.float32)})
+
+
+def test_an_engine_file_is_what_it_was(small: Model, pictures: np.ndarray, tmp_path: Path) -> None:
+    engine = target.compile(small, Options())
+    target.save(engine, tmp_path / "small.engine")
+    with target.load(engine, Options()) as built, edgerun.load(tmp_path / "small.engine", "tensorrt") as loaded:
+        feeds = {"x": pictures[:1]}
+        assert loaded.inputs == small.inputs
+        np.testing.assert_array_equal(loaded.run(feeds)["y"], built.run(feeds)["y"])
+
+
+def test_an_engine_of_another_gpu_is_refused(small: Model) -> None:
+    header, plan = file.unpack(target.compile(small, Options()).payload)
+    header["device"]["capability"] = "1.0"
+    with pytest.raises(Unsupported, match=r"capability 1\.0"):
+        target.load(Engine("tensorrt", file.pack(header, plan)), Options())
+
+
+def test_threads_take_turns(convolutions: Model) -> None:
+    feeds = [np.full((1, CHANNELS, 64, 64), value, np.float32) for value in range(8)]
+    with target.load(target.compile(convolutions, Options()), Options()) as session, ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda x: session.run({"x": x})["y"], feeds))
+        alone = [session.run({"x": x})["y"] for x in feeds]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_memory_comes_back(convolutions: Model, pictures: np.ndarray) -> None:
+    """After twenty sessions the device has as much free memory as after the first, to 16 MiB."""
+    engine = target.compile(convolutions, Options())
+
+    def left() -> int:
+        with target.load(engine, Options()) as session:
+            session.run({"x": pictures})
+        device = cuda.Device()
+        try:
+            return cuda.free_bytes()
+        finally:
+            device.close()
+
+    first = left()
+    assert min(left() for _ in range(19)) > first - (16 << 20)

@@ -1,0 +1,140 @@
+"""What TensorRT builds of INT8 models, read from what the builder says of its kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+import edgerun
+from bench import zoo
+from edgerun.model import Model
+from edgerun.runtime import Options
+from edgerun.targets import _tensorrt_build as build
+from edgerun.targets import _tensorrt_kernels as kernels
+from edgerun.targets import _tensorrt_library as tensorrt
+from edgerun.targets import tensorrt as target
+
+pytestmark = pytest.mark.skipif(target.available() is not None, reason=str(target.available()))
+rtx_only = pytest.mark.skipif(
+    target.available() is not None or tensorrt.name_of(tensorrt.library()) != "tensorrt_rtx",
+    reason="tensorrt builds for the GPU that is there",
+)
+ADA = Options(extra={build.CAPABILITY: "SM89"})
+RNG = np.random.default_rng(3)
+NETS = {
+    "residual": (
+        "(float[n,8,8,8] x) => (float[n,8,8,8] y)",
+        "a = Conv(x, w, b) r = Relu(a) c = Conv(r, w, b) s = Add(r, c) t = Relu(s) y = Conv(t, w)",
+    ),
+    "two branches": (
+        "(float[n,8,8,8] x) => (float[n,8,8,8] y)",
+        "q = Relu(x) a = Conv(q, w, b) c = Conv(q, w2, b) s = Add(a, c) t = Relu(s) y = Conv(t, w)",
+    ),
+    "inverted residual": (
+        "(float[n,8,8,8] x) => (float[n,8,8,8] y)",
+        "a = Conv(x, w, b) r = Clip(a, zero, six) d = Conv<group=8, pads=[1,1,1,1]>(r, dw, b) s = Clip(d, zero, six)"
+        " e = Conv(s, w, b) f = Add(x, e) y = Conv(f, w, b)",
+    ),
+    "pool and dense": (
+        "(float[n,8,8,8] x) => (float[n,p] y)",
+        "a = Conv(x, w, b) r = Relu(a) p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r) c = Conv(p, w, b)"
+        " s = Relu(c) h = GlobalAveragePool(s) f = Flatten(h) y = Gemm<transB=1>(f, m, b)",
+    ),
+    "products": (
+        "(float[n,4,8] x) => (float[n,4,8] y)",
+        "a = MatMul(x, m) c = Add(a, b) r = Relu(c) d = MatMul(r, m) y = Add(d, b)",
+    ),
+}  # fmt: skip
+
+
+def _weights(*shape: int) -> np.ndarray:
+    found: np.ndarray = (RNG.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+    return found
+
+
+PARTS = {
+    "w": _weights(8, 8, 1, 1), "w2": _weights(8, 8, 1, 1), "dw": _weights(8, 1, 3, 3), "m": _weights(8, 8),
+    "b": _weights(8, 1).reshape(8),
+    "zero": np.array(0, np.float32), "six": np.array(1.5, np.float32),
+}  # fmt: skip
+
+
+def _net(door: str, text: str, opset: int = 17) -> Model:
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> net {door} {{ {text} }}')
+    words = set("".join(c if c.isalnum() else " " for c in text).split())
+    proto.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in PARTS.items() if name in words)
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    onnx.checker.check_model(proto)
+    return Model.from_proto(proto)
+
+
+def _compressed(case: str) -> Model:
+    model = _net(*NETS[case])
+    shape = (16, *(d for d in model.inputs[0].shape if isinstance(d, int)))
+    return edgerun.compress(model, target="tensorrt", calibration={"x": RNG.standard_normal(shape).astype(np.float32)})
+
+
+def _kernels(model: Model, options: Options = ADA) -> list[kernels.Kernel]:
+    return kernels.read(build.build(tensorrt.library(), model.to_bytes(), options).kernels)
+
+
+@rtx_only
+@pytest.mark.parametrize("case", NETS)
+def test_every_layer_runs_on_int8_and_no_quantizer_stands_alone(case: str) -> None:
+    """What the builder says of its kernels: products read int8, and Q/DQ are part of other kernels, but at the door."""
+    model = _compressed(case)
+    found = _kernels(model)
+    products = [node for node in model.ir.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
+    multiplied = [kernel for kernel in found if kernel.multiplies]
+    assert len(multiplied) == len(products) and all(kernel.integer for kernel in multiplied)
+    inside = {str(n.name) for n in model.ir.graph if n.op_type.endswith("eLinear") and not n.inputs[0].is_graph_input()}  # type: ignore[union-attr]
+    assert not [kernel for kernel in found if kernel.covers and set(kernel.covers) <= inside]
+
+
+@rtx_only
+def test_a_float_model_has_no_integer_kernel() -> None:
+    found = _kernels(_net(*NETS["residual"]))
+    assert any(kernel.multiplies for kernel in found) and not any(kernel.integer for kernel in found)
+
+
+@rtx_only
+def test_turing_computes_int8_models_in_float() -> None:
+    """tensorrt_rtx 1.7 has no int8 kernel for 7.5: a change of that is worth knowing."""
+    found = _kernels(_compressed("residual"), Options(extra={build.CAPABILITY: "SM75"}))
+    assert not any(kernel.integer for kernel in found if kernel.multiplies)
+
+
+@rtx_only
+def test_the_same_int8_model_gives_the_same_kernels() -> None:
+    """The builder numbers what it names anew in every build, so the bytes may differ; what runs does not."""
+
+    def shape(kernel: kernels.Kernel) -> tuple[Any, ...]:
+        return kernel.kind, kernel.read_dtypes, kernel.write_dtypes, frozenset(kernel.covers)
+
+    model = _compressed("residual")
+    assert [shape(k) for k in _kernels(model)] == [shape(k) for k in _kernels(model)]
+
+
+# Products on int8, and all of them: a transformer's queries, keys and values become one, and attention stays in float.
+ZOO = {"cifar_cnn": (9, 9), "mobilenet_v2": (53, 53), "resnet50": (54, 54), "minilm": (24, 36)}
+
+
+@rtx_only
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", ZOO)
+def test_real_models_run_on_int8(name: str) -> None:
+    """Compressed on a few samples, and built for 8.9; the file's graph has been compared with the reference."""
+    chosen = zoo.model(name)
+    if not chosen.ready:
+        pytest.skip(f"{name} is not in the cache: python -m bench.zoo {name}")
+    made = edgerun.compress(
+        chosen.onnx, target="tensorrt", calibration=chosen.folder / "calibration.npz", limit=8, preset="fast"
+    )
+    sizes = {"seq": (128, 128, 128)} if name == "minilm" else {}
+    products = [kernel for kernel in _kernels(made, Options(extra=ADA.extra, sizes=sizes)) if kernel.multiplies]
+    assert (sum(kernel.integer for kernel in products), len(products)) == ZOO[name]
