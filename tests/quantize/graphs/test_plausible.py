@@ -140,7 +140,7 @@ def test_an_embedding_is_not_asked_for_its_classes(net: Any, request_for: Any) -
 def test_real_models(name: str, request_for: Any) -> None:
     """Right data: no word. Swapped colours, the other layout and bytes (0..1 where bytes are right): named."""
     from bench import zoo
-    from edgerun.verbs.compress import _open
+    from edgerun.verbs.making import opened
 
     chosen = zoo.model(name)
     if not chosen.ready:
@@ -158,5 +158,5 @@ def test_real_models(name: str, request_for: Any) -> None:
     }
     for words, planted in plants.items():
         feeds = ({"image": planted[i : i + 8]} for i in range(0, len(planted), 8))
-        found = suspect(model.ir, model.inputs, _open, feeds).warnings
+        found = suspect(model.ir, model.inputs, opened, feeds).warnings
         assert (not found) if not words else any(words in warning for warning in found), (words, found)
