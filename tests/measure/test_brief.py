@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from edgerun.measure import brief
+from edgerun.measure.latency import Open, Run
 from edgerun.measure.stats import verdict
 
 
@@ -38,11 +40,8 @@ def test_what_so_many_sessions_tell(ratio: float, sessions: int, answer: str) ->
 
 
 def looked_at(sessions: Sequence[brief.Session]) -> str:
-    for look in brief.LOOKS:
-        answer = verdict(brief.compared(sessions[:look], "a", "b").interval)
-        if answer != "no difference":
-            break
-    return answer
+    answers = (verdict(brief.compared(sessions[:look], "a", "b").interval) for look in brief.LOOKS)
+    return next((answer for answer in answers if answer != "no difference"), "no difference")
 
 
 def test_false_alarms() -> None:
@@ -54,13 +53,11 @@ def test_false_alarms() -> None:
 
 def test_a_session_times_all_in_turns() -> None:
     """Every model is opened once, in the same rounds; a number per round and model."""
-    from contextlib import contextmanager
-
     opened: list[str] = []
 
-    def opener(name: str) -> brief.Open:
+    def opener(name: str) -> Open:
         @contextmanager
-        def enter():  # type: ignore[no-untyped-def]
+        def enter() -> Iterator[Run]:
             opened.append(name)
             yield lambda: sum(range(200))
 
