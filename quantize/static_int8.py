@@ -73,7 +73,7 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     offsets = centre.centre(model.graph, chains, {name: seen[name].channels for name in points})
     request.found["centred"] = sorted(offsets.keys() & set(points))
     seen |= {name: seen[name].moved(offset) for name, offset in offsets.items() if name in seen}
-    changed, factors = equalize.equalize(model.graph, chains, {name: seen[name].channels for name in points})
+    changed, factors = equalize.equalize(model.graph, chains, {name: seen[name].varying for name in points})
     fold.infer_shapes(model)
     request.found["equalized"] = changed
     seen = {
