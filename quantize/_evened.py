@@ -36,9 +36,9 @@ def apply(model: ir.Model, plan: placement.Plan, seen: Seen, request: Request) -
     return now, {mean: (offsets.get(name, 0.0), scales.get(name, 1.0)) for mean, name in outputs.items()}
 
 
-def _spanned(activation: Activation, request: Request) -> Channels:
+def _spanned(channels: Channels, request: Request) -> Channels:
     """The extremes that a grid of the target's kind must span."""
-    return activation.channels.mirrored() if request.rules.symmetric else activation.channels
+    return channels.mirrored() if request.rules.symmetric else channels
 
 
 def _centred(
@@ -54,7 +54,7 @@ def _centred(
 def _equalized(
     model: ir.Model, plan: placement.Plan, chains: list[equalize.Chain], now: dict[str, Activation], request: Request
 ) -> dict[str, np.ndarray]:
-    quantized = {str(value.name): _spanned(now[str(value.name)], request) for value in plan.points}
+    quantized = {str(value.name): _spanned(now[str(value.name)].varying, request) for value in plan.points}
     changed, scales = equalize.equalize(model.graph, chains, quantized)
     fold.infer_shapes(model)
     request.found["equalized"] = changed
@@ -63,7 +63,7 @@ def _equalized(
 
 
 def _smoothed(model: ir.Model, plan: placement.Plan, now: dict[str, Activation], request: Request) -> None:
-    spanned = {name: _spanned(activation, request) for name, activation in now.items()}
+    spanned = {name: _spanned(activation.channels, request) for name, activation in now.items()}
     gains, made = smooth.apply(model.graph, smooth.sites(plan, request.rules), spanned)
     fold.infer_shapes(model)
     request.found["smoothed (dB)"] = gains

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches
 from edgerun.quantize.graphs import correction, placement, qdq
 from edgerun.quantize.graphs.statistics import Activation
-from edgerun.quantize.numerics import grid, ranges
+from edgerun.quantize.numerics import grid, paired, ranges
 from edgerun.quantize.numerics.grid import Grid
 
 if TYPE_CHECKING:
@@ -26,11 +27,14 @@ CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
 LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
-CLEAR = 0.5  # dB on the samples of the search
 KEPT = 8  # spans whose shifts are remembered
+RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
+CLEAR = 0.5
+ERROR = 0.05  # of taking a candidate that is no better than the extremes
 LEAST_GAIN = 0.01  # dB, the same
 Intervals = dict[str, tuple[float, float]]
 Shifts = dict[correction.Layer, np.ndarray]
+Totals = dict[str, Difference]
 
 
 def intervals(
@@ -100,15 +104,15 @@ class Stream:
             del self._begun[next(iter(self._begun))]
         return found
 
-    def sqnr(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> float:
-        """SQNR (dB) of the outputs with grids over `spans` and every layer moved by its shift, `skip` samples on."""
-        totals = dict.fromkeys(self._truths[0].outputs, Difference())
+    def scores(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> list[Totals]:
+        """What is lost of each sample with grids over `spans` and every layer moved by its shift, `skip` samples on."""
+        found: list[Totals] = []
         for truth, out in self._outputs(spans, shifts, 0.0, samples, stage, skip):
-            totals = {name: total + Difference.of(truth.outputs[name], out[name]) for name, total in totals.items()}
-        return decibels(totals)
+            found += _by_sample(truth, out)
+        return found
 
-    def judged(self, spans: Intervals, samples: int, stage: str) -> float:
-        """SQNR (dB) that `spans` reach on `samples` with shifts found on as many others, where there are others.
+    def judged(self, spans: Intervals, samples: int, stage: str) -> list[Totals]:
+        """`scores` that `spans` reach on `samples` with shifts found on as many others, where there are others.
 
         On the same samples, shifts make up for clipping that no other sample has.
         """
@@ -116,12 +120,11 @@ class Stream:
         ends = itertools.accumulate(truth.rows for truth in self._truths)
         used = next((end for end in ends if end >= samples), self.samples)  # whole batches
         skip = used if used < self.samples else 0
-        return float(
-            self._judged.get(
-                mark,
-                lambda: self.sqnr(spans, self.missing(spans, samples, stage), samples + skip, stage, skip),
-            )
-        )
+
+        def find() -> np.ndarray:
+            return _array(self.scores(spans, self.missing(spans, samples, stage), samples + skip, stage, skip))
+
+        return _scores(self._judged.get(mark, find), list(self._truths[0].outputs))
 
     def _outputs(
         self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0
@@ -161,16 +164,19 @@ def _tried(
 ) -> tuple[str, Intervals]:
     light = sum(activation.size for activation in seen.values()) < LIGHT * stream.samples
     samples = request.effort.first // 2 if light else request.effort.search
-    tried, spans = dict[str, float](), dict[str, Intervals]()
-    for name in SEARCH:
-        # Tighter ranges have stopped paying: a still tighter one will not start to.
-        if name == "shrink80" and tried["shrink90"] < tried["minmax"]:
-            continue
-        spans[name] = intervals(plan, seen, name, request.rules.symmetric)
-        tried[name] = stream.judged(spans[name], samples, f"trying {name}")
-    # What is not clearly better is taken for chance: extremes clip nothing of what was seen.
-    best = max(tried, key=lambda key: tried[key] - (0.0 if key == "minmax" else CLEAR))
-    request.found["tried (dB)"] = {name: round(db, 2) for name, db in tried.items()}
+    spans = {name: intervals(plan, seen, name, request.rules.symmetric) for name in SEARCH}
+    few = max(1, samples // RACE)
+    tried = {name: stream.judged(span, few, f"trying {name}") for name, span in spans.items()}
+    request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
+    left = [name for name in SEARCH[1:] if _gain(tried["minmax"], tried[name])[0] > -CLEAR]
+    if not left:
+        return "minmax", spans["minmax"]
+    again = {name: stream.judged(spans[name], samples, f"trying {name}") for name in ("minmax", *left)}
+    gains = {name: _gain(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
+    request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
+    # What is not surely better is taken for chance: extremes clip nothing of what was seen.
+    sure = {name: gain for name, (gain, surely) in gains.items() if surely > 0}
+    best = max(sure, key=lambda name: sure[name], default="minmax")
     return best, spans[best]
 
 
@@ -180,17 +186,48 @@ def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
     Coordinate descent: groups × FACTORS runs at most over the samples of the search.
     """
     found, changed = dict(spans), dict[str, float]()
-    reached = stream.judged(spans, request.effort.search, "refining ranges")
+    reached = sqnr(stream.judged(spans, request.effort.search, "refining ranges"))
     for index, (group, (low, high)) in enumerate(spans.items(), 1):
         for factor in FACTORS:
             trial = found | {group: (low * factor, high * factor)}
-            db = stream.judged(trial, request.effort.search, f"refining range {index} of {len(spans)}")
+            db = sqnr(stream.judged(trial, request.effort.search, f"refining range {index} of {len(spans)}"))
             if db < reached + LEAST_GAIN:
                 break
             found, reached, changed[group] = trial, db, factor
     before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
-    request.found["refined"] = {"dB before": round(before, 2), "dB after": round(after, 2), "ranges": changed}
-    return found if after > before else spans
+    gain, surely = _gain(before, after, ERROR)
+    request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),
+                                "gain, surely (dB)": [round(gain, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
+    return found if surely > 0 else spans
+
+
+def _by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
+    """The Difference of every sample's outputs; of the whole batch where an output has no row for each."""
+    rows = truth.rows if all(np.shape(array)[:1] == (truth.rows,) for array in truth.outputs.values()) else 1
+    for part in range(rows):
+        own = slice(None) if rows == 1 else slice(part, part + 1)
+        yield {name: Difference.of(array[own], out[name][own]) for name, array in truth.outputs.items()}
+
+
+def _array(scores: list[Totals]) -> np.ndarray:
+    """`[samples, outputs, sums]` of a Difference each, for a checkpoint."""
+    return np.array([[astuple(total) for total in score.values()] for score in scores], np.float64)
+
+
+def _scores(array: np.ndarray, outputs: list[str]) -> list[Totals]:
+    """What `_array` was made of."""
+    return [dict(zip(outputs, (Difference(*sums) for sums in sample.tolist()), strict=True)) for sample in array]
+
+
+def _gain(before: list[Totals], after: list[Totals], error: float = 0.5) -> tuple[float, float]:
+    """How many dB nearer to float a sample is on average, and surely."""
+    first, second = (np.clip([decibels(total) for total in scores], -120, 120) for scores in (before, after))
+    return paired.gain(first, second, error)
+
+
+def sqnr(scores: list[Totals]) -> float:
+    """SQNR (dB) over all samples, the mean over outputs."""
+    return decibels({name: sum((score[name] for score in scores), Difference()) for name in scores[0]})
 
 
 def decibels(totals: Mapping[str, Difference]) -> float:

@@ -60,7 +60,8 @@ def _pads(node: ir.Node) -> bool:
 
 def _sums(graph: ir.Graph, chain: Chain) -> dict[ir.Value, np.ndarray]:
     """How often each value of the chain adds up each writer's output, `[W]`."""
-    found = {node.outputs[0]: row for node, row in zip(chain.writers, np.eye(len(chain.writers)), strict=True)}
+    rows: list[np.ndarray] = list(np.eye(len(chain.writers)))
+    found = {node.outputs[0]: row for node, row in zip(chain.writers, rows, strict=True)}
     for node in graph:
         if node.outputs[0] in chain.values and node not in chain.writers:
             found[node.outputs[0]] = found[node.inputs[0]] + found[node.inputs[1]]  # type: ignore[index]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PREFIX = "edgerun/probe/"
 KINDS = ("low", "high", "squares", "sample", "shape")
 STATE = ("sample", "owner", "low", "high", "squares", "size", "lows", "highs")
+FEWEST = 8  # sampled values of a channel without which they say nothing of its mean
 NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Sqrt", "HardSigmoid"})
 KEEPS_SIGN = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Transpose"})
 
@@ -67,10 +68,24 @@ class Activation:
         sample = self.sample * factors[self.owner].astype(np.float32)
         return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
 
+    @property
+    def varying(self) -> Channels:
+        """With the variance in place of the mean square, by the sample; a channel hardly in it keeps its own."""
+        seen, mean, power = self._sampled()
+        share = np.where(power > 0, 1 - mean**2 / np.maximum(power, np.finfo(np.float64).tiny), 1.0)
+        share = np.where(seen < FEWEST, 1.0, np.maximum(share, 0.0))
+        return replace(self.channels, power=self.channels.power * share)
+
+    def _sampled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How many values of each channel the sample has, their mean, and their mean square, `[C]` each."""
+        channels, values = len(self.channels.power), self.sample.astype(np.float64)
+        seen = np.bincount(self.owner, minlength=channels)
+        sums = (np.bincount(self.owner, values**power, channels) / np.maximum(seen, 1) for power in (1, 2))
+        return seen, *sums
+
     def moved(self, offsets: np.ndarray) -> Activation:
         """Of x − o, o `[C]`; the mean that E[(x − o)²] needs is that of the sample. Extremes as in `scaled`."""
-        seen = np.maximum(np.bincount(self.owner, minlength=len(offsets)), 1)
-        mean = np.bincount(self.owner, self.sample, len(offsets)) / seen
+        _, mean, _ = self._sampled()
         power = np.maximum(self.channels.power - mean**2, 0) + (mean - offsets) ** 2
         channels = Channels(self.channels.low - offsets, self.channels.high - offsets, power)
         ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]

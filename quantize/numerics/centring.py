@@ -9,9 +9,9 @@ def offsets(low: np.ndarray, high: np.ndarray, sums: np.ndarray) -> np.ndarray:
     """What each writer's channels are moved by: float64 `[W, C]`, to be taken off.
 
     `low`, `high` `[V, C]` are the ranges of V values, and `sums` `[V, W]` says how often each value adds up the output
-    of each of W writers, A: the values move by A·p when the writers move by p. Of all p the one that brings them nearest
-    to their middles, min ‖A·p − (l + h)/2‖² (of several, the smallest). A channel that is not narrower around zero for
-    it, by Σ_v max(|l|, |h|)², stays where it is.
+    of each of W writers, A: the values move by A·p when the writers move by p. Of all p the one that brings them
+    nearest to their middles, min ‖A·p − (l + h)/2‖² (of several, the smallest). A channel that is not narrower around
+    zero for it, by Σ_v max(|l|, |h|)², stays where it is.
 
     Channel-wise shifting is from Wei et al., Outlier Suppression+, 2023 (section 4.1), there for one tensor; sums tie
     the tensors of a residual chain together.
