@@ -92,6 +92,7 @@ class Quantization:
     `pair_matmul`: products of two activations (attention) have an integer kernel that pays.
     `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
     `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind.
+    `channel_scales`: activations may be quantized and dequantized with one scale per channel at no cost.
     """
 
     schemes: tuple[str, ...]
@@ -107,6 +108,7 @@ class Quantization:
     pair_matmul: bool = False
     dynamic: frozenset[str] = frozenset()
     flat_rows: bool = False
+    channel_scales: bool = False
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,7 @@ def quantization() -> Quantization:
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
         fused_sum=True,
         dynamic=frozenset({"MatMul", "Gemm"}),
+        channel_scales=True,
     )
 
 

@@ -63,9 +63,7 @@ def _relative_noise(step: float, factors: np.ndarray, power: np.ndarray, readers
     return total
 
 
-def even(
-    low: np.ndarray, high: np.ndarray, power: np.ndarray, readers: Sequence[Reader]
-) -> tuple[np.ndarray, float]:
+def even(low: np.ndarray, high: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> tuple[np.ndarray, float]:
     """Factors f `[C]` for a value whose own quantizer takes them, and by how much they lessen the noise, in dB.
 
     The same noise as in `scales`, with Δ = (max_c h_c·f_c + max_c l_c·f_c) / 255 for channels that reach from −l_c to
