@@ -30,8 +30,7 @@ def apply(model: ir.Model, plan: placement.Plan, seen: Seen, request: Request) -
     offsets = _centred(model, plan, chains, now, request)
     scales = _equalized(model, plan, chains, now, request)
     _smoothed(model, plan, now, request)
-    if request.rules.uneven:
-        scales |= _evened(model, chains, now, request)
+    scales |= _evened(model, chains, now, request)
     outputs = {layer.mean: str(layer.holder.outputs[0].name) for layer in correction.layers(plan)}
     return now, {mean: (offsets.get(name, 0.0), scales.get(name, 1.0)) for mean, name in outputs.items()}
 
@@ -75,7 +74,8 @@ def _evened(
 ) -> dict[str, np.ndarray]:
     plan = placement.plan(model.graph, request.rules, request.keep_float)
     sites = factors.sites(plan, {str(value.name) for chain in chains for value in chain.values})
-    gains, written, made = factors.apply(model.graph, sites, {name: a.channels for name, a in now.items()})
+    spanned = {name: _spanned(activation.channels, request) for name, activation in now.items()}
+    gains, written, made = factors.apply(model.graph, sites, spanned, request.rules)
     request.found["evened (dB)"] = gains
     now |= {name: now[name].scaled(by) for name, by in written.items()}
     now |= {new: now[old].scaled(by) for new, (old, by) in made.items()}

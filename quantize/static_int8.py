@@ -19,7 +19,7 @@ from edgerun.quantize import _evened, _observation, fold, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._ranges import Stream, choose, decibels
-from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation
+from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation, work
 from edgerun.quantize.graphs.statistics import Activation
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.numerics import grid
@@ -28,11 +28,16 @@ from edgerun.quantize.numerics.grid import Grid
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Request
+    from edgerun.passes import Quantization, Request
 
 summary = "static INT8 (Q/DQ): per-channel weights, per-tensor activations, equalized and bias corrected; INT8 tables"
 needs_calibration = True
 scheme = "w8a8"
+
+REACHED = "calibration SQNR (dB)"
+# A model that ends below NEEDED dB may keep its first layers in float, up to a share STEM of all multiply-accumulates,
+# if that halves its noise.
+NEEDED, STEM, STEM_WORTH = 16.0, 0.06, 3.0
 
 
 @dataclass(frozen=True)
@@ -87,27 +92,60 @@ def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
-    """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed."""
-    model, truths = prepared.model, prepared.truths
+    """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed.
+
+    Where that ends below NEEDED dB, the first layers are tried in float: what is lost there no later layer brings back.
+    """
+    model, seen, truths = prepared.model, prepared.seen, prepared.truths
     request.found["tables in 8 bits"] = weight_int8.tables(model.graph, request.keep_float)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
-    stored = _store_weights(model.graph, plan, prepared.seen, request)
+    stem = work.first(plan, STEM)
+    shorter = placement.plan(model.graph, request.rules, request.keep_float | stem)
+    floats = {str(node.name): edit.constant(node.inputs[1]) for node in plan.weights if node.name in stem}
+    stored = _store_weights(model.graph, plan, seen, request)
+    spare = model.clone() if stem and shorter.compute else None
+    result = _finished(model, plan, stored, seen, truths, request)
+    if spare is None or request.found[REACHED] >= NEEDED:
+        return result
+    for node in spare.graph:
+        if (weight := floats.get(str(node.name))) is not None:
+            edit.set_constant(spare.graph, node, 1, weight)
+    shorter = shorter.on(spare.graph)
+    factors.release(spare.graph, shorter)
+    other = replace(request, found=dict(request.found))
+    kept = {name: weight for name, weight in stored.items() if name not in stem}
+    better = _finished(spare, shorter, kept, seen, truths, other)
+    if other.found[REACHED] < request.found[REACHED] + STEM_WORTH:
+        return result
+    request.found |= other.found | {"float stem": sorted(stem)}
+    return better
+
+
+def _finished(
+    model: ir.Model,
+    plan: placement.Plan,
+    stored: dict[str, Stored],
+    seen: Mapping[str, Activation],
+    truths: list[Truth],
+    request: Request,
+) -> ir.Model:
+    """The Q/DQ model of one placement of a model with `stored` weights."""
     layers = correction.layers(plan)
     emulated = _emulated(model, plan, request)
     with request.open(emulated, emulated=True, lanes=request.lanes) as session:
         del emulated
         gc.collect()  # graphs hold cycles
         stream = Stream(session, layers, truths, request)
-        name, spans = choose(plan, prepared.seen, stream, request)
+        name, spans = choose(plan, seen, stream, request)
         shifts = stream.missing(spans, request.effort.first, "bias correction")
         grids = stream.grids(spans)
     named = {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
     biased = {} if request.rules.float_bias else stored
-    plain, moved = (_quantized(model, plan, grids, biased, by) for by in ({}, named))
-    del model, prepared
+    plain, moved = (_quantized(model, plan, grids, biased, by, request.rules) for by in ({}, named))
+    del model
     reached = {False: _sqnr(plain, truths, request), True: _sqnr(moved, truths, request)}
     pays = reached[True] > reached[False]
-    request.found |= {"ranges": name, "bias correction": pays, "calibration SQNR (dB)": round(reached[pays], 2)}
+    request.found |= {"ranges": name, "bias correction": pays, REACHED: round(reached[pays], 2)}
     request.found |= {"integer nodes": len(plan.compute), "quantized activations": len(plan.points)}
     result = moved if pays else plain
     repaired = sum(weight.repaired for weight in stored.values())
@@ -178,6 +216,7 @@ def _quantized(
     grids: Mapping[str, Grid],
     stored: Mapping[str, Stored],
     shifts: Mapping[str, np.ndarray],
+    rules: Quantization,
 ) -> ir.Model:
     """A Q/DQ clone of the `model` with stored weights, biases moved by `shifts`; as int32 at the nodes in `stored`."""
     result = model.clone()
@@ -200,7 +239,8 @@ def _quantized(
         qdq.store_bias(graph, node, bias, input_scale, wide)
     qdq.absorb(graph, plan, grids)
     qdq.insert_points(graph, plan, grids)
-    factors.fold(graph)
+    if rules.channel_scales:
+        factors.fold(graph)
     edit.drop_unused(result)
     return result
 

@@ -220,6 +220,7 @@ def quantization() -> Quantization:
         fused_sum=True,
         pair_matmul=True,
         dynamic=frozenset({"MatMul", "Gemm"}),
+        channel_scales=True,
     )
 
 

@@ -91,13 +91,14 @@ def diagnose(
     """
     quantized = quantized.clone()
     unfolded = factors.unfold(quantized.graph)
+    evened = factors.evened(quantized.graph, {str(node.name) for node in model.graph})
     found = tuple(quantizers.find(quantized.graph))
     if not found:
         what, wanted = "there is no QuantizeLinear/DequantizeLinear pair in the second model", "a Q/DQ model"
         raise EdgerunError(what, wanted=wanted, do="give the float model first, then the quantized one")
     judged = replace(judged, saturating=saturating)
     progress("reading the model", 0, 1)
-    counterpart = align.align(model, quantized, found, unfolded)
+    counterpart = align.align(model, quantized, found, evened)
     seen = evidence.gather(quantized, counterpart, found, data or judged.feeds, judged.open)
     case = Case(quantized, counterpart, found, seen, judged, fixes.REDUCED if saturating else fixes.FULL, remake)
     base = replace(judged, saturating=False).measure(switches.off(quantized, counterpart, found))
@@ -110,7 +111,7 @@ def diagnose(
         progress("trying fixes", len(told), len(rows))
     told = _once(sorted(told, key=lambda row: -row.damage))[:top]
     fixed, kept, after = _repaired(case, told, before)
-    if fixed is not None:
+    if fixed is not None and unfolded:
         factors.fold(fixed.graph)
     return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(counterpart, base))
 

@@ -17,7 +17,7 @@ import numpy as np
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import equalize, factors
 from edgerun.quantize.graphs.edit import constant, sole_consumer
-from edgerun.quantize.graphs.factors import Unfolded
+from edgerun.quantize.graphs.factors import Evened
 from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Quantizer
 from edgerun.quantize.numerics import grid, rescaling
 from edgerun.quantize.numerics.rescaling import Tie
@@ -44,11 +44,11 @@ class Counterpart:
 
 
 def align(
-    model: ir.Model, quantized: ir.Model, quantizers: Sequence[Quantizer], unfolded: Sequence[Unfolded] = ()
+    model: ir.Model, quantized: ir.Model, quantizers: Sequence[Quantizer], evened: Sequence[Evened] = ()
 ) -> Counterpart:
     """The counterpart of `quantized` in the float `model`; a clone of it is folded unless BatchNorms stand in both.
 
-    `unfolded` are the factors that stand as Muls in `quantized`.
+    `evened` are the factors that stand as Muls beside pairs of `quantized`.
     """
     kept = any(node.op_type == "BatchNormalization" for node in quantized.graph)
     told = model.clone()
@@ -58,7 +58,7 @@ def align(
         fold.apply(told)
     constants = [q for q in quantizers if isinstance(q, Constant)]
     nodes = _named(told.graph, quantized.graph, constants)
-    factors.follow(nodes, told.graph, unfolded)
+    factors.follow(nodes, told.graph, evened)
     stored = _stored(quantized.graph, constants, nodes)
     result = Counterpart(rescaled=_rescale(told.graph, stored))
     for found in constants:

@@ -1,9 +1,11 @@
 """Per-channel factors in quantizers: the channels of an activation evened out where equalization finds no layer.
 
-A layer's weights take factors on its side of a quantizer. Where the other side computes in float, and scales do not pass
-through what it computes (hard-swish, gates, sums of constants), the quantizer takes them itself: rounding f∘x on one
-scale s is rounding x with s/f_c on channel c. In the graph these are a Mul in front of the pair or behind it, until
-`fold` puts it into the pair's own scale: QuantizeLinear then has s/f and DequantizeLinear s, or the other way around.
+A layer's weights take factors on its side of a quantizer. Where the other side computes in float, and scales do not
+pass through what it computes (hard-swish, gates, sums of constants), the quantizer takes them itself: rounding f∘x on
+one scale s is rounding x with s/f_c on channel c. In the graph these are a Mul in front of the pair or behind it, until
+`fold` puts it into the pair's own scale, where the target says that this is fast: QuantizeLinear then has s/f and
+DequantizeLinear s, or the other way around. (ONNX Runtime turns integer stretches to NHWC, where its kernels for a
+scale per channel take many times as long: there the Mul stays.)
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from edgerun.quantize.numerics.equalization import Reader
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-WORTH = 1.0  # dB of predicted noise: less is not worth another weight
+    from edgerun.passes import Quantization
+
+NAME = "/even"  # how the names of the Muls end
+# dB of predicted noise that factors must take away: where pairs have them for nothing, and where a Mul is a pass more.
+WORTH, WORTH_MUL = 1.0, 3.0
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,9 @@ def _reads(node: ir.Node, index: int, plan: Plan, channels: int) -> bool:
 
 
 def apply(
-    graph: ir.Graph, found: list[Site], seen: Mapping[str, Channels]
+    graph: ir.Graph, found: list[Site], seen: Mapping[str, Channels], rules: Quantization
 ) -> tuple[dict[str, float], dict[str, np.ndarray], dict[str, tuple[str, np.ndarray]]]:
-    """Even out every site whose `seen` channels (by value name) say that it pays.
+    """Even out every site whose `seen` channels (by value name) say that it pays on a target with these `rules`.
 
     Returns {value name: predicted gain in dB}; the factors `[C]` of the values that their layers write rescaled; and
     {new name: (old name, factors)} of the values that are quantized now in place of the old ones, which they scale.
@@ -86,7 +92,7 @@ def apply(
             power = np.maximum(channels.power, 1e-6 * channels.power.max(initial=0.0) + 1e-30)
             readers.append(Reader(1 / power, None, 1))
         factors, gain = equalization.even(channels.low, channels.high, channels.power, readers)
-        if gain < WORTH:
+        if gain < (WORTH if rules.channel_scales else WORTH_MUL):
             continue
         factors = factors.astype(np.float32).astype(np.float64)
         gains[name] = round(gain, 2)
@@ -111,12 +117,29 @@ def _multiply(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> ir.Value
 
     rank = len(value.shape or ())
     by = initializer(graph, f"{value.name}/factors", factors.reshape(-1, *[1] * (rank - 2)).astype(np.float32))
-    node = ir.node("Mul", [value, by], name=fresh_name(graph, f"{value.name}/even"))
+    node = ir.node("Mul", [value, by], name=fresh_name(graph, f"{value.name}{NAME}"))
     result, producer = node.outputs[0], value.producer()
     result.name, result.type, result.shape = fresh_name(graph, f"{value.name}/evened"), value.type, value.shape
     assert producer is not None
     graph.insert_after(producer, node)
     return result
+
+
+def release(graph: ir.Graph, plan: Plan) -> None:
+    """Give the factors of Muls that no quantizer of `plan` is beside back to the layers: these stay in float."""
+    for node in list(graph):
+        factors, source, result = _factors(node), node.inputs[0], node.outputs[0]
+        if factors is None or source is None or NAME not in str(node.name) or {source, result} & set(plan.points):
+            continue
+        writer, readers = source.producer(), [use.node for use in result.uses()]
+        if writer is not None and equalize.is_layer(writer) and sole_consumer(source) is node:
+            equalize.scale_output(graph, writer, factors)
+        elif all(equalize.is_layer(reader) for reader in readers):
+            for reader in readers:
+                equalize.scale_input(graph, reader, factors)
+        else:
+            continue
+        drop_node(graph, node)
 
 
 def fold(graph: ir.Graph) -> int:
@@ -182,8 +205,8 @@ def _per_channel(graph: ir.Graph, node: ir.Node, by: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class Unfolded:
-    """Factors `[C]` that `unfold` took out of a pair: what it rounds is the activation times them.
+class Evened:
+    """A pair that rounds its activation times `factors` `[C]`.
 
     By name, the layer that writes the activation so (empty: a Mul does) and the layers that read it so.
     """
@@ -193,47 +216,60 @@ class Unfolded:
     readers: tuple[str, ...]
 
 
-def unfold(graph: ir.Graph) -> list[Unfolded]:
-    """Undo `fold`: where a QuantizeLinear and a DequantizeLinear differ in scale, a Mul stands between equal ones."""
-    found: list[Unfolded] = []
-    for node in list(graph):
-        if node.op_type != "QuantizeLinear" or node.domain != "" or constant(node.inputs[0]) is not None:
-            continue
-        pairs = [use.node for use in node.outputs[0].uses()]
-        if pairs and all(pair.op_type == "DequantizeLinear" for pair in pairs):
-            found += _unfolded_front(graph, node, pairs) or _unfolded_behind(graph, node, pairs)
+def unfold(graph: ir.Graph) -> int:
+    """Undo `fold`: where a QuantizeLinear and its DequantizeLinear differ in scale, a Mul stands beside equal ones."""
+    unfolded = 0
+    for quantize, pairs in _pairs(graph):
+        common = constant(quantize.inputs[1])
+        front = pairs[0] if common is not None and common.ndim == 1 and all(map(_scalar, pairs)) else None
+        if front is not None and quantize.inputs[0] is not None and quantize.inputs[0].shape is not None:
+            factors = _scale(front) / _scale(quantize)
+            quantize.replace_input_with(0, _multiply(graph, quantize.inputs[0], factors))
+            _share(quantize, front)
+            unfolded += 1
+        for pair in pairs if common is not None and common.ndim == 0 else ():
+            result = pair.outputs[0]
+            if _scale(pair).ndim != 1 or result.shape is None:
+                continue
+            factors, uses = _scale(pair) / _scale(quantize), list(result.uses())
+            _share(pair, quantize)
+            back = _multiply(graph, result, factors)
+            for user, index in uses:
+                user.replace_input_with(index, back)
+            unfolded += 1
+    return unfolded
+
+
+def evened(graph: ir.Graph, known: Collection[str]) -> list[Evened]:
+    """The pairs beside which a Mul by factors stands, unless its name is `known`: then it is the float model's own."""
+    found: list[Evened] = []
+    for quantize, pairs in _pairs(graph):
+        source = quantize.inputs[0]
+        front = source.producer() if source is not None else None
+        behind = [use.node for pair in pairs for use in pair.outputs[0].uses()]
+        for mul, writes in ((front, False), *((node, True) for node in behind)):
+            factors = _factors(mul) if mul is not None and str(mul.name) not in known else None
+            if factors is not None:
+                by = 1 / factors.astype(np.float64) if writes else factors.astype(np.float64)
+                found.append(Evened(by, str(front.name) if writes and front is not None else "", _reading(pairs)))
+                break
     return found
 
 
-def _unfolded_front(graph: ir.Graph, quantize: ir.Node, pairs: list[ir.Node]) -> list[Unfolded]:
-    scale, value = constant(quantize.inputs[1]), quantize.inputs[0]
-    if scale is None or scale.ndim != 1 or value is None or value.shape is None or not all(map(_scalar, pairs)):
-        return []
-    common = constant(pairs[0].inputs[1])
-    assert common is not None
-    factors = common / scale.astype(np.float64)
-    quantize.replace_input_with(0, _multiply(graph, value, factors))
-    _share(quantize, pairs[0])
-    return [Unfolded(factors, "", _reading(pairs))]
-
-
-def _unfolded_behind(graph: ir.Graph, quantize: ir.Node, pairs: list[ir.Node]) -> list[Unfolded]:
-    common = constant(quantize.inputs[1])
-    if common is None or common.ndim != 0 or all(map(_scalar, pairs)):
-        return []
-    found: list[Unfolded] = []
-    producer = quantize.inputs[0].producer()  # type: ignore[union-attr]
-    for pair in pairs:
-        scale, result = constant(pair.inputs[1]), pair.outputs[0]
-        if scale is None or scale.ndim != 1 or result.shape is None:
-            continue
-        factors, uses = scale / common.astype(np.float64), list(result.uses())
-        _share(pair, quantize)
-        back = _multiply(graph, result, factors)
-        for user, index in uses:
-            user.replace_input_with(index, back)
-        found = [Unfolded(1 / factors, str(producer.name) if producer is not None else "", _reading(pairs))]
+def _pairs(graph: ir.Graph) -> list[tuple[ir.Node, list[ir.Node]]]:
+    """Each activation's QuantizeLinear with the DequantizeLinears that read it, where nothing else does."""
+    found = []
+    for node in graph:
+        if node.op_type == "QuantizeLinear" and node.domain == "" and constant(node.inputs[0]) is None:
+            readers = [use.node for use in node.outputs[0].uses()]
+            if readers and all(reader.op_type == "DequantizeLinear" for reader in readers):
+                found.append((node, readers))
     return found
+
+
+def _scale(node: ir.Node) -> np.ndarray:
+    scale = constant(node.inputs[1])
+    return np.zeros(()) if scale is None else scale.astype(np.float64)
 
 
 def _share(node: ir.Node, other: ir.Node) -> None:
@@ -249,9 +285,9 @@ def _reading(pairs: list[ir.Node]) -> tuple[str, ...]:
     return tuple(str(use.node.name) for use in uses if use.node.op_type == "Conv" and use.idx == 0)
 
 
-def follow(nodes: Mapping[str, ir.Node], graph: ir.Graph, unfolded: Collection[Unfolded]) -> None:
+def follow(nodes: Mapping[str, ir.Node], graph: ir.Graph, found: Collection[Evened]) -> None:
     """Give the float layers `nodes` (by the quantized graph's names) the factors that the quantized ones have."""
-    for each in unfolded:
+    for each in found:
         for name in each.readers:
             if name in nodes:
                 equalize.scale_input(graph, nodes[name], 1 / each.factors)

@@ -35,6 +35,18 @@ def integers(model: Model, rules: Quantization, keep_float: frozenset[str] = fro
     return [str(n.name) for n in folded.graph if n.name in found and n.op_type in rules.compute | rules.join]
 
 
+def first(plan: placement.Plan, share: float) -> frozenset[str]:
+    """The first of the plan's integer layers, in graph order: as many as are at most `share` of the work of all."""
+    names, macs = [str(node.name) for node in plan.compute], [_macs(node) for node in plan.compute]
+    total, done, found = sum(macs), 0.0, set[str]()
+    for name, own in zip(names, macs, strict=True):
+        done += own
+        if not done <= share * total:  # NaN where a shape is unknown
+            break
+        found.add(name)
+    return frozenset(found)
+
+
 def _macs(node: ir.Node) -> float:
     """Multiply-accumulates of one run with every symbolic dimension 1; NaN when a shape is unknown."""
     first, second = node.inputs[:2]

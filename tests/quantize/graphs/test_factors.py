@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgerun import registry
 from edgerun.metrics import sqnr_db
 from edgerun.model import Model
-from edgerun.quantize import diagnosis, fold
+from edgerun.quantize import diagnosis, fold, static_int8
 from edgerun.quantize.diagnosis import trials
-from edgerun.quantize.graphs import factors
+from edgerun.quantize.graphs import factors, placement
 from edgerun.quantize.graphs.edit import constant
+from edgerun.quantize.graphs.statistics import Channels
 from edgerun.verbs.compress import compress
 from edgerun.verbs.why_wrong import opened_here
 
@@ -57,39 +59,45 @@ def test_pairs_take_the_factors_and_the_model_comes_nearer(
     (want,) = evaluate(model, FEEDS)
     after = compress(model, target=target, calibration=FEEDS)
     found = pairs(after)
-    scale, (back,) = found["s1"]
-    assert scale.shape == (16,) and back.shape == ()
-    assert scale.max() / scale.min() > 8  # the loud channel is rounded in coarser steps than the quiet ones
-    if target == "onnxruntime":  # its layers write integers
-        scale, (back,) = found["c1"]
-        assert scale.shape == () and back.shape == (16,)
+    scale, (back,) = found["s1" if target == "openvino" else "s1/evened"]
+    assert back.shape == ()
+    if target == "openvino":  # its layers write floats, and its pairs have scales per channel for nothing
+        assert scale.shape == (16,) and "c1" not in found
+        assert scale.max() / scale.min() > 8  # the loud channel is rounded in coarser steps than the quiet ones
+        assert ops(after)["Mul"] == 2  # none of ours is left
     else:
-        assert "c1" not in found
-    assert ops(after)["Mul"] == 2  # none of ours is left
+        assert scale.shape == () and ops(after)["Mul"] > 3
     monkeypatch.setattr(factors, "WORTH", np.inf)
+    monkeypatch.setattr(factors, "WORTH_MUL", np.inf)
     before = compress(model, target=target, calibration=FEEDS)
     (got,), (plain,) = evaluate(after, FEEDS), evaluate(before, FEEDS)
     assert sqnr_db(want, got) > sqnr_db(want, plain) + 3 and sqnr_db(want, got) > 28
 
 
 def test_folding_is_undone(model: Model, evaluate: Any) -> None:
-    folded = compress(model, target="onnxruntime", calibration=FEEDS)
-    graph = folded.clone()
-    told = factors.unfold(graph.graph)
-    assert len(told) >= 3 and {each.writer for each in told} >= {"c1", "c2", ""}
-    for name, (scale, readers) in pairs(Model.of(graph)).items():
-        assert scale.shape == () and all(np.array_equal(scale, r) for r in readers), name
-    fold.infer_shapes(graph)
+    standing = compress(model, target="onnxruntime", calibration=FEEDS)
+    known = {str(node.name) for node in model.ir.graph}
+    (want,) = evaluate(standing, FEEDS)
+    graph = standing.clone()
+    count = factors.fold(graph.graph)
+    scales = pairs(Model.of(graph.clone()))
+    assert count >= 2 and not factors.evened(graph.graph, known)
+    assert any(scale.shape == (16,) for scale, _ in scales.values())
+    assert any(back.shape == (16,) for _, readers in scales.values() for back in readers)
     # The same but for ties, and what is a step apart for having been divided first.
-    (want,), (got,) = evaluate(folded, FEEDS), evaluate(Model.of(graph.clone()), FEEDS)
+    (got,) = evaluate(Model.of(graph.clone()), FEEDS)
     assert sqnr_db(want, got) > 40
-    assert factors.fold(graph.graph) == len(told)
+    assert factors.unfold(graph.graph) == count
+    fold.infer_shapes(graph)
+    assert len(factors.evened(graph.graph, known)) == len(factors.evened(standing.ir.graph, known))
     (again,) = evaluate(Model.of(graph), FEEDS)
     assert sqnr_db(want, again) > 40
 
 
 def test_a_mul_that_is_not_positive_or_per_channel_stays(net: Any) -> None:
-    text = "(float[n,4,5,5] x) => (float[n,4,5,5] y) { m = Mul(x, f) q = QuantizeLinear(m, s, z) y = DequantizeLinear(q, s, z) }"
+    text = """(float[n,4,5,5] x) => (float[n,4,5,5] y) {
+      m = Mul(x, f) q = QuantizeLinear(m, s, z) y = DequantizeLinear(q, s, z)
+    }"""
     shared = {"s": np.float32(0.1), "z": np.uint8(128)}
     for kind, array, folds in (
         ("positive", np.full((4, 1, 1), 2), 1),
@@ -119,3 +127,43 @@ def test_where_all_channels_are_alike_nothing_is_done(net: Any, weights: Any) ->
     feeds = {"x": np.random.default_rng(1).standard_normal((40, 4, 6, 6)).astype(np.float32)}
     after = compress(made, target="onnxruntime", calibration=feeds)
     assert all(np.shape(scale) == () for scale, _ in pairs(after).values())
+
+
+def test_first_layers_stay_in_float_where_that_is_needed_and_pays(
+    model: Model, evaluate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (want,) = evaluate(model, FEEDS)
+    plain = compress(model, target="openvino", calibration=FEEDS)
+    assert "float stem" not in plain.history[-1].options
+    monkeypatch.setattr(static_int8, "NEEDED", np.inf)
+    for worth, kept in ((99.0, None), (-99.0, ["c1"])):
+        monkeypatch.setattr(static_int8, "STEM_WORTH", worth)
+        monkeypatch.setattr(static_int8, "STEM", 0.7)
+        after = compress(model, target="openvino", calibration=FEEDS)
+        assert after.history[-1].options.get("float stem") == kept
+        if kept is None:
+            assert after.digest() == plain.digest()
+        else:
+            nodes = {str(node.name): node for node in after.ir.graph}
+            assert constant(nodes["c1"].inputs[1]) is not None and constant(nodes["c2"].inputs[1]) is None
+            assert "x" not in pairs(after) and "s1" in pairs(after)
+            (got,) = evaluate(after, FEEDS)
+            assert sqnr_db(want, got) > 28
+
+
+def test_released_factors_change_nothing(model: Model, evaluate: Any) -> None:
+    graph = fold.apply(model.clone())
+    rules = registry.target("onnxruntime").quantization()
+    plan = placement.plan(graph.graph, rules)
+    channels = Channels(-np.ones(16), np.geomspace(1, 50, 16), np.ones(16))
+    seen = dict.fromkeys(("c1", "s1", "c2", "m2"), channels)
+    gains, _, _ = factors.apply(graph.graph, factors.sites(plan, ()), seen, rules)
+    assert len(gains) >= 3
+    fold.infer_shapes(graph)
+    (want,), (evened,) = evaluate(model, FEEDS), evaluate(Model.of(graph.clone()), FEEDS)
+    np.testing.assert_allclose(evened, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    before = sum(node.op_type == "Mul" for node in graph.graph)
+    factors.release(graph.graph, placement.plan(graph.graph, rules, frozenset({"c1", "c2", "y"})))
+    assert sum(node.op_type == "Mul" for node in graph.graph) == before - len(gains)
+    (got,) = evaluate(Model.of(graph), FEEDS)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
