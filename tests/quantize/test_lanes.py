@@ -15,7 +15,7 @@ from edgerun.data import open_data
 from edgerun.model import Model
 from edgerun.passes import Request
 from edgerun.quantize._lanes import in_lanes
-from edgerun.verbs.compress import _open
+from edgerun.verbs.making import opened
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
@@ -79,5 +79,5 @@ def test_lanes_change_no_bit(net: Callable[..., Model], weights: Callable[..., n
     for lanes in (1, 2, 5):
         data = open_data({"x": x}, model.inputs, batch=4)
         rules = registry.target("onnxruntime").quantization()
-        made.append(quantize.apply("static_int8", model, Request(rules, _open, data, lanes=lanes)))
+        made.append(quantize.apply("static_int8", model, Request(rules, opened, data, lanes=lanes)))
     assert len({result.to_bytes() for result in made}) == 1
