@@ -68,9 +68,11 @@ def write(kind: str, name: str, data: bytes | Iterator[bytes]) -> None:
 
 
 def remove(kind: str, name: str) -> None:
-    """Forget an entry, if there is one."""
-    with contextlib.suppress(OSError):
-        (folder() / kind / name).unlink()
+    """Forget an entry, if there is one, and what killed writers of it have left."""
+    place = folder() / kind
+    for path in (place / name, *place.glob(f".{name}.*")):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _prune(kept: Path) -> None:

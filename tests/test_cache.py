@@ -25,9 +25,10 @@ def test_an_entry_comes_back_until_it_is_removed(place: Path) -> None:
     assert cache.read("kind", "name") == b"new" and cache.read("other", "name") is None
     assert [path.name for path in place.rglob("*") if path.is_file()] == ["name"]
     assert place.joinpath("kind").stat().st_mode & 0o777 == 0o700
+    (place / "kind" / ".name.half").touch()
     cache.remove("kind", "name")
     cache.remove("kind", "name")
-    assert cache.read("kind", "name") is None
+    assert cache.read("kind", "name") is None and not list(place.rglob("*name*"))
 
 
 def test_a_damaged_entry_is_told(place: Path) -> None:
