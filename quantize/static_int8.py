@@ -80,7 +80,7 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
         name: activation.scaled(factors[name]) if name in factors else activation for name, activation in seen.items()
     }
     gains, made = smooth.apply(
-        model.graph, smooth.sites(plan, request.rules), {name: activation.channels for name, activation in seen.items()}
+        model.graph, smooth.sites(plan, request.rules), {name: activation.varying for name, activation in seen.items()}
     )
     fold.infer_shapes(model)
     request.found["smoothed (dB)"] = gains
