@@ -86,7 +86,7 @@ class Activation:
     def moved(self, offsets: np.ndarray) -> Activation:
         """Of x − o, o `[C]`; the mean that E[(x − o)²] needs is that of the sample. Extremes as in `scaled`."""
         _, mean, _ = self._sampled()
-        power = np.maximum(self.channels.power - mean**2, 0) + (mean - offsets) ** 2
+        power = self.varying.power + (mean - offsets) ** 2
         channels = Channels(self.channels.low - offsets, self.channels.high - offsets, power)
         ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
         sample = self.sample - offsets[self.owner].astype(np.float32)
