@@ -216,7 +216,8 @@ def modelopt(model: Path, samples: Samples, output: Path, transformer: bool) -> 
     """NVIDIA Model Optimizer's `onnx.quantization` for TensorRT: int8, entropy ranges, the rest left in fp32."""
     from modelopt.onnx.quantization import quantize  # type: ignore[import-not-found]
 
-    with tempfile.TemporaryDirectory(dir=output.parent) as folder:  # it writes beside its input
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:  # it writes beside its input and its output
+        made = Path(folder) / "int8.onnx"
         quantize(
             shutil.copy(model, folder),
             quantize_mode="int8",
@@ -224,8 +225,9 @@ def modelopt(model: Path, samples: Samples, output: Path, transformer: bool) -> 
             calibration_data_reader=samples,
             calibration_eps=["cpu"],
             high_precision_dtype="fp32",
-            output_path=str(output.absolute()),
+            output_path=str(made.absolute()),
         )
+        made.replace(output)
 
 
 Peer = Callable[[Path, Samples, Path, bool], None]

@@ -200,12 +200,14 @@ def test_a_variant_runs_in_its_environment_and_leaves_nothing_behind(
     zoo.CIFAR_CNN.onnx.parent.mkdir(parents=True)
     zoo.CIFAR_CNN.onnx.touch()
     zoo.CIFAR_CNN.calibration.touch()
-    run = compare_peers.Comparison(pythons, fresh=False, repeat=1, seconds=1.0)
+    run = compare_peers.Comparison(pythons, fresh=False, repeat=2, seconds=1.0)
     by_name = {v.name: v for v in compare_peers.VARIANTS}
     for name, environment in (("ort_minmax", "peers"), ("quark", "vendors")):
         cell = run.quantized(zoo.CIFAR_CNN, by_name[name])
-        assert cell["told"]["told"] == environment and cell["size"] == len("model\n")
+        assert cell["told"]["told"] == environment and cell["size"] == len("model\n") and cell["runs"] == 2
         assert cell["told"]["folder"] == cell["told"]["temporary"] and not Path(cell["told"]["folder"]).exists()
+    monkeypatch.setattr(compare_peers, "ENOUGH", 0.0)
+    assert run.quantized(zoo.CIFAR_CNN, by_name["ort_layers"])["runs"] == 1
     assert run.quantized(zoo.CIFAR_CNN, by_name["modelopt"]) == {"failed": "no kernel for it"}
     kept = json.loads((tmp_path / "bench" / "cells" / "cifar_cnn.quark.quantize.json").read_text())
     (tmp_path / "vendors").write_text("#!/bin/sh\nexit 1\n")  # kept: it is not asked again
