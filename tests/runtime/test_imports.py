@@ -17,6 +17,9 @@ FRAMEWORKS = {
     "keras",
     "tensorflow",
     "sklearn",
+    "skl2onnx",
+    "skops",
+    "pandas",
     "PIL",
 }
 CODE = """
