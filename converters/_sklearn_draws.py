@@ -14,8 +14,9 @@ from edgerun.converters._sklearn_features import Feature
 from edgerun.passes import Feeds, Runner
 from edgerun.runtime import TensorSpec
 
-ROWS = 256  # of the largest batch
-_POOL = 320  # rows drawn
+ROWS = 128  # of the largest batch
+_POOL = 170  # rows drawn at a time
+_POOLS = 5  # at most
 _NUDGE = 2.0**-21  # relative: four rounding steps of float32
 _STEADY = 1e-5  # of the largest answer: what parity allows
 
@@ -25,18 +26,24 @@ def feeds(
 ) -> tuple[tuple[Feeds, ...], str]:
     """Feeds for the estimator `exact`, and a line that says what they are.
 
-    Three of 1, 256 and 2 rows; of a model whose batch is fixed, as many as 256 rows fill, at most 16.
+    Three of 1, 128 and 2 rows; of a model whose batch is fixed, as many as fit into 128 rows, at most 16.
     """
     rng = np.random.default_rng(seed)
     fixed = specs[0].shape[0]
     sizes = [1, ROWS, 2] if isinstance(fixed, str) else [fixed] * min(16, max(1, ROWS // fixed))
-    pool = _draw(specs, features, rng, max(_POOL, sum(sizes) * 5 // 4))
-    steady = _steady(exact, pool, rng)
+    pools, masks = list[dict[str, np.ndarray]](), list[np.ndarray]()
+    while len(pools) < _POOLS and sum(int(mask.sum()) for mask in masks) < sum(sizes):
+        pools.append(draw(specs, features, rng, max(_POOL, sum(sizes) * 5 // 4)))
+        masks.append(_steady(exact, pools[-1], rng))
+    pool = {name: np.concatenate([drawn[name] for drawn in pools]) for name in pools[0]}
+    steady = np.concatenate(masks)
     total, left = len(steady), int((~steady).sum())
     enough = total - left >= sum(sizes)
     keep = np.flatnonzero(steady) if enough else np.arange(total)
     ends = np.cumsum([0, *sizes])
-    found = tuple({name: array[keep[a:b]] for name, array in pool.items()} for a, b in zip(ends, ends[1:], strict=False))
+    found = tuple(
+        {name: array[keep[a:b]] for name, array in pool.items()} for a, b in zip(ends, ends[1:], strict=False)
+    )
     said = f"random, seed {seed}, where the estimator's training data lay: {sum(sizes)} rows"
     if left:
         said += f"; {left} of {total} drawn rows are ties or hang on the last bit"
@@ -44,9 +51,10 @@ def feeds(
     return found, said
 
 
-def _draw(
+def draw(
     specs: Sequence[TensorSpec], features: Sequence[Feature], rng: np.random.Generator, rows: int
 ) -> dict[str, np.ndarray]:
+    """`rows` random rows as feeds: all features in one input, or each in its own."""
     columns = [feature.draw(rng, rows) for feature in features]
     if len(specs) == 1:
         return {specs[0].name: np.stack(columns, axis=1)}

@@ -1,4 +1,4 @@
-"""What a fitted scikit-learn estimator tells of its features: dtypes, where its training data lay, which values occurred.
+"""What a fitted scikit-learn estimator tells of its features: dtypes, where its training data lay, which values it met.
 
 Random feeds from N(0, 1) would reach one leaf of most trees: they are drawn around what was learnt instead.
 """
@@ -16,7 +16,7 @@ from edgerun.errors import Unsupported
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature: `dtype` at the door (float32, int64, object for text), mean and spread, or the `values` that it may have."""
+    """One feature: its `dtype` (float32, int64, object for text); mean and spread, or the `values` it may have."""
 
     dtype: str = "float32"
     mean: float = 0.0
@@ -109,6 +109,15 @@ def _moments(step: Any, width: int) -> Moments | None:
     if hasattr(step, "theta_") and hasattr(step, "var_"):
         within, between = step.var_.mean(axis=0), step.theta_.var(axis=0)
         return step.theta_.mean(axis=0), np.sqrt(within + between)
+    if hasattr(
+        step, "feature_log_prob_"
+    ):  # naive Bayes on counts: rows of about ten words, Poisson's mean and variance
+        expected = 10 * np.exp(step.feature_log_prob_).mean(axis=0)
+        return expected, np.sqrt(expected)
+    if hasattr(step, "classes_") and isinstance(getattr(step, "coef_", None), np.ndarray):
+        # A linear classifier knows no scale of its data; its scores, N(0, 3²) at most, decide where they are small.
+        longest = np.linalg.norm(step.coef_, axis=-1).max()
+        return np.zeros(width), np.full(width, min(1.0, 3 / longest) if longest else 1.0)
     return None
 
 
@@ -116,6 +125,7 @@ def _rows(step: Any, width: int) -> Moments | None:
     """Of the training rows that an estimator keeps: neighbours, support vectors, cluster centres."""
     for name in ("_fit_X", "support_vectors_", "cluster_centers_"):
         rows = getattr(step, name, None)
+        rows = rows.toarray() if hasattr(rows, "toarray") else rows
         if isinstance(rows, np.ndarray) and rows.ndim == 2 and len(rows) and rows.shape[1] == width:
             return rows.mean(axis=0), rows.std(axis=0)
     return None

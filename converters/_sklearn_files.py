@@ -89,7 +89,7 @@ def _unreadable(path: Path, error: Exception) -> EdgerunError:
     if absent and not absent.startswith("sklearn"):
         return EdgerunError(
             f"the file needs a module that is not installed here: {absent}", got=path.name,
-            do="only scikit-learn's own estimators are read: xgboost and lightgbm models and classes of your own are not",
+            do="only scikit-learn's own estimators are read: no xgboost or lightgbm models, and no classes of your own",
         )  # fmt: skip
     return EdgerunError(
         f"scikit-learn {sklearn.__version__} cannot read the file", got=_named(error),

@@ -1,4 +1,4 @@
-"""A fitted estimator as an ONNX graph: skl2onnx writes it, and what other runtimes read replaces ai.onnx.ml where it can."""
+"""A fitted estimator as ONNX: skl2onnx writes it, and standard operators replace ai.onnx.ml's where they can."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def written(estimator: Any, doors: Sequence[TensorSpec], opset: int) -> ir.Model
             wanted="scikit-learn's own estimators (of xgboost, lightgbm and others none)",
             do="replace it, or convert the part of the pipeline that is scikit-learn's",
         ) from error  # fmt: skip
-    except Exception as error:  # skl2onnx raises NotImplementedError, NameError, RuntimeError … for options of estimators
+    except (
+        Exception
+    ) as error:  # skl2onnx raises NotImplementedError, NameError, RuntimeError … for options of estimators
         raise Unsupported(
             f"{type(estimator).__name__} cannot be written as ONNX", got=f"{type(error).__name__}: {first_line(error)}",
             do="another setting of the estimator may have an ONNX form",
@@ -141,14 +143,16 @@ def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _standard_ops(graph: ir.Model) -> None:
-    """ai.onnx.ml's Scaler and ArrayFeatureExtractor as standard operators, and casts to the same dtype away."""
+    """ai.onnx.ml's Scaler and ArrayFeatureExtractor as standard operators, a product with its bias as Gemm, which
+    has integer kernels, and casts of float32 to itself away."""
     import onnx_ir as ir
     from onnx_ir import convenience
 
-    inputs, outputs = {id(value) for value in graph.graph.inputs}, list(graph.graph.outputs)
+    outputs, single = list(graph.graph.outputs), [v for v in graph.graph.inputs if v.dtype == ir.DataType.FLOAT]
     for node in list(graph.graph):
         (x, *rest), y = node.inputs, node.outputs[0]
-        if node.op_type == "Cast" and id(x) in inputs and x.dtype == node.attributes["to"].as_int() and y not in outputs:
+        old = [node]
+        if node.op_type == "Cast" and x in single and node.attributes.get_int("to") == 1 and y not in outputs:
             convenience.replace_all_uses_with(y, x)
             graph.graph.remove(node, safe=True)
             continue
@@ -156,15 +160,30 @@ def _standard_ops(graph: ir.Model) -> None:
             shift, by = (np.array(node.attributes[a].as_floats(), np.float32) for a in ("offset", "scale"))
             new = [ir.node("Sub", [x, _constant(graph, node, "offset", shift)])]
             new.append(ir.node("Mul", [new[0].outputs[0], _constant(graph, node, "scale", by)]))
+            single.append(new[1].outputs[0])
         elif node.op_type == "ArrayFeatureExtractor":
             flat = _constant(graph, node, "flat", np.array([-1], np.int64))
             new = [ir.node("Reshape", [rest[0], flat])]
             if x is not None and x.const_value is not None and len(x.const_value.shape) == 1:
                 x = _constant(graph, node, "rows", x.const_value.numpy()[None])  # the operator gives a row for a vector
             new.append(ir.node("Gather", [x, new[0].outputs[0]], {"axis": -1}))
+        elif node.op_type == "Add" and (product := _product(x, rest[0])) is not None:
+            bias = _constant(graph, node, "bias", rest[0].const_value.numpy().reshape(-1))
+            old, new = [node, product], [ir.node("Gemm", [*product.inputs, bias])]
         else:
             continue
-        convenience.replace_nodes_and_values(graph.graph, node, [node], new, [y], [new[-1].outputs[0]])
+        convenience.replace_nodes_and_values(graph.graph, node, old, new, [y], [new[-1].outputs[0]])
+
+
+def _product(x: Any, bias: Any) -> ir.Node | None:
+    """The MatMul of rows with a constant matrix whose result is `x`, where only a constant `bias` for each column is
+    added to it."""
+    node = x.producer()
+    if node is None or node.op_type != "MatMul" or len(x.uses()) != 1 or bias.const_value is None:
+        return None
+    weight = node.inputs[1].const_value
+    fits = weight is not None and len(weight.shape) == 2 and bias.const_value.size == weight.shape[1]
+    return node if fits else None
 
 
 def flattened(graph: ir.Model, value: ir.Value) -> ir.Value:
@@ -183,7 +202,9 @@ def _constant(graph: ir.Model, node: ir.Node, what: str, array: np.ndarray) -> i
     import onnx_ir as ir
 
     tensor = ir.tensor(array, name=f"{node.name}_{what}")
-    value = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.graph.register_initializer(value)
     return value
 
@@ -196,4 +217,6 @@ def refuse_unfitted(estimator: Any) -> None:
     try:
         check_is_fitted(estimator)
     except NotFittedError as error:
-        raise EdgerunError("the estimator is not fitted", got=type(estimator).__name__, do="call its fit first") from error
+        raise EdgerunError(
+            "the estimator is not fitted", got=type(estimator).__name__, do="call its fit first"
+        ) from error

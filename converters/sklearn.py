@@ -14,6 +14,7 @@ stand in the file's metadata as `classes` (JSON).
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import warnings
@@ -23,7 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _door, _normalize, _sklearn_draws, _sklearn_features, _sklearn_files, _sklearn_graph
+from edgerun.converters import (
+    _door,
+    _normalize,
+    _ort,
+    _sklearn_draws,
+    _sklearn_features,
+    _sklearn_files,
+    _sklearn_graph,
+)
 from edgerun.converters._sklearn_features import Feature
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
@@ -69,14 +78,15 @@ def _converted(source: Any, inputs: Sequence[TensorSpec], factory: str | None, o
     estimator = getattr(estimator, "best_estimator_", estimator)
     _sklearn_graph.refuse_unfitted(estimator)
     door = _Door(estimator, inputs)
-    exact = _runner(estimator, door, np.float64)
+    own, double = _runners(estimator, door)
+    exact = double or own
     graph = _sklearn_graph.written(estimator, door.known, opset)
     feeds, data = _sklearn_draws.feeds(door.specs, door.features, exact)
     _name_doors(graph, door, exact(feeds[0]))
     if names := _sklearn_graph.class_names(estimator):
         graph.metadata_props["classes"] = json.dumps(names)
         log.info("label is the number of a class: %s", ", ".join(f"{i} {name}" for i, name in enumerate(names[:20])))
-    return Conversion(Model.of(graph), _runner(estimator, door, np.float32), exact, feeds, data)
+    return Conversion(Model.of(graph), own, double, feeds, data)
 
 
 class _Door:
@@ -123,16 +133,30 @@ def _names(estimator: Any) -> str:
     return ", ".join(type(step).__name__ for step in _sklearn_features.steps(estimator))
 
 
-def _runner(estimator: Any, door: _Door, dtype: type[np.floating[Any]]) -> Runner:
-    """The estimator as a function of feeds."""
+def _runners(estimator: Any, door: _Door) -> tuple[Runner, Runner | None]:
+    """The estimator as functions of feeds, fed float32 and float64; some take one of both alone.
 
-    def run(feeds: Feeds) -> dict[str, np.ndarray]:
+    Raises EdgerunError when it takes neither.
+    """
+    rng, refusal = np.random.default_rng(0), ""
+    rows = _sklearn_draws.draw(door.specs, door.features, rng, 2)
+    found: list[Runner | None] = []
+    for dtype in (np.float32, np.float64):
         try:
-            return _answers(estimator, door.table(feeds, dtype))
-        except ValueError:  # some compute in float64 alone
-            return _answers(estimator, door.table(feeds, np.float64))
+            _answers(estimator, door.table(rows, dtype))
+            found.append(functools.partial(_run, estimator, door, dtype))
+        except ValueError as error:  # compiled code says so of an array's dtype
+            found.append(None)
+            refusal = _ort.first_line(error)
+    single, double = found
+    own = single or double
+    if own is None:
+        raise EdgerunError("the estimator refuses rows of its own features", got=refusal)
+    return own, double
 
-    return run
+
+def _run(estimator: Any, door: _Door, dtype: type[np.floating[Any]], feeds: Feeds) -> dict[str, np.ndarray]:
+    return _answers(estimator, door.table(feeds, dtype))
 
 
 def _answers(estimator: Any, x: Any) -> dict[str, np.ndarray]:

@@ -51,7 +51,7 @@ class Digest:
 
     def update(self, feeds: Feeds) -> None:
         for name, array in feeds.items():
-            text = "\0".join(map(str, array.flat)).encode() if array.dtype == object else None
+            text = "\0".join(map(str, array.flat)).encode() if array.dtype.kind == "O" else None
             self._hashes[name].update(array.data if text is None else text)
             runs, shape = self._runs[name], list(array.shape[1:])
             if runs and runs[-1][0] == shape:

@@ -270,12 +270,10 @@ def test_hostile_members_are_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning), zipfile.ZipFile(tmp_path / "twice.npz", "w") as archive:
         archive.writestr("x.npy", b"")
         archive.writestr("x.npy", b"")
-    np.savez(tmp_path / "text.npz", x=np.array(["a"]))
     messages = {
-        "object": "not numeric|cannot read",
+        "object": "neither numeric|cannot read",
         "promise": "promises more",
         "twice": "cannot read|twice",
-        "text": "not numeric",
     }
     for name, message in messages.items():
         with pytest.raises(EdgerunError, match=message):

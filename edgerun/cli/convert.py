@@ -24,7 +24,9 @@ import click
 @click.option("--target", default="onnxruntime", show_default=True, help="Whose opset and IR limits to keep.")
 @click.option("--opset", type=int, help="The newest ONNX opset to write, instead of the preferred one.")
 @click.option(
-    "--trust", is_flag=True, help="Run the code in a pickle (.joblib, .pkl), with your rights: for your own files."
+    "--trust",
+    is_flag=True,
+    help="Run the code that a file brings (.joblib, .pkl, types of your own), with your rights.",
 )
 @click.option(
     "--timeout",

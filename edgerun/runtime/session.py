@@ -46,7 +46,7 @@ class Session(ABC):
                 raise EdgerunError(f"input {name!r} is missing", got=sorted(feeds), wanted=self._door())
             array = value if isinstance(value, np.ndarray) else np.asarray(value)
             if array.dtype != dtype or array.ndim != len(shape):
-                array = array.astype(object) if dtype == object and array.dtype.kind == "U" else array
+                array = array.astype(object) if dtype.kind == "O" and array.dtype.kind == "U" else array
                 spec.check(array)
             for have, want in zip(array.shape, shape, strict=True):
                 if want != have and isinstance(want, int):

@@ -26,8 +26,8 @@ from edgerun.passes import Converter
 
 NAMES = registry.names("converter")
 SUFFIXES = (
-    ".onnx", ".pt", ".pth", ".pt2", ".ts", ".torchscript", ".keras", ".h5", ".hdf5", ".tflite", ".pb", ".joblib",
-    ".pkl", ".npz", ".txt", "",
+    ".onnx", ".pt", ".pth", ".pt2", ".ts", ".torchscript", ".keras", ".h5", ".hdf5", ".tflite", ".pb", ".skops",
+    ".joblib", ".pkl", ".pickle", ".npz", ".txt", "",
 )  # fmt: skip
 ROOT = Path(__file__).parents[2]
 WEIGHT = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
@@ -65,8 +65,19 @@ def _keras(folder: Path) -> Path:
     return path
 
 
+def _sklearn(folder: Path) -> Path:
+    linear = pytest.importorskip("sklearn.linear_model")
+    skops = pytest.importorskip("skops.io")
+    x = np.random.default_rng(1).normal(size=(50, 6))
+    path = folder / "dense.skops"
+    skops.dump(linear.LinearRegression(fit_intercept=False).fit(x, x @ WEIGHT), path)
+    return path
+
+
 # One file for each converter, all of them y = x·WEIGHT; a converter without one fails below.
-SAMPLES: dict[str, Callable[[Path], Path]] = {"onnx": _onnx, "pytorch": _pytorch, "keras": _keras}
+SAMPLES: dict[str, Callable[[Path], Path]] = {
+    "onnx": _onnx, "pytorch": _pytorch, "keras": _keras, "sklearn": _sklearn,
+}  # fmt: skip
 
 
 @pytest.fixture(params=NAMES)
@@ -117,7 +128,18 @@ for name in registry.names("converter"):
 print(" ".join(sorted({{module.partition(".")[0] for module in sys.modules}})))
 """
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not set(loaded) & {"torch", "keras", "tensorflow", "onnx", "onnx_ir", "onnxruntime", "openvino", "h5py"}
+    assert not set(loaded) & {
+        "torch",
+        "keras",
+        "tensorflow",
+        "onnx",
+        "onnx_ir",
+        "onnxruntime",
+        "openvino",
+        "h5py",
+        "sklearn",
+        "joblib",
+    }
 
 
 def test_a_kind_of_file_has_one_converter() -> None:

@@ -30,6 +30,8 @@ WORKSTATION = {
     "openvino",
     "pillow",
     "scikit-learn",
+    "skl2onnx",
+    "skops",
     "tensorrt-rtx",
 }
 WEIGHT = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)

@@ -19,6 +19,9 @@ FRAMEWORKS = {
     "keras",
     "tensorflow",
     "sklearn",
+    "skl2onnx",
+    "skops",
+    "pandas",
     "PIL",
 }
 CODE = """

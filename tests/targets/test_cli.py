@@ -80,7 +80,8 @@ def _write(path: Path, content: bytes | dict[str, np.ndarray]) -> None:
         ({"x": np.zeros((2, 6), np.float32), "z": np.zeros(3)}, "unknown input 'z'"),
         ({"x": np.zeros((2, 6))}, "wrong dtype"),
         ({"x": np.zeros((2, 7), np.float32)}, "wrong shape"),
-        ({"x": np.array([{"a": 1}], dtype=object)}, "not numeric"),
+        ({"x": np.array([{"a": 1}], dtype=object)}, "neither numeric nor text"),
+        ({"x": np.array([["a"] * 6])}, "wrong dtype"),
     ],
 )
 def test_bad_feeds(folder: Path, call: Call, content: bytes | dict[str, np.ndarray], message: str) -> None:
