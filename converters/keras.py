@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _keras_graph, _normalize
+from edgerun.converters import _door, _keras_graph, _normalize
 from edgerun.converters._keras_graph import Graph, Value
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
@@ -36,10 +36,13 @@ _LAYER_MODULES = (
 
 
 def recognises(source: Any) -> bool:
-    """A path that ends as Keras's files do, or a keras.Model object."""
+    """A path that ends as Keras's files do, or a keras.Model object; a subclassed one on TensorFlow is for that."""
     if isinstance(source, (str, Path)):
         return Path(source).suffix.lower() in {".keras", ".h5", ".hdf5"}
-    return any(f"{c.__module__}.{c.__qualname__}" == "keras.src.models.model.Model" for c in type(source).__mro__)
+    kinds = {f"{c.__module__}.{c.__qualname__}" for c in type(source).__mro__}
+    layered = kinds & {"keras.src.models.functional.Functional", "keras.src.models.sequential.Sequential"}
+    on_tensorflow = "keras.src.backend.tensorflow.layer.TFLayer" in kinds
+    return "keras.src.models.model.Model" in kinds and bool(layered or not on_tensorflow)
 
 
 def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
@@ -79,35 +82,8 @@ def _built(model: Any, inputs: Sequence[TensorSpec]) -> Any:
 
 def _specs(model: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
     """The door: free dimensions are `batch` and `NAME_axis`, or what the user calls or sets them."""
-    have = [
-        TensorSpec(
-            tensor.name,
-            str(tensor.dtype),
-            tuple(
-                ("batch" if axis == 0 else f"{tensor.name}_{axis}") if d is None else d
-                for axis, d in enumerate(tensor.shape)
-            ),
-        )
-        for tensor in model.inputs
-    ]
-    if not wanted:
-        return have
-    by_name = {spec.name: spec for spec in wanted}
-    if len(wanted) == len(have) and set(by_name) == {spec.name for spec in have}:
-        wanted = [by_name[spec.name] for spec in have]
-    pairs = list(zip(have, wanted, strict=False))
-    fits = len(wanted) == len(have) and all(
-        h.dtype == w.dtype
-        and len(h.shape) == len(w.shape)
-        and all(isinstance(a, str) or a == b for a, b in zip(h.shape, w.shape, strict=True))
-        for h, w in pairs
-    )
-    if not fits:
-        raise EdgerunError(
-            "the model has other inputs", got=", ".join(map(str, wanted)), wanted=", ".join(map(str, have)),
-            do="leave --input out, or name and fix only its free dimensions",
-        )  # fmt: skip
-    return [TensorSpec(w.name or h.name, w.dtype, w.shape) for h, w in pairs]
+    have = [_door.spec(tensor.name, str(tensor.dtype), tensor.shape) for tensor in model.inputs]
+    return _door.matched(have, wanted)
 
 
 def _write(model: Any, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelProto:

@@ -49,8 +49,10 @@ def convert(
     specs = [TensorSpec.parse(spec) if isinstance(spec, str) else spec for spec in inputs]
     is_file = isinstance(source, (str, Path))
     if is_file:
-        guard.check_file(Path(source))
+        guard.check_source(Path(source))
     name = converter or _recognised(source)
+    if is_file and Path(source).is_dir() and not registry.converter(name).recognises(source):
+        raise EdgerunError("not a file", got=source, wanted=f"what the converter {name!r} reads", do="leave --from out")
     wanted = _opset(target, opset, _usable(name).newest_opset)
     with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
         folder, texts = Path(temporary), [str(spec).removeprefix(":") for spec in specs]
@@ -138,5 +140,10 @@ def _load(path: Path) -> Model:
 
 
 def _digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and digests of its files in name order."""
+    if path.is_dir():
+        parts = sorted(part for part in path.rglob("*") if part.is_file())
+        lines = "".join(f"{part.relative_to(path).as_posix()} {_digest(part)}\n" for part in parts)
+        return hashlib.sha256(lines.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
