@@ -29,6 +29,7 @@ _LOADER = frozenset(
     "VariableV2".split()
 )
 _RESTORES = frozenset({"Restore", "RestoreSlice", "RestoreV2"})
+_TOLD = frozenset({"", "Placeholder", "PlaceholderWithDefault", "VarHandleOp", "Variable", "VariableV2"})
 
 
 def load(folder: Path) -> Source:
@@ -139,12 +140,23 @@ def _check_loader(graph: Any, restore: str) -> None:
             )  # fmt: skip
     for place, nodes in places.items():
         for node in nodes.values():
-            origin = nodes.get(node_of(node.input[0])) if node.op in _RESTORES else None
-            while origin is not None and origin.op in {"Identity", "ShardedFilename"}:
-                origin = nodes.get(node_of(origin.input[0]))
-            if origin is not None and not origin.op.startswith("Placeholder"):
+            # A file's name is told by the loader: it is a placeholder, or an argument of the function around.
+            named = node.input if functions.keys() & called(node) else node.input[: node.op in _RESTORES]
+            if any(_origin(nodes, name) not in _TOLD for name in named if not name.startswith("^")):
                 raise EdgerunError("restoring the variables would read another file; it is not run",
                                    got=f"{node.name} in {place or 'the graph'}")  # fmt: skip
+
+
+def _origin(nodes: dict[str, Any], name: str) -> str:
+    """The operator that makes the value, seen through those that pass it on; "" for a function's argument."""
+    for _ in nodes:
+        node = nodes.get(node_of(name))
+        if node is None:
+            return ""
+        if node.op not in {"Identity", "ShardedFilename"} or not node.input:
+            return str(node.op)
+        name = node.input[0]
+    return "a circle"
 
 
 def _frozen(session: Any, roots: list[str]) -> Any:
@@ -156,8 +168,8 @@ def _frozen(session: Any, roots: list[str]) -> Any:
         )
     except Exception as error:  # ValueError over 2 GiB, FailedPreconditionError for a variable without a value
         raise Unsupported(
-            "the variables cannot be made constants", got=first_line(error), wanted="less than 2 GB, all in the checkpoint",
-            do="export it again, or in parts",
+            "the variables cannot be made constants", got=first_line(error), do="export it again, or in parts",
+            wanted="less than 2 GB, every variable in the checkpoint",
         ) from None  # fmt: skip
 
 

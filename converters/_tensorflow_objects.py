@@ -87,7 +87,9 @@ def _traced(function: Any, inputs: Sequence[TensorSpec]) -> Any:
     try:
         return function.get_concrete_function(*specs)
     except Exception as error:  # whatever the caller's code raises
-        got = f"{type(error).__name__}: {first_line(error)}"
+        kind = type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines()]  # "in user code:", places, and then the error
+        got = next((line for line in lines if line.startswith(kind)), f"{kind}: {first_line(error)}")
         wanted = ", ".join(map(str, inputs)) or None
         raise EdgerunError("the function does not take these inputs", got=got, wanted=wanted) from error
 

@@ -35,6 +35,7 @@ def check_file(path: Path) -> None:
 
 def check_source(path: Path) -> None:
     """Raise unless `path` is what a converter may read: an ordinary file, or a SavedModel's folder."""
+    files.check_name(path)
     if (path / SAVED_MODEL).exists():
         check_folder(path)
     else:

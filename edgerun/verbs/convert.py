@@ -36,10 +36,10 @@ def convert(
 ) -> Model:
     """Convert a model file, or a framework's model object, to a Model; write it to `output` when that is given.
 
-    A file is read and compared in a limited child process (`limits`); an object in this one. `inputs` are specs such
-    as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch state_dict; `converter` is found
-    from the source when None; `opset` is the newest to write, at most what `target` reads. The figures of the
-    comparison with the source are in the last Step of the history: `Parity.of(model)`.
+    A file, or a SavedModel's folder, is read and compared in a limited child process (`limits`); an object in this one.
+    `inputs` are specs such as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch
+    state_dict; `converter` is found from the source when None; `opset` is the newest to write, at most what `target`
+    reads. The figures of the comparison with the source are in the last Step of the history: `Parity.of(model)`.
 
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
     layers or operators that cannot be converted.

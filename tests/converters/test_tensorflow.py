@@ -113,7 +113,7 @@ def _module(tf: Any, serve: Callable[..., Any], *signature: Any, **fields: Any) 
                 setattr(self, name, value)  # through tf.Module, which tracks what is to be saved
 
             wanted = signature or (tf.TensorSpec([None, 4], tf.float32, name="x"),)
-            self.serve = tf.function(lambda *arguments: serve(self, *arguments), input_signature=wanted)
+            self.serve = tf.function(lambda *values: serve(self, *values), input_signature=wanted, autograph=False)
 
     return Net()
 
@@ -187,6 +187,7 @@ def test_objects_of_this_process(tf: Any) -> None:
         assert [str(s) for s in model.outputs] == ["output_0:float32[batch,4]", "output_1:float32[batch,4]"]
         assert all(output.relative_error <= RELATIVE for output in Parity.of(model).outputs)
     first, second = (edgerun.convert(module) for _ in range(2))
+    assert [edgerun.convert(module, opset=o).ir.opset_imports[""] for o in (13, 21)] == [13, 21]
     assert first.digest() == second.digest() and [spec.name for spec in first.outputs] == ["y"]
     with pytest.raises(EdgerunError, match="does not tell its inputs"):
         edgerun.convert(tf.function(plain))
@@ -196,8 +197,8 @@ def test_objects_of_this_process(tf: Any) -> None:
 
 def test_branches_and_loops(tf: Any) -> None:
     def serve(self: Any, x: Any) -> Any:
-        for _ in tf.range(tf.shape(x)[0]):
-            x = x * 0.5 + self.w
+        more, step = lambda i, _: i < tf.shape(x)[0], lambda i, value: (i + 1, value * 0.5 + self.w)  # noqa: E731
+        _, x = tf.while_loop(more, step, (0, x))
         return {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: x * self.w, lambda: x - self.w)}
 
     model = edgerun.convert(_module(tf, serve))
@@ -274,7 +275,16 @@ def test_only_the_checkpoint_is_read(tf: Any, tmp_path: Path) -> None:
         text.attr["value"].tensor.CopyFrom(tf.make_tensor_proto("/elsewhere"))
         restore.input[0] = "text:output:0"
 
-    for change, named in ((write, "WriteFile"), (elsewhere, "another file")):
+    def called_with_another(meta: Any) -> None:
+        text = meta.graph_def.node.add(name="text", op="Const")
+        text.attr["dtype"].type = 7
+        text.attr["value"].tensor.CopyFrom(tf.make_tensor_proto("/elsewhere"))
+        (call,) = (n for n in meta.graph_def.node if n.name == meta.saver_def.restore_op_name)
+        call.input[0] = "text"
+
+    for change, named in (
+        (write, "WriteFile"), (elsewhere, "another file"), (called_with_another, "another file"),
+    ):  # fmt: skip
         folder = _saved(tf, tmp_path / change.__name__, lambda self, x: x * self.w)
         _edit(folder, change)
         with pytest.raises(EdgerunError, match=f"(?s)restoring the variables would.*{named}"):
