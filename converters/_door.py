@@ -1,4 +1,4 @@
-"""The door that a model tells of, and the names and sizes that the user gives it."""
+"""A model's inputs as its source tells them, and what the user calls or sets their free dimensions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from edgerun.errors import EdgerunError
 from edgerun.runtime import TensorSpec
 
 
-def asked(have: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """`have` with the names and free dimensions of `wanted`, matched by name or else in order.
+def spec(name: str, dtype: str, shape: Sequence[int | None]) -> TensorSpec:
+    """A TensorSpec whose free dimensions are called `batch`, where they lead, and `NAME_axis`."""
+    dims = [("batch" if axis == 0 else f"{name}_{axis}") if d is None else d for axis, d in enumerate(shape)]
+    return TensorSpec(name, dtype, tuple(dims))
 
-    Raises EdgerunError where `wanted` asks for other inputs, dtypes or fixed dimensions.
+
+def matched(have: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """`have` with the names and free dimensions of `wanted`, which is in its order or by its names; `have` when empty.
+
+    Raises EdgerunError when `wanted` has another dtype, rank or fixed size, or not as many inputs.
     """
     if not wanted:
         return list(have)

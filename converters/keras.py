@@ -36,10 +36,13 @@ _LAYER_MODULES = (
 
 
 def recognises(source: Any) -> bool:
-    """A path that ends as Keras's files do, or a keras.Model object."""
+    """A path that ends as Keras's files do, or a keras.Model object; a subclassed one on TensorFlow is for that."""
     if isinstance(source, (str, Path)):
         return Path(source).suffix.lower() in {".keras", ".h5", ".hdf5"}
-    return any(f"{c.__module__}.{c.__qualname__}" == "keras.src.models.model.Model" for c in type(source).__mro__)
+    kinds = {f"{c.__module__}.{c.__qualname__}" for c in type(source).__mro__}
+    layered = kinds & {"keras.src.models.functional.Functional", "keras.src.models.sequential.Sequential"}
+    on_tensorflow = "keras.src.backend.tensorflow.layer.TFLayer" in kinds
+    return "keras.src.models.model.Model" in kinds and bool(layered or not on_tensorflow)
 
 
 def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
@@ -79,18 +82,8 @@ def _built(model: Any, inputs: Sequence[TensorSpec]) -> Any:
 
 def _specs(model: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
     """The door: free dimensions are `batch` and `NAME_axis`, or what the user calls or sets them."""
-    have = [
-        TensorSpec(
-            tensor.name,
-            str(tensor.dtype),
-            tuple(
-                ("batch" if axis == 0 else f"{tensor.name}_{axis}") if d is None else d
-                for axis, d in enumerate(tensor.shape)
-            ),
-        )
-        for tensor in model.inputs
-    ]
-    return _door.asked(have, wanted)
+    have = [_door.spec(tensor.name, str(tensor.dtype), tensor.shape) for tensor in model.inputs]
+    return _door.matched(have, wanted)
 
 
 def _write(model: Any, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelProto:

@@ -108,7 +108,7 @@ class _Door:
         else:
             self.features = [feature or Feature() for feature in told]
             self.known = [TensorSpec("X", _one_dtype(self.features), ("batch", width))]
-        self.specs = _door.asked(self.known, wanted)
+        self.specs = _door.matched(self.known, wanted)
 
     def table(self, feeds: Feeds, dtype: type[np.floating[Any]]) -> Any:
         """Feeds as what the estimator takes: an array, or a DataFrame; floats as `dtype`."""

@@ -12,6 +12,8 @@ from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
 NEWEST_IR = 14
+SAVED_MODEL = "saved_model.pb"  # what makes a folder a model
+_MOST_FILES = 10_000  # in such a folder
 _DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
 # onnx.TensorProto.DataType -> bits of one element; strings (8) have no fixed size
 _BITS = {
@@ -29,6 +31,33 @@ def check_file(path: Path) -> None:
         raise EdgerunError("not a file", got=path, wanted="a model file")
     if path.stat().st_size == 0:
         raise EdgerunError("the file is empty", got=path, do="export or download it again")
+
+
+def check_source(path: Path) -> None:
+    """Raise unless `path` is what a converter may read: an ordinary file, or a SavedModel's folder."""
+    files.check_name(path)
+    if (path / SAVED_MODEL).exists():
+        check_folder(path)
+    else:
+        check_file(path)
+
+
+def check_folder(path: Path) -> None:
+    """Raise unless `path` holds only folders and ordinary files, none of which leads out of it.
+
+    A link to elsewhere, or a hard link, could bring another file of this machine into what is made of the folder.
+    """
+    top, count = path.resolve(), 0
+    for part in path.rglob("*"):
+        count += 1
+        if count > _MOST_FILES:
+            raise EdgerunError(f"{path}: the folder holds too much", wanted=f"at most {_MOST_FILES} files")
+        if not part.resolve().is_relative_to(top):
+            raise EdgerunError(f"{path}: a link leaves the folder", got=part.relative_to(path), do="copy it: cp -rL")
+        if not part.is_dir() and not part.is_file():
+            raise EdgerunError(f"{path}: neither file nor folder", got=part.relative_to(path), do="remove it")
+        if part.is_file() and part.stat().st_nlink > 1:
+            raise EdgerunError(f"{path}: a hard link to another file", got=part.relative_to(path), do="copy it: cp -rL")
 
 
 def check_onnx(path: Path) -> None:

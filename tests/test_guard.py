@@ -211,6 +211,29 @@ def test_external_data(tmp_path: Path) -> None:
         guard.check_onnx(_external(folder / "m.onnx", "hard.bin"))
 
 
+def test_a_saved_model_is_a_folder_that_nothing_leaves(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "variables").mkdir(parents=True)
+    (folder / "saved_model.pb").write_bytes(b"x")
+    (folder / "variables" / "inside").symlink_to("../saved_model.pb")
+    guard.check_source(folder)
+    (tmp_path / "secret").write_bytes(b"secret")
+    for name, make in {
+        "link": lambda path: path.symlink_to(tmp_path / "secret"),
+        "folder": lambda path: path.symlink_to(tmp_path, target_is_directory=True),
+        "hard": lambda path: os.link(tmp_path / "secret", path),
+        "pipe": os.mkfifo,
+    }.items():
+        make(folder / "variables" / name)
+        with pytest.raises(EdgerunError, match="leaves the folder|hard link|neither file nor folder"):
+            guard.check_source(folder)
+        (folder / "variables" / name).unlink()
+    guard.check_source(folder)
+    (folder / "saved_model.pb").unlink()
+    with pytest.raises(EdgerunError, match="not a file"):
+        guard.check_source(folder)
+
+
 def test_guard_needs_no_onnx() -> None:
     import subprocess
     import sys

@@ -49,7 +49,7 @@ def command(
     source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str,
     opset: int | None, trust: bool, timeout: float, memory_cap: float, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Bring a trained model in: PyTorch, Keras, scikit-learn or ONNX to checked ONNX.
+    """Bring a trained model in: PyTorch, Keras, TensorFlow, scikit-learn or ONNX to checked ONNX.
 
     Ends with a comparison with the source on random inputs; when that fails, nothing is written (exit 1).
     """

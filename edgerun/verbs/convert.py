@@ -37,11 +37,11 @@ def convert(
 ) -> Model:
     """Convert a model file, or a framework's model object, to a Model; write it to `output` when that is given.
 
-    A file is read and compared in a limited child process (`limits`); an object in this one. `inputs` are specs such
-    as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch state_dict; `converter` is found
-    from the source when None; `opset` is the newest to write, at most what `target` reads. `trust` lets a file that is
-    a program (a pickle) run its code, in the limited child, with the rights of this user. The figures of the comparison
-    with the source are in the last Step of the history: `Parity.of(model)`.
+    A file, or a SavedModel's folder, is read and compared in a limited child process (`limits`); an object in this one.
+    `inputs` are specs such as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch
+    state_dict; `converter` is found from the source when None; `opset` is the newest to write, at most what `target`
+    reads. `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
+    user. The figures of the comparison with the source are in the last Step of the history: `Parity.of(model)`.
 
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
     layers or operators that cannot be converted.
@@ -51,8 +51,10 @@ def convert(
     specs = [TensorSpec.parse(spec) if isinstance(spec, str) else spec for spec in inputs]
     is_file = isinstance(source, (str, Path))
     if is_file:
-        guard.check_file(Path(source))
+        guard.check_source(Path(source))
     name = converter or _recognised(source)
+    if is_file and Path(source).is_dir() and not registry.converter(name).recognises(source):
+        raise EdgerunError("not a file", got=source, wanted=f"what the converter {name!r} reads", do="leave --from out")
     wanted = _opset(target, opset, _usable(name).newest_opset)
     if trust:
         _refuse_needless_trust(name, is_file)
@@ -155,5 +157,10 @@ def _load(path: Path) -> Model:
 
 
 def _digest(path: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and digests of its files in name order."""
+    if path.is_dir():
+        parts = sorted(part for part in path.rglob("*") if part.is_file())
+        lines = "".join(f"{part.relative_to(path).as_posix()} {_digest(part)}\n" for part in parts)
+        return hashlib.sha256(lines.encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

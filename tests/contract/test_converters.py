@@ -74,10 +74,28 @@ def _sklearn(folder: Path) -> Path:
     return path
 
 
-# One file for each converter, all of them y = x·WEIGHT; a converter without one fails below.
+def _tensorflow(folder: Path) -> Path:
+    """Made in a process of its own: importing TensorFlow takes seconds and hundreds of MB, and stays."""
+    code = """
+import sys
+import numpy as np, tensorflow as tf
+net = tf.Module()
+net.w = tf.Variable(np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32))
+net.f = tf.function(lambda x: {"y": x @ net.w}, input_signature=[tf.TensorSpec([None, 6], tf.float32, name="x")])
+tf.saved_model.save(net, sys.argv[1], signatures=net.f)
+"""
+    subprocess.run([sys.executable, "-c", code, folder / "dense"], check=True, capture_output=True)
+    return folder / "dense"
+
+
+# One file or folder for each converter, all of them y = x·WEIGHT; a converter without one fails below.
 SAMPLES: dict[str, Callable[[Path], Path]] = {
-    "onnx": _onnx, "pytorch": _pytorch, "keras": _keras, "sklearn": _sklearn,
-}  # fmt: skip
+    "onnx": _onnx,
+    "pytorch": _pytorch,
+    "keras": _keras,
+    "tensorflow": _tensorflow,
+    "sklearn": _sklearn,
+}
 
 
 @pytest.fixture(params=NAMES)
@@ -211,9 +229,10 @@ def test_converts_and_says_so(name: str, sample: Path, tmp_path: Path) -> None:
 
 def test_damage_is_one_clear_error(sample: Path, converter: Converter, tmp_path: Path) -> None:
     """Nonsense and half a file, under the name that the converter trusts."""
-    whole = sample.read_bytes()
+    file = sample / guard.SAVED_MODEL if sample.is_dir() else sample
+    whole = file.read_bytes()
     for content in (b"nonsense" * 100, whole[: len(whole) // 2]):
-        sample.write_bytes(content)
+        file.write_bytes(content)
         with pytest.raises(EdgerunError) as refused:
             converter.convert(sample, inputs=[edgerun.TensorSpec("x", "float32", ("batch", 6))], factory=None, opset=17)
         assert refused.value.what and refused.value.exit_code in (2, 3)
