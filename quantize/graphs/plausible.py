@@ -253,7 +253,8 @@ def _colour(model: ir.Model, open: Opener, feeds: Iterable[Feeds], picture: Pict
     """
     outputs = list(model.graph.outputs)
     shape = outputs[0].shape if len(outputs) == 1 else None
-    if shape is None or len(shape) != 2 or not isinstance(shape[1], int) or shape[1] < 3:
+    classes = shape[1] if shape is not None and len(shape) == 2 else None
+    if not isinstance(classes, int) or classes < 3:
         return
     given, less, t = np.zeros(0), np.zeros(0), 0.0
     winners: set[int] = set()
@@ -268,7 +269,7 @@ def _colour(model: ir.Model, open: Opener, feeds: Iterable[Feeds], picture: Pict
             t = plausibility.t_value(less)
             if len(less) >= MOST or (t >= FINE and len(less) >= FIRST) or (t <= WRONG and len(less) >= 2 * FIRST):
                 break
-    if len(winners) < 3 or min(given.mean(), (given + less).mean()) > SURE * np.log(shape[1]):
+    if len(winners) < 3 or min(given.mean(), (given + less).mean()) > SURE * np.log(classes):
         return  # an embedding or a regression, or too unsure to be asked
     judgement.judged.append("colour order by the entropy of the classes")
     if len(less) >= 2 * FIRST and t <= IN_THE_END and (t <= WRONG or len(less) >= MOST):
