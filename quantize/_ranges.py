@@ -69,7 +69,7 @@ class Stream:
         Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
         little from one sample to the next.
         """
-        found = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
+        found: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
         rows = 0
         for truth, out in self._outputs(spans, found, 1.0, samples, stage):
             rows += truth.rows
