@@ -199,7 +199,8 @@ def with_moved_means(truth: Truth, changed: Mapping[str, tuple[np.ndarray | floa
         if name not in changed:
             return mean
         offset, factor = (np.reshape(by, (1, -1, *[1] * (mean.ndim - 2))) for by in changed[name])
-        return ((mean - offset) * factor).astype(mean.dtype)
+        told: np.ndarray = ((mean - offset) * factor).astype(mean.dtype)
+        return told
 
     return replace(truth, means={name: moved(name, mean) for name, mean in truth.means.items()})
 

@@ -91,7 +91,7 @@ class Stream:
         Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
         little from one sample to the next.
         """
-        found = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
+        found: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
         before, rows, known = self._begun.pop(key := tuple(spans.items()), (found, 0, 0))
         found, rows = (dict(before), rows) if known <= samples else (found, 0)
         for truth, out in self._outputs(spans, found, 1.0, samples, stage, skip=rows):

@@ -80,8 +80,8 @@ class Activation:
         """How many values of each channel the sample has, their mean, and their mean square, `[C]` each."""
         channels, values = len(self.channels.power), self.sample.astype(np.float64)
         seen = np.bincount(self.owner, minlength=channels)
-        sums = (np.bincount(self.owner, values**power, channels) / np.maximum(seen, 1) for power in (1, 2))
-        return seen, *sums
+        mean, power = (np.bincount(self.owner, v, channels) / np.maximum(seen, 1) for v in (values, values**2))
+        return seen, mean, power
 
     def moved(self, offsets: np.ndarray) -> Activation:
         """Of x − o, o `[C]`; the mean that E[(x − o)²] needs is that of the sample. Extremes as in `scaled`."""
