@@ -35,7 +35,7 @@ def session(models: Mapping[str, Open], number: int, seconds: float) -> dict[str
     with ExitStack() as stack:
         opened = {name: stack.enter_context(models[name]()) for name in order}
         timed = interleaved(
-            opened, rounds=ROUNDS, fewest=ROUNDS, seconds=seconds, warmup=2, seed=generator.getrandbits(32)
+            opened, rounds=ROUNDS, fewest=ROUNDS, seconds=seconds, warmup=1, seed=generator.getrandbits(32)
         )
     return {name: np.quantile(samples, QUARTER, axis=1).tolist() for name, samples in timed.items()}
 

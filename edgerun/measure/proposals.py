@@ -40,12 +40,13 @@ def layers(regions: Sequence[Region], names: Collection[str]) -> list[Layer]:
 def proposals(found: Sequence[Layer], total: float, most: int, *, bold: bool) -> list[dict[str, str]]:
     """At most `most` sets of nodes to leave in float, each node with the reason; `found` as `layers` gives it.
 
-    First all layers that lose more than WORTH of `total` seconds, then the worst alone, then the worse half of them.
+    First all layers that lose more than WORTH of `total` seconds, then the worst alone, the worse half of them, and all
+    that lose anything.
     `bold` adds sets that leave only the best half, quarter, … of all layers on integers, since what a layer gains may
     be less than the runtime's own time around its kernels.
     """
     losing = [layer for layer in found if layer.saved < -WORTH * total]
-    cuts = [losing, losing[:1], losing[: -(-len(losing) // 2)]]
+    cuts = [losing, losing[:1], losing[: -(-len(losing) // 2)], [layer for layer in found if layer.saved < 0]]
     left = len(found)
     while bold and (left := left // 2):
         cuts.append(list(found[: len(found) - left]))

@@ -32,7 +32,7 @@ FLOAT, RULES, TUNED = "fp32", "rules", "tuned"
 AS_FAST = 0.98  # what is not surely faster is written down to this estimate, with a warning
 SESSION = 0.1  # seconds of timing per session and pair of models
 PROFILE = 0.3  # seconds of profiling, between FEWEST and MOST runs
-FEWEST, MOST = 5, 30
+FEWEST, MOST = 10, 30
 
 Progress = Callable[[str, int, int], None]
 Kept = Mapping[str, str]  # node -> why it stays float

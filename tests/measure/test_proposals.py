@@ -29,7 +29,8 @@ def test_what_is_proposed() -> None:
     found = [Layer(("a",), -9e-6, ADDED), Layer(("b", "c"), -1e-6, CONVERSION), Layer(("d",), -1e-9, ADDED)]
     found += [Layer((n,), 1e-6, "") for n in "ef"]
     timid = proposals(found, 100e-6, 4, bold=False)
-    assert timid == [{"a": ADDED, "b": CONVERSION, "c": CONVERSION}, {"a": ADDED}]
+    losing = {"a": ADDED, "b": CONVERSION, "c": CONVERSION}
+    assert timid == [losing, {"a": ADDED}, losing | {"d": ADDED}]
     bold = [frozenset(kept) for kept in proposals(found, 100e-6, 4, bold=True)]
     assert bold == [frozenset("abc"), frozenset("a"), frozenset("abcd"), frozenset("abcde")]
     assert proposals(found, 100e-6, 4, bold=True)[3]["e"] == TOO_LITTLE
