@@ -279,17 +279,6 @@ def test_a_supported_model_has_no_issues(target: Target, model: Model) -> None:
     assert target.check(model) == []
 
 
-def test_what_cannot_run_here_says_so_and_is_not_given_out(target: Target, model: Model, name: str) -> None:
-    if not (reason := target.runnable()):
-        return
-    engine = target.compile(model, ONE)
-    for refused in (lambda: target.load(engine, ONE), lambda: target.profile(engine, [], ONE),
-                    lambda: edgerun.compile(model, name, ONE)):  # fmt: skip
-        with pytest.raises(Unsupported) as error:
-            refused()
-        assert error.value.got == reason and error.value.do
-
-
 def test_compile_checks_itself(runner: Target, model: Model, name: str) -> None:
     engine = edgerun.compile(model, name, ONE)
     assert engine.check is not None
