@@ -124,7 +124,7 @@ def _moments(step: Any, width: int) -> Moments | None:
 def _rows(step: Any, width: int) -> Moments | None:
     """Of the training rows that an estimator keeps: neighbours, support vectors, cluster centres."""
     for name in ("_fit_X", "support_vectors_", "cluster_centers_"):
-        rows = getattr(step, name, None)
+        rows: Any = getattr(step, name, None)
         rows = rows.toarray() if hasattr(rows, "toarray") else rows
         if isinstance(rows, np.ndarray) and rows.ndim == 2 and len(rows) and rows.shape[1] == width:
             return rows.mean(axis=0), rows.std(axis=0)
