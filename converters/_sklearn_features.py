@@ -76,7 +76,8 @@ def _by_column(transformer: Any, width: int) -> list[Feature | None]:
 def _category(values: np.ndarray, unknown: bool) -> Feature:
     """The categories that were learnt, and one more where the encoder takes others as well."""
     known = [value for value in values.tolist() if value is not None and value == value]
-    if values.dtype.kind in "OU":
+    values = np.array(known)  # a column of a mixed array is of objects, whatever they are
+    if values.dtype.kind == "U":
         return Feature("object", values=(*map(str, known), *(["unknown"] if unknown else [])))
     more = [max(known) + 1] if unknown and known else []
     return Feature("int64" if values.dtype.kind in "iu" else "float32", values=(*known, *more))
