@@ -80,4 +80,5 @@ def _steady(exact: Runner, pool: Mapping[str, np.ndarray], rng: np.random.Genera
 def _moved(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
-    return (array * (1 + rng.choice([-_NUDGE, _NUDGE], array.shape))).astype(array.dtype)
+    moved: np.ndarray = (array * (1 + rng.choice([-_NUDGE, _NUDGE], array.shape))).astype(array.dtype)
+    return moved

@@ -76,7 +76,8 @@ def _by_column(transformer: Any, width: int) -> list[Feature | None]:
 def _category(values: np.ndarray, unknown: bool) -> Feature:
     """The categories that were learnt, and one more where the encoder takes others as well."""
     known = [value for value in values.tolist() if value is not None and value == value]
-    if values.dtype.kind in "OU":
+    values = np.array(known)  # a column of a mixed array is of objects, whatever they are
+    if values.dtype.kind == "U":
         return Feature("object", values=(*map(str, known), *(["unknown"] if unknown else [])))
     more = [max(known) + 1] if unknown and known else []
     return Feature("int64" if values.dtype.kind in "iu" else "float32", values=(*known, *more))
@@ -124,7 +125,7 @@ def _moments(step: Any, width: int) -> Moments | None:
 def _rows(step: Any, width: int) -> Moments | None:
     """Of the training rows that an estimator keeps: neighbours, support vectors, cluster centres."""
     for name in ("_fit_X", "support_vectors_", "cluster_centers_"):
-        rows = getattr(step, name, None)
+        rows: Any = getattr(step, name, None)
         rows = rows.toarray() if hasattr(rows, "toarray") else rows
         if isinstance(rows, np.ndarray) and rows.ndim == 2 and len(rows) and rows.shape[1] == width:
             return rows.mean(axis=0), rows.std(axis=0)

@@ -53,7 +53,7 @@ def load(path: Path, trust: bool) -> Any:
 
 
 def _skops(path: Path, trust: bool) -> Any:
-    from skops import io
+    from skops import io  # type: ignore[import-untyped]
 
     try:
         asked = io.get_untrusted_types(file=path)
@@ -83,7 +83,7 @@ def _pickle(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> EdgerunError:
-    import sklearn
+    import sklearn  # type: ignore[import-untyped]
 
     absent = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
     if absent and not absent.startswith("sklearn"):
@@ -99,9 +99,8 @@ def _unreadable(path: Path, error: Exception) -> EdgerunError:
 
 def _tell_versions(noted: list[warnings.WarningMessage]) -> None:
     """A file of another scikit-learn may load and compute something else: nobody can tell from the file alone."""
-    versions = {(w.message.original_sklearn_version, w.message.current_sklearn_version)
-                for w in noted if hasattr(w.message, "original_sklearn_version")}  # fmt: skip
-    for wrote, reads in sorted(versions):
+    messages: list[Any] = [w.message for w in noted if hasattr(w.message, "original_sklearn_version")]
+    for wrote, reads in sorted({(m.original_sklearn_version, m.current_sklearn_version) for m in messages}):
         log.warning("written by scikit-learn %s, read by %s: it may not compute what it did when it was trained; "
                     "convert it under the version that wrote it to be sure", wrote, reads)  # fmt: skip
 

@@ -39,7 +39,7 @@ def written(estimator: Any, doors: Sequence[TensorSpec], opset: int) -> ir.Model
     opset = min(opset, skl2onnx.__max_supported_opset__)
     try:
         with _whole_numbers():
-            proto = skl2onnx.to_onnx(numbered, initial_types=types, options=_options(numbered),
+            proto: Any = skl2onnx.to_onnx(numbered, initial_types=types, options=_options(numbered),
                                       target_opset={"": opset, "ai.onnx.ml": 3})  # fmt: skip
     except (exceptions.MissingShapeCalculator, exceptions.MissingConverter) as error:
         named = re.search(r"type '?<class '([\w.]+)'>|alias '?([\w.]+)", str(error))
@@ -48,9 +48,7 @@ def written(estimator: Any, doors: Sequence[TensorSpec], opset: int) -> ir.Model
             wanted="scikit-learn's own estimators (of xgboost, lightgbm and others none)",
             do="replace it, or convert the part of the pipeline that is scikit-learn's",
         ) from error  # fmt: skip
-    except (
-        Exception
-    ) as error:  # skl2onnx raises NotImplementedError, NameError, RuntimeError … for options of estimators
+    except Exception as error:  # NotImplementedError, NameError, RuntimeError … by the estimator
         raise Unsupported(
             f"{type(estimator).__name__} cannot be written as ONNX", got=f"{type(error).__name__}: {first_line(error)}",
             do="another setting of the estimator may have an ONNX form",
@@ -93,7 +91,7 @@ def _whole_numbers() -> Iterator[None]:
 def _options(estimator: Any) -> dict[int, dict[str, bool]]:
     """Probabilities as one tensor, and scores where the final estimator has no probabilities."""
     from skl2onnx._supported_operators import _get_sklearn_operator_name  # type: ignore[import-untyped]
-    from skl2onnx.common import _registration  # type: ignore[import-untyped]
+    from skl2onnx.common import _registration
 
     last = final(estimator)
     try:
@@ -150,8 +148,8 @@ def _standard_ops(graph: ir.Model) -> None:
 
     outputs, single = list(graph.graph.outputs), [v for v in graph.graph.inputs if v.dtype == ir.DataType.FLOAT]
     for node in list(graph.graph):
-        (x, *rest), y = node.inputs, node.outputs[0]
-        old = [node]
+        inputs, y, old = list[Any](node.inputs), node.outputs[0], [node]
+        x, rest = inputs[0], inputs[1:]
         if node.op_type == "Cast" and x in single and node.attributes.get_int("to") == 1 and y not in outputs:
             convenience.replace_all_uses_with(y, x)
             graph.graph.remove(node, safe=True)
@@ -211,8 +209,8 @@ def _constant(graph: ir.Model, node: ir.Node, what: str, array: np.ndarray) -> i
 
 def refuse_unfitted(estimator: Any) -> None:
     """Raise EdgerunError unless the estimator was fitted."""
-    from sklearn.exceptions import NotFittedError
-    from sklearn.utils.validation import check_is_fitted
+    from sklearn.exceptions import NotFittedError  # type: ignore[import-untyped]
+    from sklearn.utils.validation import check_is_fitted  # type: ignore[import-untyped]
 
     try:
         check_is_fitted(estimator)

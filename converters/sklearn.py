@@ -101,7 +101,7 @@ class _Door:
         columns = getattr(estimator, "feature_names_in_", None)
         by_column = any(hasattr(step, "transformers_") for step in _sklearn_features.steps(estimator))
         self.columns = by_column and columns is not None
-        if self.columns:
+        if by_column and columns is not None:
             kept = [(str(name), feature) for name, feature in zip(columns, told, strict=True) if feature is not None]
             self.features = [feature for _, feature in kept]
             self.known = [TensorSpec(name, feature.dtype, ("batch", 1)) for name, feature in kept]
@@ -161,7 +161,7 @@ def _run(estimator: Any, door: _Door, dtype: type[np.floating[Any]], feeds: Feed
 
 def _answers(estimator: Any, x: Any) -> dict[str, np.ndarray]:
     """Everything that an estimator says of rows, under the model's output names."""
-    from sklearn import base
+    from sklearn import base  # type: ignore[import-untyped]
 
     if base.is_classifier(estimator):
         found = {"label": _label(estimator, estimator.predict(x))}

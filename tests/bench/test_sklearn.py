@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
 
 def _file(folder: Path, member: str) -> Path:
     if not zoo_fetch.SPAM.path.exists():
-        pytest.skip(f"{zoo_fetch.SPAM.file} is not in the cache")
+        fetching = "python -c 'from bench import zoo_fetch as z; z.fetch(z.SPAM)'"
+        pytest.skip(f"{zoo_fetch.SPAM.file} is not in the cache: {fetching}")
     path = folder / Path(member).name
     path.write_bytes(zoo_fetch.read(zoo_fetch.SPAM, f"spam_detector_ai/models/{member}"))
     return path

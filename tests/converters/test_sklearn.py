@@ -10,12 +10,12 @@ import pytest
 
 for _needed in ("sklearn", "skl2onnx", "skops", "onnx"):
     pytest.importorskip(_needed)
-from sklearn import datasets  # noqa: E402
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin  # noqa: E402
-from sklearn.cluster import KMeans  # noqa: E402
-from sklearn.decomposition import PCA  # noqa: E402
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # noqa: E402
-from sklearn.ensemble import (  # noqa: E402
+from sklearn import datasets  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.cluster import KMeans  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.decomposition import PCA  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.ensemble import (  # type: ignore[import-untyped]  # noqa: E402
     GradientBoostingClassifier,
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
@@ -23,15 +23,15 @@ from sklearn.ensemble import (  # noqa: E402
     RandomForestClassifier,
     RandomForestRegressor,
 )  # fmt: skip
-from sklearn.feature_extraction.text import TfidfVectorizer  # noqa: E402
-from sklearn.linear_model import LinearRegression, LogisticRegression  # noqa: E402
-from sklearn.model_selection import GridSearchCV, train_test_split  # noqa: E402
-from sklearn.naive_bayes import GaussianNB, MultinomialNB  # noqa: E402
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor  # noqa: E402
-from sklearn.neural_network import MLPClassifier, MLPRegressor  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.preprocessing import OneHotEncoder, StandardScaler  # noqa: E402
-from sklearn.svm import SVC, LinearSVC  # noqa: E402
+from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.linear_model import LinearRegression, LogisticRegression  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.model_selection import GridSearchCV, train_test_split  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.naive_bayes import GaussianNB, MultinomialNB  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.neural_network import MLPClassifier, MLPRegressor  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.preprocessing import OneHotEncoder, StandardScaler  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.svm import SVC, LinearSVC  # type: ignore[import-untyped]  # noqa: E402
 
 import edgerun  # noqa: E402
 from edgerun import parity, registry  # noqa: E402
@@ -54,8 +54,9 @@ def _outputs(model: Model, x: np.ndarray, name: str = "X") -> dict[str, np.ndarr
         return session.run({name: x})
 
 
-CLASSIFIERS = [
-    LogisticRegression(max_iter=500), make_pipeline(StandardScaler(), SVC(probability=True, random_state=0)),
+SVM: dict[str, Any] = {"probability": True, "random_state": 0}
+CLASSIFIERS: list[Any] = [
+    LogisticRegression(max_iter=500), make_pipeline(StandardScaler(), SVC(**SVM)),
     RandomForestClassifier(n_estimators=20, random_state=0),
     GradientBoostingClassifier(n_estimators=10, random_state=0),
     HistGradientBoostingClassifier(max_iter=10), make_pipeline(StandardScaler(), MLPClassifier((16,), random_state=0)),
@@ -70,7 +71,7 @@ def test_classifiers_agree_on_held_out_data(estimator: Any, data: str) -> None:
     if data == "digits" and isinstance(estimator, (GaussianNB, GradientBoostingClassifier)):
         pytest.skip("slow, or pixels that never change: variances of 1e-9 have no float32")
     x, y = _data(data)
-    fit, test, labels, _ = train_test_split(x, y, random_state=0)
+    fit, test, labels, _ = map(np.asarray, train_test_split(x, y, random_state=0))
     estimator.fit(fit, labels)
     model = edgerun.convert(estimator)
     classes = len(set(labels))
@@ -136,7 +137,7 @@ def test_clusters_and_outliers_have_a_label_for_each_row() -> None:
 )
 def test_classes_with_names_are_numbered(estimator: Any) -> None:
     x, y = _data("iris")
-    names = datasets.load_iris().target_names[y]
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
     estimator.fit(x, names)
     model = edgerun.convert(estimator)
     found = _outputs(model, x)["label"]

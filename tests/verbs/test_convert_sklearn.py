@@ -13,15 +13,16 @@ import pytest
 
 for _needed in ("sklearn", "skl2onnx", "skops", "onnx"):
     pytest.importorskip(_needed)
+import sklearn  # type: ignore[import-untyped]  # noqa: E402
 from sklearn import datasets  # noqa: E402
-from sklearn.base import BaseEstimator, TransformerMixin  # noqa: E402
-from sklearn.compose import ColumnTransformer  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.model_selection import train_test_split  # noqa: E402
-from sklearn.neural_network import MLPClassifier  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler  # noqa: E402
-from skops import io as skops  # noqa: E402
+from sklearn.base import BaseEstimator, TransformerMixin  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.compose import ColumnTransformer  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.neural_network import MLPClassifier  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]  # noqa: E402
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler  # type: ignore[import-untyped]  # noqa: E402
+from skops import io as skops  # type: ignore[import-untyped]  # noqa: E402
 
 import edgerun  # noqa: E402
 from edgerun.model import Model  # noqa: E402
@@ -69,7 +70,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     skops.dump(make_pipeline(StandardScaler(), Doubled()).fit(x), "custom.skops")
     Path("half.skops").write_bytes(Path("good.skops").read_bytes()[:2000])
     good = pickle.dumps(estimator)
-    version = estimator.__getstate__()["_sklearn_version"].encode()
+    version = sklearn.__version__.encode()
     contents: dict[str, bytes] = {
         "good.joblib": good,
         "older.pkl": good.replace(version, b"0" + version[1:]),
