@@ -91,8 +91,9 @@ def _session(folder: Path, meta: Any, roots: list[str]) -> Any:
     restore = ""
     if any(node.op in {"VarHandleOp", "Variable", "VariableV2"} for _, node in wanted):
         restore = node_of(meta.saver_def.restore_op_name)
-        _check_loader(meta.graph_def, restore)
-        wanted += reached(meta.graph_def, [restore, node_of(meta.saver_def.filename_tensor_name)])
+        loader = list(reached(meta.graph_def, [restore, node_of(meta.saver_def.filename_tensor_name)]))
+        _check_loader(meta.graph_def, loader)
+        wanted += loader
         if not (folder / "variables" / "variables.index").is_file():
             raise EdgerunError(f"{folder}: the variables are missing", wanted="variables/variables.index and its data",
                                do="copy the whole folder")  # fmt: skip
@@ -110,9 +111,7 @@ def _session(folder: Path, meta: Any, roots: list[str]) -> Any:
 
 def _part(graph: Any, wanted: Iterable[tuple[str, Any]]) -> Any:
     """A GraphDef of the wanted nodes and functions alone; no device, no colocation with what is left out."""
-    from tensorflow.core.framework import graph_pb2  # type: ignore[import-untyped]
-
-    part = graph_pb2.GraphDef(versions=graph.versions)
+    part = type(graph)(versions=graph.versions)
     nodes = {node.name for place, node in wanted if not place}
     functions = {place for place, _ in wanted} | {name for _, node in wanted for name in called(node)}
     part.node.extend(node for node in graph.node if node.name in nodes)
@@ -127,11 +126,11 @@ def _part(graph: Any, wanted: Iterable[tuple[str, Any]]) -> Any:
     return part
 
 
-def _check_loader(graph: Any, restore: str) -> None:
-    """Raise unless the restoring operator only reads the checkpoint that it is told, and assigns."""
+def _check_loader(graph: Any, loader: Iterable[tuple[str, Any]]) -> None:
+    """Raise unless the nodes that restore the variables only read the checkpoint that they are told, and assign."""
     functions = {function.signature.name: function for function in graph.library.function}
     places: dict[str, dict[str, Any]] = {}
-    for place, node in reached(graph, [restore]):
+    for place, node in loader:
         places.setdefault(place, {})[node.name] = node
         if node.op not in _LOADER and node.op not in functions:
             raise EdgerunError(

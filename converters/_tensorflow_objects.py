@@ -106,7 +106,7 @@ def _of(concrete: Any) -> Source:
     if len(leaves) != len(doors):
         raise Unsupported("the function takes more than plain tensors", got=", ".join(map(str, leaves)),
                           do="wrap it in a tf.function that takes tensors")  # fmt: skip
-    names = [leaf.name or value.op.name for leaf, value in zip(leaves, doors, strict=True)]
+    names = [getattr(leaf, "name", None) or value.op.name for leaf, value in zip(leaves, doors, strict=True)]
     inputs = [tensor(name, value.name, value.dtype, value.shape) for name, value in zip(names, doors, strict=True)]
     try:
         frozen = convert_to_constants.convert_variables_to_constants_v2(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -218,12 +219,13 @@ def test_a_saved_model_is_a_folder_that_nothing_leaves(tmp_path: Path) -> None:
     (folder / "variables" / "inside").symlink_to("../saved_model.pb")
     guard.check_source(folder)
     (tmp_path / "secret").write_bytes(b"secret")
-    for name, make in {
+    leads: dict[str, Callable[[Path], object]] = {
         "link": lambda path: path.symlink_to(tmp_path / "secret"),
         "folder": lambda path: path.symlink_to(tmp_path, target_is_directory=True),
         "hard": lambda path: os.link(tmp_path / "secret", path),
         "pipe": os.mkfifo,
-    }.items():
+    }
+    for name, make in leads.items():
         make(folder / "variables" / name)
         with pytest.raises(EdgerunError, match="leaves the folder|hard link|neither file nor folder"):
             guard.check_source(folder)
