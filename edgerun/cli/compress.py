@@ -22,7 +22,7 @@ SCHEMES = (
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write: .onnx, or .xml."
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write: .onnx, .xml, or .engine."
 )
 @click.option("--scheme", default="w8a8", show_default=True, help=SCHEMES)
 @click.option("--target", default="onnxruntime", show_default=True, help="Whose kernels decide the placement.")
