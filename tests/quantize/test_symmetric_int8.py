@@ -17,6 +17,7 @@ from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize._ranges import intervals
 from edgerun.quantize.graphs.edit import constant
+from edgerun.quantize.graphs.placement import Plan
 from edgerun.quantize.graphs.statistics import Activation, Channels
 
 DOOR = "(float[n,8,8,8] x) => (float[n,p,q,r] y)"
@@ -72,16 +73,6 @@ def _seen(low: float, high: float) -> Activation:
     return Activation(channels, None, sample, np.zeros(4096, np.uint8), np.array([low]), np.array([high]), 4096.0)
 
 
-class _Plan:
-    """One group with one value that a Clip at `cap` writes."""
-
-    def __init__(self, model: Model) -> None:
-        self._value = next(node.outputs[0] for node in model.ir.graph if node.op_type == "Clip")
-
-    def groups(self) -> dict[str, list[Any]]:
-        return {"group": [self._value]}
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.floats(-8, 0), st.floats(0.1, 1.5), st.sampled_from(["minmax", "mse", "percentile"]))
 def test_intervals_are_mirrored(low: float, high: float, estimator: str) -> None:
@@ -92,7 +83,8 @@ def test_intervals_are_mirrored(low: float, high: float, estimator: str) -> None
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(end, np.float32), name))
     model = Model.from_proto(proto)
     value = next(node.outputs[0] for node in model.ir.graph)
-    (found,) = intervals(_Plan(model), {str(value.name): _seen(low, high)}, estimator, symmetric=True).values()  # type: ignore[arg-type]
+    plan = Plan(points={value: "group"})
+    (found,) = intervals(plan, {str(value.name): _seen(low, high)}, estimator, symmetric=True).values()
     assert found[0] == -found[1] and 0 < found[1] <= max(-low, high) * (1 + 1e-6)
     if estimator == "minmax":
         assert found[1] == pytest.approx(max(-low, high))
