@@ -151,7 +151,8 @@ def _ort(model: Model, data: Feeds, per_channel: bool) -> Model:
         def __init__(self) -> None:
             self.left = iter([data])
 
-        def get_next(self) -> Feeds | None:
+        # The base says `-> dict`, but its own `__next__` takes None as the end.
+        def get_next(self) -> Feeds | None:  # pyright: ignore[reportIncompatibleMethodOverride]
             return next(self.left, None)
 
     with tempfile.TemporaryDirectory() as folder:

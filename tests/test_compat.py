@@ -46,7 +46,8 @@ class Once(ort.CalibrationDataReader):  # type: ignore[misc]
     def __init__(self) -> None:
         self._items: Iterator[dict[str, np.ndarray]] = iter([{"x": X[i : i + 4]} for i in range(0, len(X), 4)])
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    # The base says `-> dict`, but its own `__next__` takes None as the end.
+    def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         return next(self._items, None)
 
 

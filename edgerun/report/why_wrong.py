@@ -80,7 +80,7 @@ def _bars(bars: Sequence[Bar]) -> Any:
         ("costs", RED, [b.cost for b in bars]),
         ("its fix gains", GREEN, [b.gain or (0.0, 0.0, 0.0) for b in bars]),
     ):
-        finite = np.isfinite(np.array(values)).all(axis=1)
+        finite = [bool(np.isfinite(v).all()) for v in values]
         figure.add_bar(
             name=name, orientation="h", y=[b.label for b in bars], x=[v[0] for v in values], marker_color=colour,
             error_x={

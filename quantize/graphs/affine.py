@@ -81,12 +81,12 @@ def _map(node: ir.Node) -> tuple[ir.Value, np.ndarray, np.ndarray] | None:
 def _per_channel(value: ir.Value, number: np.ndarray) -> np.ndarray | None:
     """A constant that is broadcast against `value` as one number per channel, float64 `[C]`; None when it is more."""
     shape = value.shape
-    if shape is None or len(shape) < 2 or not isinstance(shape[1], int) or number.ndim > len(shape):
+    if shape is None or len(shape) < 2 or not isinstance(channels := shape[1], int) or number.ndim > len(shape):
         return None
     full = number.reshape(*[1] * (len(shape) - number.ndim), *number.shape)
-    if any(d != 1 for i, d in enumerate(full.shape) if i != 1) or full.shape[1] not in (1, shape[1]):
+    if any(d != 1 for i, d in enumerate(full.shape) if i != 1) or full.shape[1] not in (1, channels):
         return None
-    row: np.ndarray = np.broadcast_to(full.reshape(-1).astype(np.float64), (shape[1],))
+    row: np.ndarray = np.broadcast_to(full.reshape(-1).astype(np.float64), (channels,))
     return row
 
 

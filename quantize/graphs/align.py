@@ -149,6 +149,7 @@ def _rescale(graph: ir.Graph, stored: Mapping[ir.Node, _Stored]) -> int:
     nodes = [node for node in stored if node.op_type in ("Conv", "Gemm")]
     chains = [c for c in equalize.chains(graph) if any(n in nodes for n in (*c.writers, *c.readers))]
     ratios = [_ratio(node, stored[node]) for node in nodes]
+    logs: list[np.ndarray] = []
     for _ in range(2):
         written = {node: index for index, c in enumerate(chains) for node in c.writers}
         read = {node: index for index, c in enumerate(chains) for node in c.readers}

@@ -55,13 +55,13 @@ def sites(plan: Plan, done: Collection[str]) -> list[Site]:
         shape, producer = value.shape, value.producer()
         if value.name in done or group not in alone or producer is None or value.is_graph_output():
             continue
-        if shape is None or len(shape) < 3 or not isinstance(shape[1], int) or shape[1] == 1:
+        if shape is None or len(shape) < 3 or not isinstance(channels := shape[1], int) or channels == 1:
             continue
         written = producer in plan.weights and equalize.is_layer(producer)
         if not written and not plan.in_float(producer):
             continue
         uses = [(node, index) for node, index in value.uses()]
-        readers = tuple(n for n, i in uses if _reads(n, i, plan, shape[1]))
+        readers = tuple(n for n, i in uses if _reads(n, i, plan, channels))
         floats = tuple((n, i) for n, i in uses if plan.in_float(n))
         if len(readers) + len(floats) != len(uses) or not (readers if not written else floats):
             continue

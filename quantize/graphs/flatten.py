@@ -34,8 +34,8 @@ def apply(graph: ir.Graph, rules: Quantization) -> int:
         return 0
     region = _Region(graph)
     for node in list(graph):
-        if node.domain == "" and node not in region.replaced:
-            region.product(node) or region.rowwise(node)
+        if node.domain == "" and node not in region.replaced and not region.product(node):
+            region.rowwise(node)
     region.leave()
     return region.products
 

@@ -119,6 +119,7 @@ def _saturate(graph: ir.Graph, node: ir.Node, risk: Risk) -> None:
         same = {k: list(v) for k in ("strides", "dilations") if (v := node.attributes.get_ints(k, None)) is not None}
         sums = emit("Conv", [padded, held("pairs", weight)], **same)
     else:
+        kernel = ()
         sums = emit("MatMul", [codes, held("pairs", risk.pairs.T.astype(np.float32))])
     top, bottom = held("top", np.array(32767, np.float32)), held("bottom", np.array(-32768, np.float32))
     above = emit("Relu", [emit("Sub", [sums, top])])
@@ -142,5 +143,5 @@ def _saturate(graph: ir.Graph, node: ir.Node, risk: Risk) -> None:
 def _kernel(node: ir.Node) -> tuple[int, tuple[int, ...]]:
     shape = node.inputs[1].shape  # type: ignore[union-attr]
     assert shape is not None
-    kernel = tuple(int(d) for d in list(shape)[2:])
+    kernel = shape.numpy()[2:]
     return len(kernel), kernel

@@ -156,10 +156,12 @@ def _float_bias(node: ir.Node) -> Constant | None:
     """The float bias of a layer whose weight is dequantized: input 2, or the constant of the Add behind a MatMul."""
     holder, index = node, 2
     if node.op_type == "Add":
-        products = [i for i, v in enumerate(node.inputs[:2]) if v is not None and _op(v.producer()) == "MatMul"]
+        before = [None if v is None else v.producer() for v in node.inputs[:2]]
+        products = [(i, p) for i, p in enumerate(before) if p is not None and p.op_type == "MatMul"]
         if len(products) != 1:
             return None
-        holder, index = node.inputs[products[0]].producer(), 1 - products[0]  # type: ignore[union-attr,assignment]
+        ((place, holder),) = products
+        index = 1 - place
     elif node.op_type not in HOLDERS:
         return None
     weight = holder.inputs[1]

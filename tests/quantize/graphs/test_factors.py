@@ -156,7 +156,7 @@ def test_released_factors_change_nothing(model: Model, evaluate: Any) -> None:
     rules = registry.target("onnxruntime").quantization()
     plan = placement.plan(graph.graph, rules)
     channels = Channels(-np.ones(16), np.geomspace(1, 50, 16), np.ones(16))
-    seen = dict.fromkeys(("c1", "s1", "c2", "m2"), channels)
+    seen: dict[str, Channels] = dict.fromkeys(("c1", "s1", "c2", "m2"), channels)
     gains, _, _ = factors.apply(graph.graph, factors.sites(plan, ()), seen, rules)
     assert len(gains) >= 3
     fold.infer_shapes(graph)
