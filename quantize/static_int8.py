@@ -112,6 +112,7 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
             edit.set_constant(spare.graph, node, 1, weight)
     shorter = shorter.on(spare.graph)
     factors.release(spare.graph, shorter)
+    edit.drop_unused(spare)
     other = replace(request, found=dict(request.found))
     kept = {name: weight for name, weight in stored.items() if name not in stem}
     better = _finished(spare, shorter, kept, seen, truths, other)

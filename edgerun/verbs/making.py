@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from edgerun import quantize, registry
 from edgerun.adequacy import FeedCheck
 from edgerun.checkpoint import Checkpoint
-from edgerun.data import Data
-from edgerun.errors import Unsupported
+from edgerun.data import Data, Feeds
+from edgerun.errors import GateFailed, Unsupported
 from edgerun.model import Model, without_weights
 from edgerun.passes import Effort, Faster, Quantization, Request
 from edgerun.quantize.graphs import plausible
@@ -28,6 +28,7 @@ Progress = Callable[[str, int, int], None]
 Hold = Callable[[Model, Request], Model]  # the compressed model whose drop in accuracy is held
 # A block planned for a whole run takes as much memory as the pieces that the first run was made of, beside them.
 LEAN = {"enable_mem_pattern": "0"}
+MANY = 12  # batches of a second look at an engine
 LANES = 2  # batches at once; the cap is measured with two
 EMULATED = {"session.disable_quant_qdq": "1"}
 KEPT = "kept float by the clock"
@@ -105,8 +106,22 @@ class Making:
 
     def _proven(self, result: Model) -> Engine:
         # Two batches apart from each other: neighbours may show nothing, both of them.
-        feeds = list(itertools.islice(self.data or (), 0, 6, 5))
-        return proof.proven(result, self.model, self.target, feeds, MEASURER)
+        few = list(itertools.islice(self.data or (), 0, 6, 5))
+        try:
+            return proof.proven(result, self.model, self.target, few, MEASURER)
+        except GateFailed:
+            # Two pictures without anything in them leave but noise to compare: many together do not.
+            many = self._spread(MANY)
+            if len(many) <= len(few):
+                raise
+            return proof.proven(result, self.model, self.target, many, MEASURER)
+
+    def _spread(self, count: int) -> list[Feeds]:
+        """As many batches as that, from all over the data."""
+        if self.data is None:
+            return []
+        step = max(1, len(self.data) // count)
+        return list(itertools.islice(self.data, 0, step * count, step))
 
 
 def loaded(model: Model | str | Path) -> Model:
