@@ -93,8 +93,8 @@ class Comparison:
             options = ["--scheme", "w8a8", "--target", variant.ours, "--calibration", str(model.calibration)]
             command = [sys.executable, "-m", "edgerun", "compress", str(model.onnx), "-o", str(output), *options]
             command += ["--force", "--json"]
-            if model.state:  # calibration runs blocks of frames, the device one at a time
-                sizes = (f"{name}:[{','.join(map(str, shape))}]" for name, shape in model.latency.items())
+            if model.state:  # a feed is one sample; calibration runs blocks of frames, the device one at a time
+                sizes = (f"{name}:[{','.join(map(str, shape[1:]))}]" for name, shape in model.latency.items())
                 command += [word for size in sizes for word in ("--input-shape", size)]
         else:
             paths = [str(model.onnx), str(model.calibration), str(output)]

@@ -106,7 +106,7 @@ class Quantization:
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
-    integer op follows at once.
+    integer op follows at once, and a depthwise one that reads it is as fast.
     `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
     `pair_matmul`: a product of two activations that integer layers write (attention's Q·Kᵀ) has an integer kernel that
     pays, on grids with their zero in the middle.

@@ -62,8 +62,12 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
     `keep_float` names nodes that stay in float. Cost: one walk over the graph per rule; no data is touched.
     """
     placement = Plan()
+    stem: set[ir.Node] = set()
     for node in graph:
         if node.name in keep_float or not _computes(node, rules):
+            continue
+        if node.op_type == "Conv" and _stem(node, stem, rules):
+            stem.add(node)
             continue
         paired = constant(node.inputs[1]) is None
         if paired and not all(_from_layer(value, placement, rules) for value in node.inputs):
@@ -108,20 +112,23 @@ def _computes(node: ir.Node, rules: Quantization) -> bool:
         return False
     if node.op_type in ("Conv", "Gemm") and row_bias(node, weight.shape[weight_axis(node)]) is None:
         return False
-    if node.op_type == "Conv" and _stem(node, weight.shape[1], rules):
-        return False
     if node.op_type == "Gemm":
         plain = not node.attributes.get_int("transA", 0) and node.attributes.get_float("beta", 1.0) == 1.0
         return plain and node.attributes.get_float("alpha", 1.0) == 1.0
     return node.op_type != "ConvTranspose" or node.attributes.get_int("group", 1) == 1
 
 
-def _stem(node: ir.Node, channels: int, rules: Quantization) -> bool:
-    """A first layer that is faster in float: few input channels, and an integer op right behind it.
+def _stem(node: ir.Node, before: set[ir.Node], rules: Quantization) -> bool:
+    """A first layer that is faster in float: few input channels, and an integer op right behind it; or a depthwise one
+    that reads the `before` found ones.
 
     A pooling in between would have to pool in the float layout.
     """
-    if channels > rules.float_stem or node.attributes.get_int("group", 1) != 1:
+    weight, source = constant(node.inputs[1]), node.inputs[0]
+    groups = node.attributes.get_int("group", 1)
+    if weight is None or source is None or weight.shape[1] > rules.float_stem:
+        return False
+    if groups != 1 and (groups != weight.shape[0] or _source(source, rules) not in before):
         return False
     readers = [user for user, _ in _behind(node.outputs[0], rules).uses()]
     return bool(readers) and all(reader.op_type in rules.compute for reader in readers)

@@ -112,11 +112,20 @@ def test_placement(net: Any, parts: dict[str, np.ndarray], case: str) -> None:
 
 def test_a_pictures_first_layer_in_float(net: Any, weights: Any) -> None:
     """Up to four input channels stay float where the target says so; a grouped layer of few channels is no stem."""
-    graph = "(float[n,3,8,8] x) => (float[n,p,q,r] y) { a = Conv(x, s) r = Relu(a) y = Conv<group=8>(r, d) }"
-    parts = {"s": weights(1, 8, 3, 3, 3), "d": weights(2, 8, 1, 3, 3)}
+    graph = "(float[n,3,8,8] x) => (float[n,p,q,r] y) { a = Conv(x, s) r = Relu(a) y = Conv<group=4>(r, d) }"
+    parts = {"s": weights(1, 8, 3, 3, 3), "d": weights(2, 8, 2, 3, 3)}
     plan = planned(net, parts, replace(RULES, float_stem=4), graph)
     assert [node.name for node in plan.compute] == ["y"] and grouped(plan) == {frozenset({"r"}), frozenset({"y"})}
     assert len(planned(net, parts, RULES, graph).compute) == 2
+
+
+def test_a_depthwise_layer_stays_with_the_float_one_that_it_reads(net: Any, weights: Any) -> None:
+    graph = """(float[n,3,9,9] x) => (float[n,p,q,r] y) { a = Conv(x, s) r = Relu(a) d = Conv<group=8>(r, w) t = Relu(d)
+        e = Conv(t, m) u = Relu(e) y = Conv<group=8>(u, w) }"""
+    parts = {"s": weights(1, 8, 3, 3, 3), "w": weights(2, 8, 1, 3, 3), "m": weights(3, 8, 8, 1, 1)}
+    plan = planned(net, parts, replace(RULES, float_stem=4), graph)
+    assert [node.name for node in plan.compute] == ["e", "y"]
+    assert grouped(plan) == {frozenset({"t"}), frozenset({"u"}), frozenset({"y"})}
 
 
 def test_pairs_have_their_zero_in_the_middle(net: Any, parts: dict[str, np.ndarray]) -> None:
