@@ -230,6 +230,7 @@ def write_pages() -> None:
 @click.command()
 @click.argument("names", nargs=-1, metavar="[MODEL]…")
 @click.option("--variant", "wanted", multiple=True, type=click.Choice([v.name for v in VARIANTS]), help=PARTIAL)
+@click.option("--without", multiple=True, type=click.Choice([v.name for v in VARIANTS]), help="Leave these peers out.")
 @click.option("--peers-python", type=click.Path(path_type=Path), help="A Python with the peers; default: make one.")
 @click.option("--vendors-python", type=click.Path(path_type=Path), help="One with Quark and Model Optimizer.")
 @click.option("--repeat", default=3, show_default=True, help="Quantize so often, or for a minute; the median counts.")
@@ -239,6 +240,7 @@ def write_pages() -> None:
 def main(
     names: tuple[str, ...],
     wanted: tuple[str, ...],
+    without: tuple[str, ...],
     peers_python: Path | None,
     vendors_python: Path | None,
     repeat: int,
@@ -247,7 +249,7 @@ def main(
     fresh: bool,
 ) -> None:
     """Compare edgerun with its peers on the named zoo models, or on all."""
-    chosen = [v for v in VARIANTS if not wanted or v.name in wanted]
+    chosen = [v for v in VARIANTS if (not wanted or v.name in wanted) and v.name not in without]
     given = {"peers": peers_python, "vendors": vendors_python}
     run = Comparison(environments(chosen, zoo_fetch.cache().parent, given), fresh, repeat, seconds)
     RESULTS.mkdir(exist_ok=True)
