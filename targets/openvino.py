@@ -217,6 +217,7 @@ def quantization() -> Quantization:
         _cpu.RULES,
         reduced_range=_cpu.saturates(_allowed(machine.isa())),
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
+        compute=_cpu.RULES.compute | {"ConvTranspose"},
         fused_sum=True,
         pair_matmul=True,
         dynamic=frozenset({"MatMul", "Gemm"}),

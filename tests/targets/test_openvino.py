@@ -8,15 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import edgerun
 from edgerun.errors import EdgerunError
+from edgerun.metrics import Difference
 from edgerun.model import Model, Step
 from edgerun.runtime import Engine, Options
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import openvino as target
+from edgerun.verbs.compress import compress
 
 pytestmark = pytest.mark.skipif(target.available() is not None, reason=str(target.available()))
 ONE = Options(1)
@@ -128,3 +131,30 @@ target.save(target.compile(model, Options(1)), pathlib.Path("again.xml"))
     for suffix in (".xml", ".bin"):
         assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"once{suffix}").read_bytes()
     assert json.dumps(ir.told(ir.core().read_model(str(tmp_path / "once.xml")))["digest"])
+
+
+def test_transposed_convolutions_run_on_integers() -> None:
+    """As in the head of a segmentation net; what follows is fused into them."""
+    generator = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> net (float[n,16,12,12] x) => (float[n,1,48,48] y) {'
+        " c = Conv<pads=[1,1,1,1]>(x, w0, b0) r = Relu(c)"
+        " t = ConvTranspose<strides=[2,2], kernel_shape=[2,2]>(r, w1, b1) u = Relu(t)"
+        " v = ConvTranspose<strides=[2,2], kernel_shape=[2,2]>(u, w2, b2) y = Sigmoid(v) }"
+    )
+    for index, shape in enumerate([(16, 16, 3, 3), (16, 8, 2, 2), (8, 1, 2, 2)]):
+        weight = generator.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        bias = 0.1 * generator.standard_normal(shape[0] if index == 0 else shape[1])
+        for name, array in ((f"w{index}", weight), (f"b{index}", bias)):
+            proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    model, x = Model.from_proto(proto), generator.standard_normal((64, 16, 12, 12)).astype(np.float32)
+    small = compress(model, target="openvino", calibration={"x": x[:48]})
+    engine, found = target.compile(small, ONE), Difference()
+    with target.load(target.compile(model, ONE), ONE) as fp32, target.load(engine, ONE) as int8:
+        for row in x[48:, None]:
+            found += Difference.of(fp32.run({"x": row})["y"], int8.run({"x": row})["y"])
+    assert found.sqnr_db > 28
+    kernels = target.profile(engine, [{"x": x[:1]}], ONE)
+    transposed = [kernel for kernel in kernels if kernel.op == "ConvolutionBackpropData"]
+    assert len(transposed) == 2 and all(kernel.integer for kernel in transposed)
+    assert not any(kernel.op in ("Sigmoid", "Relu") for kernel in kernels)
