@@ -97,7 +97,8 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     Where that ends below NEEDED dB, the first layers are tried in float: what is lost there no later layer brings back.
     """
     model, seen, truths = prepared.model, prepared.seen, prepared.truths
-    request.found["tables in 8 bits"] = weight_int8.tables(model.graph, request.keep_float)
+    tables = weight_int8.tables(model.graph, request.keep_float) if request.rules.tables else 0
+    request.found["tables in 8 bits"] = tables
     plan = placement.plan(model.graph, request.rules, request.keep_float)
     stem = work.first(plan, STEM)
     shorter = placement.plan(model.graph, request.rules, request.keep_float | stem)
@@ -162,7 +163,7 @@ def _refuse_quantized(model: ir.Model) -> None:
 
 
 def _check_kept(model: ir.Model, request: Request) -> None:
-    ops = request.rules.compute | request.rules.join | {"Gather"}
+    ops = request.rules.compute | request.rules.join | ({"Gather"} if request.rules.tables else set())
     candidates = {str(n.name) for n in model.graph if n.op_type in ops}
     for name in request.keep_float:
         if name not in candidates:
