@@ -138,21 +138,24 @@ class Model:
         files.write_bytes(path, proto.SerializeToString(deterministic=True))
 
     def digest(self) -> str:
-        """SHA-256 over graph and weights; `edgerun.*` metadata is left out, so that history does not change it."""
+        """SHA-256 over the graph and then its weights; `edgerun.*` metadata is left out: history does not change it."""
         return self._digest
 
     @functools.cached_property
     def _digest(self) -> str:
-        import onnx_ir as ir
-
-        proto = ir.to_proto(self.ir)
-        kept = [p for p in proto.metadata_props if not p.key.startswith("edgerun.")]
-        del proto.metadata_props[:]
-        proto.metadata_props.extend(kept)
-        hashed = hashlib.sha256(proto.SerializeToString(deterministic=True))
-        for value in self.ir.graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                hashed.update(value.const_value.tobytes())
+        props = self.ir.metadata_props
+        told = dict(props)
+        for key in told:
+            if key.startswith("edgerun."):
+                del props[key]
+        try:
+            data, weights = without_weights(self.ir)
+        finally:
+            props.clear()  # in their old order again
+            props.update(told)
+        hashed = hashlib.sha256(data)
+        for array in weights.values():
+            hashed.update(np.ascontiguousarray(array).view(np.uint8).data)
         return hashed.hexdigest()
 
     def clone(self) -> onnx_ir.Model:
@@ -166,7 +169,14 @@ class Model:
 
     def with_step(self, step: Step) -> Model:
         """The same model with one more Step in its history."""
-        return replace(self, history=(*self.history, step))
+        return self.retold(self.preprocessing, (*self.history, step))
+
+    def retold(self, preprocessing: Mapping[str, Any] | None, history: tuple[Step, ...]) -> Model:
+        """The same graph with this contract and history; a digest that is known goes along."""
+        other = replace(self, preprocessing=preprocessing, history=history)
+        if known := vars(self).get("_digest"):
+            vars(other)["_digest"] = known
+        return other
 
     def _metadata(self) -> dict[str, str]:
         texts = {HISTORY: json.dumps([asdict(s) for s in self.history], sort_keys=True)} if self.history else {}
@@ -210,7 +220,7 @@ def without_weights(model: onnx_ir.Model, least: int = 1024) -> tuple[bytes, dic
             shape = ir.Shape(tensor.shape.numpy())
             value.const_value = ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
     try:
-        data = ir.to_proto(model).SerializeToString()
+        data = ir.to_proto(model).SerializeToString(deterministic=True)
     finally:
         for name, tensor in held.items():
             model.graph.initializers[name].const_value = tensor

@@ -97,7 +97,7 @@ class _Told:
         uses = step.needs_calibration or bool(step.scheme)  # a scheme measures what it lost, where there is data
         digest = request.calibration.digest if uses and request.calibration is not None else ""
         made = Step(f"quantize/{name}", __version__, dict(request.found), self.digest, result.digest(), digest)
-        return replace(result, preprocessing=self.preprocessing, history=(*self.history, made))
+        return result.retold(self.preprocessing, (*self.history, made))
 
 
 def pass_for(scheme: str) -> str:

@@ -63,7 +63,7 @@ def _equalized(
 
 def _smoothed(model: ir.Model, plan: placement.Plan, now: dict[str, Activation], request: Request) -> None:
     spanned = {name: _spanned(activation.varying, request) for name, activation in now.items()}
-    gains, made = smooth.apply(model.graph, smooth.sites(plan, request.rules), spanned)
+    gains, made = smooth.apply(model.graph, smooth.sites(plan, request.rules), spanned, request.lanes)
     fold.infer_shapes(model)
     request.found["smoothed (dB)"] = gains
     now |= {new: now[old].scaled(by) for new, (old, by) in made.items()}

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 
 import numpy as np
 
-from edgerun.measure.latency import Open, interleaved
+from edgerun.measure.latency import Open, Run, interleaved
 from edgerun.measure.stats import FEWEST_SESSIONS, Estimate, median, speedup, verdict
 from edgerun.metrics import Interval
 
@@ -33,11 +34,21 @@ def session(models: Mapping[str, Open], number: int, seconds: float) -> dict[str
     order, generator = sorted(models), random.Random(number)
     generator.shuffle(order)
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(models[name]()) for name in order}
+        opened = dict(zip(order, _entered([models[name]() for name in order], stack), strict=True))
         timed = interleaved(
             opened, rounds=ROUNDS, fewest=ROUNDS, seconds=seconds, warmup=1, seed=generator.getrandbits(32)
         )
     return {name: np.quantile(samples, QUARTER, axis=1).tolist() for name, samples in timed.items()}
+
+
+def _entered(contexts: Sequence[AbstractContextManager[Run]], stack: ExitStack) -> list[Run]:
+    """All at once: a runtime compiles a model on one core. Where one fails, the others are closed with the stack."""
+    with ThreadPoolExecutor(len(contexts)) as pool:
+        entering = [pool.submit(context.__enter__) for context in contexts]
+    for context, future in zip(contexts, entering, strict=True):
+        if future.exception() is None:
+            stack.push(context)
+    return [future.result() for future in entering]
 
 
 def compared(sessions: Sequence[Session], base: str, other: str) -> Estimate:

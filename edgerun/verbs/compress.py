@@ -25,12 +25,13 @@ from edgerun.verbs import clock, placements, proof, search
 from edgerun.verbs.benchmark import fixed
 from edgerun.verbs.clock import Speed
 from edgerun.verbs.feeds import feeds_for
-from edgerun.verbs.making import Making, judged, loaded
+from edgerun.verbs.making import Making, Original, judged
 from edgerun.verbs.placements import Made
 
 Progress = Callable[[str, int, int], None]
 DEFAULT_CAP = 192 << 20  # bytes of activations
 OLDEST_OPSET = 13
+MOST = 4  # samples of a batch: a choice is judged on two batches or more, one on each core
 PLACEMENTS = ("clock", "rules")  # the first is the default
 PLACEMENT = "EDGERUN_PLACEMENT"  # the environment's default
 
@@ -97,7 +98,8 @@ def compress(
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     _check_bound(max_drop, labelled)
-    first = loaded(model)
+    original = Original(model)
+    first = original.model
     _check_model(first)
     _check_names(first, keep_float)
     if calibration is None and (max_drop is not None or registry.quantizer(name).needs_calibration):
@@ -115,7 +117,7 @@ def compress(
     told = {"target": target, "scheme": scheme, "random data": data is not None and data.random}
     if idle:
         told["engine"] = f"compiled, not run: {idle}"
-    making = Making(name, model, target, rules, data, judged(first, data), ranges, frozenset(keep_float),
+    making = Making(name, original, target, rules, data, judged(first, data), ranges, frozenset(keep_float),
                     PRESETS[preset], told, progress, hold)  # fmt: skip
     inputs = fixed(first.inputs, sizes)
     del first
@@ -141,7 +143,7 @@ def _timed(
     except EdgerunError as error:  # noise needs every size
         clocked(clock.not_timed(error))
         return made
-    own = clock.clock_for(making.model, made[0], making.target, feed, preset, began, making.progress)
+    own = clock.clock_for(making.original.source, made[0], making.target, feed, preset, began, making.progress)
     made, speed = placements.held(made, own, space, allow_slower=allow_slower)
     clocked(replace(speed, reason=speed.reason or own.timings.lost))
     return made
@@ -244,7 +246,7 @@ def _check_names(model: Model, keep_float: Iterable[str]) -> None:
 
 
 def _batch(model: Model, memory_cap: int, sizes: Mapping[str, int]) -> int:
-    """Samples a batch may have under the cap, between 1 and 8 (more would only take memory).
+    """Samples a batch may have under the cap, between 1 and MOST (more would only take memory).
 
     Runtimes free what nobody will read again: at the fullest moment of the search memory grows by about 32
     tensors of the largest one's size (rounded copies, layout copies, arenas that double); measured, not derived.
@@ -256,4 +258,4 @@ def _batch(model: Model, memory_cap: int, sizes: Mapping[str, int]) -> int:
         for value in node.outputs:
             dims = [d if isinstance(d, int) else sizes.get(str(d.value), 1) for d in list(value.shape or ())]
             largest = max(largest, 4 * int(np.prod(dims)))
-    return int(np.clip(memory_cap // (32 * largest), 1, 8))
+    return int(np.clip(memory_cap // (32 * largest), 1, MOST))

@@ -36,16 +36,38 @@ MEASURER = "onnxruntime"  # runs float and Q/DQ graphs while the numbers are cho
 QUICK = Effort(ranges=8, first=4, search=0, check=1)  # where only the placement matters
 
 
+class Original:
+    """The float model: what was read of a file is handed out once, and read again where it is needed later.
+
+    So no weights stay in memory while nobody needs them.
+    """
+
+    def __init__(self, source: Model | str | Path) -> None:
+        self.source = source
+        self._read: Model | None = loaded(source)
+
+    @property
+    def model(self) -> Model:
+        """The model, for who only looks at it."""
+        self._read = self._read or loaded(self.source)
+        return self._read
+
+    def taken(self) -> Model:
+        """The model, to whom it is left."""
+        found, self._read = self.model, None
+        return found
+
+
 @dataclass(frozen=True)
 class Making:
-    """How `model` becomes a compressed one: the pass `name` with the target's `rules`, on `data` (None: without).
+    """How a model becomes a compressed one: the pass `name` with the target's `rules`, on `data` (None: without).
 
     `judgement` is what the data's preprocessing looks like; `told` goes into every history; `hold` stands for the pass
     where a bound on the drop is to be held.
     """
 
     name: str
-    model: Model | str | Path
+    original: Original
     target: str
     rules: Quantization
     data: Data | None
@@ -59,10 +81,9 @@ class Making:
 
     def whole(self, kept: Kept) -> Made:
         """The compressed model with `kept` in float, proven, and its engine."""
-        # A file is read again where it is needed: its weights do not stay in memory in between.
         asked = self._request(kept, self.effort)
         asked.checkpoint = Checkpoint({"measured with": dict(registry.target(MEASURER).device())})
-        result = (self.hold or self._applied)(loaded(self.model), asked)
+        result = (self.hold or self._applied)(self.original.taken(), asked)
         made = result, self._proven(result)
         asked.checkpoint.clear()
         return made
@@ -73,13 +94,13 @@ class Making:
         if not self.rules.timed or not isinstance(step, Faster):
             return None
         return Search(
-            lambda: step.integers(loaded(self.model), self.rules, self.keep_float),
+            lambda: step.integers(self.original.taken(), self.rules, self.keep_float),
             self._quick,
             self.whole,
         )
 
     def _quick(self) -> Callable[[frozenset[str]], Model]:
-        variant = quantize.variants(self.name, loaded(self.model), self._request({}, QUICK))
+        variant = quantize.variants(self.name, self.original.taken(), self._request({}, QUICK))
 
         def quick(kept: frozenset[str]) -> Model:
             result = variant(kept)
@@ -108,13 +129,13 @@ class Making:
         # Two batches apart from each other: neighbours may show nothing, both of them.
         few = list(itertools.islice(self.data or (), 0, 6, 5))
         try:
-            return proof.proven(result, self.model, self.target, few, MEASURER)
+            return proof.proven(result, self.original.source, self.target, few, MEASURER)
         except GateFailed:
             # Two pictures without anything in them leave but noise to compare: many together do not.
             many = self._spread(MANY)
             if len(many) <= len(few):
                 raise
-            return proof.proven(result, self.model, self.target, many, MEASURER)
+            return proof.proven(result, self.original.source, self.target, many, MEASURER)
 
     def _spread(self, count: int) -> list[Feeds]:
         """As many batches as that, from all over the data."""

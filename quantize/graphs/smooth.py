@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, set_constant
 from edgerun.quantize.graphs.placement import Plan
 from edgerun.quantize.graphs.statistics import Channels
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # The Mul is one more pass over the activation: it must at least halve the noise of rounding there (dB).
 WORTH = 3.0
+ROWS = 256  # of a weight's outputs, evenly spread, on which the noise is predicted (up to twice as many)
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,22 @@ def _product(node: ir.Node, value: ir.Value) -> bool:
 
 
 def apply(
-    graph: ir.Graph, found: list[Site], seen: Mapping[str, Channels]
+    graph: ir.Graph, found: list[Site], seen: Mapping[str, Channels], lanes: int = 1
 ) -> tuple[dict[str, float], dict[str, tuple[str, np.ndarray]]]:
     """Smooth every site whose `seen` channels (by value name, along the last axis `[C]`) say that it pays.
 
     Returns {value name: predicted gain in dB}, and {new name: (old name, factors `[C]`)} for the values that the
-    products read now: the old ones times the factors.
+    products read now: the old ones times the factors. `lanes` sites are looked at at once.
     """
+
+    def judged(site: Site) -> tuple[np.ndarray, float]:
+        channels = seen[str(site.value.name)]
+        weights = [_matrix(node) for node in site.readers]
+        return factors(channels.low, channels.high, channels.power, [w[:: max(1, len(w) // ROWS)] for w in weights])
+
     gains: dict[str, float] = {}
     made: dict[str, tuple[str, np.ndarray]] = {}
-    for site in found:
-        channels = seen[str(site.value.name)]
-        scale, gain = factors(channels.low, channels.high, channels.power, [_matrix(node) for node in site.readers])
+    for site, (scale, gain) in list(in_lanes(judged, found, lanes)):
         if gain < WORTH:
             continue
         scale = scale.astype(np.float32)

@@ -21,16 +21,16 @@ def fold_into(
     `weight` has its output channels on `axis`; `bias`, `gain` g and `shift` t are `[C]`. With `group` > 1
     (ConvTranspose) `axis` holds C / group channels and the groups lie along axis 0. Returns `weight`'s dtype.
     """
-    wide = weight.astype(np.float64)
     if group == 1:
         shape = [1] * weight.ndim
         shape[axis] = -1
-        folded = wide * gain.reshape(shape)
+        split, by = weight, gain.reshape(shape)
     else:
-        split = wide.reshape(group, weight.shape[0] // group, *weight.shape[1:])
-        folded = (split * gain.reshape(group, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
+        split = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:])
+        by = gain.reshape(group, 1, -1, *[1] * (weight.ndim - 2))
+    folded = np.multiply(split, by, out=np.empty_like(split), dtype=np.float64, casting="same_kind")
     new_bias = bias.astype(np.float64) * gain + shift
-    return folded.astype(weight.dtype), new_bias.astype(weight.dtype)
+    return folded.reshape(weight.shape), new_bias.astype(weight.dtype)
 
 
 def fold_onward(

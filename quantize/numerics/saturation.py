@@ -37,12 +37,20 @@ def sums(stored: np.ndarray, pairs: np.ndarray, codes: np.ndarray = ANY) -> np.n
     `stored` holds int8 codes `[O, K]` in any dtype; `codes` the largest code that each product's activation has,
     `[O or 1, K or 1]`: with measured ones the result holds for the data that they were measured on.
     """
-    products = stored.astype(np.int32) * codes.astype(np.int32)
-    first, second = products[:, pairs[:, 0]], products[:, pairs[:, 1]]
+    one = codes.size == 1  # for all: the sums of the weights are multiplied, half as wide
+    products = stored.astype(np.int16) if one else stored.astype(np.int32) * codes.astype(np.int32)
+    first, second = _sides(products, pairs)
     positive = np.maximum(first, 0) + np.maximum(second, 0)
     negative = np.minimum(first, 0) + np.minimum(second, 0)
     largest: np.ndarray = np.maximum(positive, -negative)
-    return largest
+    return largest.astype(np.int32) * codes.astype(np.int32) if one else largest
+
+
+def _sides(products: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the second product of each pair, `[O, P]`; views where the pairs are all neighbours in turn."""
+    if np.array_equal(pairs.ravel(), np.arange(pairs.size)):
+        return products[:, : pairs.size : 2], products[:, 1 : pairs.size : 2]
+    return products[:, pairs[:, 0]], products[:, pairs[:, 1]]
 
 
 def saturates(stored: np.ndarray, pairs: np.ndarray, codes: np.ndarray = ANY) -> np.ndarray:
