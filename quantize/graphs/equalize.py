@@ -187,7 +187,8 @@ def reader(node: ir.Node) -> Reader:
         matrix = weight if node.attributes.get_int("transB", 0) else weight.T
         return Reader((matrix**2).sum(axis=0), np.abs(matrix), 1)
     flat = weight.reshape(*weight.shape[:2], -1)
-    energy, peaks = (flat**2).sum(axis=2), np.abs(flat).max(axis=2)
+    energy = np.einsum("ock,ock->oc", flat, flat)
+    peaks = np.abs(flat[:, :, 0]) if flat.shape[2] == 1 else np.abs(flat).max(axis=2)
     if group == 1:
         return Reader(energy.sum(axis=0), peaks, flat.shape[2])
     per_group = energy.reshape(group, -1, weight.shape[1]).sum(axis=1).reshape(-1)

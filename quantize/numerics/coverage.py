@@ -6,6 +6,7 @@ X₁ ≥ X₂ ≥ … the upper extremes of one tensor in falling order (its low
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -122,10 +123,11 @@ def tail(extremes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """
     n = len(extremes)
     k = min(max(math.isqrt(n), 2), 20)
-    top = np.sort(extremes, axis=0)[::-1][: k + 1]
+    top = np.sort(np.partition(extremes, n - k - 1, axis=0)[n - k - 1 :], axis=0)[::-1]
     return top[:k].mean(axis=0) - top[k], top[k], k
 
 
+@functools.cache
 def _reach(k: int, confidence: float) -> np.ndarray:
     """Where the largest of n fresh units lies, (X' − X_{k+1}) / b: the two ends of the interval `[2]`.
 
