@@ -76,8 +76,8 @@ def apply(
 
     def judged(site: Site) -> tuple[np.ndarray, float]:
         channels = seen[str(site.value.name)]
-        weights = [_matrix(node) for node in site.readers]
-        return factors(channels.low, channels.high, channels.power, [w[:: max(1, len(w) // ROWS)] for w in weights])
+        weights = [np.ascontiguousarray(w[:: max(1, len(w) // ROWS)]) for w in map(_matrix, site.readers)]
+        return factors(channels.low, channels.high, channels.power, weights)
 
     gains: dict[str, float] = {}
     made: dict[str, tuple[str, np.ndarray]] = {}
