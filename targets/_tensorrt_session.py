@@ -11,7 +11,7 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Session, TensorSpec
-from edgerun.targets import _tensorrt_cuda as cuda
+from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_library as tensorrt
 
 

@@ -14,8 +14,8 @@ from edgerun import files
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session
+from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
-from edgerun.targets import _tensorrt_cuda as cuda
 from edgerun.targets import _tensorrt_file as file
 from edgerun.targets import _tensorrt_kernels as kernels
 from edgerun.targets import _tensorrt_library as tensorrt
@@ -43,8 +43,8 @@ def available() -> str | None:
 
 
 def runnable() -> str | None:
-    """None, or why no GPU answers: then engines are built here and run elsewhere."""
-    return cuda.missing()
+    """None, or why no GPU answers, or none that the library runs on: engines are built here and run elsewhere."""
+    return tensorrt.idle()
 
 
 def device() -> Mapping[str, str]:
@@ -139,7 +139,8 @@ def save(engine: Engine, path: Path) -> None:
 def load(engine: Engine, options: Options) -> Session:
     """A session on the first GPU. An `.onnx` is built for it first.
 
-    Raises Unsupported where no GPU answers, or the engine was compiled for another device, saying in what they differ.
+    Raises Unsupported where no GPU answers that the library runs on, or the engine was compiled for another device,
+    saying in what they differ.
     """
     return _opened(engine, options)
 
@@ -181,8 +182,9 @@ def _opened(engine: Engine, options: Options) -> TensorrtSession:
     data = engine.payload if isinstance(engine.payload, bytes) else engine.payload.read_bytes()
     written = file.is_engine(data) or not isinstance(engine.payload, Path) or engine.payload.suffix == ".engine"
     header, plan = file.unpack(data) if written else ({}, b"")
-    if reason := cuda.missing():
-        raise Unsupported("an engine for TensorRT does not run here", got=reason, do="run it where an NVIDIA GPU is")
+    if reason := runnable():
+        do = "run it where such a GPU is" if cuda.missing() is None else "run it where an NVIDIA GPU is"
+        raise Unsupported("an engine for TensorRT does not run here", got=reason, do=do)
     if written:
         file.check_key(header["device"], device())
         return TensorrtSession(trt, plan, *file.door(header))

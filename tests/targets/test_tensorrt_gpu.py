@@ -14,7 +14,7 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.runtime import Engine, Options
-from edgerun.targets import _tensorrt_cuda as cuda
+from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_file as file
 from edgerun.targets import tensorrt as target
 
