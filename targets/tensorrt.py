@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,20 +111,27 @@ def compile(model: Model, options: Options) -> Engine:
     TIMING_CACHE (a file that is kept between builds). `options.sizes` are the sizes of open dimensions.
     Raises Unsupported when the parser would read something else than the model says.
     """
-    trt = tensorrt.library()
     if found := list(_misread(model.to_proto())):
         raise Unsupported(f"TensorRT would misread {found[0].node}", got=found[0].reason)
-    plan = build.build(trt, model.to_bytes(), options)
-    key = _key(trt, options)
-    told = {
-        "inputs": file.specs(model.inputs),
-        "outputs": file.specs(model.outputs),
-        "preprocessing": model.preprocessing,
-        "history": [asdict(step) for step in model.history],
-        "digest": model.digest(),
+    engine = Engine("tensorrt", model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
+    told = {"preprocessing": model.preprocessing, "history": [asdict(step) for step in model.history]}
+    return finish(engine, options, told)
+
+
+def finish(engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine:
+    """As `compile`, from the bytes of an `.onnx` file: what a device does that has no onnx."""
+    trt = tensorrt.library()
+    data = engine.payload if isinstance(engine.payload, bytes) else engine.payload.read_bytes()
+    plan, key = build.build(trt, data, options), _key(trt, options)
+    header = {
+        "inputs": file.specs(engine.inputs),
+        "outputs": file.specs(engine.outputs),
+        "preprocessing": told["preprocessing"],
+        "history": told["history"],
+        "digest": engine.digest,
         "device": key,
     }
-    return Engine("tensorrt", file.pack(told, plan.data), model.inputs, model.outputs, key, model.digest())
+    return replace(engine, payload=file.pack(header, plan.data), device=key)
 
 
 def save(engine: Engine, path: Path) -> None:
