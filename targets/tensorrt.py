@@ -107,8 +107,9 @@ def check(model: Model) -> list[Issue]:
 def compile(model: Model, options: Options) -> Engine:
     """Build a plan for this GPU, or for what `options.extra` says; the header before it is that of an engine file.
 
-    Keys: COMPUTE_CAPABILITY (portable, current, or SM89 and the like), OPTIMIZATION_LEVEL (0 to 5), TF32 (0 or 1), and
-    TIMING_CACHE (a file that is kept between builds). `options.sizes` are the sizes of open dimensions.
+    Keys: COMPUTE_CAPABILITY (portable, current, or SM89 and the like), OPTIMIZATION_LEVEL (0 to 5), TF32 (0 or 1),
+    DLA (the core, 0 or 1), TIMING_CACHE (a file that is kept between builds; else one of this device in the cache
+    folder), and CUDA_GRAPH (0 or 1), which is for sessions. `options.sizes` are the sizes of open dimensions.
     Raises Unsupported when the parser would read something else than the model says.
     """
     if found := list(_misread(model.to_proto())):
@@ -185,7 +186,7 @@ def _profiler(trt: Any, runs: list[dict[str, float]]) -> Any:
 
 def _opened(engine: Engine, options: Options) -> TensorrtSession:
     trt = tensorrt.library()
-    build.settings(trt, options)  # misuse first, wherever this is
+    asked = build.settings(trt, options)  # misuse first, wherever this is
     data = engine.payload if isinstance(engine.payload, bytes) else engine.payload.read_bytes()
     written = file.is_engine(data) or not isinstance(engine.payload, Path) or engine.payload.suffix == ".engine"
     header, plan = file.unpack(data) if written else ({}, b"")
@@ -194,9 +195,9 @@ def _opened(engine: Engine, options: Options) -> TensorrtSession:
         raise Unsupported("an engine for TensorRT does not run here", got=reason, do=do)
     if written:
         file.check_key(header["device"], device())
-        return TensorrtSession(trt, plan, *file.door(header))
+        return TensorrtSession(trt, plan, *file.door(header), asked.graph)
     built = build.build(trt, data, options)
-    return TensorrtSession(trt, built.data, built.inputs, built.outputs)
+    return TensorrtSession(trt, built.data, built.inputs, built.outputs, asked.graph)
 
 
 def _key(trt: Any, options: Options) -> dict[str, str]:

@@ -45,14 +45,18 @@ def command(
     """
     from dataclasses import asdict
 
+    from edgerun.cli._progress import Stages
     from edgerun.cli._table import echo_json, size
     from edgerun.runtime import Options
+    from edgerun.runtime.progress import told
     from edgerun.verbs.recipe import compiled
 
-    made = compiled(
-        model, output, target=target, device=device, options=Options(threads, extra, _options.sizes(sizes)), data=data,
-        preprocessing=preprocessing, original=original, force=force,
-    )  # fmt: skip
+    options = Options(threads, extra, _options.sizes(sizes))
+    with Stages("%") as show, told(show):
+        made = compiled(
+            model, output, target=target, device=device, options=options, data=data, preprocessing=preprocessing,
+            original=original, force=force,
+        )  # fmt: skip
     if as_json:
         echo_json({"output": str(output), "bytes": output.stat().st_size, **asdict(made)})
         return

@@ -23,10 +23,13 @@ def command(recipe: Path, output: Path | None, force: bool, as_json: bool) -> No
     from dataclasses import asdict
 
     from edgerun.cli import _options
+    from edgerun.cli._progress import Stages
     from edgerun.cli._table import echo_json, size
+    from edgerun.runtime.progress import told
     from edgerun.verbs.warm import warm
 
-    made = warm(recipe, output, force=force)
+    with Stages("%") as show, told(show):
+        made = warm(recipe, output, force=force)
     if as_json:
         echo_json({**asdict(made), "output": str(made.output)})
         return
