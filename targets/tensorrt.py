@@ -74,7 +74,7 @@ def quantization() -> Quantization:
     between them; ConvTranspose does not.
     """
     return Quantization(
-        schemes=("w8a8",),
+        schemes=("w8a8", "w16a16"),
         activation="int8",
         symmetric=True,
         float_bias=True,
