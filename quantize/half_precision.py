@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
-summary = "weights and arithmetic in float16, but for what would overflow; half the size, and faster on GPUs alone"
+summary = "weights and arithmetic in float16, but for what would overflow: half the size, for GPUs"
 needs_calibration = False
 scheme = "w16a16"
 

@@ -46,7 +46,7 @@ class Provider:
 _GPU = "pip install 'onnxruntime-gpu[cuda,cudnn]' in place of onnxruntime"
 PROVIDERS = {
     "CPU": Provider("CPUExecutionProvider", ""),
-    # Its own search for convolutions takes the fastest in a race, and so other kernels, with other bits, every time.
+    # Its own search for convolutions is a race, which may end with other kernels, and so other bits, in every session.
     "CUDA": Provider(
         "CUDAExecutionProvider", _GPU, "cuda", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
         {TF32: "use_tf32", GRAPH: "enable_cuda_graph"},

@@ -90,6 +90,7 @@ def read(path: Path) -> Recipe:
             raise EdgerunError("the recipe was written by another version", got=text["format"], wanted=str(FORMAT))
         if hashlib.sha256(model).hexdigest() != text["sha256"]:
             raise ValueError("its model is not the one that was written")
+        guard.check_onnx_bytes(model, path)
         groups = {
             side: [
                 {name: stored[f"{side}.{number}.{index}"].whole() for index, name in enumerate(names)}
@@ -106,7 +107,8 @@ def read(path: Path) -> Recipe:
         return Recipe(
             Engine(text["target"], model, inputs, outputs, digest=text["digest"]),
             Options(options["threads"], options["extra"], sizes), text["device"], text["expects"], text["rounds"],
-            text["reference"], groups["input"], groups["output"], groups["exact"], text["told"],
+            text["reference"], groups["input"], groups["output"], groups["exact"],
+            {"history": text["told"]["history"], "preprocessing": text["told"]["preprocessing"]},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EdgerunError("this is no build recipe of edgerun's", got=f"{path}: {error}"[:300],

@@ -97,6 +97,7 @@ def test_what_is_left_to_the_cpu_is_told(caplog: pytest.LogCaptureFixture) -> No
     )
     mixed = Model.from_proto(proto)
     feed = {"x": np.abs(np.random.default_rng(0).standard_normal((4, 3, 3))).astype(np.float32)}
+    providers._tell.cache_clear()
     with caplog.at_level(logging.WARNING, "edgerun"):
         for _ in range(2):
             session: Any = target.load(target.compile(mixed, Options()), Options(extra=CUDA))

@@ -111,6 +111,7 @@ def test_nodes_that_run_elsewhere_are_counted_and_told_once(rounded: Model, capl
     settings.add_session_config_entry(providers.RECORD, "1")
     session: Any = runtime.InferenceSession(rounded.to_bytes(), settings, providers=["CPUExecutionProvider"])
     asked = providers.choice(Options(extra={"PROVIDER": "CUDA"}))
+    providers._tell.cache_clear()
     with caplog.at_level(logging.WARNING, "edgerun"):
         found = providers.left(session, asked)
         assert providers.left(session, asked) == found

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,21 @@ def test_a_damaged_recipe_is_refused(place: Any, finishing: Callable[[float], No
     (place.folder / "other.npz").rename(path)
     with pytest.raises(EdgerunError, match="no build recipe"):
         warm(path)
+
+
+def test_a_model_in_a_recipe_that_reaches_outside_is_refused(place: Any) -> None:
+    path = place.folder / "net.recipe"
+    compiled(place.a, path, target="tensorrt")
+    told = recipe.read(path)
+    proto = Model.load(place.a).to_proto()
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.ClearField("float_data")
+    tensor.data_location = 1
+    tensor.external_data.add(key="location", value="../../etc/hostname")
+    replace(told, engine=replace(told.engine, payload=proto.SerializeToString())).save(path)
+    with pytest.raises(EdgerunError, match="outside the model's folder"):
+        recipe.read(path)
 
 
 def test_a_device_without_onnx_reads_recipes(place: Any, tmp_path: Path) -> None:
