@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+DEVICE = "cuda"
 ID, NONE = "gpu_graph_id", "-1"  # the runtime's key of a run: which graph it is; none
 MOST = 16  # shapes that are captured: each holds memory. What comes later runs as without graphs
 
@@ -67,7 +68,7 @@ class Graphs:
         return _Graph(inputs, tuple(results), binding, self._options(number))
 
     def _buffer(self, like: np.ndarray) -> Any:
-        return self._runtime.OrtValue.ortvalue_from_shape_and_type(list(like.shape), like.dtype.type, "cuda", 0)
+        return self._runtime.OrtValue.ortvalue_from_shape_and_type(list(like.shape), like.dtype.type, DEVICE, 0)
 
     def _options(self, number: str) -> Any:
         options = self._runtime.RunOptions()

@@ -13,6 +13,7 @@ import edgerun
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import Options
+from edgerun.targets import _onnxruntime_graph as graph
 from edgerun.targets import _onnxruntime_providers as providers
 from edgerun.targets import onnxruntime as target
 
@@ -128,3 +129,19 @@ def test_the_cpu_stays_the_default(dense: Model) -> None:
     x = np.ones((2, 6), np.float32)
     with target.load(named, Options(1, {"PROVIDER": "CPU"})) as session:
         assert session.run({"x": x})["y"].shape == (2, 4)
+
+
+def test_feeds_go_into_the_buffers_of_their_shapes(rounded: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a session with CUDA graphs does, on buffers of the CPU: the second shape has its own, the third has none."""
+    monkeypatch.setattr(graph, "DEVICE", "cpu")
+    monkeypatch.setattr(graph, "MOST", 2)
+    runtime, rng = target._runtime(), np.random.default_rng(0)
+    session: Any = runtime.InferenceSession(rounded.to_bytes(), providers=["CPUExecutionProvider"])
+    graphs = graph.Graphs(runtime, session, ["y"])
+    for batch in (1, 1, 2, 3, 1, 2, 3, 2):
+        feeds = {"x": rng.standard_normal((6, batch)).astype(np.float32).T}  # not contiguous
+        (found,) = graphs.run(feeds)
+        np.testing.assert_array_equal(found, session.run(["y"], feeds)[0])
+    assert [key for key in graphs._graphs] == [((1, 6),), ((2, 6),)]
+    graphs.close()
+    assert not graphs._graphs
