@@ -72,6 +72,11 @@ def check_onnx(path: Path) -> None:
         _Model(path).check(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
+def check_onnx_bytes(data: bytes, path: Path) -> None:
+    """As `check_onnx`, for a model that stands inside the file `path`."""
+    _Model(path).check(memoryview(data))
+
+
 class _Model:
     """One walk over one model file."""
 

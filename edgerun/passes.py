@@ -278,3 +278,14 @@ class Target(Protocol):
     def save(self, engine: Engine, path: Path) -> None: ...
     def load(self, engine: Engine, options: Options) -> Session: ...
     def profile(self, engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]: ...
+
+
+@runtime_checkable
+class Finishing(Target, Protocol):
+    """A Target that also compiles from a model's bytes alone, as a device has to that has no onnx: it finishes recipes.
+
+    `engine` holds the `.onnx` file, its door and its digest; `told` are "history" (Steps as JSON values) and
+    "preprocessing", for the engine's own file.
+    """
+
+    def finish(self, engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine: ...

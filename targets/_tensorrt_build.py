@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,30 +10,43 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import draws, files
+from edgerun import draws
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.runtime import Options, TensorSpec
+from edgerun.runtime.progress import listener
 from edgerun.targets import _tensorrt_library as tensorrt
+from edgerun.targets import _tensorrt_timings as timings
+from edgerun.targets._tensorrt_progress import monitor
+
+log = logging.getLogger("edgerun")
 
 # Our keys in Options.extra.
 CAPABILITY, LEVEL, TF32, CACHE = "COMPUTE_CAPABILITY", "OPTIMIZATION_LEVEL", "TF32", "TIMING_CACHE"
+DLA, GRAPH = "DLA", "CUDA_GRAPH"
+KEYS = (CAPABILITY, LEVEL, TF32, CACHE, DLA, GRAPH)
 PORTABLE, CURRENT = "portable", "current"
 BATCH = (1, 1, 16)  # of an open batch without a size; another open dimension has to have one
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for: `capability` is "portable", "current" or as "SM89", `level` 0 to 5, `cache` a file."""
+    """What is asked for: `capability` is "portable", "current" or as "SM89", `level` 0 to 5, `cache` a file.
+
+    `dla` is the number of the DLA core that layers go to, `graph` says that runs are replayed as CUDA graphs.
+    """
 
     capability: str
     level: int | None
     tf32: bool
     cache: Path | None
+    dla: int | None = None
+    graph: bool = False
 
     @property
     def flags(self) -> str:
         """What makes two engines of one model different, as text."""
-        return f"tf32={int(self.tf32)} level={'default' if self.level is None else self.level}"
+        dla = "" if self.dla is None else f" dla={self.dla}"
+        return f"tf32={int(self.tf32)} level={'default' if self.level is None else self.level}{dla}"
 
 
 @dataclass(frozen=True)
@@ -48,21 +62,29 @@ class Plan:
 def settings(trt: Any, options: Options) -> Settings:
     """Read `Options.extra`. Raises EdgerunError for a key or a value that there is none of."""
     extra = dict(options.extra)
-    capability, level, tf32, cache = (extra.pop(key, "") for key in (CAPABILITY, LEVEL, TF32, CACHE))
+    capability, level, tf32, cache, dla, graph = (extra.pop(key, "") for key in KEYS)
     if extra:
-        raise unknown("option of TensorRT", next(iter(extra)), (CAPABILITY, LEVEL, TF32, CACHE))
+        raise unknown("option of TensorRT", next(iter(extra)), KEYS)
     if level and level not in "012345":
         raise EdgerunError(f"{LEVEL} is out of range", got=level, wanted="0 to 5")
-    if tf32 not in ("", "0", "1"):
-        raise EdgerunError(f"{TF32} is a switch", got=tf32, wanted="0 or 1")
+    for key, value in ((TF32, tf32), (GRAPH, graph)):
+        if value not in ("", "0", "1"):
+            raise EdgerunError(f"{key} is a switch", got=value, wanted="0 or 1")
+    if dla not in ("", "0", "1"):
+        raise EdgerunError(f"{DLA} is the number of a DLA core", got=dla, wanted="0 or 1")
     rtx = tensorrt.name_of(trt) == "tensorrt_rtx"
     default = PORTABLE if rtx else CURRENT
-    found = Settings(capability or default, int(level) if level else None, tf32 == "1", Path(cache) if cache else None)
+    found = Settings(
+        capability or default, int(level) if level else None, tf32 == "1", Path(cache) if cache else None,
+        int(dla) if dla else None, graph == "1",
+    )  # fmt: skip
     if found.capability not in (known := capabilities(trt)):
         names = ", ".join(known)
         raise Unsupported(f"{tensorrt.name_of(trt)} does not build for this", got=found.capability, wanted=names)
     if found.cache and rtx:
         raise Unsupported("tensorrt_rtx keeps no timing cache", got=f"{CACHE}={cache}", do="leave it out")
+    if found.dla is not None and rtx:
+        raise Unsupported("tensorrt_rtx builds for no DLA", got=f"{DLA}={dla}", do="leave it out")
     return found
 
 
@@ -86,12 +108,16 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
     outputs = _door(trt, [network.get_output(i) for i in range(network.num_outputs)])
     config = _config(trt, builder, asked)
     _add_profile(builder, config, inputs, options.sizes)
-    kept = _timing_cache(config, asked.cache) if asked.cache else None
+    if asked.dla is not None:
+        _onto_dla(trt, builder, config, network, asked.dla)
+    kept = timings.recall(trt, config, asked.cache)
+    config.progress_monitor = watching = monitor(trt, listener())
     plan = builder.build_serialized_network(network, config)
+    if watching.failed is not None:
+        raise watching.failed
     if plan is None:
         raise EdgerunError("TensorRT cannot build the model", got=tensorrt.reason(logger.errors) or "no reason given")
-    if asked.cache and kept is not None:
-        files.write_bytes(asked.cache, bytes(kept.serialize()))
+    timings.keep(trt, kept, asked.cache)
     kernels = "\n".join(text for text in logger.told if "LayerType: " in text)
     return Plan(bytes(plan), inputs, outputs, kernels)
 
@@ -138,13 +164,17 @@ def _add_profile(
         raise EdgerunError("TensorRT refuses these sizes", got=known)
 
 
-def _timing_cache(config: Any, path: Path) -> Any:
-    """The cache of an earlier build, or an empty one; the library refuses one of another device or version."""
-    told = path.read_bytes() if path.exists() else b""
-    cache = config.create_timing_cache(told)
-    if cache is None or not config.set_timing_cache(cache, False):
-        raise EdgerunError("this timing cache is of another device or version", got=path, do="name another file")
-    return cache
+def _onto_dla(trt: Any, builder: Any, config: Any, network: Any, core: int) -> None:
+    """Give a DLA core all layers that it takes; the others, which stay on the GPU, are told."""
+    if core >= (cores := int(builder.num_DLA_cores)):
+        raise Unsupported(f"there is no DLA core {core} here", got=f"{cores} cores", do=f"leave {DLA} out")
+    config.default_device_type, config.DLA_core = trt.DeviceType.DLA, core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    left = [layer.name for layer in layers if not config.can_run_on_DLA(layer)]
+    if left:
+        names = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
+        log.warning("%d of %d layers run on the GPU, not on the DLA: %s", len(left), len(layers), names)
 
 
 def _door(trt: Any, tensors: list[Any]) -> tuple[TensorSpec, ...]:

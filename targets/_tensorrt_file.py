@@ -11,6 +11,7 @@ from typing import Any
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import TensorSpec
+from edgerun.targets import _tensorrt_library as tensorrt
 
 MAGIC = b"edgerun tensorrt engine 1\n"
 # Compared as they stand; the compute capability and the driver have rules of their own.
@@ -80,10 +81,8 @@ def check_key(built: Mapping[str, str], here: Mapping[str, str]) -> None:
 
 
 def _runs_on(built: str, here: str, runtime: str) -> bool:
-    """Portable plans run from 8.0 on (tensorrt) or 8.6 on (tensorrt_rtx's support matrix); others on their own."""
-    if built != "portable":
-        return built == here
-    return _numbers(here) >= ((8, 6) if runtime == "tensorrt_rtx" else (8, 0))
+    """Plans run on the capability that they were built for; portable ones where the library says."""
+    return tensorrt.portable_runs(runtime, _numbers(here)) if built == "portable" else built == here
 
 
 def _numbers(text: str) -> tuple[int, ...]:

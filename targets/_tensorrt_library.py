@@ -10,10 +10,14 @@ from typing import Any
 
 from edgerun import registry
 from edgerun.errors import Unsupported
-from edgerun.targets import _tensorrt_cuda as cuda
+from edgerun.targets import _cuda as cuda
 
 # `tensorrt` builds only where a GPU is; `tensorrt_rtx` builds anywhere, and runs on RTX GPUs.
 OLDEST = {"tensorrt": (10, 3), "tensorrt_rtx": (1, 7)}
+# The compute capabilities that tensorrt_rtx runs on: engines of its default kind on all but 7.5, as version 1.7.1 says
+# where it refuses one ("8.0 8.6 8.9 12.0 12.1 >12.0"), and on 7.5 one that was built for it alone (NVIDIA's
+# documentation, "CPU-Only AOT and TensorRT-RTX Engines"). Hopper, Orin, Thor and Blackwell's B GPUs are not among them.
+RTX_RUNS, RTX_ALONE, RTX_FROM = frozenset({(8, 0), (8, 6), (8, 9)}), frozenset({(7, 5)}), (12, 0)
 NOISE = re.compile(
     r"\[checkMacros\S* Error Code \d+: Cuda Runtime .*", re.DOTALL
 )  # it looks for a GPU when it complains
@@ -35,11 +39,37 @@ def missing(extra: str) -> str | None:
     return None
 
 
-def library() -> Any:
-    """The module: `tensorrt` where it is installed and a driver answers, else `tensorrt_rtx`."""
+def idle() -> str | None:
+    """None, or why nothing that is built here runs here: no GPU answers, or none that the library runs on."""
+    return cuda.missing() or refused(chosen(), cuda.gpu().capability)
+
+
+def refused(name: str, capability: tuple[int, int]) -> str | None:
+    """None, or why library `name` runs no engine on a GPU of this compute capability."""
+    if name != "tensorrt_rtx" or capability in RTX_ALONE or portable_runs(name, capability):
+        return None
+    names = [f"{major}.{minor}" for major, minor in sorted(RTX_ALONE | RTX_RUNS)]
+    return (
+        f"tensorrt_rtx runs nothing on this GPU, of compute capability {capability[0]}.{capability[1]}; "
+        f"it runs on {', '.join(names)}, and from {RTX_FROM[0]}.{RTX_FROM[1]} on"
+    )
+
+
+def portable_runs(name: str, capability: tuple[int, ...]) -> bool:
+    """Whether a portable engine of library `name` runs there: `tensorrt` makes them for Ampere and later."""
+    return (capability in RTX_RUNS or capability >= RTX_FROM) if name == "tensorrt_rtx" else capability >= (8, 0)
+
+
+def chosen() -> str:
+    """The library's name: `tensorrt` where it is installed and a driver answers, else `tensorrt_rtx`."""
     full = importlib.util.find_spec("tensorrt") is not None
     rtx = importlib.util.find_spec("tensorrt_rtx") is not None
-    return importlib.import_module("tensorrt" if full and not (rtx and cuda.missing()) else "tensorrt_rtx")
+    return "tensorrt" if full and not (rtx and cuda.missing()) else "tensorrt_rtx"
+
+
+def library() -> Any:
+    """The module of that name."""
+    return importlib.import_module(chosen())
 
 
 def name_of(trt: ModuleType | Any) -> str:

@@ -11,19 +11,29 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Session, TensorSpec
-from edgerun.targets import _tensorrt_cuda as cuda
+from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_library as tensorrt
 
 
 class TensorrtSession(Session):
     """One execution context; feeds are copied in and outputs copied out into fresh arrays.
 
-    Runs take turns. Device memory for inputs and outputs grows to the largest feeds that came.
+    Runs take turns. Device memory for inputs and outputs grows to the largest feeds that came. With `graph`, the second
+    run in a row with the same shapes is captured, and those that follow are replayed as one CUDA graph.
     """
 
-    def __init__(self, trt: Any, plan: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        plan: bytes,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        graph: bool = False,
+    ) -> None:
         super().__init__(inputs, outputs)
         self._lock, self._memory = threading.Lock(), dict[str, cuda.Memory]()
+        self._captures, self._last = graph, tuple[Any, ...]()
+        self._graph: cuda.Graph | None = None
         self._device = cuda.Device()
         try:
             self._open(trt, plan)
@@ -47,6 +57,9 @@ class TensorrtSession(Session):
         self._made = [(spec.name, np.dtype(spec.dtype)) for spec in self.outputs]
         self._host = {n for n in names if self._engine.get_tensor_location(n) == trt.TensorLocation.HOST}
         self._memory = {name: cuda.Memory() for name in names - self._host}
+        if self._captures and self._host:
+            what = "the engine reads or writes the host's memory, whose place a CUDA graph cannot follow"
+            raise Unsupported(what, got=", ".join(sorted(self._host)), do="leave CUDA_GRAPH out")
 
     def kernels(self, trt: Any) -> str:
         """What the library tells of the engine's kernels, one a line."""
@@ -65,14 +78,44 @@ class TensorrtSession(Session):
             if wanting := list(self._context.infer_shapes()):
                 raise EdgerunError("TensorRT cannot tell the shapes of its outputs", got=", ".join(wanting))
             outputs = {name: self._output(name, dtype) for name, dtype in self._made}
-            if not self._context.execute_async_v3(self._device.stream):
-                raise EdgerunError("TensorRT could not run these feeds", got=tensorrt.reason(self._logger.errors[-1:]))
+            self._enqueue(
+                (*(array.shape for array in living), *(memory.address.value for memory in self._memory.values()))
+            )
             for name, array in outputs.items():
                 if name in self._memory:
                     self._device.get(array, self._memory[name])
             self._device.wait()
             del living
             return outputs
+
+    def _enqueue(self, key: tuple[Any, ...]) -> None:
+        """Put the work of one run on the stream; `key` are the shapes and addresses that a graph would hold for good.
+
+        An execution context is good for one graph at a time, so another key begins anew.
+        """
+        if self._graph is not None and key == self._last:
+            self._graph.launch()
+            return
+        again, self._last = self._captures and key == self._last, key
+        self._drop()
+        if again:
+            try:
+                self._graph = self._device.captured(self._execute)
+            except EdgerunError as error:
+                what = "TensorRT cannot capture this engine as a CUDA graph"
+                raise Unsupported(what, got=error.got, do="leave CUDA_GRAPH out") from error
+            self._graph.launch()
+        else:
+            self._execute()
+
+    def _execute(self) -> None:
+        if not self._context.execute_async_v3(self._device.stream):
+            raise EdgerunError("TensorRT could not run these feeds", got=tensorrt.reason(self._logger.errors[-1:]))
+
+    def _drop(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+            self._graph = None
 
     def _feed(self, name: str, given: np.ndarray) -> np.ndarray:
         """Put an input on the device; the array that must live until the run is over."""
@@ -102,6 +145,8 @@ class TensorrtSession(Session):
 
     def _close(self) -> None:
         with self._lock:
+            with suppress(EdgerunError):
+                self._drop()
             self._context = self._engine = self._runtime = None  # in this order: each lives in the next
             with suppress(EdgerunError):  # a device that failed has nothing left to give back
                 self._device.use()

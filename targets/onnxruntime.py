@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the runtime that every device install has."""
+"""ONNX Runtime: the runtime that every device install has, on the CPU unless another provider is asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,12 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.targets import _cpu
+from edgerun.targets import _onnxruntime_graph as graph
+from edgerun.targets import _onnxruntime_probes as probes
 from edgerun.targets import _onnxruntime_profile as trace
+from edgerun.targets import _onnxruntime_providers as providers
 
 if TYPE_CHECKING:
-    import onnx
-
     from edgerun.model import Model
 
 summary = "ONNX Runtime on the CPU"
@@ -31,8 +32,7 @@ requires = ("onnxruntime",)
 extra = ""
 suffixes = (".onnx",)
 
-PROVIDERS = ["CPUExecutionProvider"]
-# Our keys in Options.extra, beside ONNX Runtime's own session.*, optimization.* and mlas.* keys.
+# Our keys in Options.extra, beside the providers' and ONNX Runtime's own session.*, optimization.* and mlas.* keys.
 OPTIMIZATION, PATTERN = "graph_optimization_level", "enable_mem_pattern"
 LEVELS = {
     "all": "ORT_ENABLE_ALL",
@@ -65,8 +65,8 @@ def device() -> Mapping[str, str]:
 def limits() -> Limits:
     """What the installed version reads, found by asking it: a 65-byte model, one version newer at a time."""
     return Limits(
-        ir_version=_newest(lambda v: _identity(ir_version=v, opset=13), first=7),
-        opset=_newest(lambda v: _identity(ir_version=7, opset=v), first=13),
+        ir_version=_newest(lambda v: probes.identity(ir_version=v, opset=13), first=7),
+        opset=_newest(lambda v: probes.identity(ir_version=7, opset=v), first=13),
     )
 
 
@@ -75,12 +75,17 @@ def check(model: Model) -> list[Issue]:
     reason = _refusal(model.to_bytes())
     if reason is None:
         return []
-    return limits().exceeded(model) or list(_blame(model.to_proto())) or [Issue("", "", reason)]
+    return limits().exceeded(model) or list(probes.blame(model.to_proto(), _refusal)) or [Issue("", "", reason)]
 
 
 def compile(model: Model, options: Options) -> Engine:
-    """The model's own bytes; ONNX Runtime optimizes for the machine when it loads them."""
-    return Engine("onnxruntime", model.to_bytes(), model.inputs, model.outputs, device(), model.digest())
+    """The model's own bytes; ONNX Runtime optimizes for the machine when it loads them.
+
+    Keys: PROVIDER (CPU, CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA),
+    graph_optimization_level, enable_mem_pattern, and the runtime's own session.*, optimization.* and mlas.* keys.
+    """
+    here = {**device(), **providers.choice(options).device()}
+    return Engine("onnxruntime", model.to_bytes(), model.inputs, model.outputs, here, model.digest())
 
 
 def save(engine: Engine, path: Path) -> None:
@@ -93,12 +98,21 @@ def save(engine: Engine, path: Path) -> None:
 
 
 def load(engine: Engine, options: Options) -> Session:
-    """A session on the CPU provider alone. Raises EdgerunError when the model is refused."""
-    return _Session(_open(engine, _settings(options)))
+    """A session on the CPU provider alone, or on the one of `options.extra`, whose nodes on the CPU are told.
+
+    Raises EdgerunError when the model is refused, and Unsupported where the provider cannot run: it never falls back.
+    """
+    return _Session(_open(engine, options), providers.choice(options))
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
-    """Typical time of every kernel over `feeds` (after one warm-up run), slowest first, from the runtime's profiler."""
+    """Typical time of every kernel over `feeds` (after one warm-up run), slowest first, from the runtime's profiler.
+
+    Raises Unsupported on a GPU.
+    """
+    if providers.choice(options).provider.library:
+        what = "ONNX Runtime's profiler times the launches of a GPU's kernels, not the kernels"
+        raise Unsupported(what, do="profile on the CPU, or with NVIDIA's nsys")
     with tempfile.TemporaryDirectory() as folder:
         settings, optimized = _settings(options), Path(folder, "optimized.onnx")
         settings.enable_profiling = True
@@ -107,7 +121,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
         # Weights go to a file of their own, which nobody reads.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
-        with _Session(_open(engine, settings)) as session:
+        with _Session(_open(engine, options, settings), providers.choice(options)) as session:
             for index, feed in enumerate(feeds):
                 if index == 0:
                     session.run(feed)
@@ -117,21 +131,26 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 
 
 class _Session(Session):
-    """Outputs are fresh arrays that ONNX Runtime allocates for every run."""
+    """Outputs are fresh arrays that ONNX Runtime allocates for every run. `left` are the nodes that run elsewhere."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, chosen: providers.Choice) -> None:
         super().__init__(_specs(session.get_inputs()), _specs(session.get_outputs()))
         self._session: Any = session
         self._names, self._errors = [spec.name for spec in self.outputs], _errors()
+        self._graphs = graph.Graphs(_runtime(), session, self._names) if chosen.graph else None
+        self.left = providers.left(session, chosen)
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         try:
-            return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+            found = self._graphs.run(feeds) if self._graphs else self._session.run(self._names, feeds)
+            return dict(zip(self._names, found, strict=True))
         except self._errors as error:
             raise EdgerunError("ONNX Runtime could not run these feeds", got=_first_line(error)) from error
 
     def _close(self) -> None:
-        self._session = None
+        if self._graphs:
+            self._graphs.close()
+        self._session = self._graphs = None
 
     def end_profiling(self) -> str:
         return str(self._session.end_profiling())
@@ -146,9 +165,9 @@ def _runtime() -> Any:
 
 @functools.cache
 def _errors() -> tuple[type[Exception], ...]:
-    """Every exception that ONNX Runtime raises by name."""
+    """Every exception that ONNX Runtime raises by name, and the one in which a provider's failure comes."""
     state = _runtime().capi.onnxruntime_pybind11_state
-    return tuple(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
+    return (RuntimeError, *(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)))
 
 
 def _settings(options: Options) -> Any:
@@ -160,7 +179,12 @@ def _settings(options: Options) -> Any:
     settings.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
     if machine.quota() < machine.visible():  # a spinning thread spends the quota that the others need
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if providers.choice(options).key != "CPU":
+        settings.add_session_config_entry(providers.RECORD, "1")
+        runtime.set_default_logger_severity(4)
     for key, value in options.extra.items():
+        if key in providers.KEYS:
+            continue
         if key == OPTIMIZATION and value in LEVELS:
             settings.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
         elif key == PATTERN and value in ("0", "1"):
@@ -170,24 +194,30 @@ def _settings(options: Options) -> Any:
         else:
             raise EdgerunError(
                 f"ONNX Runtime has no option {key}={value}",
-                wanted=f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, a session.*, optimization.* or mlas.* key",
+                wanted=f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {providers.WANTED}, "
+                "a session.*, optimization.* or mlas.* key",
             )
     return settings
 
 
-def _open(engine: Engine, settings: Any) -> Any:
+def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
+    """The runtime's own session, on the provider of `options` and with their settings where no others are given."""
+    settings, chosen = settings or _settings(options), providers.choice(options)
+    providers.require(_runtime(), chosen)
     source = engine.payload if isinstance(engine.payload, bytes) else str(engine.payload)
     if engine.weights:
         value = _runtime().OrtValue.ortvalue_from_numpy
         settings.add_external_initializers(list(engine.weights), [value(array) for array in engine.weights.values()])
     try:
-        session = _runtime().InferenceSession(source, settings, providers=PROVIDERS)
+        listed = chosen.listed(settings.intra_op_num_threads)
+        session = _runtime().InferenceSession(source, settings, providers=listed, enable_fallback=0)
     except _errors() as error:
         kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
         raise kind("ONNX Runtime refuses the model", got=_first_line(error), do="edgerun convert it first") from error
     session.disable_fallback()
-    if session.get_providers() != PROVIDERS:
-        raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=", ".join(PROVIDERS))
+    if session.get_providers()[0] != chosen.provider.name:
+        wanted = chosen.provider.name
+        raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=wanted)
     return session
 
 
@@ -227,40 +257,6 @@ def _newest(model: Any, first: int) -> int:
     while version < first + 100 and _refusal(model(version + 1)) is None:
         version += 1
     return version
-
-
-def _identity(ir_version: int, opset: int) -> bytes:
-    """A float32[1] Identity model as ONNX protobuf; both numbers below 128, so each is one varint byte."""
-    graph = b'\n\x10\n\x01a\x12\x01b"\x08Identity\x12\x01g'
-    for field, name in ((b"Z", b"a"), (b"b", b"b")):
-        graph += field + b"\x0f\n\x01" + name + b"\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
-    return b"\x08" + bytes([ir_version]) + b":" + bytes([len(graph)]) + graph + b"B\x04\n\x00\x10" + bytes([opset])
-
-
-def _blame(proto: onnx.ModelProto) -> Iterator[Issue]:
-    """The nodes that are refused when they stand alone, with the dtypes that shape inference finds for their inputs."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    types = {v.name: v.type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
-    for tensor in inferred.initializer:
-        types.setdefault(tensor.name, onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims))
-    seen: dict[tuple[object, ...], str | None] = {}
-    for node in inferred.node:
-        if any(name and name not in types for name in node.input):
-            continue  # behind an unknown op: that one is named
-        dtypes = tuple(types[name].tensor_type.elem_type if name else 0 for name in node.input)
-        key = (node.domain, node.op_type, dtypes, tuple(a.SerializeToString() for a in node.attribute))
-        if key not in seen:
-            inputs = [onnx.ValueInfoProto(name=n, type=types[n]) for n in dict.fromkeys(node.input) if n]
-            outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-            alone = onnx.ModelProto(
-                ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions
-            )
-            alone.graph.CopyFrom(onnx.helper.make_graph([node], "alone", inputs, outputs))
-            seen[key] = _refusal(alone.SerializeToString())
-        if reason := seen[key]:
-            yield Issue(node.name or node.output[0], node.op_type, reason)
 
 
 def quantization() -> Quantization:

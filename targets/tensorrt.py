@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ from edgerun import files
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session
+from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
-from edgerun.targets import _tensorrt_cuda as cuda
 from edgerun.targets import _tensorrt_file as file
 from edgerun.targets import _tensorrt_kernels as kernels
 from edgerun.targets import _tensorrt_library as tensorrt
@@ -43,8 +43,8 @@ def available() -> str | None:
 
 
 def runnable() -> str | None:
-    """None, or why no GPU answers: then engines are built here and run elsewhere."""
-    return cuda.missing()
+    """None, or why no GPU answers, or none that the library runs on: engines are built here and run elsewhere."""
+    return tensorrt.idle()
 
 
 def device() -> Mapping[str, str]:
@@ -74,7 +74,7 @@ def quantization() -> Quantization:
     between them; ConvTranspose does not.
     """
     return Quantization(
-        schemes=("w8a8",),
+        schemes=("w8a8", "w16a16"),
         activation="int8",
         symmetric=True,
         float_bias=True,
@@ -107,24 +107,32 @@ def check(model: Model) -> list[Issue]:
 def compile(model: Model, options: Options) -> Engine:
     """Build a plan for this GPU, or for what `options.extra` says; the header before it is that of an engine file.
 
-    Keys: COMPUTE_CAPABILITY (portable, current, or SM89 and the like), OPTIMIZATION_LEVEL (0 to 5), TF32 (0 or 1), and
-    TIMING_CACHE (a file that is kept between builds). `options.sizes` are the sizes of open dimensions.
+    Keys: COMPUTE_CAPABILITY (portable, current, or SM89 and the like), OPTIMIZATION_LEVEL (0 to 5), TF32 (0 or 1),
+    DLA (the core, 0 or 1), TIMING_CACHE (a file that is kept between builds; else one of this device in the cache
+    folder), and CUDA_GRAPH (0 or 1), which is for sessions. `options.sizes` are the sizes of open dimensions.
     Raises Unsupported when the parser would read something else than the model says.
     """
-    trt = tensorrt.library()
     if found := list(_misread(model.to_proto())):
         raise Unsupported(f"TensorRT would misread {found[0].node}", got=found[0].reason)
-    plan = build.build(trt, model.to_bytes(), options)
-    key = _key(trt, options)
-    told = {
-        "inputs": file.specs(model.inputs),
-        "outputs": file.specs(model.outputs),
-        "preprocessing": model.preprocessing,
-        "history": [asdict(step) for step in model.history],
-        "digest": model.digest(),
+    engine = Engine("tensorrt", model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
+    told = {"preprocessing": model.preprocessing, "history": [asdict(step) for step in model.history]}
+    return finish(engine, options, told)
+
+
+def finish(engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine:
+    """As `compile`, from the bytes of an `.onnx` file: what a device does that has no onnx."""
+    trt = tensorrt.library()
+    data = engine.payload if isinstance(engine.payload, bytes) else engine.payload.read_bytes()
+    plan, key = build.build(trt, data, options), _key(trt, options)
+    header = {
+        "inputs": file.specs(engine.inputs),
+        "outputs": file.specs(engine.outputs),
+        "preprocessing": told["preprocessing"],
+        "history": told["history"],
+        "digest": engine.digest,
         "device": key,
     }
-    return Engine("tensorrt", file.pack(told, plan.data), model.inputs, model.outputs, key, model.digest())
+    return replace(engine, payload=file.pack(header, plan.data), device=key)
 
 
 def save(engine: Engine, path: Path) -> None:
@@ -139,7 +147,8 @@ def save(engine: Engine, path: Path) -> None:
 def load(engine: Engine, options: Options) -> Session:
     """A session on the first GPU. An `.onnx` is built for it first.
 
-    Raises Unsupported where no GPU answers, or the engine was compiled for another device, saying in what they differ.
+    Raises Unsupported where no GPU answers that the library runs on, or the engine was compiled for another device,
+    saying in what they differ.
     """
     return _opened(engine, options)
 
@@ -177,17 +186,18 @@ def _profiler(trt: Any, runs: list[dict[str, float]]) -> Any:
 
 def _opened(engine: Engine, options: Options) -> TensorrtSession:
     trt = tensorrt.library()
-    build.settings(trt, options)  # misuse first, wherever this is
+    asked = build.settings(trt, options)  # misuse first, wherever this is
     data = engine.payload if isinstance(engine.payload, bytes) else engine.payload.read_bytes()
     written = file.is_engine(data) or not isinstance(engine.payload, Path) or engine.payload.suffix == ".engine"
     header, plan = file.unpack(data) if written else ({}, b"")
-    if reason := cuda.missing():
-        raise Unsupported("an engine for TensorRT does not run here", got=reason, do="run it where an NVIDIA GPU is")
+    if reason := runnable():
+        do = "run it where such a GPU is" if cuda.missing() is None else "run it where an NVIDIA GPU is"
+        raise Unsupported("an engine for TensorRT does not run here", got=reason, do=do)
     if written:
         file.check_key(header["device"], device())
-        return TensorrtSession(trt, plan, *file.door(header))
+        return TensorrtSession(trt, plan, *file.door(header), asked.graph)
     built = build.build(trt, data, options)
-    return TensorrtSession(trt, built.data, built.inputs, built.outputs)
+    return TensorrtSession(trt, built.data, built.inputs, built.outputs, asked.graph)
 
 
 def _key(trt: Any, options: Options) -> dict[str, str]:

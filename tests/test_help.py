@@ -49,7 +49,7 @@ def test_the_page_is_what_the_commands_say() -> None:
 
 
 def test_the_verbs_are_there() -> None:
-    assert {"bench", "compare", "compress", "convert", "eval", "inspect", "run", "targets"} <= set(COMMANDS)
+    assert {"bench", "compare", "compile", "compress", "convert", "eval", "inspect", "run", "targets"} <= set(COMMANDS)
     told = _ran("--help")
     assert all(f"\n  {name} " in told for name in COMMANDS) and "Exit codes" in told
     assert _ran("-h") == told
@@ -78,7 +78,11 @@ def test_completion_for_the_shell(shell: str) -> None:
 
 def test_completion_knows_commands_and_options() -> None:
     asked = {"_EDGERUN_COMPLETE": "bash_complete"}
-    assert _ran(COMP_WORDS="edgerun comp", COMP_CWORD="1", **asked).split() == ["plain,compare", "plain,compress"]
+    assert _ran(COMP_WORDS="edgerun comp", COMP_CWORD="1", **asked).split() == [
+        "plain,compare",
+        "plain,compile",
+        "plain,compress",
+    ]
     assert "plain,--calibration" in _ran(COMP_WORDS="edgerun compress --cal", COMP_CWORD="2", **asked)
 
 

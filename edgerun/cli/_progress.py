@@ -26,13 +26,13 @@ RECENT = 100  # updates, a tenth of a second apart or more, that the rate is tak
 
 
 class Stages:
-    """Call with (stage, done, total); total 0 means unknown. Shows what is left at the rate of the last while.
+    """Call with (stage, done, total), counted in `unit`; total 0 means unknown. Shows what is left at the latest rate.
 
     As a context manager, what the verbs have to say meanwhile goes to stderr too.
     """
 
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+    def __init__(self, unit: str = "samples") -> None:
+        self._shown, self._unit = sys.stderr.isatty(), unit
         self._stage, self._last, self._lines = "", 0.0, _Lines(self._end_line)
         self._recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
 
@@ -49,7 +49,7 @@ class Stages:
         spent, made = now - self._recent[0][0], done - self._recent[0][1]
         left = f", {spent / made * (total - done):.0f} s left" if total > done and made > 0 and spent > 0.5 else ""
         of = f"/{total}" if total else ""
-        click.echo(f"\r{stage}: {done}{of} samples{left}\033[K", nl=False, err=True)
+        click.echo(f"\r{stage}: {done}{of} {self._unit}{left}\033[K", nl=False, err=True)
 
     def _end_line(self) -> None:
         if self._shown and self._stage:

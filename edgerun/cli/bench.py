@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from edgerun.cli import _options
+
 
 @click.command()
 @click.argument("models", metavar="MODEL[@TARGET]...", nargs=-1, required=True)
@@ -18,12 +20,14 @@ import click
 @click.option("--rounds", type=click.IntRange(min=1), default=108, show_default=True, help="At most so many rounds.")
 @click.option("--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",
               help="Fixes dynamic dimensions, as image:[1,3,224,224].")  # fmt: skip
+@_options.extra
 @click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
 @click.option("--must-be-faster", is_flag=True, help="Exit 1 unless every further model is faster than the first.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (times in seconds).")
 def command(
     models: tuple[str, ...], target: str | None, data: str | None, batch: int | None, threads: int, seconds: float,
-    rounds: int, shapes: tuple[str, ...], preprocessing: Path | None, must_be_faster: bool, as_json: bool,
+    rounds: int, shapes: tuple[str, ...], extra: dict[str, str], preprocessing: Path | None, must_be_faster: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Time models against each other, interleaved; the first is the baseline.
 
@@ -36,7 +40,7 @@ def command(
 
     with progress("timing") as show:
         result = benchmark(
-            models, target=target, options=Options(threads), data=data, preprocessing=preprocessing, batch=batch,
+            models, target=target, options=Options(threads, extra), data=data, preprocessing=preprocessing, batch=batch,
             shapes=shapes, seconds=seconds, rounds=rounds, progress=show,
         )  # fmt: skip
     echo_notes(result.notes)
@@ -53,11 +57,13 @@ def command(
             ratio = "1" if s is None else f"{s.value:.3f} [{s.interval.low:.3f}, {s.interval.high:.3f}]"
             rows.append([t.model, t.target, *times, ratio, t.verdict, str(t.runs)])
         click.echo(table(["model", "target", "p50 ms", "p90 ms", "p99 ms", "speed-up", "verdict", "runs"], rows))
+        told = "".join(f", {key}={value}" for key, value in extra.items())
         batch_text = "whole feeds" if result.batch is None else f"batch {result.batch}"
         feed = ", ".join(result.feed)
         threads_text = f"threads {threads or 'by the quota'}"
         click.echo(
-            f"{batch_text}, {threads_text}, {result.sessions} sessions, {result.rounds} interleaved rounds, fed {feed}"
+            f"{batch_text}, {threads_text}, {result.sessions} sessions, {result.rounds} interleaved rounds, "
+            f"fed {feed}{told}"
         )
         for t in result.not_faster:
             click.echo(f"not an improvement: {t.model} is not faster than {result.timings[0].model} ({t.verdict})")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SQNR = "calibration SQNR (dB)"
 SCHEMES = (
     "w8a8: static INT8. w8a8_dynamic: INT8, activations quantized as they come. "
-    "w8a16, w4a16_b32, fp16: weights in 8, 4 or 16 bits; smaller, no faster."
+    "w8a16, w4a16_b32, fp16: weights in 8, 4 or 16 bits; smaller, no faster. w16a16: float16 arithmetic, for GPUs."
 )
 
 

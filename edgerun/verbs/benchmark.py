@@ -31,7 +31,7 @@ class Timing:
 
     `verdict` is 'faster', 'slower', 'no difference', 'baseline', or 'outputs differ' when a timed run did not
     give the same bits as a run outside the benchmark, or the baseline's did not: then the speed proves nothing.
-    `runs` counts timed runs.
+    `runs` counts timed runs; `device` is the target's fingerprint, with the options that were given to it.
     """
 
     model: str
@@ -74,7 +74,7 @@ def benchmark(
     models: Sequence[str | Path],
     *,
     target: str | None = None,
-    options: Options | None = None,
+    options: Options | Sequence[Options] | None = None,
     data: Any = None,
     preprocessing: Preprocessing | str | Path | None = None,
     batch: int | None = None,
@@ -85,6 +85,7 @@ def benchmark(
 ) -> Benchmark:
     """Time `models` (files, or `PATH@TARGET`) on one feed, the first batch of `data`, interleaved.
 
+    `options` are for all of them, or one for each: the same file may be there several times, with others each time.
     All are opened together nine times, for an equal share of `rounds` and `seconds` (opening not counted).
     Without `data` the feed is seeded noise, and the result says so. `batch` counts where the models leave it open
     (default 1). `shapes` (`name:[1,3,224,224]`) fix dynamic dimensions. `progress` gets the share done.
@@ -92,12 +93,17 @@ def benchmark(
     """
     if not models:
         raise EdgerunError("no model to time", wanted="at least one")
-    options = options or Options()
+    told = [options or Options()] * len(models) if options is None or isinstance(options, Options) else list(options)
+    if len(told) != len(models):
+        raise EdgerunError("options are for all models, or one for each", got=len(told), wanted=str(len(models)))
+    if len({own.threads for own in told}) > 1:
+        raise EdgerunError("models are timed with one number of threads", got=[own.threads for own in told])
     places = [located(model, target) for model in models]
     targets = [own or target_for(path.suffix) for path, own in places]
     names = _names([str(path) for path, _ in places], targets)
     openers = {
-        name: partial(load, path, own, options) for name, (path, _), own in zip(names, places, targets, strict=True)
+        name: partial(load, path, where, own)
+        for name, (path, _), where, own in zip(names, places, targets, told, strict=True)
     }
     with ExitStack() as stack:
         opened = {name: stack.enter_context(opener()) for name, opener in openers.items()}
@@ -109,12 +115,13 @@ def benchmark(
         sessions=SESSIONS, rounds=-(-rounds // SESSIONS), seconds=seconds, progress=progress,
     )  # fmt: skip
     timings: list[Timing] = []
-    for name, own in zip(names, targets, strict=True):
+    for name, where, own in zip(names, targets, told, strict=True):
         same = runs[name].same and not (timings and timings[0].verdict == OUTPUTS_DIFFER)
-        timings.append(_timing(name, own, samples[name], samples[names[0]] if timings else None, same))
+        device = {**registry.target(where).device(), **own.extra}
+        timings.append(_timing(name, where, device, samples[name], samples[names[0]] if timings else None, same))
     done = sum(map(len, samples[names[0]]))
     shown = tuple(str(TensorSpec(name, array.dtype.name, array.shape)) for name, array in feed.items())
-    return Benchmark(tuple(timings), feeds.batch, done, SESSIONS, options.threads, shown, feeds.notes)
+    return Benchmark(tuple(timings), feeds.batch, done, SESSIONS, told[0].threads, shown, feeds.notes)
 
 
 class _Run:
@@ -200,11 +207,12 @@ def batch_for(inputs: Sequence[TensorSpec], model: Path, data: Any, preprocessin
     return feeds
 
 
-def _timing(name: str, target: str, samples: Sessions, baseline: Sessions | None, same: bool) -> Timing:
+def _timing(
+    name: str, target: str, device: Mapping[str, str], samples: Sessions, baseline: Sessions | None, same: bool
+) -> Timing:
     against = None if baseline is None else speedup(baseline, samples)
     answer = BASELINE if against is None else verdict(against.interval)
     p50, p90, p99 = (quantile(samples, q) for q in (0.5, 0.9, 0.99))
-    device = registry.target(target).device()
     return Timing(
         name, target, sum(s.size for s in samples), p50, p90, p99, against, answer if same else OUTPUTS_DIFFER, device
     )

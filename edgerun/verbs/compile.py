@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun import draws, registry
+from edgerun import draws, files, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
-from edgerun.metrics import Difference
-from edgerun.passes import Feeds, Issue
+from edgerun.passes import Feeds, Finishing, Issue
 from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.runtime.spec import DTYPES
 from edgerun.verbs import work
+from edgerun.verbs.judging import Pair, judged
 
 if TYPE_CHECKING:
     from edgerun.model import Model
 
-RELATIVE_ERROR = 1e-3  # of float models: max |y - r| / max |r|, every output
-# Of models that round (Q/DQ, float16). A tie that falls the other way moves a whole step and everything behind it:
-# on a quantized MobileNetV2 ONNX Runtime with and without its optimizations agrees with itself to 20 dB, and both are
-# as near to the float model. So the float model is the judge where it is known, and else the bound is a low one.
-SQNR_DB = 10.0
-SQNR_LOSS_DB = 3.0  # how much further from the float model the engine may be than the reference is
 LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
 BATCHES = (1, 3)
-Pair = tuple[Feeds, dict[str, np.ndarray]]
 
 
 def compile(
@@ -39,26 +33,45 @@ def compile(
     *,
     feeds: Sequence[Feeds] = (),
     original: Model | str | Path | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
 
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
+    With `output` the engine is written there too, once it has passed.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
     the engine computes something else.
     """
     from edgerun.model import Model
 
-    model = model if isinstance(model, Model) else Model.load(model)
     found, options = registry.target(target), options or Options()
+    if output is not None:
+        check_output(Path(output), found.suffixes[:1], target, force)
+    model = model if isinstance(model, Model) else Model.load(model)
     if reason := found.runnable():
+        hint = ", or write a recipe that it finishes: -o NAME.recipe" if isinstance(found, Finishing) else ""
         raise Unsupported(
             f"an engine for {target} cannot be compared with the reference here, so none is given out",
-            got=reason, do="compile the model where it shall run",
+            got=reason, do="compile the model where it shall run" + hint,
         )  # fmt: skip
     with _explained(model, target):
         engine = found.compile(model, options)
-        return replace(engine, check=self_check(model, engine, options, feeds, original))
+        engine = replace(engine, check=self_check(model, engine, options, feeds, original))
+    if output is not None:
+        check_output(Path(output), found.suffixes[:1], target, force)
+        found.save(engine, Path(output))
+    return engine
+
+
+def check_output(path: Path, suffixes: Sequence[str], target: str, force: bool) -> None:
+    """Raise EdgerunError where `target` does not write such a file, or it must not be overwritten."""
+    if path.suffix not in suffixes:
+        raise EdgerunError(f"{target} does not write this kind of file", got=path, wanted=" or ".join(suffixes))
+    files.refuse_overwrite(path, force)
+    if path.suffix == ".xml":
+        files.refuse_overwrite(path.with_suffix(".bin"), force)
 
 
 def built(model: Model, target: str, options: Options) -> Engine:
@@ -70,23 +83,32 @@ def built(model: Model, target: str, options: Options) -> Engine:
         return registry.target(target).compile(model, options)
 
 
+def reference(model: Model, target: str, options: Options, feeds: Sequence[Feeds] = ()) -> tuple[str, list[Pair]]:
+    """What the first reference that takes the model computes, and who it is; no engine of `target` is needed.
+
+    Raises EdgerunError when there is none.
+    """
+    truth = next(_truths(model, Engine(target, b""), options, feeds))
+    return truth.label, truth.pairs
+
+
 @contextmanager
 def _explained(model: Model, target: str) -> Iterator[None]:
     """Say a target's refusal node by node, where it can."""
     found = registry.target(target)
     if issues := found.limits().exceeded(model):
-        raise _unsupported(target, issues)
+        raise unsupported(target, issues)
     try:
         yield
     except GateFailed:
         raise
     except EdgerunError as error:
         if issues := found.check(model):  # at the price of another compilation
-            raise _unsupported(target, issues) from error
+            raise unsupported(target, issues) from error
         raise
 
 
-def _unsupported(target: str, issues: Sequence[Issue]) -> Unsupported:
+def unsupported(target: str, issues: Sequence[Issue]) -> Unsupported:
     named = [f"{issue.node} ({issue.op}): {issue.reason}" if issue.node else issue.reason for issue in issues]
     more = f", and {len(named) - 5} more" if len(named) > 5 else ""
     return Unsupported(f"the model does not run on {target}", got="; ".join(named[:5]) + more)
@@ -110,83 +132,23 @@ def self_check(
             continue
         try:
             with registry.target(engine.target).load(engine, options) as session:  # after the reference is closed
-                return _judged(model, engine, session, truth, original)
+                near = partial(exact, original) if original is not None else None
+                return judged(session, engine.target, truth.label, truth.pairs, work.rounds(model), near)
         except GateFailed as error:
             refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises
     raise refusal
 
 
-def _judged(
-    model: Model, engine: Engine, session: Session, truth: _Truth, original: Model | str | Path | None
-) -> SelfCheck:
-    wanted = [outputs for _, outputs in truth.pairs]
-    got = [_run(session, feed) for feed, _ in truth.pairs]
-    totals, rounds = _totals(wanted, got), work.rounds(model)
-    worst = min(totals, key=lambda n: totals[n].sqnr_db if rounds else -totals[n].relative_error)
-    error = totals[worst]
-    agreed = error.sqnr_db >= SQNR_DB if rounds else error.relative_error <= RELATIVE_ERROR
-    if rounds and not agreed and original is not None:
-        agreed = _as_near(original, [feed for feed, _ in truth.pairs], wanted, got)
-    if not agreed:
-        raise GateFailed(
-            f"the engine for {engine.target} does not compute what the model says: output {worst!r}",
-            got=f"SQNR {error.sqnr_db:.1f} dB, relative error {error.relative_error:.2g} against {truth.label}",
-            wanted=f"SQNR of {SQNR_DB:g} dB" if rounds else f"relative error {RELATIVE_ERROR:g}",
-            do="use another target for this model",
-        )
-    shapes = dict.fromkeys(", ".join(f"{n}{list(a.shape)}" for n, a in feed.items()) for feed, _ in truth.pairs)
-    return SelfCheck(truth.label, len(truth.pairs), tuple(shapes), worst, error.relative_error, error.sqnr_db)
-
-
-def _as_near(
-    original: Model | str | Path,
-    feeds: Sequence[Feeds],
-    reference: Sequence[Mapping[str, np.ndarray]],
-    got: Sequence[Any],
-) -> bool:
-    """Whether the engine's outputs are as near to the float model's as the reference's are, to SQNR_LOSS_DB."""
+def exact(original: Model | str | Path, feeds: Sequence[Feeds]) -> list[dict[str, np.ndarray]]:
+    """What the float model gives, nothing optimized."""
     from edgerun.model import Model
 
     original = original if isinstance(original, Model) else Model.load(original)
     name, own = HEAVY
     target = registry.target(name)
     with target.load(target.compile(original, own), own) as session:
-        exact = [session.run(feed) for feed in feeds]
-    ours, theirs = _totals(exact, got), _totals(exact, reference)
-    return all(ours[n].sqnr_db >= theirs[n].sqnr_db - SQNR_LOSS_DB for n in ours)
-
-
-def _totals(
-    wanted: Sequence[Mapping[str, np.ndarray]], got: Sequence[Mapping[str, np.ndarray]]
-) -> dict[str, Difference]:
-    totals = dict.fromkeys(wanted[0], Difference())
-    for want, have in zip(wanted, got, strict=True):
-        for name, array in want.items():
-            totals[name] += _difference(name, array, have[name])
-    return totals
-
-
-def _run(session: Session, feed: Feeds) -> dict[str, np.ndarray]:
-    try:
-        return session.run(feed)
-    except EdgerunError as error:
-        shapes = {name: list(array.shape) for name, array in feed.items()}
-        raise GateFailed(
-            "the engine fails on an input that the reference takes", got=f"{shapes}: {error.got}"
-        ) from error
-
-
-def _difference(name: str, want: np.ndarray, got: np.ndarray) -> Difference:
-    if want.dtype != got.dtype or want.shape != got.shape:
-        raise GateFailed(
-            f"output {name!r} has another type than the model says",
-            got=f"{got.dtype}{list(got.shape)}",
-            wanted=f"{want.dtype}{list(want.shape)}",
-        )
-    if want.dtype.kind == "O":  # strings are equal or not
-        return Difference.of(np.ones(want.shape), want == got)
-    return Difference.of(want, got)
+        return [session.run(feed) for feed in feeds]
 
 
 @dataclass(frozen=True)
@@ -234,7 +196,7 @@ def _truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feed
 def _computed(name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds]) -> _Truth:
     target, settings = registry.target(name), Options(options.threads, own.extra)
     with target.load(target.compile(model, settings), settings) as session:
-        pairs = [(feed, session.run(feed)) for feed in feeds] if feeds else _drawn(model, session)
+        pairs = [(feed, session.run(feed)) for feed in feeds] if feeds else _drawn(model, session, options.sizes)
     extra = "".join(f", {key}={value}" for key, value in own.extra.items())
     return _Truth(name, f"{name} {target.device()['version']}{extra}", pairs)
 
@@ -251,8 +213,11 @@ def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
     return True
 
 
-def _drawn(model: Model, reference: Session) -> list[Pair]:
-    """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes."""
+def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int, int]]) -> list[Pair]:
+    """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes.
+
+    Sizes lie within `ranges`, where a dimension has one.
+    """
     if any(spec.dtype not in DTYPES for spec in model.inputs):
         raise EdgerunError("only numbers can be drawn", got=", ".join(map(str, model.inputs)))
     below, refusal = draws.index_bounds(model.ir), EdgerunError("")
@@ -260,7 +225,11 @@ def _drawn(model: Model, reference: Session) -> list[Pair]:
         try:
             found: list[Pair] = []
             for seed, batch in enumerate(2 * BATCHES):
-                feed = draws.feeds(model.inputs, draws.sizes(model.inputs, batch, other), seed, below)
+                sizes = draws.sizes(model.inputs, batch, other)
+                sizes |= {
+                    dim: min(max(sizes[dim], low), high) for dim, (low, _, high) in ranges.items() if dim in sizes
+                }
+                feed = draws.feeds(model.inputs, sizes, seed, below)
                 found.append((feed, reference.run(feed)))
             return found
         except EdgerunError as error:

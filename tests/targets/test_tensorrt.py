@@ -14,6 +14,7 @@ import edgerun
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import Engine, Options
+from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
 from edgerun.targets import _tensorrt_file as file
 from edgerun.targets import _tensorrt_library as tensorrt
@@ -230,15 +231,46 @@ def test_an_engine_of_another_device_is_named(other: dict[str, str], named: str 
     assert error.value.got == named
 
 
-def test_portable_engines_of_rtx_begin_at_ampere() -> None:
-    here = {**HERE, "runtime": "tensorrt_rtx", "capability": "7.5"}
-    for capability, fits in (("7.5", False), ("8.0", False), ("8.6", True), ("12.0", True)):
-        told = {**here, "capability": capability}
-        if fits:
-            file.check_key({**here, "capability": "portable"}, told)
-        else:
-            with pytest.raises(Unsupported, match="capability portable|another device"):
-                file.check_key({**here, "capability": "portable"}, told)
+RTX = {"7.5": False, "8.0": True, "8.6": True, "8.7": False, "8.9": True, "9.0": False, "10.0": False, "10.3": False,
+       "11.0": False, "12.0": True, "12.1": True, "13.0": True}  # fmt: skip
+
+
+@pytest.mark.parametrize(("capability", "runs"), RTX.items())
+def test_where_portable_engines_of_rtx_run(capability: str, runs: bool) -> None:
+    here = {**HERE, "runtime": "tensorrt_rtx", "capability": capability}
+    if runs:
+        file.check_key({**here, "capability": "portable"}, here)
+    else:
+        with pytest.raises(Unsupported, match="another device"):
+            file.check_key({**here, "capability": "portable"}, here)
+
+
+@pytest.mark.parametrize(("capability", "runs"), {**RTX, "7.0": False, "7.5": True}.items())
+def test_gpus_that_rtx_does_not_run_on_are_named(capability: str, runs: bool) -> None:
+    """The library builds there and then refuses its own engine: the reason has to come before."""
+    major, minor = map(int, capability.split("."))
+    told = tensorrt.refused("tensorrt_rtx", (major, minor))
+    assert (told is None) == runs
+    if told:
+        assert f"capability {capability};" in told and "7.5, 8.0, 8.6, 8.9, and from 12.0 on" in told
+    assert tensorrt.refused("tensorrt", (major, minor)) is None
+
+
+@rtx_only
+def test_a_gpu_that_rtx_does_not_run_on_is_as_none(dense: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a driver that answers for a Hopper GPU, engines are compiled, kept from running, and never called proven."""
+    hopper = cuda.Gpu("H200", (9, 0), 140 << 30, (13, 0))
+    monkeypatch.setattr(cuda, "missing", lambda: None)
+    monkeypatch.setattr(cuda, "gpu", lambda: hopper)
+    engine = target.compile(dense, Options())
+    assert target.available() is None and "compute capability 9.0" in str(target.runnable())
+    assert engine.device["gpu"] == "" and engine.device["capability"] == "portable"
+    for refused in (lambda: target.load(engine, Options()), lambda: edgerun.compile(dense, "tensorrt")):
+        with pytest.raises(Unsupported) as error:
+            refused()
+        assert error.value.got == target.runnable() and error.value.do
+    told = {facts.name: facts for facts in targets()}["tensorrt"]
+    assert told.only_compiles == target.runnable() and told.device and told.device["gpu"] == "H200"
 
 
 def test_a_missing_driver_and_a_library_too_old_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,5 +280,5 @@ def test_a_missing_driver_and_a_library_too_old_are_told(monkeypatch: pytest.Mon
     monkeypatch.setattr(tensorrt, "library", Old)
     assert "needs tensorrt_rtx>=1.7" in str(target.available())
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "tensorrt" else None)
-    monkeypatch.setattr("edgerun.targets._tensorrt_cuda.missing", lambda: "no NVIDIA driver answers")
+    monkeypatch.setattr("edgerun.targets._cuda.missing", lambda: "no NVIDIA driver answers")
     assert target.available() == "tensorrt builds engines only where a GPU is: no NVIDIA driver answers"

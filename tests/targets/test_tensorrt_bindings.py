@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import tensorrt as target
 
@@ -22,12 +23,13 @@ VERSIONS = ("10.3.0", "10.13.3.9", "10.16.0.72", "11.4.0.106")
 # What our code calls the library's objects, and their classes there.
 OBJECTS = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
-    "profile": "IOptimizationProfile", "cache": "ITimingCache", "kept": "ITimingCache", "tensor": "ITensor",
+    "profile": "IOptimizationProfile", "cache": "ITimingCache", "tensor": "ITensor", "layer": "ILayer",
     "error": "ParserError", "inspector": "EngineInspector", "_engine": "ICudaEngine",
     "_context": "IExecutionContext", "_runtime": "Runtime",
 }  # fmt: skip
 FILES = {  # and in which files
-    "_tensorrt_build.py": ("builder", "network", "parser", "config", "profile", "cache", "kept", "tensor"),
+    "_tensorrt_build.py": ("builder", "network", "parser", "config", "profile", "tensor", "layer"),
+    "_tensorrt_timings.py": ("config", "cache"),
     "_tensorrt_session.py": ("_engine", "_context", "_runtime", "inspector"),
     "tensorrt.py": ("parser", "error"),
 }
@@ -91,6 +93,8 @@ def test_the_names_are_read() -> None:
         "Builder", "OnnxParser", "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "OnnxParser.supports_model_v2",
         "IExecutionContext.execute_async_v3", "ICudaEngine.get_tensor_profile_shape", "IBuilderConfig.set_flag",
         "Runtime.deserialize_cuda_engine", "IOptimizationProfile.set_shape", "ITensor.get_dimension_name",
+        "IProgressMonitor", "IBuilderConfig.progress_monitor", "ITimingCache.serialize", "IBuilderConfig.DLA_core",
+        "DeviceType.DLA", "BuilderFlag.GPU_FALLBACK", "Builder.num_DLA_cores", "ILayer.name",
     } <= used()  # fmt: skip
     assert RTX_ALONE - {"ComputeCapability"} <= used() and "ComputeCapability" in {n.split(".")[0] for n in used()}
 
@@ -147,5 +151,5 @@ def test_the_bindings_of_every_version_have_them(version: str, libraries: Path, 
     assert told["bit"] == (2 if version.startswith("10") else 1)
     assert told["refusal"] == "tensorrt cannot build here"
     assert told["limits"] == {"10.3.0": [9, 20], "10.13.3.9": [9, 20], "10.16.0.72": [12, 24]}.get(version, [13, 25])
-    if target.runnable():
-        assert told["available"] == f"tensorrt builds engines only where a GPU is: {target.runnable()}"
+    if reason := cuda.missing():
+        assert told["available"] == f"tensorrt builds engines only where a GPU is: {reason}"

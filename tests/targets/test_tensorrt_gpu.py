@@ -14,9 +14,12 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.runtime import Engine, Options
-from edgerun.targets import _tensorrt_cuda as cuda
+from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_file as file
+from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import tensorrt as target
+from edgerun.verbs import recipe
+from edgerun.verbs.warm import warm
 
 WHY = target.available() or target.runnable()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY is not None, reason=str(WHY))]
@@ -120,6 +123,41 @@ def test_threads_take_turns(convolutions: Model) -> None:
         together = list(pool.map(lambda x: session.run({"x": x})["y"], feeds))
         alone = [session.run({"x": x})["y"] for x in feeds]
     np.testing.assert_array_equal(together, alone)
+
+
+GRAPH = Options(extra={"CUDA_GRAPH": "1"})
+
+
+def test_a_cuda_graph_computes_the_same(convolutions: Model) -> None:
+    """Captured in the second run of a shape and replayed from the third on; shapes may change and come back."""
+    engine = target.compile(convolutions, Options())
+    with target.load(engine, Options()) as plain, target.load(engine, GRAPH) as captured:
+        for number, batch in enumerate((1, 1, 1, 1, 2, 2, 2, 1, 2, 1, 1, 1, 16, 16, 16, 1, 1, 1)):
+            drawn = np.random.default_rng(number).standard_normal((batch, CHANNELS, 64, 64)).astype(np.float32)
+            np.testing.assert_array_equal(captured.run({"x": drawn})["y"], plain.run({"x": drawn})["y"], str(number))
+
+
+def test_a_cuda_graph_is_timed_against_none(convolutions: Model, tmp_path: Path) -> None:
+    target.save(target.compile(convolutions, Options()), tmp_path / "net.engine")
+    told = edgerun.benchmark([tmp_path / "net.engine"] * 2, options=[Options(), GRAPH], seconds=3, rounds=45)
+    assert told.timings[1].verdict in ("faster", "slower", "no difference")
+
+
+@pytest.mark.skipif(tensorrt.chosen() == "tensorrt_rtx", reason="tensorrt_rtx keeps no timing cache")
+def test_timings_are_kept_by_device(convolutions: Model, _timings_of_its_own: Path) -> None:
+    engines = [target.compile(convolutions, Options()) for _ in range(2)]
+    assert len(list((_timings_of_its_own / "tensorrt").iterdir())) == 1
+    assert engines[0].payload == engines[1].payload
+
+
+def test_a_recipe_is_finished_here(convolutions: Model, pictures: np.ndarray, tmp_path: Path) -> None:
+    convolutions.save(tmp_path / "net.onnx")
+    np.savez(tmp_path / "data.npz", x=pictures[:2])
+    recipe.compiled(tmp_path / "net.onnx", tmp_path / "net.recipe", target="tensorrt", data=tmp_path / "data.npz")
+    made = warm(tmp_path / "net.recipe")
+    assert made.compiled and made.check.relative_error < 1e-5 and not warm(tmp_path / "net.recipe").compiled
+    with edgerun.load(tmp_path / "net.engine") as session:
+        assert session.run({"x": pictures[:1]})["y"].shape == (1, CHANNELS, 64, 64)
 
 
 def test_memory_comes_back(convolutions: Model, pictures: np.ndarray) -> None:

@@ -148,3 +148,18 @@ def test_misuse(place: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, arguments
     place.save(place.folder / "r.onnx", names=("z", "y"))
     ran = cli("bench", *arguments)
     assert ran.code == 2 and message in ran.err and ran.out == ""
+
+
+@pytest.mark.usefixtures("fast")
+def test_each_model_may_have_options_of_its_own(place: Any, cli: Any) -> None:
+    """The same file twice, with other options; what was asked for stands in the result."""
+    plain, other = Options(1), Options(1, {"graph_optimization_level": "off"})
+    told = edgerun.benchmark([place.a, place.a], options=[plain, other], seconds=0.2, rounds=9)
+    assert [t.model for t in told.timings] == [str(place.a), f"{place.a}#2"] and told.threads == 1
+    assert [t.device.get("graph_optimization_level") for t in told.timings] == [None, "off"]
+    for wrong in ([plain], [plain, Options(2)]):
+        with pytest.raises(EdgerunError, match="options are for all|one number of threads"):
+            edgerun.benchmark([place.a, place.a], options=wrong)
+    ran = cli("bench", place.a, "--seconds", 0.2, "--rounds", 9, "--option", "graph_optimization_level=off")
+    assert ran.code == 0 and "graph_optimization_level=off" in ran.out
+    assert cli("bench", place.a, "--option", "no_such_option=1").code == 2

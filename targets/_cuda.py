@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +87,30 @@ class Device:
         if array.nbytes:
             _call("cuMemcpyHtoDAsync_v2", memory.address, _pointer(array), _size(array.nbytes), self._stream)
 
+    def fill(self, memory: Memory, count: int, value: int) -> None:
+        """Set the first `count` bytes to `value`."""
+        _call("cuMemsetD8Async", memory.address, ctypes.c_ubyte(value), _size(count), self._stream)
+
     def get(self, array: np.ndarray, memory: Memory) -> None:
         """Fill a contiguous array from the device; it is full after `wait`."""
         if array.nbytes:
             _call("cuMemcpyDtoHAsync_v2", _pointer(array), memory.address, _size(array.nbytes), self._stream)
+
+    def captured(self, work: Callable[[], object]) -> Graph:
+        """What `work` puts on the stream as a graph; none of it is done yet. Raises EdgerunError for what cannot be."""
+        _call("cuStreamBeginCapture_v2", self._stream, 1)  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        try:
+            work()
+        finally:  # a stream that stays in capture is lost
+            code = _driver().cuStreamEndCapture(self._stream, ctypes.byref(graph))
+        if code:
+            raise _failed("cuStreamEndCapture", code)
+        try:
+            _call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        finally:
+            _call("cuGraphDestroy", graph)
+        return Graph(executable, self._stream)
 
     def close(self) -> None:
         """Give the stream and the context back."""
@@ -98,6 +119,23 @@ class Device:
             _call("cuStreamDestroy_v2", self._stream)
             self._stream = ctypes.c_void_p()
             _call("cuDevicePrimaryCtxRelease_v2", self._device)
+
+
+class Graph:
+    """Work that is sent to the GPU at once, on the stream that it was captured from."""
+
+    def __init__(self, executable: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
+        self._executable, self._stream = executable, stream
+
+    def launch(self) -> None:
+        """Put all of it on the stream, with the addresses that it was captured with."""
+        _call("cuGraphLaunch", self._executable, self._stream)
+
+    def close(self) -> None:
+        """Give it back."""
+        if self._executable:
+            _call("cuGraphExecDestroy", self._executable)
+            self._executable = ctypes.c_void_p()
 
 
 class Memory:

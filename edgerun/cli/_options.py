@@ -1,0 +1,54 @@
+"""What several commands are told in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edgerun.runtime import SelfCheck
+
+Command = Callable[..., Any]
+
+
+def extra(function: Command) -> Command:
+    """`--option KEY=VALUE`, repeatable: the target's own keys, as a dictionary `extra`."""
+    return click.option(
+        "--option", "extra", multiple=True, metavar="KEY=VALUE", callback=_pairs,
+        help="An option of the target's own, as PROVIDER=CUDA. Repeatable.",
+    )(function)  # fmt: skip
+
+
+def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+        if key in found:
+            raise click.BadParameter(f"{key} is given twice")
+        found[key] = value
+    return found
+
+
+def sizes(given: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
+    """`NAME=LEAST,USUAL,MOST` as `Options.sizes` has them."""
+    found = {}
+    for text in given:
+        name, _, numbers = text.rpartition("=")
+        parts = numbers.split(",")
+        if not name or len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+            raise click.BadParameter(f"{text!r} is not NAME=LEAST,USUAL,MOST, as seq=1,128,512", param_hint="--size")
+        least, usual, most = map(int, parts)
+        found[name] = (least, usual, most)
+    return found
+
+
+def echo_check(check: SelfCheck) -> None:
+    """What the comparison with the reference said."""
+    click.echo(
+        f"compared with {check.reference} on {check.runs} feeds: relative error {check.relative_error:.2g}, "
+        f"SQNR {check.sqnr_db:.1f} dB (worst output {check.worst!r})"
+    )

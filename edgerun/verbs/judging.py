@@ -1,0 +1,88 @@
+"""Does a compiled model compute what a reference computed? The bounds, on feeds with known outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgerun.errors import EdgerunError, GateFailed
+from edgerun.metrics import Difference
+from edgerun.passes import Feeds
+from edgerun.runtime import SelfCheck, Session
+
+RELATIVE_ERROR = 1e-3  # of float models: max |y - r| / max |r|, every output
+# Of models that round (Q/DQ, float16). A tie that falls the other way moves a whole step and everything behind it:
+# on a quantized MobileNetV2 ONNX Runtime with and without its optimizations agrees with itself to 20 dB, and both are
+# as near to the float model. So the float model is the judge where it is known, and else the bound is a low one.
+SQNR_DB = 10.0
+SQNR_LOSS_DB = 3.0  # how much further from the float model the engine may be than the reference is
+Pair = tuple[Feeds, dict[str, np.ndarray]]
+Exact = Callable[[Sequence[Feeds]], Sequence[Mapping[str, np.ndarray]]]
+
+
+def judged(
+    session: Session, target: str, label: str, pairs: Sequence[Pair], rounds: bool, exact: Exact | None = None
+) -> SelfCheck:
+    """Run the feeds of `pairs` and compare with their outputs, which `label` computed; `rounds` says that steps round.
+
+    `exact` gives the float model's outputs for feeds, where it is known. Raises GateFailed naming the worst output.
+    """
+    feeds, wanted = [feed for feed, _ in pairs], [outputs for _, outputs in pairs]
+    got = [_run(session, feed) for feed in feeds]
+    totals = _totals(wanted, got)
+    worst = min(totals, key=lambda n: totals[n].sqnr_db if rounds else -totals[n].relative_error)
+    error = totals[worst]
+    agreed = error.sqnr_db >= SQNR_DB if rounds else error.relative_error <= RELATIVE_ERROR
+    if rounds and not agreed and exact is not None:
+        agreed = _as_near(exact(feeds), wanted, got)
+    if not agreed:
+        raise GateFailed(
+            f"the engine for {target} does not compute what the model says: output {worst!r}",
+            got=f"SQNR {error.sqnr_db:.1f} dB, relative error {error.relative_error:.2g} against {label}",
+            wanted=f"SQNR of {SQNR_DB:g} dB" if rounds else f"relative error {RELATIVE_ERROR:g}",
+            do="use another target for this model",
+        )
+    shapes = dict.fromkeys(", ".join(f"{n}{list(a.shape)}" for n, a in feed.items()) for feed in feeds)
+    return SelfCheck(label, len(pairs), tuple(shapes), worst, error.relative_error, error.sqnr_db)
+
+
+def _as_near(
+    exact: Sequence[Mapping[str, np.ndarray]], reference: Sequence[Mapping[str, np.ndarray]], got: Sequence[Any]
+) -> bool:
+    """Whether the engine's outputs are as near to the float model's as the reference's are, to SQNR_LOSS_DB."""
+    ours, theirs = _totals(exact, got), _totals(exact, reference)
+    return all(ours[n].sqnr_db >= theirs[n].sqnr_db - SQNR_LOSS_DB for n in ours)
+
+
+def _totals(
+    wanted: Sequence[Mapping[str, np.ndarray]], got: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, Difference]:
+    totals = dict.fromkeys(wanted[0], Difference())
+    for want, have in zip(wanted, got, strict=True):
+        for name, array in want.items():
+            totals[name] += _difference(name, array, have[name])
+    return totals
+
+
+def _run(session: Session, feed: Feeds) -> dict[str, np.ndarray]:
+    try:
+        return session.run(feed)
+    except EdgerunError as error:
+        shapes = {name: list(array.shape) for name, array in feed.items()}
+        raise GateFailed(
+            "the engine fails on an input that the reference takes", got=f"{shapes}: {error.got}"
+        ) from error
+
+
+def _difference(name: str, want: np.ndarray, got: np.ndarray) -> Difference:
+    if want.dtype != got.dtype or want.shape != got.shape:
+        raise GateFailed(
+            f"output {name!r} has another type than the model says",
+            got=f"{got.dtype}{list(got.shape)}",
+            wanted=f"{want.dtype}{list(want.shape)}",
+        )
+    if want.dtype.kind == "O":  # strings are equal or not
+        return Difference.of(np.ones(want.shape), want == got)
+    return Difference.of(want, got)

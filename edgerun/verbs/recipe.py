@@ -1,0 +1,214 @@
+"""Recipe: what a device needs to compile a model itself, and to know that the result is right, in one file.
+
+The file is an `.npz`: the `.onnx` file's bytes, feeds, and a reference's outputs for them, beside a JSON text that says
+the rest. Reading it runs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerun import files, guard, registry
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.npy import read_npz
+from edgerun.passes import Feeds, Finishing
+from edgerun.preprocess import Preprocessing
+from edgerun.runtime import Engine, Options, SelfCheck, TensorSpec
+from edgerun.verbs.feeds import feeds_for
+from edgerun.verbs.load import target_for
+from edgerun.verbs.run import write_npz
+
+SUFFIX, FORMAT = ".recipe", 1
+SAMPLES = 4  # of data, that are compared
+TEXT, MODEL = "recipe", "model"  # names of arrays; the others are `SIDE.FEED.INDEX`
+SIDES = ("input", "output", "exact")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model as `engine` (the bytes of its `.onnx` file), the options to compile it with, and what it has to compute.
+
+    `device` is the name of the one that it is for, `expects` what that one's fingerprint has to say. `outputs` are what
+    `reference` computes for `feeds`; `exact` those of the float model, where the model rounds and it is known.
+    `told` are the model's history and preprocessing contract.
+    """
+
+    engine: Engine
+    options: Options
+    device: str
+    expects: Mapping[str, str]
+    rounds: bool
+    reference: str
+    feeds: Sequence[Feeds]
+    outputs: Sequence[dict[str, np.ndarray]]
+    exact: Sequence[dict[str, np.ndarray]] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write the file, atomically, the same bytes for the same recipe."""
+        assert isinstance(self.engine.payload, bytes)
+        groups = dict(zip(SIDES, (self.feeds, self.outputs, self.exact), strict=True))
+        text = {
+            "format": FORMAT,
+            "target": self.engine.target,
+            "inputs": [asdict(spec) for spec in self.engine.inputs],
+            "outputs": [asdict(spec) for spec in self.engine.outputs],
+            "digest": self.engine.digest,
+            "sha256": hashlib.sha256(self.engine.payload).hexdigest(),
+            "options": asdict(self.options),
+            "device": self.device,
+            "expects": dict(self.expects),
+            "rounds": self.rounds,
+            "reference": self.reference,
+            "names": {side: [list(arrays) for arrays in group] for side, group in groups.items()},
+            "told": dict(self.told),
+        }
+        stored = {TEXT: json.dumps(text, sort_keys=True).encode(), MODEL: self.engine.payload}
+        arrays = {name: np.frombuffer(data, np.uint8) for name, data in stored.items()}
+        for side, group in groups.items():
+            for number, values in enumerate(group):
+                arrays |= {f"{side}.{number}.{index}": array for index, array in enumerate(values.values())}
+        write_npz(path, arrays)
+
+
+def read(path: Path) -> Recipe:
+    """A recipe from its file. Raises EdgerunError for one that is damaged, or is none."""
+    guard.check_file(path)
+    stored = read_npz(path)
+    try:
+        text = json.loads(stored[TEXT].whole().tobytes())
+        model = stored[MODEL].whole().tobytes()
+        if text["format"] != FORMAT:
+            raise EdgerunError("the recipe was written by another version", got=text["format"], wanted=str(FORMAT))
+        if hashlib.sha256(model).hexdigest() != text["sha256"]:
+            raise ValueError("its model is not the one that was written")
+        guard.check_onnx_bytes(model, path)
+        groups = {
+            side: [
+                {name: stored[f"{side}.{number}.{index}"].whole() for index, name in enumerate(names)}
+                for number, names in enumerate(text["names"][side])
+            ]
+            for side in SIDES
+        }
+        inputs, outputs = (
+            tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in text[side])
+            for side in ("inputs", "outputs")
+        )
+        options = text["options"]
+        sizes = {name: tuple(size) for name, size in options["sizes"].items()}
+        return Recipe(
+            Engine(text["target"], model, inputs, outputs, digest=text["digest"]),
+            Options(options["threads"], options["extra"], sizes), text["device"], text["expects"], text["rounds"],
+            text["reference"], groups["input"], groups["output"], groups["exact"],
+            {"history": text["told"]["history"], "preprocessing": text["told"]["preprocessing"]},
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EdgerunError("this is no build recipe of edgerun's", got=f"{path}: {error}"[:300],
+                           do="write it again: edgerun compile … -o NAME.recipe") from error  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What was written: for which target; the comparison that it passed, or, of a recipe, the device that it is for
+    and what was tried of it here."""
+
+    target: str
+    check: SelfCheck | None = None
+    for_device: str = ""
+    tried: str | None = None
+
+
+def compiled(
+    model: str | Path,
+    output: str | Path,
+    *,
+    target: str | None = None,
+    device: str | None = None,
+    options: Options | None = None,
+    data: Any = None,
+    preprocessing: Preprocessing | str | Path | None = None,
+    original: str | Path | None = None,
+    force: bool = False,
+) -> Compiled:
+    """Write `model` as an engine that was compared here, or (`.recipe`) as what a device compiles and compares itself.
+
+    `data` are feeds to compare on, of which the first samples are taken; `device` names who shall finish a recipe.
+    Raises as `edgerun.compile` does.
+    """
+    from edgerun.model import Model
+    from edgerun.verbs.compile import compile
+
+    output, options = Path(output), options or Options()
+    facts = _facts(device) if device is not None else {}
+    if device is not None and output.suffix != SUFFIX:
+        what = f"{output.name} is compiled for this machine, and a recipe for another"
+        raise EdgerunError(what, got=f"--device {device}", do=f"-o NAME{SUFFIX}, or leave the device out")
+    if output.suffix == SUFFIX and target is None and device is None:
+        raise EdgerunError("a recipe is for another machine, and nothing says which", do="give --device, or --target")
+    name = target or str(facts.get("target") or "") or target_for(output.suffix)
+    files.refuse_overwrite(output, force)
+    loaded = Model.load(model)
+    feeds: list[Feeds] = []
+    if data is not None:
+        feeds = list(feeds_for(loaded.inputs, model, data, preprocessing=preprocessing, batch=1, limit=SAMPLES))
+    if output.suffix != SUFFIX:
+        engine = compile(loaded, name, options, feeds=feeds, original=original, output=output, force=force)
+        return Compiled(name, engine.check)
+    made, tried = _made(loaded, name, device or "", facts, options, feeds, original)
+    files.refuse_overwrite(output, force)
+    made.save(output)
+    return Compiled(name, None, device or "another machine", tried)
+
+
+def _made(
+    model: Any, name: str, device: str, facts: Mapping[str, Any], options: Options, feeds: Sequence[Feeds],
+    original: str | Path | None,
+) -> tuple[Recipe, str]:  # fmt: skip
+    """The recipe, and what could be tried of it here. Raises Unsupported where the target refuses a node."""
+    from edgerun.verbs import compile as verb
+    from edgerun.verbs import work
+
+    found = registry.target(name, usable=False)
+    if not isinstance(found, Finishing):
+        do = f"write {found.suffixes[0]} instead"
+        raise Unsupported(f"{name} has nothing to finish on a device: its files run as they are", do=do)
+    if reason := found.available():
+        tried = f"not tried here: {reason}"
+    elif issues := found.check(model):
+        raise verb.unsupported(name, issues)
+    else:
+        here = found.device()
+        tried = f"{here['runtime']} {here['version']} takes every node; it was not compiled"
+    label, pairs = verb.reference(model, name, options, feeds)
+    inputs, rounds = [feed for feed, _ in pairs], work.rounds(model)
+    exact = verb.exact(original, inputs) if original is not None and rounds else ()
+    told = {"history": [asdict(step) for step in model.history], "preprocessing": model.preprocessing}
+    engine = Engine(name, model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
+    outputs = [result for _, result in pairs]
+    return Recipe(engine, options, device, _expected(facts), rounds, label, inputs, outputs, exact, told), tried
+
+
+def _facts(device: str) -> dict[str, Any]:
+    """What the table of devices says of one, by name."""
+    from edgerun.errors import unknown
+    from edgerun.verbs.targets import devices
+
+    known = {entry.name: entry for entry in devices()}
+    if device not in known:
+        raise unknown("device", device, known)
+    return {name: fact.value for name, fact in known[device].facts.items()}
+
+
+def _expected(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What a fingerprint made on the device has to say: its architecture, and the compute capability of its GPU."""
+    found = {"arch": str(facts["arch"])} if "arch" in facts else {}
+    capability = re.search(r"capability (\d+\.\d+)", str(facts.get("gpu", "")))
+    return found | ({"capability": capability[1]} if capability else {})

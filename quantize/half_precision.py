@@ -1,0 +1,76 @@
+"""float16 arithmetic: products and what follows them, for GPUs; what would overflow stays in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.errors import Unsupported
+from edgerun.quantize import _weights
+from edgerun.quantize.graphs import edit, halves
+from edgerun.quantize.graphs.statistics import Watch
+from edgerun.quantize.numerics.half import LARGEST, halved
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Request
+
+summary = "weights and arithmetic in float16, but for what would overflow: half the size, for GPUs"
+needs_calibration = False
+scheme = "w16a16"
+
+ROOM = 4.0  # how many times what was seen has to fit: other data reaches further
+
+
+def apply(model: ir.Model, request: Request) -> ir.Model:
+    """Run products and what follows them in float16. With calibration data, not where it comes near to overflowing.
+
+    The door stays float32. How many nodes are in float16, and which overflow, goes into the history.
+    """
+    original = _weights.begin(model, request)
+    graph = model.graph
+    able = halves.candidates(graph, frozenset(), halved)
+    products = [node for node in able if node.op_type in halves.PRODUCTS]
+    free = _weights.chosen(products, request, "matrix product or convolution")
+    refused = {str(node.name) for node in products} - {str(node.name) for node in free}
+    overflowing = _overflowing(original, able, request)
+    nodes = halves.candidates(graph, refused | set(overflowing), halved)
+    if not any(node.op_type in halves.PRODUCTS for node in nodes):
+        raise Unsupported("no product of the model fits float16", got=", ".join(overflowing[:5]))
+    total = sum(1 for _ in graph)
+    halves.narrow(graph, nodes, halved)
+    edit.drop_unused(model)
+    request.found |= {"nodes in float16": len(nodes), "nodes": total, "overflowing": overflowing}
+    _weights.evidence(original, model, request)
+    return model
+
+
+def _overflowing(original: ir.Model, nodes: list[ir.Node], request: Request) -> list[str]:
+    """The names of nodes with an input or output beyond LARGEST/ROOM on the calibration data, where there is some."""
+    if request.calibration is None:
+        return []
+    names = {str(node.name) for node in nodes}
+    touched = {
+        str(node.name): [str(v.name) for v in (*node.inputs, *node.outputs) if v is not None and not v.is_initializer()]
+        for node in original.graph if node.name in names
+    }  # fmt: skip
+    floats = {
+        str(value.name)
+        for value in (*original.graph.inputs, *(v for node in original.graph for v in node.outputs))
+        if value.dtype is not None and int(value.dtype) == halves.FLOAT
+    }
+    watched = sorted({value for values in touched.values() for value in values} & floats)
+    watch, seen = Watch(original, watched, 1), 0
+    with request.open(watch.graph(False)) as session:
+        for feeds in request.calibration:
+            request.progress("looking for overflow", seen, request.calibration.samples or 0)
+            watch.add(session.run(feeds))
+            seen += _weights.rows(feeds)
+            if seen >= request.effort.first:
+                break
+    lows, highs = watch.extremes(watched)
+    peaks = np.maximum(-lows.min(axis=0), highs.max(axis=0))
+    bad = {name for name, peak in zip(watched, peaks, strict=True) if not peak * ROOM <= LARGEST}
+    return [name for name, values in touched.items() if bad & set(values)]

@@ -1,0 +1,184 @@
+"""ONNX Runtime beside the CPU: its execution providers, why one cannot run here, and the nodes that it leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import io
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgerun.errors import EdgerunError, Unsupported, unknown
+from edgerun.passes import Issue
+from edgerun.runtime import Options
+from edgerun.targets import _cuda as cuda
+
+log = logging.getLogger("edgerun")
+# Our keys in Options.extra.
+PROVIDER, TF32, GRAPH = "PROVIDER", "TF32", "CUDA_GRAPH"
+KEYS = frozenset({PROVIDER, TF32, GRAPH})
+RECORD = "session.record_ep_graph_assignment_info"  # the runtime's key: without it, it doesn't say where nodes run
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider by the runtime's `name`, and what a machine needs for it.
+
+    `library` is the part of the file's name that holds it ("": the runtime itself does; else a GPU's). `said` are its
+    options that are never left to it, `switches` ours by name with its own. It has what is in `always` and cannot be
+    told otherwise. What it leaves is offered to `then` before the CPU. `install` says how to get it.
+    """
+
+    name: str
+    install: str
+    library: str = ""
+    said: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, str] = field(default_factory=dict)
+    always: frozenset[str] = frozenset()
+    then: tuple[str, ...] = ()
+
+
+_GPU = "pip install 'onnxruntime-gpu[cuda,cudnn]' in place of onnxruntime"
+PROVIDERS = {
+    "CPU": Provider("CPUExecutionProvider", ""),
+    # Its own search for convolutions is a race, which may end with other kernels, and so other bits, in every session.
+    "CUDA": Provider(
+        "CUDAExecutionProvider", _GPU, "cuda", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+        {TF32: "use_tf32", GRAPH: "enable_cuda_graph"},
+    ),
+    "TENSORRT": Provider(
+        "TensorrtExecutionProvider", f"{_GPU}, and the TensorRT that it was built with", "tensorrt",
+        always=frozenset({TF32}), then=("CUDA",),
+    ),
+    "XNNPACK": Provider("XnnpackExecutionProvider", "build ONNX Runtime with --use_xnnpack"),
+}  # fmt: skip
+
+WANTED = f"{PROVIDER}={'|'.join(PROVIDERS)}, {TF32}=0|1, {GRAPH}=0|1"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The provider that is asked for, by our name, and its switches that are on."""
+
+    key: str
+    on: frozenset[str]
+
+    @property
+    def provider(self) -> Provider:
+        """What the name stands for."""
+        return PROVIDERS[self.key]
+
+    @property
+    def graph(self) -> bool:
+        """Whether runs are replayed as CUDA graphs."""
+        return GRAPH in self.on
+
+    def listed(self, threads: int) -> list[tuple[str, dict[str, str]]]:
+        """What InferenceSession takes as `providers`: names with options, the one asked for first."""
+        found = []
+        for key in (self.key, *self.provider.then):
+            of = PROVIDERS[key]
+            said = dict(of.said) | {name: str(int(ours in self.on)) for ours, name in of.switches.items()}
+            if key == "XNNPACK":  # its pool is its own, beside the session's
+                said["intra_op_num_threads"] = str(threads)
+            found.append((of.name, said))
+        return found
+
+    def device(self) -> dict[str, str]:
+        """What a fingerprint has to say beside the runtime's own; nothing for the CPU."""
+        if self.key == "CPU":
+            return {}
+        told = {
+            "provider": self.key,
+            "flags": " ".join(f"{key.lower()}={int(key in self.on)}" for key in (TF32, GRAPH)),
+        }
+        if self.provider.library and cuda.missing() is None:
+            gpu = cuda.gpu()
+            capability, version = ("{}.{}".format(*pair) for pair in (gpu.capability, gpu.cuda))
+            told |= {"gpu": gpu.name, "capability": capability, "cuda": version}
+        return told
+
+
+def choice(options: Options) -> Choice:
+    """Read our keys of `Options.extra`. Raises EdgerunError for a value that there is none of."""
+    key = options.extra.get(PROVIDER, "CPU")
+    if key not in PROVIDERS:
+        raise unknown("execution provider", key, PROVIDERS)
+    of, on = PROVIDERS[key], set[str]()
+    for switch in (TF32, GRAPH):
+        value = options.extra.get(switch)
+        if value not in (None, "0", "1"):
+            raise EdgerunError(f"{switch} is a switch", got=value, wanted="0 or 1")
+        if switch in of.always and value != "1":
+            raise Unsupported(
+                f"{PROVIDER}={key} has no way to turn {switch} off", got=value, do=f"say {switch}=1 as well"
+            )
+        if value == "1" and switch not in {*of.switches, *of.always}:
+            names = " or ".join(name for name, other in PROVIDERS.items() if switch in {*other.switches, *other.always})
+            raise EdgerunError(f"{PROVIDER}={key} has no {switch}", got=f"{switch}=1", wanted=f"{PROVIDER}={names}")
+        on |= {switch} if value == "1" else set()
+    return Choice(key, frozenset(on))
+
+
+def require(runtime: Any, chosen: Choice) -> None:
+    """Raise Unsupported with the reason where the provider cannot run: the runtime would take the CPU instead."""
+    if reason := missing(runtime, chosen.provider):
+        do = "run it where an NVIDIA GPU is" if reason == cuda.missing() else chosen.provider.install
+        raise Unsupported(f"ONNX Runtime cannot run on {chosen.key} here", got=reason, do=do)
+
+
+def missing(runtime: Any, of: Provider) -> str | None:
+    """None, or why the provider cannot run: the list of what a build has tells nothing of what can be loaded."""
+    if of.name not in runtime.get_available_providers():
+        return f"this build of ONNX Runtime has no {of.name}"
+    return (cuda.missing() or _unloadable(runtime, of.library)) if of.library else None
+
+
+@functools.cache
+def _unloadable(runtime: Any, library: str) -> str | None:
+    """None, or what is missing of CUDA, cuDNN or TensorRT; those of NVIDIA's packages are looked for first."""
+    preload = getattr(runtime, "preload_dlls", None)  # from 1.21 on
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            preload()
+    try:  # as the runtime does it: what providers share is loaded for all
+        for name, mode in (("shared", ctypes.RTLD_GLOBAL), (library, ctypes.DEFAULT_MODE)):
+            path = Path(runtime.__file__).parent / f"capi/libonnxruntime_providers_{name}.so"
+            if path.exists():
+                ctypes.CDLL(str(path), mode=mode)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def left(session: Any, chosen: Choice) -> tuple[Issue, ...]:
+    """The nodes of an open session that run elsewhere, each with where; told on stderr as well.
+
+    Nodes that only compute shapes are among them: the runtime leaves those on the CPU by itself.
+    """
+    if chosen.key == "CPU":
+        return ()
+    assigned = getattr(session, "get_provider_graph_assignment_info", None)
+    if assigned is None:
+        _tell(f"this version of ONNX Runtime does not say which nodes run on {chosen.key}")
+        return ()
+    parts = [(str(part.ep_name).removesuffix("ExecutionProvider"), list(part.get_nodes())) for part in assigned()]
+    own = chosen.provider.name.removesuffix("ExecutionProvider")
+    found = tuple(Issue(n.name, n.op_type, f"runs on {place}") for place, nodes in parts if place != own for n in nodes)
+    if found:
+        total = sum(len(nodes) for _, nodes in parts)
+        counts = ", ".join(f"{op} {count}" for op, count in Counter(issue.op for issue in found).most_common())
+        places = " and ".join(sorted({place for place, nodes in parts if place != own and nodes}))
+        _tell(f"{len(found)} of {total} nodes do not run on {chosen.key} but on {places}: {counts}")
+    return found
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    """Once: a benchmark opens the same model many times."""
+    log.warning(text)
