@@ -26,6 +26,7 @@ from edgerun.targets import _openvino_profile as counters
 if TYPE_CHECKING:
     import onnx
 
+    from edgerun.devices import Device
     from edgerun.model import Model
 
 summary = "OpenVINO on the CPU"
@@ -211,11 +212,12 @@ def _untranslated(proto: onnx.ModelProto, report: str) -> Iterator[Issue]:
             yield Issue(node.name or node.output[0], node.op_type, reasons[kind])
 
 
-def quantization() -> Quantization:
+def quantization(device: Device | None = None) -> Quantization:
     """What the CPU plugin's low-precision transformations turn into integer kernels."""
+    flags = _allowed(machine.isa()) if device is None else _cpu.flags(device)
     return replace(
         _cpu.RULES,
-        reduced_range=_cpu.saturates(_allowed(machine.isa())),
+        reduced_range=_cpu.saturates(flags, device),
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
         compute=_cpu.RULES.compute | {"ConvTranspose"},
         fused_sum=True,

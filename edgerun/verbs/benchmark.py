@@ -13,11 +13,13 @@ import numpy as np
 
 from edgerun import registry
 from edgerun.data import Data, Feeds
+from edgerun.devices import Device
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.measure.latency import in_sessions
 from edgerun.measure.stats import Estimate, Sessions, quantile, speedup, verdict
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Options, Session, TensorSpec
+from edgerun.verbs import devices
 from edgerun.verbs.feeds import feeds_for, located
 from edgerun.verbs.load import load, target_for
 
@@ -74,6 +76,7 @@ def benchmark(
     models: Sequence[str | Path],
     *,
     target: str | None = None,
+    device: Device | str | Path | None = None,
     options: Options | None = None,
     data: Any = None,
     preprocessing: Preprocessing | str | Path | None = None,
@@ -88,11 +91,15 @@ def benchmark(
     All are opened together nine times, for an equal share of `rounds` and `seconds` (opening not counted).
     Without `data` the feed is seeded noise, and the result says so. `batch` counts where the models leave it open
     (default 1). `shapes` (`name:[1,3,224,224]`) fix dynamic dimensions. `progress` gets the share done.
+    With `device`, a known one or a file, nothing is timed unless this machine may be it.
     All models get the same bytes; raises EdgerunError when one does not take them.
     """
     if not models:
         raise EdgerunError("no model to time", wanted="at least one")
     options = options or Options()
+    if device is not None:
+        where, target = devices.chosen(device, target)
+        devices.here(where, target)
     places = [located(model, target) for model in models]
     targets = [own or target_for(path.suffix) for path, own in places]
     names = _names([str(path) for path, _ in places], targets)
