@@ -85,13 +85,13 @@ class Limits:
     ir_version: int
     opset: int
 
-    def exceeded(self, model: Model) -> list[Issue]:
-        """What of `model` is too new, as issues of no single node."""
+    def exceeded(self, model: Model, where: str = "here") -> list[Issue]:
+        """What of `model` is too new, as issues of no single node; `where` these limits are."""
         found, opset = [], model.ir.opset_imports.get("", 0)
         if model.ir.ir_version > self.ir_version:
-            found.append(f"IR version {model.ir.ir_version} is newer than {self.ir_version}, the newest read here")
+            found.append(f"IR version {model.ir.ir_version} is newer than {self.ir_version}, the newest read {where}")
         if opset > self.opset:
-            found.append(f"opset {opset} is newer than {self.opset}, the newest read here")
+            found.append(f"opset {opset} is newer than {self.opset}, the newest read {where}")
         return [Issue("", "", reason) for reason in found]
 
 

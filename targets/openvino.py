@@ -206,10 +206,18 @@ def _untranslated(proto: onnx.ModelProto, report: str) -> Iterator[Issue]:
             for name in names.split(", "):
                 detail = re.search(rf"-- {re.escape(name)} with a message:\n(.*?)\n(?:\n|-- )", report, re.DOTALL)
                 reasons[name.rpartition("-")[0] or name] = f"{fixed}: {ir.reason(detail[1])}" if detail else fixed
-    for node in proto.graph.node:
+    for node in _nodes(proto.graph):
         kind = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
         if kind in reasons:
             yield Issue(node.name or node.output[0], node.op_type, reasons[kind])
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of branches and loops included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g)
 
 
 def quantization(device: Device | None = None) -> Quantization:

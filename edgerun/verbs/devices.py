@@ -59,7 +59,7 @@ def limits(device: Device | None, target: str) -> Limits:
 
 def check_limits(model: Model, device: Device | None, target: str) -> None:
     """Raise Unsupported when `device` does not read the model's IR version or opset."""
-    if device is not None and (issues := limits(device, target).exceeded(model)):
+    if device is not None and (issues := limits(device, target).exceeded(model, "there")):
         raise Unsupported(
             f"{device.name} does not read the model", got=issues[0].reason,
             do=f"edgerun check --device {device.name} --fix FILE.onnx, or convert its source with --device",

@@ -147,8 +147,17 @@ def test_compress_for_this_machine_is_timed(cli: Cli, tmp_path: Path) -> None:
     save_linear(tmp_path / "m.onnx")
     np.savez(tmp_path / "x.npz", x=X)
     cli("probe", "-o", tmp_path / "mine.toml")
-    told = cli("compress", tmp_path / "m.onnx", "--calibration", tmp_path / "x.npz", "--preset", "fast", "--json",
-               "--allow-slower", "--placement", "clock", "--device", tmp_path / "mine.toml", "-o", tmp_path / "s.onnx")  # fmt: skip
+    words = (
+        "--calibration",
+        tmp_path / "x.npz",
+        "--preset",
+        "fast",
+        "--json",
+        "--allow-slower",
+        "--placement",
+        "clock",
+    )
+    told = cli("compress", tmp_path / "m.onnx", *words, "--device", tmp_path / "mine.toml", "-o", tmp_path / "s.onnx")
     assert told.code == 0 and "speed" in json.loads(told.out)
 
 
