@@ -112,8 +112,8 @@ class Device:
 def known() -> list[Device]:
     """The devices in `targets/devices/*.toml`, by name. Raises Unsupported below Python 3.11, which reads no TOML."""
     folder = resources.files("edgerun.targets") / FOLDER
-    found = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return [read(f.name.removesuffix(".toml"), f.read_text(encoding="utf-8")) for f in found]
+    found = {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
+    return [read(name, found[name].read_text(encoding="utf-8")) for name in sorted(found)]
 
 
 def find(name: str | Path) -> Device:

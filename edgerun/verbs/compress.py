@@ -97,6 +97,7 @@ def compress(
     _refuse_overwrite(output, force)
     where, target = devices.chosen(device, target)
     name, chosen, rules = _chosen(scheme, target, output, where)
+    devices.check_output(where, target, scheme, output)
     idle, placement = proof.idle(chosen, target, output, max_drop), _placement(placement, where, target)
     check_ranges(ranges)
     if ranges != "auto" and not registry.quantizer(name).needs_calibration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from edgerun.runtime import machine
 if TYPE_CHECKING:
     from edgerun.model import Model
 
+log = logging.getLogger("edgerun")
 DEFAULT_TARGET = "onnxruntime"
 _TOLD = ("gpu", "capability", "cuda")  # of a target's fingerprint
 
@@ -55,6 +57,17 @@ def limits(device: Device | None, target: str) -> Limits:
     """The newest IR version and opset that `target` reads on `device`; where that is not known, here."""
     there = device.limits(target) if device is not None else None
     return there or registry.target(target).limits()
+
+
+def check_output(device: Device | None, target: str, scheme: str, output: str | Path | None) -> None:
+    """Raise Unsupported for an engine that only this machine's GPU would run; tell of a scheme that is not fast there."""
+    if device is None:
+        return
+    bound = output is not None and Path(output).suffix != ".onnx" and "capability" in registry.target(target).device()
+    if bound and (reason := elsewhere(device, target)):
+        raise Unsupported(f"an engine made here does not run on {device.name}", got=reason, do="write .onnx")
+    if target == device.target and scheme not in (fast := device.value("schemes")):
+        log.info("%s is not among the schemes that are fast on %s: %s", scheme, device.name, ", ".join(fast))
 
 
 def check_limits(model: Model, device: Device | None, target: str) -> None:

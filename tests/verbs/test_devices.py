@@ -161,6 +161,42 @@ def test_compress_for_this_machine_is_timed(cli: Cli, tmp_path: Path) -> None:
     assert told.code == 0 and "speed" in json.loads(told.out)
 
 
+@pytest.mark.usefixtures("vnni")
+def test_the_device_makes_what_its_environment_made(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--device xeon-avx2` stores the very integers that a machine capped to AVX2 stores."""
+    save_linear(
+        tmp_path / "m.onnx", np.where(np.random.default_rng(0).random((8, 4)) < 0.5, 1, 0.97).astype(np.float32)
+    )
+    np.savez(tmp_path / "x.npz", x=np.abs(X))
+    words = ("compress", tmp_path / "m.onnx", "--calibration", tmp_path / "x.npz", "--preset", "fast")
+    assert cli(*words, "--device", "xeon-avx2", "-o", tmp_path / "device.onnx").code == 0
+    assert cli(*words, "--target", "openvino", "-o", tmp_path / "here.onnx").code == 0
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert cli(*words, "--target", "openvino", "-o", tmp_path / "capped.onnx").code == 0
+    device, here, capped = (
+        [t.SerializeToString() for t in onnx.load(tmp_path / f"{name}.onnx").graph.initializer]
+        for name in ("device", "here", "capped")
+    )
+    assert device == capped != here
+
+
+def test_an_engine_of_another_gpu_is_not_written(cli: Cli, tmp_path: Path) -> None:
+    if registry.target("tensorrt", usable=False).available():
+        pytest.skip("TensorRT is not here")
+    save_linear(tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=X)
+    told = cli("compress", tmp_path / "m.onnx", "--calibration", tmp_path / "x.npz", "--device", "jetson-orin-nano",
+               "-o", tmp_path / "s.engine")  # fmt: skip
+    assert told.code == 3 and "an engine made here does not run on jetson-orin-nano" in told.err
+
+
+def test_a_scheme_that_is_not_fast_there_is_told(cli: Cli, tmp_path: Path) -> None:
+    save_linear(tmp_path / "m.onnx", np.ones((64, 64), np.float32))
+    told = cli("compress", tmp_path / "m.onnx", "--scheme", "w8a16", "--device", "raspberry-pi-5", "-o",
+               tmp_path / "s.onnx")  # fmt: skip
+    assert told.code == 0 and "w8a16 is not among the schemes that are fast on raspberry-pi-5" in told.err, told.err
+
+
 def _opset(path: Path, opset: int, ir_version: int) -> Path:
     proto = onnx.load(path)
     proto.opset_import[0].version, proto.ir_version = opset, ir_version
