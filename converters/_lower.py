@@ -73,7 +73,7 @@ def expanded(proto: onnx.ModelProto, ops: Collection[str]) -> tuple[onnx.ModelPr
         if t.name not in known
     )
     try:
-        made = inline_selected_functions(typed, [("", op) for op in ops], inline_schema_functions=True)
+        made = inline_selected_functions(typed, [("", op) for op in sorted(ops)], inline_schema_functions=True)
     except Exception as error:  # C++ assertions come as RuntimeError
         raise Unsupported(f"{', '.join(sorted(ops))} cannot be written otherwise", got=first_line(error)) from error
     del made.graph.input[inputs:]
@@ -91,13 +91,12 @@ def defined(ops: Collection[str], opset: int) -> set[str]:
 
     found = set()
     for op in ops:
-        if onnx.defs.has(op, ""):
-            try:
-                schema: Any = onnx.defs.get_schema(op, opset, "")
-            except onnx.defs.SchemaError:
-                continue  # it is newer than the model
-            if schema.has_function or schema.has_context_dependent_function:
-                found.add(op)
+        try:
+            schema: Any = onnx.defs.get_schema(op, opset, "")
+        except onnx.defs.SchemaError:
+            continue  # no operator of the standard, or not of this opset
+        if schema.has_function or schema.has_context_dependent_function:
+            found.add(op)
     return found
 
 
@@ -120,9 +119,14 @@ def too_new(proto: onnx.ModelProto, opset: int) -> Iterator[onnx.NodeProto]:
     import onnx
 
     for node in nodes(proto.graph):
-        if node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type, ""):
-            if onnx.defs.get_schema(node.op_type, opset_of(proto), "").since_version > opset:
-                yield node
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset_of(proto), "")
+        except onnx.defs.SchemaError:
+            continue  # no operator of the standard, or not of this opset: that is for the target to refuse
+        if schema.since_version > opset:
+            yield node
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -115,7 +115,7 @@ def signed(proto: onnx.ModelProto) -> Made | None:
             readers.setdefault(name, []).append(node)
     makers = {name: node for node in graph.node for name in node.output}
     shifted: set[str] = set()
-    for name in [n for n in {*makers, *constants} if types.get(n) == "uint8" and n not in outputs]:
+    for name in [n for n in dict.fromkeys((*makers, *constants)) if types.get(n) == "uint8" and n not in outputs]:
         maker, after = makers.get(name), readers.get(name, [])
         fits = (maker.op_type == "QuantizeLinear") if maker is not None else name in constants
         if fits and after and all(n.op_type == "DequantizeLinear" and n.input[0] == name for n in after):

@@ -43,6 +43,8 @@ def command(
         echo_json(found)
     else:
         _echo(found, fix)
+    if subgraph is not None and found.part is None:
+        click.echo("nothing fails, so no part was written", err=True)
     found.require(strict)
 
 

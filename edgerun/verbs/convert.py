@@ -59,9 +59,10 @@ def convert(
     name = converter or _recognised(source)
     if is_file and Path(source).is_dir() and not registry.converter(name).recognises(source):
         raise EdgerunError("not a file", got=source, wanted=f"what the converter {name!r} reads", do="leave --from out")
+    preferred = _usable(name).newest_opset
     where, chosen = devices.chosen(device, target)
     newest = devices.limits(where, chosen)
-    wanted = _opset(where.name if where else chosen, newest.opset, opset, _usable(name).newest_opset)
+    wanted = _opset(where.name if where else chosen, newest.opset, opset, preferred)
     if trust:
         _refuse_needless_trust(name, is_file)
     with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:

@@ -60,7 +60,7 @@ def limits(device: Device | None, target: str) -> Limits:
 
 
 def check_output(device: Device | None, target: str, scheme: str, output: str | Path | None) -> None:
-    """Raise Unsupported for an engine that only this machine's GPU would run; tell of a scheme that is not fast there."""
+    """Raise Unsupported for an engine that only this machine's GPU runs; tell of a scheme that is not fast there."""
     if device is None:
         return
     bound = output is not None and Path(output).suffix != ".onnx" and "capability" in registry.target(target).device()

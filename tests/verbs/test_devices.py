@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from edgerun import devices, registry
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import machine
 from edgerun.verbs.devices import probe
@@ -63,6 +63,17 @@ def test_a_probe_is_a_device(cli: Cli, tmp_path: Path) -> None:
     assert again.code == 2 and "--force" in again.err
     assert cli("probe", "-o", path, "--force", "--target", "openvino").code == 0
     assert devices.find(path).target == "openvino"
+
+
+def test_a_probe_needs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.10, a Jetson's, reads no TOML: it writes it all the same."""
+
+    def unreadable() -> list[devices.Device]:
+        raise Unsupported("devices are TOML")
+
+    monkeypatch.setattr(devices, "known", unreadable)
+    found = probe()
+    assert found.target == "onnxruntime" and devices.read("mine", found.toml()).facts == found.facts
 
 
 def test_a_board_knows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
