@@ -36,8 +36,9 @@ format: $(READY)  ## Rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## Write docs/cli.md from the command line's own help
+docs: $(READY)  ## Write docs/cli.md from the command line's own help, docs/devices.md from the devices
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_devices.py
 
 zoo: $(READY)  ## Fetch and convert the real models into the cache (360 MB)
 	$(BIN)/python -m bench.zoo

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgerun.model import Model
     from edgerun.runtime import Engine, Options, Session, TensorSpec
     from edgerun.verbs.benchmark import benchmark
+    from edgerun.verbs.check import check
     from edgerun.verbs.compare import compare
     from edgerun.verbs.compile import compile
     from edgerun.verbs.compress import compress
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Engine", "Model", "Options", "Session", "TensorSpec", "__version__", "benchmark", "compare", "compile", "compress",
-    "convert", "evaluate", "inspect", "load", "warm", "why_slow", "why_wrong",
+    "Engine", "Model", "Options", "Session", "TensorSpec", "__version__", "benchmark", "check", "compare", "compile",
+    "compress", "convert", "evaluate", "inspect", "load", "warm", "why_slow", "why_wrong",
 ]  # fmt: skip
 _RUNTIME = ("Engine", "Options", "Session", "TensorSpec")
 

@@ -16,6 +16,7 @@ from edgerun.runtime import Engine, Options, Session, TensorSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgerun.devices import Device
     from edgerun.model import Model
 
 Feeds = Mapping[str, np.ndarray]
@@ -84,13 +85,13 @@ class Limits:
     ir_version: int
     opset: int
 
-    def exceeded(self, model: Model) -> list[Issue]:
-        """What of `model` is too new, as issues of no single node."""
+    def exceeded(self, model: Model, where: str = "here") -> list[Issue]:
+        """What of `model` is too new, as issues of no single node; `where` these limits are."""
         found, opset = [], model.ir.opset_imports.get("", 0)
         if model.ir.ir_version > self.ir_version:
-            found.append(f"IR version {model.ir.ir_version} is newer than {self.ir_version}, the newest read here")
+            found.append(f"IR version {model.ir.ir_version} is newer than {self.ir_version}, the newest read {where}")
         if opset > self.opset:
-            found.append(f"opset {opset} is newer than {self.opset}, the newest read here")
+            found.append(f"opset {opset} is newer than {self.opset}, the newest read {where}")
         return [Issue("", "", reason) for reason in found]
 
 
@@ -260,7 +261,7 @@ class Target(Protocol):
 
     `available` says why nothing can be done with it here, `runnable` why what it compiles cannot run here (no GPU):
     then `check`, `compile` and `save` work, `load` and `profile` raise Unsupported, and no engine is given out as
-    compared with the reference.
+    compared with the reference. `quantization` is that of this machine, or of a `device` elsewhere.
     """
 
     summary: str
@@ -272,7 +273,7 @@ class Target(Protocol):
     def runnable(self) -> str | None: ...
     def device(self) -> Mapping[str, str]: ...
     def limits(self) -> Limits: ...
-    def quantization(self) -> Quantization: ...
+    def quantization(self, device: Device | None = None) -> Quantization: ...
     def check(self, model: Model) -> list[Issue]: ...
     def compile(self, model: Model, options: Options) -> Engine: ...
     def save(self, engine: Engine, path: Path) -> None: ...

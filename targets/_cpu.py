@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Set
+from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
+from edgerun.runtime import machine
+
+if TYPE_CHECKING:
+    from edgerun.devices import Device
 
 # Each adds u8·s8 products in 32 bits. x86 without one adds two of them in 16; ARM widens without one, too.
 DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
@@ -21,6 +26,12 @@ RULES = Quantization(
 )
 
 
-def saturates(flags: Set[str], machine: str = "") -> bool:
+def flags(device: Device | None) -> set[str]:
+    """Instruction sets of `device`, or of this machine."""
+    return set(device.isa if device is not None else machine.isa())
+
+
+def saturates(flags: Set[str], device: Device | None) -> bool:
     """Whether a kernel that multiplies u8 by s8 with these instruction sets adds two products in 16 bits."""
-    return (machine or platform.machine()).lower() in ("x86_64", "amd64", "i686", "x86") and not DOT_PRODUCT & flags
+    arch = platform.machine() if device is None else device.arch
+    return arch.lower() in ("x86_64", "amd64", "i686", "x86") and not DOT_PRODUCT & flags

@@ -25,6 +25,7 @@ from edgerun.targets import _onnxruntime_profile as trace
 from edgerun.targets import _onnxruntime_providers as providers
 
 if TYPE_CHECKING:
+    from edgerun.devices import Device
     from edgerun.model import Model
 
 summary = "ONNX Runtime on the CPU"
@@ -259,13 +260,13 @@ def _newest(model: Any, first: int) -> int:
     return version
 
 
-def quantization() -> Quantization:
+def quantization(device: Device | None = None) -> Quantization:
     """What the MLAS kernels of the CPU provider take in integers, as Q/DQ around the op."""
-    flags = set(machine.isa())
+    flags = _cpu.flags(device)
     return replace(
         _cpu.RULES,
         # The kernels for SSE widen before they multiply.
-        reduced_range=_cpu.saturates(flags) and "avx2" in flags,
+        reduced_range=_cpu.saturates(flags, device) and "avx2" in flags,
         float_output=frozenset({"MatMul", "Gemm"}),
         float_stem=4,
         dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),

@@ -26,6 +26,7 @@ from edgerun.targets import _openvino_profile as counters
 if TYPE_CHECKING:
     import onnx
 
+    from edgerun.devices import Device
     from edgerun.model import Model
 
 summary = "OpenVINO on the CPU"
@@ -205,17 +206,26 @@ def _untranslated(proto: onnx.ModelProto, report: str) -> Iterator[Issue]:
             for name in names.split(", "):
                 detail = re.search(rf"-- {re.escape(name)} with a message:\n(.*?)\n(?:\n|-- )", report, re.DOTALL)
                 reasons[name.rpartition("-")[0] or name] = f"{fixed}: {ir.reason(detail[1])}" if detail else fixed
-    for node in proto.graph.node:
+    for node in _nodes(proto.graph):
         kind = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
         if kind in reasons:
             yield Issue(node.name or node.output[0], node.op_type, reasons[kind])
 
 
-def quantization() -> Quantization:
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of branches and loops included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from _nodes(attribute.g)
+
+
+def quantization(device: Device | None = None) -> Quantization:
     """What the CPU plugin's low-precision transformations turn into integer kernels."""
+    flags = _allowed(machine.isa()) if device is None else _cpu.flags(device)
     return replace(
         _cpu.RULES,
-        reduced_range=_cpu.saturates(_allowed(machine.isa())),
+        reduced_range=_cpu.saturates(flags, device),
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
         compute=_cpu.RULES.compute | {"ConvTranspose"},
         fused_sum=True,

@@ -16,6 +16,7 @@ from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 
 if TYPE_CHECKING:
+    from edgerun.devices import Device
     from edgerun.model import Model
 
 summary = "the ONNX reference evaluator: slow, and what the others are compared with"
@@ -133,8 +134,8 @@ def _evaluator(proto: Any) -> Any:
         raise Unsupported("the reference cannot take the model", got=error) from error
 
 
-def quantization() -> Quantization:
-    """Q/DQ stands for any op: the evaluator computes what is written."""
+def quantization(device: Device | None = None) -> Quantization:
+    """Q/DQ stands for any op: the evaluator computes what is written, on every device."""
     return Quantization(
         schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32"),
         activation="uint8",

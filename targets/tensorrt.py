@@ -24,6 +24,7 @@ from edgerun.targets._tensorrt_session import TensorrtSession
 if TYPE_CHECKING:
     import onnx
 
+    from edgerun.devices import Device
     from edgerun.model import Model
 
 summary = "TensorRT on NVIDIA GPUs"
@@ -66,12 +67,12 @@ def limits() -> Limits:
     return READS[max(release for release in READS if release <= max(tensorrt.version(trt), min(READS)))]
 
 
-def quantization() -> Quantization:
+def quantization(device: Device | None = None) -> Quantization:
     """What TensorRT's explicit quantization fuses: int8 with zero point 0 on both sides of a product, float biases.
 
     NVIDIA's advice for Q/DQ: at the inputs of products and at the residual of a sum, not at outputs. Which kernels then
     run on int8 was read from what tensorrt_rtx builds for 8.9: Conv (depthwise too), Gemm and MatMul do, and MaxPool
-    between them; ConvTranspose does not.
+    between them; ConvTranspose does not. No other GPU has been looked at, so `device` changes nothing.
     """
     return Quantization(
         schemes=("w8a8", "w16a16"),

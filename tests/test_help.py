@@ -36,20 +36,34 @@ def _ran(*words: str, **environment: str) -> str:
     return done.stdout
 
 
-def _make_cli() -> Any:
-    spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
+def _maker(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_page_is_what_the_commands_say() -> None:
-    assert (ROOT / "docs" / "cli.md").read_text() == _make_cli().page(), "run `make docs`"
+@pytest.mark.parametrize("page", ["cli", "devices"])
+def test_the_page_is_what_its_sources_say(page: str) -> None:
+    assert (ROOT / "docs" / f"{page}.md").read_text() == _maker(f"make_{page}").page(), "run `make docs`"
 
 
 def test_the_verbs_are_there() -> None:
-    assert {"bench", "compare", "compile", "compress", "convert", "eval", "inspect", "run", "targets"} <= set(COMMANDS)
+    wanted = {
+        "bench",
+        "check",
+        "compare",
+        "compile",
+        "compress",
+        "convert",
+        "devices",
+        "eval",
+        "inspect",
+        "run",
+        "targets",
+    }
+    assert wanted <= set(COMMANDS)
     told = _ran("--help")
     assert all(f"\n  {name} " in told for name in COMMANDS) and "Exit codes" in told
     assert _ran("-h") == told

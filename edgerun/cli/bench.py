@@ -12,6 +12,7 @@ from edgerun.cli import _options
 @click.command()
 @click.argument("models", metavar="MODEL[@TARGET]...", nargs=-1, required=True)
 @click.option("--target", help="What runs the models; default: by the file's kind.")
+@click.option("--device", metavar="NAME|FILE.toml", help="Refuse to time anywhere but there; its target, unless named.")
 @click.option("--data", help="The feed is the first batch of it; default: seeded noise.")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the models leave it open (1).")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
@@ -25,9 +26,9 @@ from edgerun.cli import _options
 @click.option("--must-be-faster", is_flag=True, help="Exit 1 unless every further model is faster than the first.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (times in seconds).")
 def command(
-    models: tuple[str, ...], target: str | None, data: str | None, batch: int | None, threads: int, seconds: float,
-    rounds: int, shapes: tuple[str, ...], extra: dict[str, str], preprocessing: Path | None, must_be_faster: bool,
-    as_json: bool,
+    models: tuple[str, ...], target: str | None, device: str | None, data: str | None, batch: int | None, threads: int,
+    seconds: float, rounds: int, shapes: tuple[str, ...], extra: dict[str, str], preprocessing: Path | None,
+    must_be_faster: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time models against each other, interleaved; the first is the baseline.
 
@@ -40,8 +41,8 @@ def command(
 
     with progress("timing") as show:
         result = benchmark(
-            models, target=target, options=Options(threads, extra), data=data, preprocessing=preprocessing, batch=batch,
-            shapes=shapes, seconds=seconds, rounds=rounds, progress=show,
+            models, target=target, device=device, options=Options(threads, extra), data=data,
+            preprocessing=preprocessing, batch=batch, shapes=shapes, seconds=seconds, rounds=rounds, progress=show,
         )  # fmt: skip
     echo_notes(result.notes)
     if as_json:

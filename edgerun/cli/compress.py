@@ -25,7 +25,8 @@ SCHEMES = (
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write: .onnx, .xml, or .engine."
 )
 @click.option("--scheme", default="w8a8", show_default=True, help=SCHEMES)
-@click.option("--target", default="onnxruntime", show_default=True, help="Whose kernels decide the placement.")
+@click.option("--target", metavar="NAME", help="Whose kernels decide the placement (onnxruntime, or the device's).")
+@click.option("--device", metavar="NAME|FILE.toml", help="The device it is for: its target, instruction sets, limits.")
 @click.option(
     "--calibration",
     metavar="DATA",
@@ -65,10 +66,10 @@ SCHEMES = (
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was decided and measured as JSON.")
 def command(
-    model: Path, output: Path, scheme: str, target: str, calibration: str, preset: str, ranges: str,
-    keep_float: tuple[str, ...], limit: int | None, memory_cap: int, preprocessing: Path | None, max_drop: str | None,
-    labelled: str | None, logits: str | None, placement: str | None, shapes: tuple[str, ...], allow_slower: bool,
-    force: bool, as_json: bool,
+    model: Path, output: Path, scheme: str, target: str | None, device: str | None, calibration: str, preset: str,
+    ranges: str, keep_float: tuple[str, ...], limit: int | None, memory_cap: int, preprocessing: Path | None,
+    max_drop: str | None, labelled: str | None, logits: str | None, placement: str | None, shapes: tuple[str, ...],
+    allow_slower: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun.cli._progress import Stages, give_memory_back
@@ -78,8 +79,8 @@ def command(
     speeds: list[Speed] = []
     with Stages() as progress:
         result = compress(
-            model, scheme=scheme, target=target, calibration=calibration, output=output, preset=preset, ranges=ranges,
-            keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, preprocessing=preprocessing,
+            model, scheme=scheme, target=target, device=device, calibration=calibration, output=output, preset=preset,
+            ranges=ranges, keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, preprocessing=preprocessing,
             max_drop=_points(max_drop), labelled=labelled, logits=logits, placement=placement, shapes=shapes,
             allow_slower=allow_slower, clocked=speeds.append, force=force, progress=progress,
         )  # fmt: skip
@@ -94,7 +95,9 @@ def command(
         click.echo(json.dumps(told))
         return
     found = step.options
-    click.echo(f"{output}: {after / 1e6:.2f} MB (was {before / 1e6:.2f} MB), {scheme} for {target}")
+    click.echo(
+        f"{output}: {after / 1e6:.2f} MB (was {before / 1e6:.2f} MB), {scheme} for {found['target']}{_on(found)}"
+    )
     for line in _decided(found):
         click.echo(line)
     for speed in speeds:
@@ -103,6 +106,10 @@ def command(
         _echo_search(found["max drop"])
     if found["random data"]:
         click.echo("the calibration data is random noise: expect the accuracy to be lost", err=True)
+
+
+def _on(found: Mapping[str, Any]) -> str:
+    return f" on {found['device']}" if "device" in found else ""
 
 
 def _echo_speed(speed: Speed) -> None:
@@ -149,7 +156,7 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
         corrected = "biases corrected" if found["bias correction"] else "biases as they were"
         yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
     else:
-        left_out = ("target", "scheme", "random data", "calibration", "engine", SQNR)
+        left_out = ("target", "scheme", "random data", "calibration", "engine", "device", SQNR)
         told = {k: v for k, v in found.items() if k not in left_out}
         yield ", ".join(f"{k}: {_brief(v)}" for k, v in told.items())
     if "engine" in found:

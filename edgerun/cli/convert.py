@@ -21,7 +21,8 @@ import click
 )
 @click.option("--factory", metavar="MODULE:CALLABLE", help="Builds the nn.Module that a state_dict belongs to.")
 @click.option("--from", "converter", metavar="NAME", help="The converter to use, instead of asking the file.")
-@click.option("--target", default="onnxruntime", show_default=True, help="Whose opset and IR limits to keep.")
+@click.option("--target", metavar="NAME", help="Whose opset and IR limits to keep (onnxruntime, or the device's).")
+@click.option("--device", metavar="NAME|FILE.toml", help="The device whose limits to keep (edgerun devices).")
 @click.option("--opset", type=int, help="The newest ONNX opset to write, instead of the preferred one.")
 @click.option(
     "--trust",
@@ -46,8 +47,8 @@ import click
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
 def command(
-    source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str,
-    opset: int | None, trust: bool, timeout: float, memory_cap: float, force: bool, as_json: bool,
+    source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str | None,
+    device: str | None, opset: int | None, trust: bool, timeout: float, memory_cap: float, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring a trained model in: PyTorch, Keras, TensorFlow, scikit-learn or ONNX to checked ONNX.
 
@@ -61,8 +62,8 @@ def command(
     logging.getLogger("edgerun").setLevel(logging.INFO)
     try:
         model = convert(
-            source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, opset=opset,
-            trust=trust, force=force, limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
+            source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, device=device,
+            opset=opset, trust=trust, force=force, limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
         )  # fmt: skip
     finally:
         logging.getLogger("edgerun").removeHandler(progress)

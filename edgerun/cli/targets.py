@@ -8,25 +8,13 @@ import click
 
 
 @click.command()
-@click.option("--devices", "list_devices", is_flag=True, help="List the known devices, each fact with its source.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(list_devices: bool, as_json: bool) -> None:
+def command(as_json: bool) -> None:
     """Show what can run here, with versions and limits, or why not."""
     from dataclasses import asdict
 
-    from edgerun.verbs.targets import devices, targets
+    from edgerun.verbs.targets import targets
 
-    if list_devices:
-        known = devices()
-        if as_json:
-            click.echo(json.dumps([asdict(device) for device in known]))
-            return
-        for device in known:
-            click.echo(f"{device.name}: {device.summary}")
-            for name, fact in device.facts.items():
-                value = ", ".join(map(str, fact.value)) if isinstance(fact.value, list) else fact.value
-                click.echo(f"  {name:<12}{value}  ({fact.source})")
-        return
     found = targets()
     if as_json:
         click.echo(json.dumps([asdict(target) for target in found]))

@@ -46,6 +46,18 @@ def isa() -> tuple[str, ...]:
     return tuple(name for name in ISA if name in flags)
 
 
+def model(root: Path = _ROOT) -> str:
+    """What the machine calls itself: the board of its device tree, else its CPU's name, without trade marks."""
+    board = (_read(root / "sys/firmware/devicetree/base/model") or "").strip("\0\n ")
+    return board or " ".join(cpu().replace("(R)", " ").replace("(TM)", " ").split())
+
+
+def memory(root: Path = _ROOT) -> int:
+    """Bytes that this process may hold: the machine's, or fewer where a cgroup allows fewer."""
+    total = _cpuinfo(root / "proc/meminfo").get("MemTotal", "0 kB").split()[0]
+    return min([int(total) * 1024, *_memory_limits(root)])
+
+
 def fingerprint(runtime: str, version: str) -> dict[str, str]:
     """Where an engine is valid: the runtime and its version, architecture, CPU, instruction sets, threads."""
     return {
@@ -70,16 +82,30 @@ def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
 
 def _quotas(root: Path) -> Iterator[float]:
     """Cores granted by each limiting cgroup, from the process's own up to the top."""
+    for folder in _groups(root, "cpu"):
+        yield from _ratio(*(_read(folder / "cpu.max") or "").split())
+        yield from _ratio(_read(folder / "cpu.cfs_quota_us") or "", _read(folder / "cpu.cfs_period_us") or "")
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    """Bytes allowed by each limiting cgroup ("max", or an absurd number in v1, when there is no limit)."""
+    for folder in _groups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            if (text := (_read(folder / name) or "").strip()).isdigit():
+                yield int(text)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup (v2, or v1 of this controller) and of every group above it."""
     mount = root / "sys/fs/cgroup"
     for line in (_read(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, group = line.split(":", 2)
         relative = Path(group.lstrip("/"))
         for part in (relative, *relative.parents):
             if controllers == "":
-                yield from _ratio(*(_read(mount / part / "cpu.max") or "").split())
-            elif "cpu" in controllers.split(","):
-                for base in (mount / controllers / part, mount / "cpu" / part):
-                    yield from _ratio(_read(base / "cpu.cfs_quota_us") or "", _read(base / "cpu.cfs_period_us") or "")
+                yield mount / part
+            elif controller in controllers.split(","):
+                yield from (mount / controllers / part, mount / controller / part)
 
 
 def _ratio(quota_us: str = "", period_us: str = "") -> Iterator[float]:

@@ -13,11 +13,13 @@ import numpy as np
 
 from edgerun import registry
 from edgerun.data import Data, Feeds
+from edgerun.devices import Device
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.measure.latency import in_sessions
 from edgerun.measure.stats import Estimate, Sessions, quantile, speedup, verdict
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Options, Session, TensorSpec
+from edgerun.verbs import devices
 from edgerun.verbs.feeds import feeds_for, located
 from edgerun.verbs.load import load, target_for
 
@@ -74,6 +76,7 @@ def benchmark(
     models: Sequence[str | Path],
     *,
     target: str | None = None,
+    device: Device | str | Path | None = None,
     options: Options | Sequence[Options] | None = None,
     data: Any = None,
     preprocessing: Preprocessing | str | Path | None = None,
@@ -89,10 +92,14 @@ def benchmark(
     All are opened together nine times, for an equal share of `rounds` and `seconds` (opening not counted).
     Without `data` the feed is seeded noise, and the result says so. `batch` counts where the models leave it open
     (default 1). `shapes` (`name:[1,3,224,224]`) fix dynamic dimensions. `progress` gets the share done.
+    With `device`, a known one or a file, nothing is timed unless this machine may be it.
     All models get the same bytes; raises EdgerunError when one does not take them.
     """
     if not models:
         raise EdgerunError("no model to time", wanted="at least one")
+    if device is not None:
+        known, target = devices.chosen(device, target)
+        devices.here(known, target)
     told = [options or Options()] * len(models) if options is None or isinstance(options, Options) else list(options)
     if len(told) != len(models):
         raise EdgerunError("options are for all models, or one for each", got=len(told), wanted=str(len(models)))
@@ -117,8 +124,8 @@ def benchmark(
     timings: list[Timing] = []
     for name, where, own in zip(names, targets, told, strict=True):
         same = runs[name].same and not (timings and timings[0].verdict == OUTPUTS_DIFFER)
-        device = {**registry.target(where).device(), **own.extra}
-        timings.append(_timing(name, where, device, samples[name], samples[names[0]] if timings else None, same))
+        machine = {**registry.target(where).device(), **own.extra}
+        timings.append(_timing(name, where, machine, samples[name], samples[names[0]] if timings else None, same))
     done = sum(map(len, samples[names[0]]))
     shown = tuple(str(TensorSpec(name, array.dtype.name, array.shape)) for name, array in feed.items())
     return Benchmark(tuple(timings), feeds.batch, done, SESSIONS, told[0].threads, shown, feeds.notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 
 from edgerun import files, quantize, registry
 from edgerun.data import Data
+from edgerun.devices import Device
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
 from edgerun.passes import PRESETS, Quantization, Request, Target
@@ -21,13 +23,14 @@ from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs.work import layers
 from edgerun.readers import GivesInferenceData, GivesNext
 from edgerun.runtime import TensorSpec
-from edgerun.verbs import clock, placements, proof, search
+from edgerun.verbs import clock, devices, placements, proof, search
 from edgerun.verbs.benchmark import fixed
 from edgerun.verbs.clock import Speed
 from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.making import Making, Original, judged
 from edgerun.verbs.placements import Made
 
+log = logging.getLogger("edgerun")
 Progress = Callable[[str, int, int], None]
 DEFAULT_CAP = 192 << 20  # bytes of activations
 OLDEST_OPSET = 13
@@ -40,7 +43,8 @@ def compress(
     model: Model | str | Path,
     *,
     scheme: str = "w8a8",
-    target: str = "onnxruntime",
+    target: str | None = None,
+    device: Device | str | Path | None = None,
     calibration: str
     | Path
     | Mapping[str, np.ndarray]
@@ -69,6 +73,8 @@ def compress(
 ) -> Model:
     """`model` in `scheme`, in the form that `target` has kernels for; `output` is .onnx, or what the target writes.
 
+    `device` (a known one, or a file that `edgerun probe` wrote) gives the target unless it is named, the instruction
+    sets that its rules follow, and the newest opset and IR version; where this machine is another, nothing is timed.
     `calibration` is any kind of data that `edgerun.data.open_data` takes (at most `limit` samples of it); a folder of
     pictures goes through `preprocessing` (the contract or its JSON file), else the model's own. Schemes that need none
     do without; given some, `w4a16_b32` rounds better and every history tells what the result lost on it. `preset` is
@@ -90,8 +96,10 @@ def compress(
     """
     began, sizes = perf_counter(), list(shapes)
     _refuse_overwrite(output, force)
-    name, chosen, rules = _chosen(scheme, target, output)
-    idle, placement = proof.idle(chosen, target, output, max_drop), _placement(placement)
+    where, target = devices.chosen(device, target)
+    name, chosen, rules = _chosen(scheme, target, output, where)
+    devices.check_output(where, target, scheme, output)
+    idle, placement = proof.idle(chosen, target, output, max_drop), _placement(placement, where, target)
     check_ranges(ranges)
     if ranges != "auto" and not registry.quantizer(name).needs_calibration:
         raise EdgerunError(f"{scheme} has no static ranges to estimate", got=f"ranges {ranges!r}", do="leave it out")
@@ -101,6 +109,7 @@ def compress(
     original = Original(model)
     first = original.model
     _check_model(first)
+    devices.check_limits(first, where, target)
     _check_names(first, keep_float)
     if calibration is None and (max_drop is not None or registry.quantizer(name).needs_calibration):
         raise EdgerunError(
@@ -115,6 +124,8 @@ def compress(
     if max_drop is not None and data is not None:
         hold = _held(name, data, labelled, preprocessing, target, max_drop, logits)
     told = {"target": target, "scheme": scheme, "random data": data is not None and data.random}
+    if where is not None:
+        told["device"] = where.name
     if idle:
         told["engine"] = f"compiled, not run: {idle}"
     making = Making(name, original, target, rules, data, judged(first, data), ranges, frozenset(keep_float),
@@ -125,6 +136,7 @@ def compress(
     if placement == "clock" and not idle:
         made = _timed(made, making, preset, inputs, began, allow_slower, clocked)
     result, engine = made
+    devices.check_limits(result, where, target)
     if output is not None:
         _refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else chosen.save(engine, Path(output))
@@ -149,17 +161,25 @@ def _timed(
     return made
 
 
-def _placement(asked: str | None) -> str:
+def _placement(asked: str | None, device: Device | None, target: str) -> str:
+    """What was asked for, or the default; only rules where this machine's clock is not that of `device`."""
     found = asked or os.environ.get(PLACEMENT) or PLACEMENTS[0]
     if found not in PLACEMENTS:
         raise unknown("placement", found, PLACEMENTS)
+    if found == PLACEMENTS[0] and (reason := devices.elsewhere(device, target)):
+        if asked:
+            devices.here(device, target)
+        log.info("nothing is timed, as with --placement rules: this machine is not the device (%s)", reason)
+        return PLACEMENTS[1]
     return found
 
 
-def _chosen(scheme: str, target: str, output: str | Path | None) -> tuple[str, Target, Quantization]:
+def _chosen(
+    scheme: str, target: str, output: str | Path | None, device: Device | None
+) -> tuple[str, Target, Quantization]:
     """The pass that makes `scheme`, the target, and its rules. Raises when they do not go together."""
     name, chosen = quantize.pass_for(scheme), registry.target(target)
-    rules = chosen.quantization()
+    rules = devices.rules(device, target)
     if scheme not in rules.schemes:
         raise Unsupported(f"{target} has no kernels for {scheme}", wanted=", ".join(rules.schemes))
     if output is not None and Path(output).suffix not in chosen.suffixes:

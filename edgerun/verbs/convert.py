@@ -12,11 +12,13 @@ from typing import Any
 from edgerun import __version__, files, guard, parity, registry, sandbox
 from edgerun.converters import _ort
 from edgerun.converters._normalize import OLDEST_OPSET
+from edgerun.devices import Device
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model, Step
 from edgerun.parity import Parity
 from edgerun.passes import Converter, Trusting
 from edgerun.runtime import TensorSpec
+from edgerun.verbs import devices
 
 __all__ = ["Parity", "convert"]
 log = logging.getLogger("edgerun")
@@ -29,7 +31,8 @@ def convert(
     inputs: Sequence[TensorSpec | str] = (),
     factory: str | None = None,
     converter: str | None = None,
-    target: str = "onnxruntime",
+    target: str | None = None,
+    device: Device | str | Path | None = None,
     opset: int | None = None,
     trust: bool = False,
     force: bool = False,
@@ -40,7 +43,8 @@ def convert(
     A file, or a SavedModel's folder, is read and compared in a limited child process (`limits`); an object in this one.
     `inputs` are specs such as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch
     state_dict; `converter` is found from the source when None; `opset` is the newest to write, at most what `target`
-    reads. `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
+    (onnxruntime, or the device's) reads, on `device` (a known one, or a file) where that is given.
+    `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
     user. The figures of the comparison with the source are in the last Step of the history: `Parity.of(model)`.
 
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
@@ -55,7 +59,10 @@ def convert(
     name = converter or _recognised(source)
     if is_file and Path(source).is_dir() and not registry.converter(name).recognises(source):
         raise EdgerunError("not a file", got=source, wanted=f"what the converter {name!r} reads", do="leave --from out")
-    wanted = _opset(target, opset, _usable(name).newest_opset)
+    preferred = _usable(name).newest_opset
+    where, chosen = devices.chosen(device, target)
+    newest = devices.limits(where, chosen)
+    wanted = _opset(where.name if where else chosen, newest.opset, opset, preferred)
     if trust:
         _refuse_needless_trust(name, is_file)
     with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
@@ -68,6 +75,8 @@ def convert(
         else:
             convert_here(source, temporary, name, texts, factory, wanted)
         model = _load(folder / "model.onnx")
+    if issues := newest.exceeded(model):
+        raise Unsupported(f"{where.name if where else chosen} does not read the model", got=issues[0].reason)
     if output is not None:
         model.save(output)
     return model
@@ -122,12 +131,12 @@ def _gate(result: Parity) -> GateFailed:
     )
 
 
-def _opset(target: str, opset: int | None, preferred: int) -> int:
-    newest = registry.target(target).limits().opset
+def _opset(reader: str, newest: int, opset: int | None, preferred: int) -> int:
+    """The newest opset to write for `reader`, a device or a target, which reads `newest`."""
     if opset is None:
         return min(preferred, newest)
     if not OLDEST_OPSET <= opset <= newest:
-        raise EdgerunError(f"target {target!r} cannot use this opset", got=opset, wanted=f"{OLDEST_OPSET} to {newest}")
+        raise EdgerunError(f"{reader!r} cannot use this opset", got=opset, wanted=f"{OLDEST_OPSET} to {newest}")
     return opset
 
 

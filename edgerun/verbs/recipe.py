@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import files, guard, registry
+from edgerun import devices, files, guard, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.npy import read_npz
 from edgerun.passes import Feeds, Finishing
@@ -197,14 +197,8 @@ def _made(
 
 
 def _facts(device: str) -> dict[str, Any]:
-    """What the table of devices says of one, by name."""
-    from edgerun.errors import unknown
-    from edgerun.verbs.targets import devices
-
-    known = {entry.name: entry for entry in devices()}
-    if device not in known:
-        raise unknown("device", device, known)
-    return {name: fact.value for name, fact in known[device].facts.items()}
+    """What the table of devices, or a file, says of one."""
+    return {name: fact.value for name, fact in devices.find(device).facts.items()}
 
 
 def _expected(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -187,6 +187,7 @@ def test_a_device_has_every_command(device: Path, tmp_path: Path) -> None:
     ("words", "extra"),
     [
         ("inspect dense.onnx", "compress"),
+        ("check dense.onnx", "compress"),
         ("convert dense.onnx -o out.onnx", "compress"),
         ("compress dense.onnx -o out.onnx --calibration x.npz", "compress"),
         ("run dense.onnx --target openvino --feeds x.npz -o out.npz", "openvino"),

@@ -63,3 +63,27 @@ def test_fingerprint_is_text() -> None:
     told = machine.fingerprint("x", "1")
     assert told["runtime"] == "x" and told["arch"] and told["cpu"] and int(told["threads"]) >= 1
     assert set(told["isa"].split()) <= set(machine.ISA)
+
+
+@pytest.mark.parametrize(
+    ("group", "file", "limit", "memory"),
+    [
+        ("0::/box", "box/memory.max", "max", 8 << 30),
+        ("0::/box", "box/memory.max", str(1 << 30), 1 << 30),
+        ("0::/box/inner", "box/memory.max", str(1 << 30), 1 << 30),
+        ("3:memory:/box", "memory/box/memory.limit_in_bytes", str(2 << 30), 2 << 30),
+        ("3:memory:/box", "memory/box/memory.limit_in_bytes", "9223372036854771712", 8 << 30),
+    ],
+)
+def test_memory_is_what_the_cgroup_allows(tmp_path: Path, group: str, file: str, limit: str, memory: int) -> None:
+    _write(tmp_path / "proc/meminfo", f"MemTotal:       {8 << 20} kB\nMemFree:  5 kB\n")
+    _write(tmp_path / "proc/self/cgroup", group + "\n")
+    _write(tmp_path / "sys/fs/cgroup" / file, limit + "\n")
+    assert machine.memory(tmp_path) == memory
+
+
+def test_a_board_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "sys/firmware/devicetree/base/model", "Raspberry Pi 4 Model B Rev 1.4\0")
+    assert machine.model(tmp_path) == "Raspberry Pi 4 Model B Rev 1.4"
+    monkeypatch.setattr(machine, "cpu", lambda: "Intel(R) Core(TM) Ultra 7 155H")
+    assert machine.model(tmp_path / "none") == "Intel Core Ultra 7 155H"

@@ -11,7 +11,6 @@ import pytest
 
 from edgerun import cli, registry
 from edgerun.model import Model
-from edgerun.verbs.targets import devices
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -131,19 +130,3 @@ def test_targets_are_listed(call: Call) -> None:
     listed = {entry["name"]: entry for entry in json.loads(out)}
     assert list(listed) == registry.names("target")
     assert listed["onnxruntime"]["opset"] >= 20 and "w8a8" in listed["onnxruntime"]["schemes"]
-
-
-def test_devices_are_listed_with_sources(call: Call) -> None:
-    code, out, _ = call("targets", "--devices")
-    assert code == 0
-    known = devices()
-    assert {"raspberry-pi-5", "intel-n100", "generic-x86-64-vnni", "generic-aarch64"} <= {d.name for d in known}
-    for device in known:
-        assert device.name in out and device.summary
-        assert {"arch", "isa", "target", "schemes"} <= set(device.facts)
-        assert all(len(fact.source) > 10 for fact in device.facts.values())
-        target = device.facts["target"].value
-        assert target in registry.names("target")
-        assert set(device.facts["schemes"].value) <= set(registry.target(target, usable=False).quantization().schemes)
-    _, out, _ = call("targets", "--devices", "--json")
-    assert [entry["name"] for entry in json.loads(out)] == [device.name for device in known]

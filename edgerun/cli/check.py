@@ -1,0 +1,91 @@
+"""`edgerun check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from edgerun.measure.stats import Estimate
+    from edgerun.verbs.check import Check
+    from edgerun.verbs.fallbacks import Fallback
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", metavar="NAME", help="What shall run it (onnxruntime, or the device's).")
+@click.option("--device", metavar="NAME|FILE.toml", help="Where it shall run (edgerun devices).")
+@click.option(
+    "--strict", is_flag=True, help="No node between Q/DQ may run in float: exit 1 with the list and its cost."
+)
+@click.option("--subgraph", type=click.Path(path_type=Path), metavar="PART.onnx",
+              help="Write the smallest part that still fails.")  # fmt: skip
+@click.option("--fix", type=click.Path(path_type=Path), metavar="FIXED.onnx",
+              help="Write the model rewritten so that all of it runs, if it computes the same.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the outputs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (times in seconds).")
+def command(
+    model: Path, target: str | None, device: str | None, strict: bool, subgraph: Path | None, fix: Path | None,
+    force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Tell which nodes a target or a device does not run, or runs in float instead of on integers, and why.
+
+    Exit 1 when a node does not run, unless --fix wrote a model of which all nodes do.
+    """
+    from edgerun.cli._table import echo_json, echo_notes
+    from edgerun.verbs.check import check
+
+    found = check(model, target=target, device=device, strict=strict, part=subgraph, fix=fix, force=force)
+    echo_notes(found.notes)
+    if as_json:
+        echo_json(found)
+    else:
+        _echo(found, fix)
+    if subgraph is not None and found.part is None:
+        click.echo("nothing fails, so no part was written", err=True)
+    found.require(strict)
+
+
+def _echo(found: Check, fix: Path | None) -> None:
+    where = f"{found.target} on {found.device}" if found.device else found.target
+    for issue in found.refused:
+        click.echo(f"does not run: {f'{issue.node} ({issue.op}): ' if issue.node else ''}{issue.reason}")
+    by_reason: dict[str, list[Fallback]] = {}
+    for node in found.fell_back or ():
+        by_reason.setdefault(node.reason, []).append(node)
+    for reason, nodes in by_reason.items():
+        click.echo(f"in float ({len(nodes)} of {found.products} products between Q/DQ): {reason}")
+        for node in nodes:
+            click.echo(f"  {node.node} ({node.op}){_cost(node)}")
+    if found.fix is None:
+        for idea in found.ideas:
+            click.echo(f"--fix would try: {idea}")
+    if found.part is not None:
+        click.echo(f"{found.part.path}: the smallest part that fails: {', '.join(found.part.ops)}")
+    if found.fix is not None:
+        for line in found.fix.rewritten:
+            click.echo(f"rewritten: {line}")
+        c = found.fix.check
+        click.echo(
+            f"{found.fix.path}: runs; compared with the original ({c.reference}) on {c.runs} draws, run on "
+            f"{found.fix.ran}: relative error {c.relative_error:.2g}"
+        )
+    elif found.unfixed is not None:
+        click.echo(f"not rewritten: {found.unfixed}")
+    elif not found.refused:
+        click.echo(f"{found.model}: all {found.nodes} nodes run on {where}")
+        if fix is not None:
+            click.echo("nothing was rewritten, so nothing was written", err=True)
+
+
+def _cost(node: Fallback) -> str:
+    if node.seconds is None or node.share is None:
+        return ""
+    return f": {_span(node.seconds, 1e6)} µs, {_span(node.share, 100)} % of a run (9 sessions, one thread)"
+
+
+def _span(estimate: Estimate, factor: float) -> str:
+    value, low, high = (factor * x for x in (estimate.value, estimate.interval.low, estimate.interval.high))
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"

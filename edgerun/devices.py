@@ -1,0 +1,175 @@
+"""Devices as data: what is known of a board or a machine, each fact with its source. TOML in, TOML out."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgerun import files
+from edgerun.errors import EdgerunError, Unsupported, unknown
+from edgerun.passes import Limits
+from edgerun.runtime import machine
+
+# What a fact may be called, its type, and what it says.
+KEYS: dict[str, tuple[type, str]] = {
+    "arch": (str, "architecture, as `uname -m` tells it"),
+    "model": (str, "how the machine's own name begins: of its device tree, else of its CPU"),
+    "cpu": (str, "CPU"),
+    "cores": (int, "CPU cores"),
+    "isa": (list, "instruction sets that integer kernels use, in the kernel's spelling"),
+    "memory_gib": (list, "memory in GiB, by variant"),
+    "gpu": (str, "GPU"),
+    "capability": (str, "the GPU's CUDA compute capability"),
+    "npu": (str, "neural processing unit"),
+    "system": (str, "the system that it ships with"),
+    "cuda": (str, "CUDA version of that system"),
+    "python": (str, "Python version of that system"),
+    "onnxruntime": (str, "ONNX Runtime version"),
+    "openvino": (str, "OpenVINO version"),
+    "tensorrt": (str, "TensorRT version"),
+    "tensorrt_rtx": (str, "TensorRT for RTX version"),
+    "target": (str, "the target that models are made for unless another is named"),
+    "schemes": (list, "schemes of that target with kernels that are fast there"),
+    "ir_version": (int, "the newest ONNX IR version that the target reads there"),
+    "opset": (int, "the newest ONNX opset that the target reads there"),
+}
+NEEDED = ("arch", "isa", "target", "schemes")
+FOLDER = "devices"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A value of a device, and who says so."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Device:
+    """A board or machine: `facts` by name, as in `KEYS`."""
+
+    name: str
+    summary: str
+    facts: Mapping[str, Fact]
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """The value of a fact, or `default` where nothing is known."""
+        return self.facts[key].value if key in self.facts else default
+
+    @property
+    def arch(self) -> str:
+        """As `uname -m` tells it."""
+        return str(self.facts["arch"].value)
+
+    @property
+    def isa(self) -> frozenset[str]:
+        """Instruction sets that integer kernels use."""
+        return frozenset(self.facts["isa"].value)
+
+    @property
+    def target(self) -> str:
+        """The target that models are made for unless another is named."""
+        return str(self.facts["target"].value)
+
+    def limits(self, target: str) -> Limits | None:
+        """What `target` reads there; None where that is not known."""
+        if target != self.target or not {"ir_version", "opset"} <= set(self.facts):
+            return None
+        return Limits(self.facts["ir_version"].value, self.facts["opset"].value)
+
+    def differences(self, here: Mapping[str, str]) -> list[str]:
+        """What this machine has otherwise, as far as facts tell; empty when it may be the device.
+
+        `here` is the fingerprint of the target: where it knows the GPU, that is compared too.
+        """
+        found = []
+        if (arch := _arch(platform.machine())) != _arch(self.arch):
+            return [f"it is {arch}, not {_arch(self.arch)}"]
+        if self.isa != (isa := set(machine.isa())):
+            found.append(f"its instruction sets are {_words(isa)}, not {_words(self.isa)}")
+        model = self.value("model")
+        if model is not None and not machine.model().startswith(model):
+            found.append(f"it calls itself {machine.model()!r}, not {model!r}")
+        wanted, has = self.value("capability"), here.get("capability", "")
+        if wanted is not None and "capability" in here and has != wanted:
+            found.append(f"its GPU has compute capability {has or '(none: no GPU answers)'}, not {wanted}")
+        return found
+
+    def toml(self) -> str:
+        """The device as a file that `find` reads."""
+        lines = [f"summary = {_toml(self.summary)}"]
+        for key, fact in self.facts.items():
+            lines.append(f"{key} = {{ value = {_toml(fact.value)}, source = {_toml(fact.source)} }}")
+        return "\n".join(lines) + "\n"
+
+
+def known() -> list[Device]:
+    """The devices in `targets/devices/*.toml`, by name. Raises Unsupported below Python 3.11, which reads no TOML."""
+    folder = resources.files("edgerun.targets") / FOLDER
+    found = {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
+    return [read(name, found[name].read_text(encoding="utf-8")) for name in sorted(found)]
+
+
+def find(name: str | Path) -> Device:
+    """The device of that name, or of a file that `edgerun probe` wrote (`NAME.toml`)."""
+    path = Path(name)
+    if path.suffix == ".toml":
+        files.check_name(path)
+        try:
+            return read(path.stem, path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise EdgerunError("cannot read the device", got=f"{path}: {error}", wanted="a .toml file") from error
+    devices = {device.name: device for device in known()}
+    if str(name) not in devices:
+        raise unknown("device", str(name), devices)
+    return devices[str(name)]
+
+
+def read(name: str, text: str) -> Device:
+    """The device that TOML `text` describes. Raises EdgerunError for what is no fact, or a fact without a source."""
+    try:
+        import tomllib
+    except ImportError as error:
+        raise Unsupported("devices are TOML", got="Python 3.10", wanted="Python 3.11 or newer") from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise EdgerunError(f"device {name!r} is not TOML", got=error, do="write it anew: edgerun probe") from error
+    summary, facts = table.pop("summary", ""), {}
+    if not isinstance(summary, str):
+        raise EdgerunError(f"device {name!r}: the summary is not text", got=summary)
+    for key, fact in table.items():
+        if key not in KEYS:
+            raise unknown(f"fact of device {name!r}:", key, KEYS)
+        facts[key] = _fact(name, key, fact)
+    if missing := [key for key in NEEDED if key not in facts]:
+        raise EdgerunError(f"device {name!r} is not complete", got=", ".join(facts), wanted=", ".join(missing))
+    return Device(name, summary, facts)
+
+
+def _fact(name: str, key: str, fact: Any) -> Fact:
+    kind = KEYS[key][0]
+    if not isinstance(fact, dict) or set(fact) != {"value", "source"} or not isinstance(fact["source"], str):
+        raise EdgerunError(f"device {name!r}: {key} is not a fact", got=fact, wanted="a value and its source")
+    if not isinstance(fact["value"], kind) or isinstance(fact["value"], bool):
+        raise EdgerunError(f"device {name!r}: {key} has another type", got=fact["value"], wanted=kind.__name__)
+    return Fact(fact["value"], fact["source"])
+
+
+def _arch(name: str) -> str:
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name.lower(), name.lower())
+
+
+def _words(names: set[str] | frozenset[str]) -> str:
+    return " ".join(sorted(names)) or "none of those known"
+
+
+def _toml(value: str | int | float | Sequence[Any]) -> str:
+    """A TOML value; TOML's basic strings, numbers and arrays are written as JSON's."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,224 @@
+"""Check: which nodes of a model a target or a device does not run, or not on integers, why, and what can be done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgerun import files, registry
+from edgerun.converters import _lower
+from edgerun.devices import Device
+from edgerun.errors import EdgerunError, GateFailed, Unsupported
+from edgerun.model import Model
+from edgerun.passes import Issue, Limits, Quantization, Target
+from edgerun.runtime import SelfCheck
+from edgerun.verbs import devices, rewriting, subgraph
+from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
+
+
+@dataclass(frozen=True)
+class Part:
+    """The smallest part of the model that still fails: where it was written, and its nodes."""
+
+    path: str
+    nodes: tuple[str, ...]
+    ops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fix:
+    """The rewritten model: where it was written, what was rewritten, how it compares with the original, on what."""
+
+    path: str
+    rewritten: tuple[str, ...]
+    check: SelfCheck
+    ran: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `target`, on `device` where one was named, does with a model.
+
+    `nodes` counts all, `products` those between Q/DQ, which are to run on integers. `refused` are nodes that do not run
+    (a node "" is the whole model); `fell_back` are the products that run in float, None where nothing of the target
+    runs here, so that nobody knows; of the rewritten model where there is one.
+    `ideas` are rewrites that `--fix` would try; `unfixed` says why it wrote none.
+    """
+
+    model: str
+    target: str
+    device: str | None
+    nodes: int
+    products: int
+    refused: tuple[Issue, ...]
+    fell_back: tuple[Fallback, ...] | None
+    ideas: tuple[str, ...]
+    notes: tuple[str, ...]
+    part: Part | None = None
+    fix: Fix | None = None
+    unfixed: str | None = None
+
+    def require(self, strict: bool) -> None:
+        """Raise GateFailed for a node that does not run; if `strict`, also for one that runs in float."""
+        if self.refused and self.fix is None:
+            what = f"{self.model} does not run on {self.device or self.target}"
+            raise GateFailed(what, got=_named(self.refused))
+        if not strict:
+            return
+        if self.fell_back is None:
+            raise Unsupported(
+                f"whether nodes fall back to float on {self.target} cannot be seen here", got=self.notes[-1],
+                do="check where the target runs",
+            )  # fmt: skip
+        if self.fell_back:
+            names = ", ".join(fallback.node for fallback in self.fell_back[:10])
+            more = f", and {len(self.fell_back) - 10} more" if len(self.fell_back) > 10 else ""
+            what = f"{len(self.fell_back)} of {self.products} products between Q/DQ run in float on {self.target}"
+            raise GateFailed(what, got=names + more)
+
+
+def check(
+    model: str | Path,
+    *,
+    target: str | None = None,
+    device: Device | str | Path | None = None,
+    strict: bool = False,
+    part: str | Path | None = None,
+    fix: str | Path | None = None,
+    force: bool = False,
+) -> Check:
+    """Look at every node of an `.onnx` file for `target` (onnxruntime, or the device's) and for what `device` reads.
+
+    Products between Q/DQ are profiled on drawn inputs, one thread, to see which run in float; with `strict` often
+    enough to tell what those cost. `part` is where the smallest failing part is written, `fix` the rewritten model,
+    if the target takes that and it computes the same. `Check.require` raises when the answer is no.
+    """
+    for output in (part, fix):
+        if output is not None:
+            if Path(output).suffix != ".onnx":
+                raise EdgerunError("what is written is ONNX", got=output, wanted="NAME.onnx")
+            files.refuse_overwrite(Path(output), force)
+    where, name = devices.chosen(device, target)
+    loaded, chosen = Model.load(model), registry.target(name)
+    limits, whose = _limits(where, name)
+    refused = list(_refused(loaded, chosen, limits, whose))
+    fixed, unfixed = _fixed(loaded, name, limits) if fix is not None and refused else (None, None)
+    current, rules = loaded if fixed is None else fixed.model, devices.rules(where, name)
+    found, notes = _fell_back(current, name, rules, where, strict, bool(refused) and fixed is None)
+    result = Check(
+        model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
+        nodes=len(list(_lower.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
+        refused=tuple(refused), fell_back=found, notes=(*_versions(where, name, chosen), *notes),
+        ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused else ()),
+        part=_part(loaded, refused, found, chosen, limits, name, rules, part) if part is not None else None,
+        fix=Fix(str(fix), fixed.rewritten, fixed.check, fixed.ran) if fixed is not None else None,
+    )  # fmt: skip
+    if fixed is not None and fix is not None:
+        fixed.model.save(fix)
+    return result
+
+
+def _fell_back(
+    model: Model, target: str, rules: Quantization, device: Device | None, timed: bool, refused: bool
+) -> tuple[tuple[Fallback, ...] | None, list[str]]:
+    """The products that run in float, None where nobody knows, and what must be said about that."""
+    if not meant(model, rules):
+        return (), []
+    if refused:
+        return None, ["what runs in float was not looked at: first all nodes must run"]
+    if reason := registry.target(target).runnable():
+        return None, [f"which kernels run on integers is not known here: {reason}"]
+    elsewhere = devices.elsewhere(device, target)
+    notes = [f"which run on integers was looked at on this machine, and {elsewhere}"] if elsewhere else []
+    return tuple(fallbacks(model, target, rules, timed=timed)), notes
+
+
+def _fixed(model: Model, target: str, limits: Limits) -> tuple[rewriting.Fixed | None, str | None]:
+    """The rewritten model, or why there is none."""
+    try:
+        return rewriting.fixed(model, target, limits), None
+    except GateFailed as error:
+        return None, f"{error.what}: {error.got}"
+
+
+def _limits(device: Device | None, target: str) -> tuple[Limits, str]:
+    """The newest IR version and opset that are read on the device and by the version here, and where the least is.
+
+    The version here has to read a model to look at its nodes.
+    """
+    here = registry.target(target).limits()
+    there = devices.limits(device, target)
+    least = Limits(min(there.ir_version, here.ir_version), min(there.opset, here.opset))
+    return least, f"on {device.name}" if device is not None and least == there else "here"
+
+
+def _refused(model: Model, chosen: Target, limits: Limits, where: str) -> Iterator[Issue]:
+    """What is too new, with the nodes that are; else the target's own issues, with a place where it names none."""
+    proto = model.to_proto()
+    if issues := limits.exceeded(model, where):
+        new = Counter(node.op_type for node in _lower.too_new(proto, limits.opset))
+        named = ", ".join(f"{op} ({count})" for op, count in sorted(new.items()))
+        needs = f"; newer are {named}" if named else "; no node needs it"
+        for issue in issues:
+            yield Issue("", "", issue.reason + (needs if issue.reason.startswith("opset") else ""))
+        return
+    for issue in chosen.check(model):
+        if issue.node or (found := subgraph.smallest(proto, "", lambda m: bool(chosen.check(m)))) is None:
+            yield issue
+        else:
+            node = found.ir.graph[-1]
+            yield Issue(str(node.name or node.outputs[0].name), node.op_type, issue.reason)
+
+
+def _part(
+    model: Model, refused: Sequence[Issue], fell_back: Sequence[Fallback] | None, chosen: Target, limits: Limits,
+    target: str, rules: Quantization, path: str | Path,
+) -> Part | None:  # fmt: skip
+    """The smallest part that fails as the first finding does, written to `path`; the whole model where none does."""
+    proto = model.to_proto()
+    if refused and limits.exceeded(model):
+        new = next(_lower.too_new(proto, limits.opset), proto.graph.node[0])
+        name, fails = new.name or new.output[0], _exceeds(limits)
+    elif refused:
+        name, fails = refused[0].node, _is_refused(chosen, refused[0].op)
+    elif fell_back:
+        op = fell_back[0].op
+        name, fails = fell_back[0].node, lambda m: op in {f.op for f in _tried(m, target, rules)}
+    else:
+        return None
+    found = subgraph.smallest(proto, name, fails) or model
+    found.save(path)
+    nodes = list(found.ir.graph)
+    return Part(str(path), tuple(str(n.name or n.outputs[0].name) for n in nodes), tuple(n.op_type for n in nodes))
+
+
+def _exceeds(limits: Limits) -> subgraph.Fails:
+    return lambda model: bool(limits.exceeded(model))
+
+
+def _is_refused(chosen: Target, op: str) -> subgraph.Fails:
+    return lambda model: any(issue.op in ("", op) for issue in chosen.check(model))
+
+
+def _tried(model: Model, target: str, rules: Quantization) -> list[Fallback]:
+    try:
+        return fallbacks(model, target, rules)
+    except EdgerunError:
+        return []  # a part that does not run at all says nothing about how it would
+
+
+def _versions(device: Device | None, target: str, chosen: Target) -> Iterator[str]:
+    """That the device has another version of the runtime than the one that looked at the nodes here."""
+    told = chosen.device()
+    if device is not None and target == device.target:
+        there = next((f"{k} {device.value(k)}" for k in (told["runtime"], target) if device.value(k)), None)
+        if there is not None and there != f"{told['runtime']} {told['version']}":
+            yield f"looked at with {told['runtime']} {told['version']}; {device.name} has {there}"
+
+
+def _named(found: Sequence[Issue]) -> str:
+    texts = [f"{f.node} ({f.op}): {f.reason}" if f.node else f.reason for f in found]
+    more = f", and {len(texts) - 10} more" if len(texts) > 10 else ""
+    return "; ".join(texts[:10]) + more

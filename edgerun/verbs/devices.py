@@ -1,0 +1,139 @@
+"""Devices: which are known, what this machine is, and what a device asked for means to the other verbs."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgerun import devices, registry
+from edgerun.devices import KEYS, Device, Fact
+from edgerun.errors import Unsupported
+from edgerun.passes import Limits, Quantization
+from edgerun.runtime import machine
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
+log = logging.getLogger("edgerun")
+DEFAULT_TARGET = "onnxruntime"
+_TOLD = ("gpu", "capability", "cuda")  # of a target's fingerprint
+
+
+def chosen(device: Device | str | Path | None, target: str | None) -> tuple[Device | None, str]:
+    """The device by its name or file, and the target: the one asked for, else the device's, else onnxruntime."""
+    found = devices.find(device) if isinstance(device, (str, Path)) else device
+    return found, target or (DEFAULT_TARGET if found is None else found.target)
+
+
+def elsewhere(device: Device | None, target: str) -> str | None:
+    """Why this machine is not `device`, as one line; None when it may be, or no device was asked for."""
+    if device is None:
+        return None
+    found = registry.target(target, usable=False)
+    here = {} if found.available() else found.device()
+    return "; ".join(device.differences(here)) or None
+
+
+def here(device: Device | None, target: str) -> None:
+    """Raise Unsupported unless this machine may be `device`."""
+    if device is not None and (reason := elsewhere(device, target)):
+        raise Unsupported(
+            f"this machine is not {device.name}, and its times would say nothing about it",
+            got=reason, do="run this there, or leave --device out",
+        )  # fmt: skip
+
+
+def rules(device: Device | None, target: str) -> Quantization:
+    """The target's rules on `device`; a clock that is not the device's may not judge."""
+    found = registry.target(target).quantization(device)
+    return replace(found, timed=found.timed and elsewhere(device, target) is None)
+
+
+def limits(device: Device | None, target: str) -> Limits:
+    """The newest IR version and opset that `target` reads on `device`; where that is not known, here."""
+    there = device.limits(target) if device is not None else None
+    return there or registry.target(target).limits()
+
+
+def check_output(device: Device | None, target: str, scheme: str, output: str | Path | None) -> None:
+    """Raise Unsupported for an engine that only this machine's GPU runs; tell of a scheme that is not fast there."""
+    if device is None:
+        return
+    bound = output is not None and Path(output).suffix != ".onnx" and "capability" in registry.target(target).device()
+    if bound and (reason := elsewhere(device, target)):
+        raise Unsupported(f"an engine made here does not run on {device.name}", got=reason, do="write .onnx")
+    if target == device.target and scheme not in (fast := device.value("schemes")):
+        log.info("%s is not among the schemes that are fast on %s: %s", scheme, device.name, ", ".join(fast))
+
+
+def check_limits(model: Model, device: Device | None, target: str) -> None:
+    """Raise Unsupported when `device` does not read the model's IR version or opset."""
+    if device is not None and (issues := limits(device, target).exceeded(model, "there")):
+        raise Unsupported(
+            f"{device.name} does not read the model", got=issues[0].reason,
+            do=f"edgerun check --device {device.name} --fix FILE.onnx, or convert its source with --device",
+        )  # fmt: skip
+
+
+def probe(target: str | None = None) -> Device:
+    """This machine as a device: every fact says where it was read.
+
+    `target` is the one that models are made for; without it that of the known device which this machine is, if it is
+    one, else onnxruntime.
+    """
+    known = _known_here()
+    name, source = target, "asked for"
+    if name is None and known is not None:
+        name, source = known.target, f"that of {known.name}, which this machine calls itself"
+    elif name is None:
+        name, source = DEFAULT_TARGET, "edgerun's default: every install has it"
+    chosen = registry.target(name)
+    facts = {key: Fact(value, f"read from {where}") for key, value, where in _read()}
+    facts |= {key: fact for name in registry.names("target") for key, fact in _runtime(name)}
+    newest = chosen.limits()
+    facts["target"] = Fact(name, source)
+    facts["schemes"] = Fact(list(chosen.quantization().schemes), f"read from target {name}: what it has kernels for")
+    facts["ir_version"] = Fact(newest.ir_version, f"read from target {name}: what its installed version takes")
+    facts["opset"] = Fact(newest.opset, f"read from target {name}: what its installed version takes")
+    ordered = {key: facts[key] for key in KEYS if key in facts}
+    return Device("this-machine", known.summary if known else machine.model(), ordered)
+
+
+def _known_here() -> Device | None:
+    """The known device that this machine calls itself; None where devices cannot be read (Python 3.10)."""
+    try:
+        return next((d for d in devices.known() if d.value("model") and not d.differences({})), None)
+    except Unsupported:
+        return None
+
+
+def _read() -> Iterator[tuple[str, str | int | list[str] | list[float], str]]:
+    """Facts of the machine itself: key, value, where it was read."""
+    yield "arch", platform.machine(), "uname"
+    yield "model", machine.model(), "the device tree, or /proc/cpuinfo where there is none"
+    yield "cpu", machine.cpu(), "/proc/cpuinfo"
+    yield "cores", machine.quota(), "the affinity mask and the cgroup's CPU quota"
+    yield "isa", list(machine.isa()), "/proc/cpuinfo"
+    if found := machine.memory():
+        yield "memory_gib", [round(found / 2**30, 1)], "/proc/meminfo and the cgroup's limit"
+    try:
+        yield "system", platform.freedesktop_os_release()["PRETTY_NAME"], "/etc/os-release"
+    except (OSError, KeyError):
+        pass  # a system without that file has no name to tell
+    yield "python", platform.python_version(), "the interpreter that ran edgerun probe"
+
+
+def _runtime(name: str) -> Iterator[tuple[str, Fact]]:
+    """The version of a target's runtime, and the GPU that answers it."""
+    target = registry.target(name, usable=False)
+    if target.available() is None:
+        told = target.device()
+        if told["runtime"] in KEYS:
+            yield told["runtime"], Fact(told["version"], f"read from the installed {told['runtime']}")
+        for key in _TOLD:
+            if told.get(key):
+                yield key, Fact(told[key], "read from the GPU's driver")

@@ -1,0 +1,150 @@
+"""Products that a model has between Q/DQ and that a target runs in float all the same, why, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgerun import draws, registry
+from edgerun.errors import EdgerunError
+from edgerun.measure.stats import Estimate, median
+from edgerun.passes import Feeds, NodeTime, Quantization
+from edgerun.runtime import Options
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.model import Model
+
+PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+SESSIONS, RUNS = 9, 10  # of a cost: its interval leaves out the fastest session and the slowest
+MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Identity"})
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """A product between Q/DQ that runs in float, and why; the seconds that it takes per run and its share of one, where
+    they were taken."""
+
+    node: str
+    op: str
+    reason: str
+    seconds: Estimate | None = None
+    share: Estimate | None = None
+
+
+def fallbacks(model: Model, target: str, rules: Quantization, *, timed: bool = False) -> list[Fallback]:
+    """Products whose inputs are all dequantized and whose kernel is none on integers, as `target` runs them here.
+
+    `timed` profiles nine sessions, of ten runs each, in place of one. Raises Unsupported where nothing of the target
+    runs, and EdgerunError when no drawn input is taken.
+    """
+    if not (nodes := meant(model, rules)):
+        return []
+    feed = _taken(model, target)
+    sessions = [_profiled(model, target, feed, RUNS if timed else 1) for _ in range(SESSIONS if timed else 1)]
+    found = []
+    for node in nodes:
+        kernels = [[k for k in kernels if set(k.covers) & set(_names(node))] for kernels in sessions]
+        if all(kernels) and not any(k.integer for k in kernels[0]):
+            costs = _cost(kernels, sessions) if timed else (None, None)
+            found.append(Fallback(_names(node)[0], node.op_type, _reason(node, target, rules, kernels[0]), *costs))
+    return found
+
+
+def meant(model: Model, rules: Quantization) -> list[ir.Node]:
+    """The products that somebody put between Q/DQ."""
+    return [node for node in model.ir.graph if _meant(node, rules)]
+
+
+def _profiled(model: Model, target: str, feed: Feeds, runs: int) -> list[NodeTime]:
+    chosen, options = registry.target(target), Options(threads=1)
+    return chosen.profile(chosen.compile(model, options), [feed] * runs, options)
+
+
+def _cost(own: Sequence[Sequence[NodeTime]], sessions: Sequence[Sequence[NodeTime]]) -> tuple[Estimate, Estimate]:
+    """The seconds of these kernels per run, and their share of all kernels'."""
+    times = [sum(kernel.seconds for kernel in kernels) for kernels in own]
+    whole = [sum(kernel.seconds for kernel in kernels) for kernels in sessions]
+    return median(times), median([time / total for time, total in zip(times, whole, strict=True)])
+
+
+def _taken(model: Model, target: str) -> Feeds:
+    """Drawn feeds that the target takes, at the first of the usual sizes for open dimensions."""
+    chosen, options, refusal = registry.target(target), Options(threads=1), EdgerunError("")
+    below = draws.index_bounds(model.ir)
+    for other in draws.SIZES:
+        feed = draws.feeds(model.inputs, draws.sizes(model.inputs, 1, other), 0, below)
+        try:
+            with chosen.load(chosen.compile(model, options), options) as session:
+                session.run(feed)
+            return feed
+        except EdgerunError as error:
+            refusal = error
+            if not draws.sizes(model.inputs, 1, 1):
+                break
+    raise EdgerunError("every random input that was tried is refused", got=refusal.got) from refusal
+
+
+def _meant(node: ir.Node, rules: Quantization) -> bool:
+    operands = list(node.inputs[:2])
+    return node.op_type in PRODUCTS | rules.compute and len(operands) == 2 and all(map(_quantized, operands))
+
+
+def _quantized(value: ir.Value | None) -> bool:
+    return _quantizer(value) is not None
+
+
+def _quantizer(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear that a value comes from, perhaps moved."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in MOVES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def _names(node: ir.Node) -> list[str]:
+    """What a kernel may call it: by its own name, or by what it writes."""
+    return [str(name) for name in (node.name, *(value.name for value in node.outputs)) if name]
+
+
+def _reason(node: ir.Node, target: str, rules: Quantization, kernels: Sequence[NodeTime]) -> str:
+    """What the target's rules miss here; else which kernel was chosen."""
+    return next(_missed(node, target, rules), None) or (
+        f"{target} chose a float kernel: {kernels[0].op} ({kernels[0].precision})"
+    )
+
+
+def _missed(node: ir.Node, target: str, rules: Quantization) -> Iterator[str]:
+    if node.op_type not in rules.compute:
+        yield f"{target} has no integer kernel for {node.op_type} that pays"
+    stored = _stored(node)
+    if stored.get("weight", "int8") not in ("int8", rules.activation):
+        yield f"its weight is {stored['weight']}, and integer kernels take int8"
+    if stored.get("input", rules.activation) not in ("int8", "uint8"):
+        yield f"its input is {stored['input']}, and integer kernels take {rules.activation}"
+    after = [user for value in node.outputs for user, _ in value.uses()]
+    if node.op_type not in rules.float_output and not any(_writes_integers(user, rules) for user in after):
+        yield f"no QuantizeLinear follows it, and the integer kernel of {node.op_type} writes integers only"
+
+
+def _writes_integers(node: ir.Node, rules: Quantization) -> bool:
+    """Whether it is a quantizer, or an activation before one that is fused into the product."""
+    if node.op_type == "QuantizeLinear":
+        return True
+    follows = [user for value in node.outputs for user, _ in value.uses()]
+    return node.op_type in rules.absorbed and any(user.op_type == "QuantizeLinear" for user in follows)
+
+
+def _stored(node: ir.Node) -> Mapping[str, str]:
+    """The dtypes that input and weight are dequantized from, where they are known."""
+    found = {}
+    for name, value in zip(("input", "weight"), node.inputs[:2], strict=True):
+        quantizer = _quantizer(value)
+        source = quantizer.inputs[0] if quantizer is not None else None
+        zero = quantizer.inputs[2] if quantizer is not None and len(quantizer.inputs) > 2 else None
+        kind = next((v.dtype for v in (zero, source) if v is not None and v.dtype is not None), None)
+        if kind is not None:
+            found[name] = kind.numpy().name
+    return found
