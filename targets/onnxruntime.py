@@ -5,21 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
-from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _cpu
 from edgerun.targets import _onnxruntime_profile as trace
+from edgerun.targets._onnxruntime_session import OrtSession, first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -40,10 +38,6 @@ LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "off": "ORT_DISABLE_ALL",
 }
-DTYPES = {
-    "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "object",
-    **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
-}  # fmt: skip
 
 
 def available() -> str | None:
@@ -94,7 +88,7 @@ def save(engine: Engine, path: Path) -> None:
 
 def load(engine: Engine, options: Options) -> Session:
     """A session on the CPU provider alone. Raises EdgerunError when the model is refused."""
-    return _Session(_open(engine, _settings(options)))
+    return OrtSession(_runtime(), _open(engine, _settings(options)), _errors(), options.streams)
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
@@ -107,34 +101,13 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
         # Weights go to a file of their own, which nobody reads.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
-        with _Session(_open(engine, settings)) as session:
+        with OrtSession(_runtime(), _open(engine, settings), _errors()) as session:
             for index, feed in enumerate(feeds):
                 if index == 0:
                     session.run(feed)
                 session.run(feed)
             events = json.loads(Path(session.end_profiling()).read_text())
         return trace.kernels(events, engine.payload, optimized)
-
-
-class _Session(Session):
-    """Outputs are fresh arrays that ONNX Runtime allocates for every run."""
-
-    def __init__(self, session: Any) -> None:
-        super().__init__(_specs(session.get_inputs()), _specs(session.get_outputs()))
-        self._session: Any = session
-        self._names, self._errors = [spec.name for spec in self.outputs], _errors()
-
-    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        try:
-            return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
-        except self._errors as error:
-            raise EdgerunError("ONNX Runtime could not run these feeds", got=_first_line(error)) from error
-
-    def _close(self) -> None:
-        self._session = None
-
-    def end_profiling(self) -> str:
-        return str(self._session.end_profiling())
 
 
 def _runtime() -> Any:
@@ -154,7 +127,7 @@ def _errors() -> tuple[type[Exception], ...]:
 def _settings(options: Options) -> Any:
     runtime = _runtime()
     settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = machine.threads(options.threads)
+    settings.intra_op_num_threads = machine.threads(options.threads, options.streams)
     settings.inter_op_num_threads = 1
     settings.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     settings.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
@@ -184,33 +157,11 @@ def _open(engine: Engine, settings: Any) -> Any:
         session = _runtime().InferenceSession(source, settings, providers=PROVIDERS)
     except _errors() as error:
         kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
-        raise kind("ONNX Runtime refuses the model", got=_first_line(error), do="edgerun convert it first") from error
+        raise kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first") from error
     session.disable_fallback()
     if session.get_providers() != PROVIDERS:
         raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=", ".join(PROVIDERS))
     return session
-
-
-def _specs(arguments: Any) -> tuple[TensorSpec, ...]:
-    specs = []
-    for argument in arguments:
-        dtype = DTYPES.get(argument.type.removeprefix("tensor(").removesuffix(")"))
-        if dtype is None:
-            raise Unsupported(
-                f"{argument.name!r} is no array", got=argument.type, do="remove it from the model's outputs"
-            )
-        dims = (
-            d if isinstance(d, int | str) and d != "" else f"{argument.name}_{i}" for i, d in enumerate(argument.shape)
-        )
-        specs.append(TensorSpec(argument.name, dtype, tuple(dims)))
-    return tuple(specs)
-
-
-def _first_line(error: Exception) -> str:
-    """The runtime's message without its build paths and C++ signatures."""
-    text = " ".join(str(error).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    return re.sub(r"^(Load model from .*? failed:)?\s*/\S+:\d+ .*?\) ", "", text)[:500]
 
 
 def _refusal(data: bytes) -> str | None:

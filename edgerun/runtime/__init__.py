@@ -3,5 +3,6 @@
 from edgerun.runtime.engine import Engine, Options, SelfCheck
 from edgerun.runtime.session import Session
 from edgerun.runtime.spec import TensorSpec
+from edgerun.runtime.swap import HotSwapSession
 
-__all__ = ["Engine", "Options", "SelfCheck", "Session", "TensorSpec"]
+__all__ = ["Engine", "HotSwapSession", "Options", "SelfCheck", "Session", "TensorSpec"]
