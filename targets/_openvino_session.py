@@ -45,8 +45,8 @@ class OvSession(Session):
                     array = np.ascontiguousarray(array)
                 shared.append(array)
                 request.set_input_tensor(index, self._shared(array))
-            request.infer(None, share_outputs=True)
-            return {name: np.array(request.get_output_tensor(i).data, dtype) for i, name, dtype in self._results}
+            made = tuple(request.infer(None, share_outputs=True).values())  # views of the request's buffers
+            return {name: np.array(made[i], dtype) for i, name, dtype in self._results}
         except RuntimeError as error:
             raise EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error)) from error
         finally:
@@ -71,13 +71,13 @@ class OvSession(Session):
 
         def call(living: object = feeds) -> None:
             try:
-                request.infer(None, share_outputs=True)
+                made = tuple(request.infer(None, share_outputs=True).values())  # views of the caller's arrays
             except RuntimeError as error:
                 raise EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error)) from error
             for index, array in open_shapes:
-                if (shape := tuple(request.get_output_tensor(index).shape)) != array.shape:
+                if made[index].shape != array.shape:
                     what = f"output {self.outputs[index].name!r} has another shape than its place"
-                    raise EdgerunError(what, got=list(shape), wanted=str(list(array.shape)))
+                    raise EdgerunError(what, got=list(made[index].shape), wanted=str(list(array.shape)))
 
         return call
 

@@ -14,9 +14,10 @@ from edgerun import draws, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import Difference
 from edgerun.passes import Feeds, Issue
-from edgerun.runtime import Engine, Options, SelfCheck, Session
+from edgerun.runtime import Engine, Options, SelfCheck, Session, dtypes
 from edgerun.runtime.spec import DTYPES
 from edgerun.verbs import work
+from edgerun.verbs.auto import AUTO, candidates, first
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -34,7 +35,7 @@ Pair = tuple[Feeds, dict[str, np.ndarray]]
 
 def compile(
     model: Model | str | Path,
-    target: str,
+    target: str | Sequence[str],
     options: Options | None = None,
     *,
     feeds: Sequence[Feeds] = (),
@@ -42,6 +43,7 @@ def compile(
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
 
+    Several targets mean the first of them whose engine agrees with the reference, and "auto" all that run here.
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
@@ -50,6 +52,9 @@ def compile(
     from edgerun.model import Model
 
     model = model if isinstance(model, Model) else Model.load(model)
+    if target == AUTO or not isinstance(target, str):
+        names = candidates() if target == AUTO else list(target)
+        return first(names, lambda name: compile(model, name, options, feeds=feeds, original=original))
     found, options = registry.target(target), options or Options()
     if reason := found.runnable():
         raise Unsupported(
@@ -177,7 +182,11 @@ def _run(session: Session, feed: Feeds) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _difference(name: str, want: np.ndarray, got: np.ndarray) -> Difference:
+def _difference(name: str, want: Any, got: Any) -> Difference:
+    if want is None or isinstance(want, list):  # an absent optional, or a sequence
+        if type(want) is not type(got) or len(want or ()) != len(got or ()):
+            raise GateFailed(f"output {name!r} has another length than the reference's", got=got, wanted=str(want))
+        return sum((_difference(name, w, g) for w, g in zip(want or (), got or (), strict=True)), Difference())
     if want.dtype != got.dtype or want.shape != got.shape:
         raise GateFailed(
             f"output {name!r} has another type than the model says",
@@ -244,7 +253,9 @@ def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
     for spec in model.outputs:
         for _, outputs in pairs:
             array = outputs[spec.name]
-            if array.dtype != np.dtype(spec.dtype) or array.ndim != len(spec.shape):
+            if spec.kind != "tensor":
+                continue
+            if array.dtype != dtypes.dtype(spec.dtype) or array.ndim != len(spec.shape):
                 return False
             if any(isinstance(want, int) and have != want for have, want in zip(array.shape, spec.shape, strict=True)):
                 return False
@@ -253,7 +264,7 @@ def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
 
 def _drawn(model: Model, reference: Session) -> list[Pair]:
     """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes."""
-    if any(spec.dtype not in DTYPES for spec in model.inputs):
+    if any(spec.dtype not in DTYPES or spec.kind != "tensor" for spec in model.inputs):
         raise EdgerunError("only numbers can be drawn", got=", ".join(map(str, model.inputs)))
     below, refusal = draws.index_bounds(model.ir), EdgerunError("")
     for other in draws.SIZES:
