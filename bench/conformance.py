@@ -152,7 +152,7 @@ def _work(part: Sequence[Case], target: str, answers: IO[str]) -> None:
 
 
 @click.command()
-@click.option("--target", "targets", multiple=True, help="Only this one, or \"auto\"; may be given again.")
+@click.option("--target", "targets", multiple=True, help='Only this one, or "auto"; may be given again.')
 @click.option("--cases", "word", default="", help="Only cases with this word in their names; nothing is written.")
 def main(targets: tuple[str, ...], word: str) -> None:
     """Run the suite; results of targets that are not named stay."""

@@ -13,17 +13,30 @@ ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX
 
 
 def load(
-    source: str | Path | bytes | Engine, target: str | Sequence[str] | None = None, options: Options | None = None
+    source: str | Path | bytes | Engine,
+    target: str | Sequence[str] | None = None,
+    options: Options | None = None,
+    *,
+    isolated: bool = False,
+    timeout: float | None = None,
 ) -> Session:
     """A session that runs `source` (a file, its bytes, or an Engine) on `target`.
 
     Without `target` an Engine runs where it was compiled for, and a file on the first registered target (by name)
     that prefers its suffix: `.onnx` on onnxruntime, `.xml` on openvino; bytes count as `.onnx`. Several targets, or
     "auto" for all, mean the first whose engine agrees with the reference: the model is compiled, which takes more than
-    a device install has.
+    a device install has. With `isolated` it lives in a process of its own: a crash there is an EdgerunError here, and
+    so is a run of more than `timeout` seconds; the next run starts a new process (`runtime.isolated.IsolatedSession`).
     Raises EdgerunError when the file is refused and Unsupported when the target is not available; never falls back.
     """
     options = options or Options()
+    if isolated:
+        from edgerun.runtime.isolated import IsolatedSession
+
+        given = {"source": source, "target": target, "options": options}
+        return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout)
+    if timeout is not None:
+        raise EdgerunError("only an isolated session can be ended", got=f"timeout={timeout}", do="isolated=True")
     if isinstance(source, Engine):
         if target not in (None, source.target):
             raise EdgerunError("the engine was compiled for another target", got=source.target, wanted=str(target))
