@@ -18,6 +18,7 @@ from edgerun.runtime import Engine, Options, SelfCheck, Session, dtypes
 from edgerun.runtime.spec import DTYPES
 from edgerun.verbs import work
 from edgerun.verbs.auto import AUTO, candidates, first
+from edgerun.verbs.written_out import or_written_out
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -46,6 +47,7 @@ def compile(
     Several targets mean the first of them whose engine agrees with the reference, and "auto" all that run here.
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
+    Operators that the target lacks, or computes wrongly, are written with others where ONNX defines them so.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
     the engine computes something else.
     """
@@ -61,8 +63,14 @@ def compile(
             f"an engine for {target} cannot be compared with the reference here, so none is given out",
             got=reason, do="compile the model where it shall run",
         )  # fmt: skip
+    return or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original))
+
+
+def _proven(
+    model: Model, target: str, options: Options, feeds: Sequence[Feeds], original: Model | str | Path | None
+) -> Engine:
     with _explained(model, target):
-        engine = found.compile(model, options)
+        engine = registry.target(target).compile(model, options)
         return replace(engine, check=self_check(model, engine, options, feeds, original))
 
 
@@ -140,7 +148,7 @@ def _judged(
             wanted=f"SQNR of {SQNR_DB:g} dB" if rounds else f"relative error {RELATIVE_ERROR:g}",
             do="use another target for this model",
         )
-    shapes = dict.fromkeys(", ".join(f"{n}{list(a.shape)}" for n, a in feed.items()) for feed, _ in truth.pairs)
+    shapes = dict.fromkeys(_shapes(feed) for feed, _ in truth.pairs)
     return SelfCheck(truth.label, len(truth.pairs), tuple(shapes), worst, error.relative_error, error.sqnr_db)
 
 
@@ -176,10 +184,13 @@ def _run(session: Session, feed: Feeds) -> dict[str, np.ndarray]:
     try:
         return session.run(feed)
     except EdgerunError as error:
-        shapes = {name: list(array.shape) for name, array in feed.items()}
-        raise GateFailed(
-            "the engine fails on an input that the reference takes", got=f"{shapes}: {error.got}"
+        raise Unsupported(
+            "the engine fails on an input that the reference takes", got=f"{_shapes(feed)}: {error.got}"
         ) from error
+
+
+def _shapes(feed: Feeds) -> str:
+    return ", ".join(f"{n}{list(a.shape) if isinstance(a, np.ndarray) else ''}" for n, a in feed.items())
 
 
 def _difference(name: str, want: Any, got: Any) -> Difference:
