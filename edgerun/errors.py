@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 
@@ -38,6 +37,8 @@ class Unsupported(EdgerunError):
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> EdgerunError:
     """The error for a name that is not registered, with the nearest one that is."""
+    from difflib import get_close_matches  # costs a millisecond, which only an error is worth
+
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
     return EdgerunError(

@@ -25,7 +25,7 @@ NUMBERS = {
     "bfloat16": 16, "float8_e4m3fn": 17, "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20, "uint4": 21,
     "int4": 22, "float4_e2m1fn": 23, "float8_e8m0fnu": 24, "uint2": 25, "int2": 26,
 }  # fmt: skip
-_KINDS = (("optional(seq(", "optional sequence"), ("optional(", "optional"), ("seq(", "sequence"))
+_TYPE = re.compile(r"(?P<optional>optional\()?(?P<sequence>seq\()?tensor\((?P<dtype>\w+)\)+")
 
 
 class OrtSession(Session):
@@ -105,14 +105,12 @@ def specs(arguments: Any) -> tuple[TensorSpec, ...]:
     """The doors of a session, from `get_inputs()` or `get_outputs()`."""
     found = []
     for argument in arguments:
-        text, kind = str(argument.type), "tensor"
-        for start, name in _KINDS:
-            if text.startswith(start):
-                kind = name
-                break
-        dtype = DTYPES.get(re.sub(r"^.*tensor\(|\)+$", "", text))
-        if dtype is None:
+        text = str(argument.type)
+        match = _TYPE.fullmatch(text)
+        dtype = DTYPES.get(match["dtype"]) if match else None
+        if match is None or dtype is None:
             raise Unsupported(f"{argument.name!r} is no array", got=text, do="remove it from the model's outputs")
+        kind = " ".join(word for word in ("optional", "sequence") if match[word]) or "tensor"
         dims = (
             d if isinstance(d, int | str) and d != "" else f"{argument.name}_{i}" for i, d in enumerate(argument.shape)
         )

@@ -7,7 +7,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,13 @@ import numpy as np
 
 from edgerun.errors import EdgerunError
 from edgerun.runtime import arrays, dtypes
-from edgerun.runtime.lanes import Lanes
 from edgerun.runtime.spec import TensorSpec
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from typing import Self  # Python 3.11; a device may have 3.10
+
+    from edgerun.runtime.lanes import Lanes
 
 Outputs = dict[str, np.ndarray]
 
@@ -86,7 +87,8 @@ class Session(ABC):
         most = 2 * self.streams if in_flight is None else in_flight
         if most < 1:
             raise EdgerunError("nothing can be in flight", got=in_flight, wanted="1 or more")
-        started, waiting = self._started(), deque[Future[Outputs]]()
+        started = self._started()
+        waiting: deque[Future[Outputs]] = deque()
         try:
             for feed in feeds:
                 waiting.append(started.submit(functools.partial(self.run, feed), limited=False))
@@ -158,6 +160,8 @@ class Session(ABC):
         return _Bound(*given, lambda: call() or dict(out), kept=kept)
 
     def _started(self) -> Lanes:
+        from edgerun.runtime.lanes import Lanes  # half of what importing this package would take
+
         with self._starting:
             self._check_open()
             if self._lanes is None:
