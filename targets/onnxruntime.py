@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,12 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, machine
+from edgerun.targets import _alone as alone
 from edgerun.targets import _cpu
 from edgerun.targets import _onnxruntime_profile as trace
 from edgerun.targets._onnxruntime_session import OrtSession, first_line
 
 if TYPE_CHECKING:
-    import onnx
-
     from edgerun.model import Model
 
 summary = "ONNX Runtime on the CPU"
@@ -69,7 +68,7 @@ def check(model: Model) -> list[Issue]:
     reason = _refusal(model.to_bytes())
     if reason is None:
         return []
-    return limits().exceeded(model) or list(_blame(model.to_proto())) or [Issue("", "", reason)]
+    return limits().exceeded(model) or list(alone.blame(model.to_proto(), _refusal)) or [Issue("", "", reason)]
 
 
 def compile(model: Model, options: Options) -> Engine:
@@ -186,32 +185,6 @@ def _identity(ir_version: int, opset: int) -> bytes:
     for field, name in ((b"Z", b"a"), (b"b", b"b")):
         graph += field + b"\x0f\n\x01" + name + b"\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01"
     return b"\x08" + bytes([ir_version]) + b":" + bytes([len(graph)]) + graph + b"B\x04\n\x00\x10" + bytes([opset])
-
-
-def _blame(proto: onnx.ModelProto) -> Iterator[Issue]:
-    """The nodes that are refused when they stand alone, with the dtypes that shape inference finds for their inputs."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    types = {v.name: v.type for v in (*inferred.input, *inferred.value_info, *inferred.output)}
-    for tensor in inferred.initializer:
-        types.setdefault(tensor.name, onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims))
-    seen: dict[tuple[object, ...], str | None] = {}
-    for node in inferred.node:
-        if any(name and name not in types for name in node.input):
-            continue  # behind an unknown op: that one is named
-        dtypes = tuple(types[name].tensor_type.elem_type if name else 0 for name in node.input)
-        key = (node.domain, node.op_type, dtypes, tuple(a.SerializeToString() for a in node.attribute))
-        if key not in seen:
-            inputs = [onnx.ValueInfoProto(name=n, type=types[n]) for n in dict.fromkeys(node.input) if n]
-            outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-            alone = onnx.ModelProto(
-                ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions
-            )
-            alone.graph.CopyFrom(onnx.helper.make_graph([node], "alone", inputs, outputs))
-            seen[key] = _refusal(alone.SerializeToString())
-        if reason := seen[key]:
-            yield Issue(node.name or node.output[0], node.op_type, reason)
 
 
 def quantization() -> Quantization:

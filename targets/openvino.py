@@ -14,6 +14,7 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, machine
+from edgerun.targets import _alone as alone
 from edgerun.targets import _cpu
 from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_fq as fake_quantize
@@ -74,7 +75,9 @@ def check(model: Model) -> list[Issue]:
     try:
         _compiled(ir.read(model.to_bytes()), Options(1))
     except EdgerunError as error:
-        return list(_untranslated(model.to_proto(), str(error.__cause__))) or [Issue("", "", str(error.got))]
+        proto = model.to_proto()
+        named = list(_untranslated(proto, str(error.__cause__))) or list(alone.blame(proto, _refusal))
+        return named or [Issue("", "", str(error.got))]
     return []
 
 
@@ -156,6 +159,15 @@ def _compiled(graph: Any, options: Options) -> Any:
     if ran != asked:
         raise Unsupported("OpenVINO chose another precision or device", got=ran, wanted=" on ".join(asked))
     return compiled
+
+
+def _refusal(data: bytes) -> str | None:
+    """Why these bytes do not compile; None when they do."""
+    try:
+        _compiled(ir.read(data), Options(1))
+    except EdgerunError as error:
+        return str(error.got)
+    return None
 
 
 def _untranslated(proto: onnx.ModelProto, report: str) -> Iterator[Issue]:
