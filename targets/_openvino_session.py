@@ -13,8 +13,6 @@ from edgerun.errors import EdgerunError
 from edgerun.runtime import Session, TensorSpec, dtypes
 from edgerun.targets import _openvino_ir as ir
 
-NARROW = frozenset({"bf16", "f8e4m3", "f8e5m2", "f8e8m0", "f4e2m1", "i4", "u4", "u2"})
-
 
 class OvSession(Session):
     """Inputs are shared with the caller for the time of a run; outputs are copied out of the request's buffers, or
@@ -32,10 +30,9 @@ class OvSession(Session):
         kept = {name: index for index, port in enumerate(compiled.inputs) for name in port.names}
         # OpenVINO drops inputs that nothing uses: their feeds are checked and go no further.
         self._feeds = [(kept[spec.name], spec.name) for spec in inputs if spec.name in kept]
-        # OpenVINO's own types where numpy has none: their tensors are made of bytes, 4 bits packed.
         self._types = {s.name: compiled.inputs[kept[s.name]].element_type for s in inputs if s.name in kept}
-        self._types = {name: kind for name, kind in self._types.items() if kind.get_type_name() in NARROW}
-        ports = [port.element_type.get_type_name() in NARROW for port in compiled.outputs]
+        self._types = {name: kind for name, kind in self._types.items() if kind.get_type_name() in ir.NARROW}
+        ports = [port.element_type.get_type_name() in ir.NARROW for port in compiled.outputs]
         made = {name: index for index, port in enumerate(compiled.outputs) for name in port.names}
         self._results = [(made.get(s.name, i), s.name, dtypes.dtype(s.dtype)) for i, s in enumerate(outputs)]
         self._packed = {name for index, name, _ in self._results if ports[index]}
