@@ -36,8 +36,9 @@ OUTCOMES = ("pass", "rounding", "wrong, refused", "unsupported", "wrong", "error
 def outcome(case: Case, target: str) -> tuple[str, str]:
     """One of OUTCOMES, and why.
 
-    "rounding": beyond the case's tolerance for an element, within a thousandth of the largest output. "wrong, refused"
-    is what the self-check found; "wrong" what it did not; "error" is anything else than a typed refusal.
+    "rounding": beyond the case's tolerance for an element, within a thousandth of the largest output, or one step of a
+    quantizer (a tie that fell the other way). "wrong, refused" is what the self-check found; "wrong" what it did not;
+    "error" is anything else than a typed refusal.
     """
     import edgerun
     from edgerun.errors import EdgerunError, GateFailed, Unsupported
@@ -74,19 +75,20 @@ def judged(case: Case, got: dict[str, Any], wanted: Sequence[Any]) -> tuple[str,
                 if not np.array_equal(h, w):
                     return "wrong", f"{name}: other strings"
                 continue
-            told = _close(case, h.astype(np.float64), w.astype(np.float64))
+            told = _close(case, h.astype(np.float64), w.astype(np.float64), step=w.dtype in (np.int8, np.uint8))
             worst = max(worst, told, key=lambda t: OUTCOMES.index(t[0]))
     return worst
 
 
-def _close(case: Case, h: np.ndarray, w: np.ndarray) -> tuple[str, str]:
+def _close(case: Case, h: np.ndarray, w: np.ndarray, step: bool) -> tuple[str, str]:
     if np.allclose(h, w, rtol=case.rtol, atol=case.atol, equal_nan=True):
         return "pass", ""
     finite = np.isfinite(w)
     error = np.abs(h[finite] - w[finite]).max(initial=0.0)
     largest = np.abs(w[finite]).max(initial=0.0)
     same = np.array_equal(h[~finite], w[~finite], equal_nan=True)
-    return ("rounding" if same and error <= 1e-3 * largest else "wrong"), f"error {error:.2g} of {largest:.2g}"
+    small = error <= max(1e-3 * largest, float(step))
+    return ("rounding" if same and small else "wrong"), f"error {error:.2g} of {largest:.2g}"
 
 
 def _leaves(value: Any) -> list[np.ndarray]:

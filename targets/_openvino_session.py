@@ -28,6 +28,8 @@ class OvSession(Session):
             self._last = compiled.create_infer_request()
             self._requests.put(self._last)
         kept = {name: index for index, port in enumerate(compiled.inputs) for name in port.names}
+        if len(compiled.inputs) == len(inputs):  # the frontend may put an output's name in the place of an input's
+            kept = {spec.name: kept.get(spec.name, index) for index, spec in enumerate(inputs)}
         # OpenVINO drops inputs that nothing uses: their feeds are checked and go no further.
         self._feeds = [(kept[spec.name], spec.name) for spec in inputs if spec.name in kept]
         self._types = {s.name: compiled.inputs[kept[s.name]].element_type for s in inputs if s.name in kept}
