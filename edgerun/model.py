@@ -67,7 +67,8 @@ class Model:
             raise EdgerunError(
                 "the model's edgerun.* metadata is damaged", got=str(error), do="remove these metadata_props"
             ) from error
-        return cls(model, _specs(model.graph.inputs), _specs(model.graph.outputs), contract, history)
+        given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]  # no default
+        return cls(model, _specs(given), _specs(model.graph.outputs), contract, history)
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
