@@ -15,15 +15,15 @@ What ONNX's own conformance cases (`onnx.backend.test`, opsets 7 to 26, no previ
 `edgerun.compile` and `Session.run`. Written by `python -m bench.conformance` from
 [results](../bench/results/conformance.json), where every case that does not pass stands with its reason.
 
-A case is compiled with its own inputs as the feeds of the self-check, so that what a runtime computes wrongly is refused
-before anyone gets it. Cases run in limited child processes; one that killed its process would be counted as a crash.
+A case is compiled with its own inputs as the feeds of the self-check, so that what a runtime computes wrongly is
+refused before anyone gets it. Cases run in limited child processes; one that killed its process is counted as a crash.
 
 - **pass**: every element within the case's tolerance (mostly 1e-3 relative plus 1e-7).
 - **rounding**: beyond that, but within a thousandth of the largest output, or one step of a quantizer.
-- **unsupported**: refused, naming the operator. **wrong, refused**: the self-check found other values than the model says
-  (random operators among them: their generators differ from runtime to runtime).
-- **wrong**: other values that the self-check let through. **error**: refused without naming the operator. **crash**: the
-  process died or hung.
+- **unsupported**: refused, naming the operator. **wrong, refused**: the self-check found other values than the model
+  says (random operators among them: their generators differ from runtime to runtime).
+- **wrong**: other values that the self-check let through. **error**: refused without naming the operator. **crash**:
+  the process died or hung.
 
 `auto` is the first target, in the order of their names, whose engine passes the self-check.
 """
