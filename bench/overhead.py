@@ -1,26 +1,34 @@
-"""What Session.run costs over the raw runtime call, on a tiny model: `python -m bench.overhead`.
+"""What a Session costs over the raw runtime: `python -m bench.overhead` (writes results/overhead.json).
 
-Both calls get the same arrays and one thread, in one interleaved run; the difference is taken session by session.
+Both sides get the same arrays and one thread, in one interleaved run; the difference is taken session by session, of
+the lower quartiles of both: other work on the machine only adds time. Calls are timed on a tiny model, the isolated
+ones with 602 kB of input, and opening on MobileNetV2 where the zoo is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 
 import click
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgerun import registry
+import edgerun
+from bench import overhead_raw as raw
+from edgerun import files, registry
 from edgerun.measure.latency import Run, in_sessions
-from edgerun.measure.stats import quantile
-from edgerun.model import Model
+from edgerun.measure.stats import Estimate, median, quantile
 from edgerun.runtime import Options
 
-GOAL_US = 10.0
+RESULTS = Path(__file__).parent / "results" / "overhead.json"
+ONE = Options(threads=1)
+QUARTILE = 0.25
+Open = Callable[[], AbstractContextManager[Run]]
 
 
 def tiny() -> onnx.ModelProto:
@@ -33,54 +41,100 @@ def tiny() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-@contextmanager
-def raw_onnxruntime(data: bytes, feeds: dict[str, np.ndarray]) -> Iterator[Run]:
-    """`InferenceSession.run` with the output names given."""
-    import onnxruntime  # type: ignore[import-untyped]
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
-    yield lambda: session.run(["y"], feeds)
+def picture() -> onnx.ModelProto:
+    """The mean of a float32 [1, 3, 224, 224]: 602 kB in, 4 bytes out."""
+    node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[1, 2, 3], keepdims=0)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 224, 224])]
+    graph = helper.make_graph([node], "mean", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 @contextmanager
-def raw_openvino(data: bytes, feeds: dict[str, np.ndarray]) -> Iterator[Run]:
-    """`InferRequest.infer` with shared inputs, the vendor's fast way that still gives arrays of one's own."""
-    import openvino  # type: ignore[import-untyped]
-
-    core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": "1", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    request = core.compile_model(core.read_model(data), "CPU", settings).create_infer_request()
-    yield lambda: request.infer(feeds, share_inputs=True)
+def ours(
+    target: str, data: bytes, feeds: dict[str, np.ndarray], out: dict[str, np.ndarray] | None, isolated: bool = False
+) -> Iterator[Run]:
+    """`Session.run`, with or without arrays to write into, here or in a worker."""
+    with edgerun.load(data, target, ONE, isolated=isolated) as session:
+        yield lambda: session.run(feeds, out)
 
 
 @contextmanager
-def ours(name: str, data: bytes, feeds: dict[str, np.ndarray]) -> Iterator[Run]:
-    """`Session.run` of the same model."""
-    target, options = registry.target(name), Options(threads=1)
-    with target.load(target.compile(Model.from_proto(onnx.load_model_from_string(data)), options), options) as session:
-        yield lambda: session.run(feeds)
+def opening(target: str, path: Path) -> Iterator[Run]:
+    """`edgerun.load` of a file, and closing it."""
+    yield lambda: edgerun.load(path, target, ONE).close()
+
+
+def calls(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
+    """A row for each way to call: lower quartiles and their difference in µs."""
+    data, feeds = tiny().SerializeToString(), {name: np.ones((1, 4), np.float32) for name in ("a", "b")}
+    out = {"y": np.zeros((1, 4), np.float32)}
+    image = {"x": np.random.default_rng(0).random((1, 3, 224, 224), np.float32)}
+    for target, sides in {"onnxruntime": raw.ONNXRUNTIME, "openvino": raw.OPENVINO}.items():
+        if registry.target(target, usable=False).available():
+            continue
+        pairs: dict[str, tuple[Open, Open, float]] = {
+            "feeds": (partial(sides.plain, data, feeds), partial(ours, target, data, feeds, None), 10.0),
+            "pre-allocated": (partial(sides.bound, data, feeds, out), partial(ours, target, data, feeds, out), 3.0),
+            "isolated, 602 kB": (
+                partial(ours, target, picture().SerializeToString(), image, None),
+                partial(ours, target, picture().SerializeToString(), image, None, True),
+                60.0,
+            ),
+        }
+        for how, (bare, own, goal) in pairs.items():
+            times = in_sessions({"bare": bare, "own": own}, sessions=sessions, seconds=seconds)
+            typical = {key: [np.quantile(rounds, QUARTILE) for rounds in taken] for key, taken in times.items()}
+            more = median([float(b - a) for a, b in zip(typical["bare"], typical["own"], strict=True)])
+            yield {
+                "call": how, "target": target, "goal_us": goal, "sessions": sessions,
+                "bare_us": _us(quantile(times["bare"], QUARTILE)), "own_us": _us(quantile(times["own"], QUARTILE)),
+                "more_us": _us(more),
+            }  # fmt: skip
+
+
+def loads(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
+    """A row for each target: how many times as long opening takes."""
+    from bench import zoo
+
+    path = zoo.model("mobilenet_v2").onnx
+    for target, sides in {"onnxruntime": raw.ONNXRUNTIME, "openvino": raw.OPENVINO}.items():
+        if not path.is_file() or registry.target(target, usable=False).available():
+            continue
+        pair: dict[str, Open] = {"own": partial(opening, target, path), "bare": partial(sides.opening, path)}
+        times = in_sessions(pair, sessions=sessions, rounds=3, seconds=seconds, warmup=1)
+        pairs = zip(times["own"], times["bare"], strict=True)
+        ratio = median([float(np.quantile(own, QUARTILE) / np.quantile(bare, QUARTILE)) for own, bare in pairs])
+        low, high = ratio.interval.low, ratio.interval.high
+        yield {
+            "call": "load mobilenet_v2", "target": target, "goal_ratio": 1.05, "sessions": sessions,
+            "bare_ms": quantile(times["bare"], QUARTILE).value * 1e3,
+            "own_ms": quantile(times["own"], QUARTILE).value * 1e3,
+            "ratio": {"value": ratio.value, "low": low, "high": high},
+        }  # fmt: skip
+
+
+def _us(estimate: Estimate) -> dict[str, float]:
+    low, high = estimate.interval.low, estimate.interval.high
+    return {"value": estimate.value * 1e6, "low": low * 1e6, "high": high * 1e6}
 
 
 @click.command()
-@click.option("--seconds", type=float, default=5.0, show_default=True, help="Measured time per target.")
-@click.option("--sessions", type=int, default=9, show_default=True, help="How often both are opened anew.")
+@click.option("--seconds", type=float, default=5.0, show_default=True, help="Measured time per row.")
+@click.option("--sessions", type=int, default=9, show_default=True, help="How often both sides are opened anew.")
 def main(seconds: float, sessions: int) -> None:
-    """Print medians, and the median difference with its 95 % interval, in microseconds."""
-    data = tiny().SerializeToString()
-    feeds = {name: np.ones((1, 4), np.float32) for name in ("a", "b")}
-    click.echo(f"{'target':<14}{'raw':>9}{'Session.run':>13}{'difference':>12}  95 % interval, goal <= {GOAL_US:g} us")
-    for name, raw in {"onnxruntime": raw_onnxruntime, "openvino": raw_openvino}.items():
-        opened = {"raw": partial(raw, data, feeds), "ours": partial(ours, name, data, feeds)}
-        times = in_sessions(opened, sessions=sessions, seconds=seconds)
-        medians = {key: [np.median(rounds, axis=1) for rounds in taken] for key, taken in times.items()}
-        differences = [own - bare for own, bare in zip(medians["ours"], medians["raw"], strict=True)]
-        bare, own, more = (quantile(values, 0.5) for values in (medians["raw"], medians["ours"], differences))
-        click.echo(
-            f"{name:<14}{bare.value * 1e6:>6.1f} us{own.value * 1e6:>10.1f} us{more.value * 1e6:>9.1f} us"
-            f"  [{more.interval.low * 1e6:.1f}, {more.interval.high * 1e6:.1f}], n={sessions} sessions"
-        )
+    """Print the difference or ratio with its 95 % interval, and keep them."""
+    rows = []
+    for row in (*calls(seconds, sessions), *loads(seconds, sessions)):
+        rows.append(row)
+        told = row.get("more_us") or row["ratio"]
+        unit = "us more" if "more_us" in row else "times as long"
+        goal = row.get("goal_us") or row["goal_ratio"]
+        assert isinstance(told, dict)
+        interval = f"[{told['low']:.2f}, {told['high']:.2f}], n={sessions} sessions; goal <= {goal:g}"
+        click.echo(f"{row['target']:<12}{row['call']:<18}{told['value']:>8.2f} {unit} {interval}")
+    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    kept |= {"machine": dict(registry.target("onnxruntime").device()), "rows": rows}
+    files.write_bytes(RESULTS, json.dumps(kept, indent=1).encode() + b"\n")
 
 
 if __name__ == "__main__":

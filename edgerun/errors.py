@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class EdgerunError(Exception):
@@ -37,6 +37,8 @@ class Unsupported(EdgerunError):
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> EdgerunError:
     """The error for a name that is not registered, with the nearest one that is."""
+    from difflib import get_close_matches  # costs a millisecond, which only an error is worth
+
     names = sorted(known)
     near = get_close_matches(name, names, n=1)
     return EdgerunError(
@@ -44,3 +46,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> EdgerunError:
         wanted=f"one of {', '.join(names)}",
         do=f"did you mean {near[0]!r}?" if near else None,
     )
+
+
+def to_json(error: EdgerunError) -> dict[str, Any]:
+    """An error as JSON values, to cross a process border."""
+    kind = next(c.__name__ for c in (GateFailed, Unsupported, EdgerunError) if isinstance(error, c))
+    got = None if error.got is None else str(error.got)
+    return {"kind": kind, "what": error.what, "got": got, "wanted": error.wanted, "do": error.do}
+
+
+def from_json(told: Mapping[str, Any]) -> EdgerunError:
+    """The inverse of `to_json`."""
+    kind = {c.__name__: c for c in (EdgerunError, GateFailed, Unsupported)}[told["kind"]]
+    return kind(told["what"], got=told["got"], wanted=told["wanted"], do=told["do"])

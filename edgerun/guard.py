@@ -69,20 +69,22 @@ def check_onnx(path: Path) -> None:
     check_file(path)
     with open(path, "rb") as file:
         # Unmapped when the last view of it goes: an error on its way up may still hold one.
-        _Model(path).check(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        _Model(path, path.resolve().parent).check(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
-def check_onnx_bytes(data: bytes, path: Path) -> None:
-    """As `check_onnx`, for a model that stands inside the file `path`."""
-    _Model(path).check(memoryview(data))
+def check_bytes(data: bytes, place: str | Path = "these bytes") -> None:
+    """As `check_onnx`, for a model in memory, or inside the file `place`: it lies in no folder, so that none of its data
+    may be external."""
+    if not data:
+        raise EdgerunError("the model is empty", got="0 bytes", do="export or download it again")
+    _Model(place, None).check(memoryview(data))
 
 
 class _Model:
-    """One walk over one model file."""
+    """One walk over one model, of a file in `folder` or (None) in memory."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.folder = path.resolve().parent
+    def __init__(self, path: Path | str, folder: Path | None) -> None:
+        self.path, self.folder = path, folder
 
     def refuse(self, what: str, **more: str) -> EdgerunError:
         return EdgerunError(f"{self.path}: {what}", **more)
@@ -221,6 +223,8 @@ class _Model:
     def external(self, name: str, entries: dict[str, str], size: int) -> None:
         """The weights' file: inside the model's folder, ordinary, not hard-linked, and long enough."""
         location = entries.get("location", "")
+        if self.folder is None:
+            raise self.refuse(f"tensor {name!r} points outside the model", got=location, do="load the file instead")
         file = (self.folder / location).resolve()
         if not location or "*" in location or "_ORT_MEM_ADDR_" in location or not file.is_relative_to(self.folder):
             raise self.refuse(f"tensor {name!r} points outside the model's folder", got=location or "no location")

@@ -67,7 +67,8 @@ class Model:
             raise EdgerunError(
                 "the model's edgerun.* metadata is damaged", got=str(error), do="remove these metadata_props"
             ) from error
-        return cls(model, _specs(model.graph.inputs), _specs(model.graph.outputs), contract, history)
+        given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]  # no default
+        return cls(model, _specs(given), _specs(model.graph.outputs), contract, history)
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
@@ -90,6 +91,22 @@ class Model:
             raise
         except Exception as error:  # protobuf's, onnx_ir's and Python's own: damage that sizes alone don't show
             raise EdgerunError(f"{path}: the file is damaged", got=str(error)[:300], do="export it again") from error
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Model:
+        """As `load`, for the bytes of an `.onnx` file that names no data outside itself."""
+        try:
+            import onnx
+        except ImportError as error:
+            what = "this reads the model as a graph, which takes more than a device install has"
+            raise Unsupported(what, got=str(error), do="pip install 'edgerun[compress]'") from error
+        guard.check_bytes(data)
+        try:
+            return cls.from_proto(onnx.ModelProto.FromString(data))
+        except EdgerunError:
+            raise
+        except Exception as error:  # protobuf's and onnx_ir's: damage that sizes alone don't show
+            raise EdgerunError("the model is damaged", got=str(error)[:300], do="export it again") from error
 
     @classmethod
     def from_proto(cls, proto: onnx.ModelProto) -> Model:
@@ -230,11 +247,22 @@ def without_weights(model: onnx_ir.Model, least: int = 1024) -> tuple[bytes, dic
 def _specs(values: Any) -> tuple[TensorSpec, ...]:
     specs: list[TensorSpec] = []
     for value in values:
-        if value.dtype is None or value.shape is None:
+        kind = _kind(value.type)
+        if value.dtype is None or (kind == "tensor" and value.shape is None):
             raise EdgerunError(f"{value.name!r} has no dtype or no shape", do="run edgerun convert on the model first")
         dims = tuple(
             d if isinstance(d, int) else str(d.value) if d.value else f"{value.name}_{i}"
-            for i, d in enumerate(value.shape)
+            for i, d in enumerate(value.shape if kind in ("tensor", "optional") and value.shape is not None else ())
         )
-        specs.append(TensorSpec(value.name, value.dtype.numpy().name, dims))
+        specs.append(TensorSpec(value.name, value.dtype.numpy().name, dims, kind))
     return tuple(specs)
+
+
+def _kind(found: Any) -> str:
+    """A TensorSpec's kind: what a value's type nests, from outside in."""
+    names = {"OptionalType": "optional", "SequenceType": "sequence"}
+    kinds = []
+    while (name := names.get(type(found).__name__)) is not None:
+        kinds.append(name)
+        found = found.elem_type
+    return " ".join(kinds) or "tensor"

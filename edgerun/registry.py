@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import pkgutil
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, cast
 
 from edgerun.errors import Unsupported, unknown
@@ -19,14 +20,20 @@ def names(kind: str) -> list[str]:
     """Registered names of a kind ("converter", "pass", "target"), sorted. Nothing is imported."""
     package = importlib.import_module(KINDS[kind])
     found = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg}
-    found |= {entry.name for entry in entry_points(group=_GROUPS[kind])}
+    found |= {entry.name for entry in _entries(kind)}
     return sorted(found)
+
+
+@functools.cache
+def _entries(kind: str) -> EntryPoints:
+    """What other packages register: looked up once, since it reads the metadata of every installed package."""
+    return entry_points(group=_GROUPS[kind])
 
 
 def _load(kind: str, name: str) -> Any:
     if name not in names(kind):
         raise unknown(kind, name, names(kind))
-    for entry in entry_points(group=_GROUPS[kind]):
+    for entry in _entries(kind):
         if entry.name == name:
             return entry.load()
     return importlib.import_module(f"{KINDS[kind]}.{name}")

@@ -117,9 +117,7 @@ def _answer(folder: Path, status: int) -> Any:
         )  # fmt: skip
     result = json.loads(answer.read_text())
     if "error" in result:
-        error = dict(result["error"])
-        kind = {c.__name__: c for c in (EdgerunError, errors.GateFailed, errors.Unsupported)}[error.pop("kind")]
-        raise kind(error.pop("what"), **error)
+        raise errors.from_json(result["error"])
     if "bug" in result:
         raise RuntimeError(f"in the limited child:\n{result['bug']}")
     return result["value"]
@@ -141,21 +139,13 @@ def child(folder: str) -> None:
         module, name = request["function"].split(":")
         result = {"value": getattr(importlib.import_module(module), name)(**request["arguments"])}
     except EdgerunError as error:
-        got = None if error.got is None else str(error.got)
-        fields = {"what": error.what, "got": got, "wanted": error.wanted, "do": error.do}
-        result = {"error": {"kind": _kind(error), **fields}}
+        result = {"error": errors.to_json(error)}
     except Exception as error:
         result = {"bug": traceback.format_exc()}
         if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
-            what = {"what": "the work on this file needs more memory than the limit", "do": "--memory-cap allows more"}
-            result = {"error": {"kind": "EdgerunError", **what}}
+            what = "the work on this file needs more memory than the limit"
+            result = {"error": errors.to_json(EdgerunError(what, do="--memory-cap allows more"))}
     (Path(folder) / "answer.json").write_text(json.dumps(result))
-
-
-def _kind(error: EdgerunError) -> str:
-    if isinstance(error, errors.GateFailed):
-        return "GateFailed"
-    return "Unsupported" if isinstance(error, errors.Unsupported) else "EdgerunError"
 
 
 def _limit(limits: Limits) -> None:

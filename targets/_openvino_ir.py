@@ -18,6 +18,11 @@ from edgerun.runtime import TensorSpec
 
 # An engine in memory: MAGIC, the graph's length as 8 bytes little endian, the graph, the weights.
 MAGIC = b"edgerun/IR\n"
+# OpenVINO's own types where numpy has none: their tensors are made of bytes, 4 bits packed.
+NARROW = {
+    "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "f8e8m0": "float8_e8m0fnu",
+    "f4e2m1": "float4_e2m1fn", "i4": "int4", "u4": "uint4",
+}  # fmt: skip
 DIGEST = "@sha256-of-the-weights@"
 
 
@@ -113,7 +118,9 @@ def _port(port: Any) -> TensorSpec:
     if port.partial_shape.rank.is_dynamic:
         raise Unsupported(f"{name!r} has no fixed number of dimensions", do="convert the model with --input")
     dims = (f"{name}_{i}" if dim.is_dynamic else dim.get_length() for i, dim in enumerate(port.partial_shape))
-    return TensorSpec(name, np.dtype(port.element_type.to_dtype()).name, tuple(dims))
+    own = port.element_type.get_type_name()
+    dtype = "object" if own == "string" else NARROW.get(own) or np.dtype(port.element_type.to_dtype()).name
+    return TensorSpec(name, dtype, tuple(dims))
 
 
 def reason(error: object) -> str:

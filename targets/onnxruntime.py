@@ -5,24 +5,23 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
-from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.runtime import Engine, Options, Session, machine
+from edgerun.targets import _alone as alone
 from edgerun.targets import _cpu
 from edgerun.targets import _onnxruntime_graph as graph
 from edgerun.targets import _onnxruntime_probes as probes
 from edgerun.targets import _onnxruntime_profile as trace
 from edgerun.targets import _onnxruntime_providers as providers
+from edgerun.targets._onnxruntime_session import OrtSession, first_line
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
@@ -41,10 +40,6 @@ LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "off": "ORT_DISABLE_ALL",
 }
-DTYPES = {
-    "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "object",
-    **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
-}  # fmt: skip
 
 
 def available() -> str | None:
@@ -76,7 +71,7 @@ def check(model: Model) -> list[Issue]:
     reason = _refusal(model.to_bytes())
     if reason is None:
         return []
-    return limits().exceeded(model) or list(probes.blame(model.to_proto(), _refusal)) or [Issue("", "", reason)]
+    return limits().exceeded(model) or list(alone.blame(model.to_proto(), _refusal)) or [Issue("", "", reason)]
 
 
 def compile(model: Model, options: Options) -> Engine:
@@ -103,7 +98,7 @@ def load(engine: Engine, options: Options) -> Session:
 
     Raises EdgerunError when the model is refused, and Unsupported where the provider cannot run: it never falls back.
     """
-    return _Session(_open(engine, options), providers.choice(options))
+    return _session(_open(engine, options), options)
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
@@ -122,7 +117,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
         # Weights go to a file of their own, which nobody reads.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
-        with _Session(_open(engine, options, settings), providers.choice(options)) as session:
+        with _session(_open(engine, options, settings), replace(options, streams=1)) as session:
             for index, feed in enumerate(feeds):
                 if index == 0:
                     session.run(feed)
@@ -131,30 +126,11 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
         return trace.kernels(events, engine.payload, optimized)
 
 
-class _Session(Session):
-    """Outputs are fresh arrays that ONNX Runtime allocates for every run. `left` are the nodes that run elsewhere."""
-
-    def __init__(self, session: Any, chosen: providers.Choice) -> None:
-        super().__init__(_specs(session.get_inputs()), _specs(session.get_outputs()))
-        self._session: Any = session
-        self._names, self._errors = [spec.name for spec in self.outputs], _errors()
-        self._graphs = graph.Graphs(_runtime(), session, self._names) if chosen.graph else None
-        self.left = providers.left(session, chosen)
-
-    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        try:
-            found = self._graphs.run(feeds) if self._graphs else self._session.run(self._names, feeds)
-            return dict(zip(self._names, found, strict=True))
-        except self._errors as error:
-            raise EdgerunError("ONNX Runtime could not run these feeds", got=_first_line(error)) from error
-
-    def _close(self) -> None:
-        if self._graphs:
-            self._graphs.close()
-        self._session = self._graphs = None
-
-    def end_profiling(self) -> str:
-        return str(self._session.end_profiling())
+def _session(session: Any, options: Options) -> OrtSession:
+    chosen = providers.choice(options)
+    names = [output.name for output in session.get_outputs()]
+    graphs = graph.Graphs(_runtime(), session, names) if chosen.graph else None
+    return OrtSession(_runtime(), session, _errors(), options.streams, graphs, providers.left(session, chosen))
 
 
 def _runtime() -> Any:
@@ -174,7 +150,7 @@ def _errors() -> tuple[type[Exception], ...]:
 def _settings(options: Options) -> Any:
     runtime = _runtime()
     settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = machine.threads(options.threads)
+    settings.intra_op_num_threads = machine.threads(options.threads, options.streams)
     settings.inter_op_num_threads = 1
     settings.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     settings.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
@@ -214,34 +190,12 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
         session = _runtime().InferenceSession(source, settings, providers=listed, enable_fallback=0)
     except _errors() as error:
         kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
-        raise kind("ONNX Runtime refuses the model", got=_first_line(error), do="edgerun convert it first") from error
+        raise kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first") from error
     session.disable_fallback()
     if session.get_providers()[0] != chosen.provider.name:
         wanted = chosen.provider.name
         raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=wanted)
     return session
-
-
-def _specs(arguments: Any) -> tuple[TensorSpec, ...]:
-    specs = []
-    for argument in arguments:
-        dtype = DTYPES.get(argument.type.removeprefix("tensor(").removesuffix(")"))
-        if dtype is None:
-            raise Unsupported(
-                f"{argument.name!r} is no array", got=argument.type, do="remove it from the model's outputs"
-            )
-        dims = (
-            d if isinstance(d, int | str) and d != "" else f"{argument.name}_{i}" for i, d in enumerate(argument.shape)
-        )
-        specs.append(TensorSpec(argument.name, dtype, tuple(dims)))
-    return tuple(specs)
-
-
-def _first_line(error: Exception) -> str:
-    """The runtime's message without its build paths and C++ signatures."""
-    text = " ".join(str(error).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    return re.sub(r"^(Load model from .*? failed:)?\s*/\S+:\d+ .*?\) ", "", text)[:500]
 
 
 def _refusal(data: bytes) -> str | None:

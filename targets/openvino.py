@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
-from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.runtime import Engine, Options, Session, machine
+from edgerun.targets import _alone as alone
 from edgerun.targets import _cpu
 from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_profile as counters
+from edgerun.targets._openvino_session import OvSession
 
 if TYPE_CHECKING:
     import onnx
@@ -77,7 +76,9 @@ def check(model: Model) -> list[Issue]:
     try:
         _compiled(ir.read(model.to_bytes()), Options(1))
     except EdgerunError as error:
-        return list(_untranslated(model.to_proto(), str(error.__cause__))) or [Issue("", "", str(error.got))]
+        proto = model.to_proto()
+        named = list(_untranslated(proto, str(error.__cause__))) or list(alone.blame(proto, _refusal))
+        return named or [Issue("", "", str(error.got))]
     return []
 
 
@@ -115,11 +116,11 @@ def save(engine: Engine, path: Path) -> None:
 
 
 def load(engine: Engine, options: Options) -> Session:
-    """A session with one request, in f32 where the model is float. Raises EdgerunError when the model is refused."""
+    """A session with a request a stream, in f32 where the model is float. Raises EdgerunError when it is refused."""
     graph = ir.read(engine.payload)
     fake_quantize.fuse(graph)
     dynamic.fuse(graph)
-    return _Session(_compiled(graph, options), *ir.door(graph))
+    return OvSession(_compiled(graph, options), *ir.door(graph), options.streams)
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
@@ -130,7 +131,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
     source = counters.Graph(graph)
     compiled = _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"}))
     runs: list[list[Any]] = []
-    with _Session(compiled, *ir.door(graph)) as session:
+    with OvSession(compiled, *ir.door(graph)) as session:
         for feed in feeds:
             for _ in range(1 if runs else 2):
                 session.run(feed)
@@ -140,50 +141,13 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
     return counters.kernels(source, compiled.get_runtime_model(), runs)
 
 
-class _Session(Session):
-    """One request; inputs are shared with the caller for the time of a run, outputs are copied out of its buffers."""
-
-    def __init__(self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-        super().__init__(inputs, outputs)
-        self._tensor, self._lock = ir.runtime().Tensor, threading.Lock()
-        self._request: Any = compiled.create_infer_request()
-        kept = {name: index for index, port in enumerate(compiled.inputs) for name in port.names}
-        # OpenVINO drops inputs that nothing uses: their feeds are checked and go no further.
-        self._feeds = [(kept[spec.name], spec.name) for spec in inputs if spec.name in kept]
-        made = {name: index for index, port in enumerate(compiled.outputs) for name in port.names}
-        self._results = [(made.get(s.name, i), s.name, np.dtype(s.dtype)) for i, s in enumerate(outputs)]
-
-    def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        with self._lock:
-            request, shared = self._request, []
-            try:
-                for index, name in self._feeds:
-                    array = feeds[name]
-                    if not (array.flags.c_contiguous and array.flags.writeable):
-                        array = np.array(array, order="C")
-                    shared.append(array)
-                    request.set_input_tensor(index, self._tensor(array, shared_memory=True))
-                request.infer(None, share_outputs=True)
-            except RuntimeError as error:
-                raise EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error)) from error
-            return {name: np.array(request.get_output_tensor(i).data, dtype) for i, name, dtype in self._results}
-
-    def kernels(self) -> Iterator[Any]:
-        """The counters of the kernels that the last run executed: means over all runs so far."""
-        return (kernel for kernel in self._request.profiling_info if kernel.status.name == "EXECUTED")
-
-    def _close(self) -> None:
-        with self._lock:
-            self._request = None
-
-
 def _compiled(graph: Any, options: Options) -> Any:
     """Compile for the CPU, saying every choice that OpenVINO would otherwise make by the machine."""
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": str(machine.threads(options.threads)),
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
+        "PERFORMANCE_HINT": "LATENCY" if options.streams == 1 else "THROUGHPUT",
+        "NUM_STREAMS": str(options.streams),
         dynamic.KEY: dynamic.group_size(graph),  # activations that the model leaves in float stay so
         **options.extra,
     }
@@ -196,6 +160,15 @@ def _compiled(graph: Any, options: Options) -> Any:
     if ran != asked:
         raise Unsupported("OpenVINO chose another precision or device", got=ran, wanted=" on ".join(asked))
     return compiled
+
+
+def _refusal(data: bytes) -> str | None:
+    """Why these bytes do not compile; None when they do."""
+    try:
+        _compiled(ir.read(data), Options(1))
+    except EdgerunError as error:
+        return str(error.got)
+    return None
 
 
 def _untranslated(proto: onnx.ModelProto, report: str) -> Iterator[Issue]:

@@ -107,7 +107,9 @@ class _Session(Session):
         self._evaluator = None
 
 
-def _owned(value: Any) -> np.ndarray:
+def _owned(value: Any) -> Any:
+    if value is None or isinstance(value, list):  # an absent optional, a sequence
+        return value and [_owned(item) for item in value]
     array = np.array(value)
     return array.astype(object) if array.dtype.kind == "U" else array  # strings as the other runtimes give them
 

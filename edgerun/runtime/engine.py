@@ -16,6 +16,8 @@ from edgerun.runtime.spec import TensorSpec
 class Options:
     """How a target shall run: `threads` (0: the cgroup's quota), and `extra` target-specific keys.
 
+    `streams` runs are under way at once and share the threads out among them: 1 for the shortest time of a run, the
+    number of threads for the most runs a second.
     `sizes` are the least, the usual and the most of a model's symbolic dimensions by name, for targets that compile for
     a range of sizes; others take any size whatever stands here.
     """
@@ -23,8 +25,11 @@ class Options:
     threads: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    streams: int = 1
 
     def __post_init__(self) -> None:
+        if self.streams < 1:
+            raise EdgerunError("the number of streams is no number of runs", got=self.streams, wanted="1 or more")
         if self.threads < 0:
             raise EdgerunError("the number of threads is negative", got=self.threads, wanted="0 (the quota) or more")
         for name, size in self.sizes.items():

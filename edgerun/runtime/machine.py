@@ -28,9 +28,9 @@ def quota(root: Path = _ROOT) -> int:
     return max(1, min(visible(), int(cores)))
 
 
-def threads(asked: int) -> int:
-    """`asked`, or the quota when it is 0."""
-    return asked or quota()
+def threads(asked: int, streams: int = 1) -> int:
+    """Threads for each of `streams` runs at once: a share of `asked`, or of the quota when that is 0; at least 1."""
+    return max(1, (asked or quota()) // streams)
 
 
 def cpu() -> str:

@@ -2,66 +2,175 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgerun.errors import EdgerunError
+from edgerun.runtime import arrays, dtypes
 from edgerun.runtime.spec import TensorSpec
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from typing import Self  # Python 3.11; a device may have 3.10
+
+    from edgerun.runtime.lanes import Lanes
+
+Outputs = dict[str, np.ndarray]
 
 
 class Session(ABC):
-    """Runs feeds; a context manager. The arrays that `run` returns belong to the caller.
+    """Runs feeds; a context manager. `run` may be called from several threads at once.
 
-    `run` may be called from several threads at once. Subclasses implement `_run` and `_close`;
+    **Who owns what.** Arrays that `run` returns belong to the caller: no later run writes to them. Feeds are read where
+    they lie while the run lasts, so nobody may write to them meanwhile. Arrays given as `out` are the caller's too; the
+    session keeps the last ones, and the feeds that came with them, until other ones come or it is closed.
+
+    `streams` runs are under way at once, each on its share of the threads; more take turns.
+    Subclasses implement `_run` and `_close`, and `_bind` where the runtime can write into given memory;
     this class checks what goes in, so that no backend has to.
     """
 
-    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-        self.inputs, self.outputs = inputs, outputs
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1) -> None:
+        self.inputs, self.outputs, self.streams = inputs, outputs, streams
         self._closed = False
-        self._specs = tuple((spec.name, np.dtype(spec.dtype), spec.shape, spec) for spec in inputs)
+        self._specs = [_Input(spec) for spec in inputs]
+        self._bound: list[_Bound] = []
+        self._lanes: Lanes | None = None
+        self._starting = threading.Lock()
 
     @abstractmethod
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> Outputs: ...
 
     @abstractmethod
     def _close(self) -> None:
         """Release what the backend holds."""
 
-    def run(self, feeds: Mapping[str, np.ndarray | np.generic]) -> dict[str, np.ndarray]:
-        """Outputs by name. Raises EdgerunError for a missing or surplus input, a wrong dtype or a wrong shape."""
-        if self._closed:
-            raise EdgerunError("the session is closed", do="load the engine again")
+    def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
+        """A call that reads exactly these arrays and fills exactly those, one for every output; None: cannot."""
+        return None
+
+    def run(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> Outputs:
+        """Outputs by name. A feed is an array, a numpy scalar, or any object with `__dlpack__` in host memory.
+
+        `out` names arrays that outputs are written into (C-contiguous, of the right dtype and shape); the same arrays
+        again cost the least. A sequence is a list of arrays, an absent optional None.
+        Raises EdgerunError for a missing or surplus input, a wrong dtype or a wrong shape.
+        """
+        self._check_open()
+        if out is None:
+            return self._run(self._checked(feeds))
+        try:
+            bound = self._bound.pop()
+        except IndexError:
+            bound = None
+        if bound is None or not bound.takes(feeds, out):
+            bound = self._newly_bound(feeds, out)
+        result = bound.call()
+        if bound.kept and not self._closed:
+            self._bound = [bound]
+        return result
+
+    def run_async(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> Future[Outputs]:
+        """A Future of `run`. Waits while two runs a stream are in flight, so that no queue grows."""
+        return self._started().submit(lambda: self.run(feeds, out))
+
+    def stream(self, feeds: Iterable[Mapping[str, Any]], in_flight: int | None = None) -> Iterator[Outputs]:
+        """Outputs of every feed, in order. At most `in_flight` (two a stream) are taken from `feeds` ahead of the
+        results that were asked for; the first error ends it, at its place."""
+        most = 2 * self.streams if in_flight is None else in_flight
+        if most < 1:
+            raise EdgerunError("nothing can be in flight", got=in_flight, wanted="1 or more")
+        started = self._started()
+        waiting: deque[Future[Outputs]] = deque()
+        try:
+            for feed in feeds:
+                waiting.append(started.submit(functools.partial(self.run, feed), limited=False))
+                if len(waiting) >= most:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def warm_up(self, runs: int = 1, sizes: Mapping[str, int] | None = None) -> None:
+        """Run zeros (or empty strings) `runs` times in every stream, open dimensions by `sizes` or 1.
+
+        The first run allocates and plans: afterwards the first real one is as fast as the rest. Raises EdgerunError
+        where the model refuses zeros.
+        """
+        feeds = {spec.name: _zeros(spec, sizes or {}) for spec in self.inputs}
+        started, times = self._started(), runs * self.streams
+        for future in [started.submit(lambda: self.run(feeds), limited=False) for _ in range(times)]:
+            future.result()
+
+    def close(self) -> None:
+        """Let runs in flight end, then end the session and free its memory; a later run raises EdgerunError."""
+        with self._starting:
+            lanes, self._lanes = self._lanes, None
+        if lanes is not None:
+            lanes.close()
+        if not self._closed:
+            self._closed = True
+            self._bound = []
+            self._close()
+
+    def _checked(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
         checked: dict[str, np.ndarray] = {}
-        for name, dtype, shape, spec in self._specs:
-            value = feeds.get(name)
+        for door in self._specs:
+            name, value = door.name, feeds.get(door.name)
+            if not door.plain:
+                if value is None and (name not in feeds or "optional" not in door.spec.kind):
+                    raise EdgerunError(f"input {name!r} is missing", got=sorted(feeds), wanted=self._door())
+                checked[name] = arrays.structured(door.spec, value)
+                continue
             if value is None:
                 raise EdgerunError(f"input {name!r} is missing", got=sorted(feeds), wanted=self._door())
-            array = value if isinstance(value, np.ndarray) else np.asarray(value)
-            if array.dtype != dtype or array.ndim != len(shape):
-                array = array.astype(object) if dtype.kind == "O" and array.dtype.kind == "U" else array
-                spec.check(array)
-            for have, want in zip(array.shape, shape, strict=True):
-                if want != have and isinstance(want, int):
-                    spec.check(array)
+            array = value if type(value) is np.ndarray else arrays.taken(door.spec, value)
+            shape, dtype = array.shape, array.dtype
+            if (dtype is not door.dtype and dtype != door.dtype) or len(shape) != door.rank:
+                array = arrays.taken(door.spec, array)
+                door.spec.check(array)
+            for axis, size in door.fixed:
+                if shape[axis] != size:
+                    door.spec.check(array)
             checked[name] = array
         if len(feeds) != len(checked):
             surplus = sorted(set(feeds) - set(checked))
             raise EdgerunError(f"unknown input {surplus[0]!r}", got=surplus, wanted=self._door())
-        return self._run(checked)
+        return checked
 
-    def close(self) -> None:
-        """End the session and free its memory; running it afterwards raises EdgerunError."""
-        if not self._closed:
-            self._closed = True
-            self._close()
+    def _newly_bound(self, feeds: Mapping[str, Any], out: Mapping[str, Any]) -> _Bound:
+        checked = self._checked(feeds)
+        into = arrays.places(self.outputs, out, checked)
+        direct = len(into) == len(self.outputs) and all(map(arrays.in_place, (*checked.values(), *into.values())))
+        call = self._bind(checked, into) if direct else None
+        if call is None:
+            return _Bound((), (), lambda: _copied(self._run(checked), into, out))
+        # What is no array of numpy's may lie elsewhere the next time.
+        kept = all(type(value) is np.ndarray for value in (*feeds.values(), *out.values()))
+        given = [(name, feeds[name]) for name in checked], [(name, out[name]) for name in into]
+        return _Bound(*given, lambda: call() or dict(out), kept=kept)
+
+    def _started(self) -> Lanes:
+        from edgerun.runtime.lanes import Lanes  # half of what importing this package would take
+
+        with self._starting:
+            self._check_open()
+            if self._lanes is None:
+                self._lanes = Lanes(self.streams)
+            return self._lanes
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EdgerunError("the session is closed", do="load the engine again")
 
     def _door(self) -> str:
         return ", ".join(str(spec) for spec in self.inputs)
@@ -73,3 +182,58 @@ class Session(ABC):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Input:
+    """What is asked of one input, looked up once."""
+
+    __slots__ = ("dtype", "fixed", "name", "plain", "rank", "spec")
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.spec, self.name, self.plain = spec, spec.name, spec.kind == "tensor"
+        self.dtype, self.rank = dtypes.dtype(spec.dtype), len(spec.shape)
+        self.fixed = [(axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, int)]
+
+
+class _Bound:
+    """A run whose arrays are known: `kept` says that it may be called again for the very same ones."""
+
+    __slots__ = ("call", "inputs", "kept", "outputs")
+
+    def __init__(
+        self, inputs: Iterable[tuple[str, Any]], outputs: Iterable[tuple[str, Any]],
+        call: Callable[[], Outputs], *, kept: bool = False,
+    ) -> None:  # fmt: skip
+        self.inputs, self.outputs, self.call, self.kept = tuple(inputs), tuple(outputs), call, kept
+
+    def takes(self, feeds: Mapping[str, Any], out: Mapping[str, Any]) -> bool:
+        if len(feeds) != len(self.inputs) or len(out) != len(self.outputs):
+            return False
+        for name, array in self.inputs:
+            if feeds.get(name) is not array:
+                return False
+        for name, array in self.outputs:
+            if out.get(name) is not array:
+                return False
+        return True
+
+
+def _copied(results: Outputs, into: Mapping[str, np.ndarray], out: Mapping[str, Any]) -> Outputs:
+    """`results`, those of `into` copied there."""
+    for name, place in into.items():
+        if place.shape != results[name].shape:
+            raise EdgerunError(
+                f"output {name!r} has another shape than its place", got=list(results[name].shape),
+                wanted=str(list(place.shape)),
+            )  # fmt: skip
+        np.copyto(place, results[name])
+        results[name] = out[name]
+    return results
+
+
+def _zeros(spec: TensorSpec, sizes: Mapping[str, int]) -> Any:
+    if "optional" in spec.kind:
+        return None
+    if spec.kind == "sequence":
+        return []
+    return np.full(spec.with_dims(sizes), "" if spec.dtype == "object" else 0, dtypes.dtype(spec.dtype))

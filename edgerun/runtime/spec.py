@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgerun.errors import EdgerunError
+from edgerun.runtime import dtypes
 
 Dim = int | str
 _SPEC = re.compile(r"^(?:(?P<name>[^:\[\]]+):)?(?:(?P<dtype>[a-z]+[0-9]*))?\[(?P<shape>[^\[\]]*)\]$")
@@ -30,13 +31,20 @@ DTYPES = (
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, numpy dtype name and shape of one input or output; a symbolic dimension is a string."""
+    """Name, dtype name and shape of one input or output; a symbolic dimension is a string.
+
+    `dtype` is numpy's name or one of `dtypes.NARROW`; "object" holds strings. `kind` is "tensor", "sequence" (a list of
+    tensors, of any shape), "optional" or "optional sequence".
+    """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    kind: str = "tensor"
 
     def __str__(self) -> str:
+        if self.kind != "tensor":
+            return f"{self.name}:{self.kind.replace(' ', '_')}({self.dtype})"
         return f"{self.name}:{self.dtype}[{','.join(map(str, self.shape))}]"
 
     @classmethod
@@ -59,11 +67,11 @@ class TensorSpec:
         """A concrete shape: symbolic dimensions from `values`, else `default`."""
         return tuple(d if isinstance(d, int) else values.get(d, default) for d in self.shape)
 
-    def check(self, array: np.ndarray) -> None:
-        """Raise EdgerunError when `array` cannot be this input."""
-        if array.dtype != np.dtype(self.dtype):
+    def check(self, array: np.ndarray, door: str = "input") -> None:
+        """Raise EdgerunError when `array` cannot be this input, or be the place for this output (`door`)."""
+        if array.dtype != dtypes.dtype(self.dtype):
             raise EdgerunError(
-                f"input {self.name!r} has the wrong dtype",
+                f"{door} {self.name!r} has the wrong dtype",
                 got=array.dtype.name if array.dtype.isnative else f"{array.dtype.name} in foreign byte order",
                 wanted=self.dtype,
                 do=f"array.astype('{self.dtype}')",
@@ -72,5 +80,5 @@ class TensorSpec:
             isinstance(want, int) and have != want for have, want in zip(array.shape, self.shape, strict=True)
         ):
             raise EdgerunError(
-                f"input {self.name!r} has the wrong shape", got=list(array.shape), wanted=str(list(self.shape))
+                f"{door} {self.name!r} has the wrong shape", got=list(array.shape), wanted=str(list(self.shape))
             )

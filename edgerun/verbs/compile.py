@@ -14,10 +14,12 @@ import numpy as np
 from edgerun import draws, files, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.passes import Feeds, Finishing, Issue
-from edgerun.runtime import Engine, Options, SelfCheck, Session
+from edgerun.runtime import Engine, Options, SelfCheck, Session, dtypes
 from edgerun.runtime.spec import DTYPES
 from edgerun.verbs import work
+from edgerun.verbs.auto import AUTO, candidates, first
 from edgerun.verbs.judging import Pair, judged
+from edgerun.verbs.written_out import or_written_out
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -28,7 +30,7 @@ BATCHES = (1, 3)
 
 def compile(
     model: Model | str | Path,
-    target: str,
+    target: str | Sequence[str],
     options: Options | None = None,
     *,
     feeds: Sequence[Feeds] = (),
@@ -38,14 +40,23 @@ def compile(
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
 
+    Several targets mean the first of them whose engine agrees with the reference, and "auto" all that run here.
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
     With `output` the engine is written there too, once it has passed.
+    Operators that the target lacks, or computes wrongly, are written with others where ONNX defines them so.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
     the engine computes something else.
     """
     from edgerun.model import Model
 
+    if target == AUTO or not isinstance(target, str):
+        model = model if isinstance(model, Model) else Model.load(model)
+        names = candidates() if target == AUTO else list(target)
+        return first(
+            names,
+            lambda name: compile(model, name, options, feeds=feeds, original=original, output=output, force=force),
+        )
     found, options = registry.target(target), options or Options()
     if output is not None:
         check_output(Path(output), found.suffixes[:1], target, force)
@@ -56,13 +67,19 @@ def compile(
             f"an engine for {target} cannot be compared with the reference here, so none is given out",
             got=reason, do="compile the model where it shall run" + hint,
         )  # fmt: skip
-    with _explained(model, target):
-        engine = found.compile(model, options)
-        engine = replace(engine, check=self_check(model, engine, options, feeds, original))
+    engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original))
     if output is not None:
         check_output(Path(output), found.suffixes[:1], target, force)
         found.save(engine, Path(output))
     return engine
+
+
+def _proven(
+    model: Model, target: str, options: Options, feeds: Sequence[Feeds], original: Model | str | Path | None
+) -> Engine:
+    with _explained(model, target):
+        engine = registry.target(target).compile(model, options)
+        return replace(engine, check=self_check(model, engine, options, feeds, original))
 
 
 def check_output(path: Path, suffixes: Sequence[str], target: str, force: bool) -> None:
@@ -124,11 +141,11 @@ def self_check(
     """Run `engine` and a reference on the same feeds. Raises GateFailed naming the worst output.
 
     Where the engine differs from the first reference, it may still meet another one that is not its own runtime:
-    references have faults too.
+    references have faults too. (Not where runtimes are known to share one.)
     """
     refusal: GateFailed | None = None
     for truth in _truths(model, engine, options, feeds):
-        if refusal and truth.target == engine.target:
+        if refusal and (truth.target == engine.target or work.disputed(model)):
             continue
         try:
             with registry.target(engine.target).load(engine, options) as session:  # after the reference is closed
@@ -206,7 +223,9 @@ def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
     for spec in model.outputs:
         for _, outputs in pairs:
             array = outputs[spec.name]
-            if array.dtype != np.dtype(spec.dtype) or array.ndim != len(spec.shape):
+            if spec.kind != "tensor":
+                continue
+            if array.dtype != dtypes.dtype(spec.dtype) or array.ndim != len(spec.shape):
                 return False
             if any(isinstance(want, int) and have != want for have, want in zip(array.shape, spec.shape, strict=True)):
                 return False
@@ -218,7 +237,7 @@ def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int
 
     Sizes lie within `ranges`, where a dimension has one.
     """
-    if any(spec.dtype not in DTYPES for spec in model.inputs):
+    if any(spec.dtype not in DTYPES or spec.kind != "tensor" for spec in model.inputs):
         raise EdgerunError("only numbers can be drawn", got=", ".join(map(str, model.inputs)))
     below, refusal = draws.index_bounds(model.ir), EdgerunError("")
     for other in draws.SIZES:

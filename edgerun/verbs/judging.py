@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.errors import EdgerunError, GateFailed
+from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import Difference
 from edgerun.passes import Feeds
 from edgerun.runtime import SelfCheck, Session
@@ -44,7 +44,7 @@ def judged(
             wanted=f"SQNR of {SQNR_DB:g} dB" if rounds else f"relative error {RELATIVE_ERROR:g}",
             do="use another target for this model",
         )
-    shapes = dict.fromkeys(", ".join(f"{n}{list(a.shape)}" for n, a in feed.items()) for feed in feeds)
+    shapes = dict.fromkeys(_shapes(feed) for feed in feeds)
     return SelfCheck(label, len(pairs), tuple(shapes), worst, error.relative_error, error.sqnr_db)
 
 
@@ -70,13 +70,20 @@ def _run(session: Session, feed: Feeds) -> dict[str, np.ndarray]:
     try:
         return session.run(feed)
     except EdgerunError as error:
-        shapes = {name: list(array.shape) for name, array in feed.items()}
-        raise GateFailed(
-            "the engine fails on an input that the reference takes", got=f"{shapes}: {error.got}"
+        raise Unsupported(
+            "the engine fails on an input that the reference takes", got=f"{_shapes(feed)}: {error.got}"
         ) from error
 
 
-def _difference(name: str, want: np.ndarray, got: np.ndarray) -> Difference:
+def _shapes(feed: Feeds) -> str:
+    return ", ".join(f"{n}{list(a.shape) if isinstance(a, np.ndarray) else ''}" for n, a in feed.items())
+
+
+def _difference(name: str, want: Any, got: Any) -> Difference:
+    if want is None or isinstance(want, list):  # an absent optional, or a sequence
+        if type(want) is not type(got) or len(want or ()) != len(got or ()):
+            raise GateFailed(f"output {name!r} has another length than the reference's", got=got, wanted=str(want))
+        return sum((_difference(name, w, g) for w, g in zip(want or (), got or (), strict=True)), Difference())
     if want.dtype != got.dtype or want.shape != got.shape:
         raise GateFailed(
             f"output {name!r} has another type than the model says",

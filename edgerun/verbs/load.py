@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgerun import guard, registry
 from edgerun.errors import EdgerunError
 from edgerun.runtime import Engine, Options, Session
 
+ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX model
 
-def load(source: str | Path | bytes | Engine, target: str | None = None, options: Options | None = None) -> Session:
-    """A session that runs `source` (a file, ONNX bytes, or an Engine) on `target`.
+
+def load(
+    source: str | Path | bytes | Engine,
+    target: str | Sequence[str] | None = None,
+    options: Options | None = None,
+    *,
+    isolated: bool = False,
+    timeout: float | None = None,
+) -> Session:
+    """A session that runs `source` (a file, its bytes, or an Engine) on `target`.
 
     Without `target` an Engine runs where it was compiled for, and a file on the first registered target (by name)
-    that prefers its suffix: `.onnx` on onnxruntime, `.xml` on openvino; bytes count as `.onnx`.
+    that prefers its suffix: `.onnx` on onnxruntime, `.xml` on openvino; bytes count as `.onnx`. Several targets, or
+    "auto" for all, mean the first whose engine agrees with the reference: the model is compiled, which takes more than
+    a device install has. With `isolated` it lives in a process of its own: a crash there is an EdgerunError here, and
+    so is a run of more than `timeout` seconds; the next run starts a new process (`runtime.isolated.IsolatedSession`).
     Raises EdgerunError when the file is refused and Unsupported when the target is not available; never falls back.
     """
+    options = options or Options()
+    if isolated:
+        from edgerun.runtime.isolated import IsolatedSession
+
+        given = {"source": source, "target": target, "options": options}
+        return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout)
+    if timeout is not None:
+        raise EdgerunError("only an isolated session can be ended", got=f"timeout={timeout}", do="isolated=True")
     if isinstance(source, Engine):
         if target not in (None, source.target):
-            raise EdgerunError("the engine was compiled for another target", got=source.target, wanted=target)
-        return registry.target(source.target).load(source, options or Options())
+            raise EdgerunError("the engine was compiled for another target", got=source.target, wanted=str(target))
+        return registry.target(source.target).load(source, options)
     payload = source if isinstance(source, bytes) else Path(source)
+    if target == "auto" or not isinstance(target, str | None):
+        return load(_chosen(payload, target, options), None, options)
     name = target or target_for(".onnx" if isinstance(payload, bytes) else payload.suffix)
     found = registry.target(name)
     if isinstance(payload, Path):
         if payload.suffix not in found.suffixes:
             raise EdgerunError(f"{name} does not read this file", got=payload.name, wanted=" or ".join(found.suffixes))
         (guard.check_onnx if payload.suffix == ".onnx" else guard.check_file)(payload)
-    return found.load(Engine(name, payload), options or Options())
+    elif not payload.startswith(ENGINE):
+        guard.check_bytes(payload)
+    return found.load(Engine(name, payload), options)
 
 
 def target_for(suffix: str) -> str:
@@ -38,3 +63,10 @@ def target_for(suffix: str) -> str:
             return name
     wanted = ", ".join(sorted(set(preferred.values())))
     raise EdgerunError("no target reads this kind of file", got=suffix or "a name without a suffix", wanted=wanted)
+
+
+def _chosen(payload: bytes | Path, target: str | Sequence[str], options: Options) -> Engine:
+    from edgerun.model import Model
+    from edgerun.verbs.compile import compile
+
+    return compile(Model.from_bytes(payload) if isinstance(payload, bytes) else payload, target, options)

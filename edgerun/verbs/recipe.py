@@ -90,7 +90,7 @@ def read(path: Path) -> Recipe:
             raise EdgerunError("the recipe was written by another version", got=text["format"], wanted=str(FORMAT))
         if hashlib.sha256(model).hexdigest() != text["sha256"]:
             raise ValueError("its model is not the one that was written")
-        guard.check_onnx_bytes(model, path)
+        guard.check_bytes(model, path)
         groups = {
             side: [
                 {name: stored[f"{side}.{number}.{index}"].whole() for index, name in enumerate(names)}

@@ -73,10 +73,13 @@ def test_optimizations_can_be_off(dense: Model) -> None:
 
 
 def test_what_is_no_array_is_unsupported() -> None:
-    node = helper.make_node("SequenceConstruct", ["x"], ["s"], "sequence")
-    value = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, [2])
-    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])], [value])
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    """A map, what classifiers of ai.onnx.ml give: a sequence of dictionaries."""
+    node = helper.make_node("ZipMap", ["x"], ["z"], "zip", domain="ai.onnx.ml", classlabels_int64s=[0, 1])
+    kind = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    value = helper.make_value_info("z", helper.make_sequence_type_proto(kind))
+    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])], [value])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     with pytest.raises(Unsupported, match="no array"):
         target.load(Engine("onnxruntime", proto.SerializeToString()), ONE)
 

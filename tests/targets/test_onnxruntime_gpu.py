@@ -28,6 +28,7 @@ from edgerun.targets import _cuda as cuda
 from edgerun.targets import _onnxruntime_graph as graph
 from edgerun.targets import _onnxruntime_providers as providers
 from edgerun.targets import onnxruntime as target
+from edgerun.targets._onnxruntime_session import OrtSession
 
 WHY = providers.missing(target._runtime(), providers.PROVIDERS["CUDA"])
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY is not None, reason=f"no CUDA provider: {WHY}")]
@@ -233,14 +234,14 @@ def test_kernels_are_not_profiled() -> None:
 
 def test_a_wrong_computation_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """The self-check runs on the provider that was asked for: an engine that is 1 % off there fails."""
-    run = target._Session._run
+    run = OrtSession._run
 
-    def off(self: Session, feed: Any) -> dict[str, np.ndarray]:
-        found = run(self, feed)  # type: ignore[arg-type]
-        moved = 1.01 if self._session.get_providers()[0].startswith("CUDA") else 1.0  # type: ignore[attr-defined]
+    def off(self: OrtSession, feed: Any) -> dict[str, np.ndarray]:
+        found = run(self, feed)
+        moved = 1.01 if self._session.get_providers()[0].startswith("CUDA") else 1.0
         return {name: value * np.float32(moved) for name, value in found.items()}
 
-    monkeypatch.setattr(target._Session, "_run", off)
+    monkeypatch.setattr(OrtSession, "_run", off)
     with pytest.raises(GateFailed, match="does not compute"):
         edgerun.compile(model("transformer"), "onnxruntime", Options(extra=CUDA))
 

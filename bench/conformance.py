@@ -1,0 +1,197 @@
+"""Does a target compute what ONNX says? Its conformance suite through `edgerun.compile` and `Session.run`.
+
+    python -m bench.conformance [--target NAME …] [--cases WORD]
+
+Each case is compiled with its own inputs as the self-check's feeds, and run. Cases run in child processes with limits:
+one that a runtime kills, or that hangs, is a crash, and the rest go on. Writes results/conformance.json and
+docs/conformance.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import click
+import numpy as np
+
+from bench.conformance_cases import Case, cases
+from edgerun import files
+
+RESULTS = Path(__file__).parent / "results" / "conformance.json"
+SECONDS = 120.0  # for one case, before its process is ended
+MEMORY = 6 << 30  # bytes of address space for a child
+CHUNK = 200  # cases for one child
+OUTCOMES = ("pass", "rounding", "wrong, refused", "unsupported", "wrong", "error", "crash")
+
+
+def outcome(case: Case, target: str) -> tuple[str, str]:
+    """One of OUTCOMES, and why.
+
+    "rounding": beyond the case's tolerance for an element, within a thousandth of the largest output, or one step of a
+    quantizer (a tie that fell the other way). "wrong, refused" is what the self-check found; "wrong" what it did not;
+    "error" is anything else than a typed refusal.
+    """
+    import edgerun
+    from edgerun.errors import EdgerunError, GateFailed, Unsupported
+    from edgerun.model import Model
+
+    options, ops = edgerun.Options(threads=1), set[str]()
+    try:
+        model = Model.from_bytes(case.model)
+        ops = {str(node.op_type) for node in model.ir.graph.all_nodes()}
+        names = [spec.name for spec in model.inputs]
+        feeds = [dict(zip(names, inputs, strict=False)) for inputs, _ in case.sets]
+        engine = edgerun.compile(model, target, options, feeds=feeds)
+        with edgerun.load(engine, options=options) as session:
+            found = [judged(case, session.run(feed), outs) for feed, (_, outs) in zip(feeds, case.sets, strict=True)]
+    except GateFailed as error:
+        return "wrong, refused", _text(error)
+    except Unsupported as error:
+        return ("unsupported" if any(op in str(error) for op in ops) else "error"), _text(error)
+    except EdgerunError as error:
+        return "error", _text(error)
+    except Exception as error:
+        return "error", f"{type(error).__name__}: {error}"[:500]
+    return max(found, key=lambda told: OUTCOMES.index(told[0]))
+
+
+def judged(case: Case, got: dict[str, Any], wanted: Sequence[Any]) -> tuple[str, str]:
+    """The outcome of one run."""
+    worst = "pass", ""
+    for (name, have), want in zip(got.items(), wanted, strict=False):
+        for h, w in zip(_leaves(have), _leaves(want), strict=True):
+            if h.dtype != w.dtype or h.shape != w.shape:
+                return "wrong", f"{name}: {h.dtype}{list(h.shape)} for {w.dtype}{list(w.shape)}"
+            if h.dtype.kind == "O":
+                if not np.array_equal(h, w):
+                    return "wrong", f"{name}: other strings"
+                continue
+            told = _close(case, h.astype(np.float64), w.astype(np.float64), step=w.dtype in (np.int8, np.uint8))
+            worst = max(worst, told, key=lambda t: OUTCOMES.index(t[0]))
+    return worst
+
+
+def _close(case: Case, h: np.ndarray, w: np.ndarray, step: bool) -> tuple[str, str]:
+    if np.allclose(h, w, rtol=case.rtol, atol=case.atol, equal_nan=True):
+        return "pass", ""
+    finite = np.isfinite(w)
+    error = np.abs(h[finite] - w[finite]).max(initial=0.0)
+    largest = np.abs(w[finite]).max(initial=0.0)
+    same = np.array_equal(h[~finite], w[~finite], equal_nan=True)
+    small = error <= max(1e-3 * largest, float(step))
+    return ("rounding" if same and small else "wrong"), f"error {error:.2g} of {largest:.2g}"
+
+
+def _leaves(value: Any) -> list[np.ndarray]:
+    if value is None:
+        return []
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list) else [value]
+
+
+def _text(error: Exception) -> str:
+    return " | ".join(" ".join(str(error).split("\n")).split())[:500].replace(" | ", " ")
+
+
+def run(chosen: Sequence[Case], target: str) -> Iterator[tuple[Case, str, str]]:
+    """(case, outcome, reason), in order. A child runs `CHUNK` of them; the next one starts where it died."""
+    at = 0
+    while at < len(chosen):
+        part = chosen[at : at + CHUNK]
+        told = list(_chunk(part, target))
+        yield from ((case, *result) for case, result in zip(part, told, strict=False))
+        at += len(told)
+
+
+def _chunk(part: Sequence[Case], target: str) -> Iterator[tuple[str, str]]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _work(part, target, os.fdopen(writing, "w"))
+    os.close(writing)
+    done = 0
+    with os.fdopen(reading, "rb", buffering=0) as answers:
+        for line in _lines(answers):
+            yield tuple(json.loads(line))
+            done += 1
+    if done < len(part):
+        os.kill(child, signal.SIGKILL)  # it hangs, or is dead already
+    _, status = os.waitpid(child, 0)
+    if done < len(part):
+        yield "crash", _death(status)
+
+
+def _lines(answers: IO[bytes]) -> Iterator[bytes]:
+    """Whole lines; ends when the other end does, or when none comes in time."""
+    rest = b""
+    while select.select([answers], [], [], SECONDS)[0] and (data := answers.read(65536)):
+        *whole, rest = (rest + data).split(b"\n")
+        yield from whole
+
+
+def _death(status: int) -> str:
+    number = os.WTERMSIG(status)
+    return f"no answer in {SECONDS:g} s" if number == signal.SIGKILL else f"killed by {signal.Signals(number).name}"
+
+
+def _work(part: Sequence[Case], target: str, answers: IO[str]) -> None:
+    """The child: one line for each case. Never returns."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # runtimes log what comes back as an exception anyway
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for case in part:
+        print(json.dumps(outcome(case, target)), file=answers, flush=True)
+    os._exit(0)
+
+
+@click.command()
+@click.option("--target", "targets", multiple=True, help='Only this one, or "auto"; may be given again.')
+@click.option("--cases", "word", default="", help="Only cases with this word in their names; nothing is written.")
+def main(targets: tuple[str, ...], word: str) -> None:
+    """Run the suite; results of targets that are not named stay."""
+    from bench.conformance_page import write
+
+    chosen = [case for case in cases() if word in case.name]
+    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"targets": {}}
+    for target in targets or (*_runnable(), "auto"):
+        table, count = {}, Counter[str]()
+        for case, kind, reason in run(chosen, target):
+            count[kind] += 1
+            if kind != "pass":
+                table[case.name] = [kind, reason]
+            if word:
+                click.echo(f"{target:<12} {kind:<15} {case.name}  {reason}")
+        click.echo(f"{target:<12} " + ", ".join(f"{n} {kind}" for kind, n in count.items()), file=sys.stderr)
+        kept["targets"][target] = {"count": dict(count), "version": _version(target), "not passed": table}
+    if word:
+        return
+    kept["cases"] = {case.name: case.group for case in chosen}
+    files.write_bytes(RESULTS, json.dumps(kept, indent=1, sort_keys=True).encode() + b"\n")
+    write(kept)
+
+
+def _runnable() -> list[str]:
+    from edgerun import registry
+
+    names = registry.names("target")
+    known = ((name, registry.target(name, usable=False)) for name in names)
+    return [name for name, target in known if not target.available() and not target.runnable()]
+
+
+def _version(target: str) -> str:
+    from edgerun import registry
+
+    return "" if target == "auto" else registry.target(target).device()["version"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""docs/conformance.md, written from results/conformance.json."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from edgerun import files
+
+PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
+HEAD = """# Conformance
+
+What ONNX's own conformance cases (`onnx.backend.test`, opsets 7 to 26, no preview domain) make of each target, through
+`edgerun.compile` and `Session.run`. Written by `python -m bench.conformance` from
+[results](../bench/results/conformance.json), where every case that does not pass stands with its reason.
+
+A case is compiled with its own inputs as the feeds of the self-check, so that what a runtime computes wrongly is
+refused before anyone gets it. Cases run in limited child processes; one that killed its process is counted as a crash.
+
+- **pass**: every element within the case's tolerance (mostly 1e-3 relative plus 1e-7).
+- **rounding**: beyond that, but within a thousandth of the largest output, or one step of a quantizer.
+- **unsupported**: refused, naming the operator. **wrong, refused**: the self-check found other values than the model
+  says (random operators among them: their generators differ from runtime to runtime).
+- **wrong**: other values that the self-check let through. **error**: refused without naming the operator. **crash**:
+  the process died or hung.
+
+`auto` is the first target, in the order of their names, whose engine passes the self-check.
+"""
+
+
+def write(kept: dict[str, Any]) -> None:
+    """The page: a table of outcomes, and one of passes for each operator that does not pass everywhere."""
+    names, groups, total = list(kept["targets"]), kept["cases"], len(kept["cases"])
+    text = [HEAD, _outcomes(kept["targets"], total), "", "## By operator", ""]
+    counts = Counter(groups.values())
+    passed: dict[str, Counter[str]] = defaultdict(Counter)
+    for name in names:
+        failed = kept["targets"][name]["not passed"]
+        passed[name] = Counter(group for case, group in groups.items() if case not in failed)
+    partly = sorted(g for g in counts if any(passed[name][g] < counts[g] for name in names))
+    whole = sorted(g for g in counts if g not in partly)
+    text += [f"Passed everywhere: {', '.join(whole)}.", "", "| operator | cases | " + " | ".join(names) + " |"]
+    text.append("|---|---|" + "---|" * len(names))
+    for group in partly:
+        cells = (str(passed[name][group]) if passed[name][group] else "–" for name in names)
+        text.append(f"| {group} | {counts[group]} | " + " | ".join(cells) + " |")
+    files.write_bytes(PAGE, ("\n".join(text) + "\n").encode())
+
+
+def _outcomes(targets: dict[str, Any], total: int) -> str:
+    from bench.conformance import OUTCOMES
+
+    lines = [f"| of {total} cases | " + " | ".join(OUTCOMES) + " |", "|---|" + "---|" * len(OUTCOMES)]
+    for name, found in targets.items():
+        cells = (str(found["count"].get(kind, 0)) for kind in OUTCOMES)
+        lines.append(f"| {name} {found['version']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

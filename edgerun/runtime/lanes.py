@@ -1,0 +1,35 @@
+"""Threads that run one call each at a time, and a bound on how many calls are in flight."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+class Lanes:
+    """`streams` threads; `submit` waits while two calls for each are in flight, so that no queue grows."""
+
+    def __init__(self, streams: int) -> None:
+        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="edgerun")
+        self._room = threading.Semaphore(2 * streams)
+
+    def submit(self, call: Callable[[], Result], *, limited: bool = True) -> Future[Result]:
+        """A Future of `call()`; with `limited` it waits for room first."""
+        if not limited:
+            return self._pool.submit(call)
+        self._room.acquire()
+        try:
+            future = self._pool.submit(call)
+        except BaseException:
+            self._room.release()
+            raise
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+    def close(self) -> None:
+        """Wait for what was submitted; nothing may be submitted afterwards."""
+        self._pool.shutdown()

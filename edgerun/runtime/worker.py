@@ -1,0 +1,65 @@
+"""The process in which an isolated session lives: it opens one, tells its door, and runs what comes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import resource
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+
+from edgerun import errors
+from edgerun.errors import EdgerunError
+from edgerun.runtime import Session
+from edgerun.runtime.mailbox import Closed, Mailbox
+
+BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.runtime.worker import work; work({memory!r}, {pipes!r})"
+
+
+def work(memory: Sequence[int], pipes: Sequence[int]) -> None:
+    """The worker's whole life. What it opens comes from its parent through stdin, which stays open as long as that
+    lives; both ends of all descriptors are named (in, out)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    function, arguments = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    inbox, outbox = (Mailbox(descriptor, pipe) for descriptor, pipe in zip(memory, pipes, strict=True))
+    module, name = function.split(":")
+    with suppress(Closed):
+        try:
+            session = getattr(importlib.import_module(module), name)(**arguments)
+        except EdgerunError as error:
+            outbox.note({"error": errors.to_json(error)})
+            return
+        with session:
+            doors = {"inputs": session.inputs, "outputs": session.outputs}
+            outbox.note({door: [asdict(spec) for spec in specs] for door, specs in doors.items()})
+            _serve(session, inbox, outbox)
+
+
+def _serve(session: Session, inbox: Mailbox, outbox: Mailbox) -> None:
+    """Run feeds as they come. Where they have the layout of the last ones, so will the outputs: they are computed right
+    into the shared memory, unless their shapes turn out to depend on the data."""
+    last, steady = None, True
+    while True:
+        _, feeds = inbox.take()
+        if steady and feeds is last and outbox.places is not None:
+            try:
+                session.run(feeds, outbox.places)
+                outbox.again()
+                continue
+            except EdgerunError:
+                steady = False
+        try:
+            outbox.post(session.run(feeds))
+            last = feeds
+        except EdgerunError as error:
+            outbox.note({"error": errors.to_json(error)})
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # nothing more comes: it ends
+    os._exit(0)

@@ -1,0 +1,39 @@
+"""Auto: the first of several targets whose engine is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edgerun import registry
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.runtime import Engine
+
+AUTO = "auto"
+
+
+def candidates() -> list[str]:
+    """The targets that run here and are as fast as their device allows (the reference is not), by name."""
+    found = []
+    for name in registry.names("target"):
+        target = registry.target(name, usable=False)
+        if not target.available() and not target.runnable() and target.quantization().timed:
+            found.append(name)
+    return found
+
+
+def first(names: Sequence[str], compile: Callable[[str], Engine]) -> Engine:
+    """The first engine that `compile` gives out: one that computes what the model says.
+
+    Raises Unsupported with the reason of every target when there is none.
+    """
+    reasons = []
+    for name in names:
+        try:
+            return compile(name)
+        except EdgerunError as error:
+            reasons.append(f"{name}: {error.what}" + ("" if error.got is None else f": {error.got}"))
+    raise Unsupported(
+        "none of the targets runs this model as it says",
+        got="; ".join(reasons) or "no target at all",
+        do="edgerun targets lists what can run here",
+    )

@@ -1,0 +1,142 @@
+"""A running ONNX Runtime session, and what its doors are called."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.passes import Issue
+from edgerun.runtime import Session, TensorSpec, dtypes
+from edgerun.targets._onnxruntime_graph import Graphs
+
+HOST = ["CPUExecutionProvider"]  # sessions on these alone read and write the caller's own memory
+DTYPES = {
+    "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "object",
+    **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
+    "bfloat16": "bfloat16", "float8e4m3fn": "float8_e4m3fn", "float8e4m3fnuz": "float8_e4m3fnuz",
+    "float8e5m2": "float8_e5m2", "float8e5m2fnuz": "float8_e5m2fnuz", "float8e8m0": "float8_e8m0fnu",
+    "float4e2m1": "float4_e2m1fn", "int4": "int4", "uint4": "uint4", "int2": "int2", "uint2": "uint2",
+}  # fmt: skip
+# onnx.TensorProto.DataType of what numpy has no type for: it goes in and out as bytes.
+NUMBERS = {
+    "bfloat16": 16, "float8_e4m3fn": 17, "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20, "uint4": 21,
+    "int4": 22, "float4_e2m1fn": 23, "float8_e8m0fnu": 24, "uint2": 25, "int2": 26,
+}  # fmt: skip
+_TYPE = re.compile(r"(?P<optional>optional\()?(?P<sequence>seq\()?tensor\((?P<dtype>\w+)\)+")
+
+
+class OrtSession(Session):
+    """Outputs are fresh arrays that ONNX Runtime allocates for every run, or the caller's.
+
+    `graphs` are its CUDA graphs, where it has any; `left` the nodes that run elsewhere than asked for.
+    """
+
+    def __init__(
+        self, runtime: Any, session: Any, errors: tuple[type[Exception], ...], streams: int = 1,
+        graphs: Graphs | None = None, left: Sequence[Issue] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(specs(session.get_inputs()), specs(session.get_outputs()), streams)
+        self._runtime, self._session, self._errors = runtime, session, errors
+        self._names = [spec.name for spec in self.outputs]
+        self._narrow = any(spec.dtype in dtypes.NARROW for spec in (*self.inputs, *self.outputs))
+        self._in_place = not self._narrow and session.get_providers() == HOST
+        self._graphs, self.left = graphs, left
+
+    @property
+    def providers(self) -> list[str]:
+        """The execution providers, the first choice first."""
+        return [str(name) for name in self._session.get_providers()]
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            if self._narrow:
+                return self._run_narrow(feeds)
+            found = self._graphs.run(feeds) if self._graphs else self._session.run(self._names, feeds)
+            return dict(zip(self._names, found, strict=True))
+        except self._errors as error:
+            raise refused(error) from error
+
+    def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
+        if not self._in_place:
+            return None
+        binding, run = self._session.io_binding(), self._session.run_with_iobinding
+        errors: tuple[type[Exception], ...] = (*self._errors, RuntimeError)
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name, array in out.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+        def call() -> None:
+            try:
+                run(binding)
+            except errors as error:
+                raise refused(error) from error
+
+        return call
+
+    def _run_narrow(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Values of types that numpy alone does not have go in and out as their bytes, 4 and 2 bits packed."""
+        value = self._runtime.OrtValue.ortvalue_from_numpy
+        given = {spec.name: self._value(spec, feeds[spec.name]) if spec.dtype in NUMBERS
+                 else value(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs}  # fmt: skip
+        results = self._session.run_with_ort_values(self._names, given)
+        return {spec.name: _array(spec, result) for spec, result in zip(self.outputs, results, strict=True)}
+
+    def _value(self, spec: TensorSpec, array: np.ndarray) -> Any:
+        data = dtypes.packed(array, dtypes.NARROW[spec.dtype])
+        made = self._runtime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), NUMBERS[spec.dtype])
+        if data.size:
+            ctypes.memmove(made.data_ptr(), data.ctypes.data, data.nbytes)
+        return made
+
+    def _close(self) -> None:
+        if self._graphs:
+            self._graphs.close()
+        self._session = self._graphs = None
+
+    def end_profiling(self) -> str:
+        """Stop the profiler; the file that it wrote."""
+        return str(self._session.end_profiling())
+
+
+def _array(spec: TensorSpec, value: Any) -> np.ndarray:
+    if spec.dtype not in NUMBERS:
+        return np.asarray(value.numpy())
+    shape = tuple(value.shape())
+    count = -(-int(np.prod(shape, dtype=np.int64)) * dtypes.NARROW[spec.dtype] // 8)
+    data = np.frombuffer(ctypes.string_at(value.data_ptr(), count) if count else b"", np.uint8)
+    return dtypes.unpacked(data, spec.dtype, shape)
+
+
+def specs(arguments: Any) -> tuple[TensorSpec, ...]:
+    """The doors of a session, from `get_inputs()` or `get_outputs()`."""
+    found = []
+    for argument in arguments:
+        text = str(argument.type)
+        match = _TYPE.fullmatch(text)
+        dtype = DTYPES.get(match["dtype"]) if match else None
+        if match is None or dtype is None:
+            raise Unsupported(f"{argument.name!r} is no array", got=text, do="remove it from the model's outputs")
+        kind = " ".join(word for word in ("optional", "sequence") if match[word]) or "tensor"
+        dims = (
+            d if isinstance(d, int | str) and d != "" else f"{argument.name}_{i}" for i, d in enumerate(argument.shape)
+        )
+        found.append(TensorSpec(argument.name, dtype, tuple(dims) if "sequence" not in kind else (), kind))
+    return tuple(found)
+
+
+def refused(error: Exception) -> EdgerunError:
+    """What a run's exception says."""
+    return EdgerunError("ONNX Runtime could not run these feeds", got=first_line(error))
+
+
+def first_line(error: Exception) -> str:
+    """The runtime's message without its build paths and C++ signatures."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"^(Load model from .*? failed:)?\s*/\S+:\d+ .*?\) ", "", text)[:500]

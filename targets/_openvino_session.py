@@ -1,0 +1,119 @@
+"""A running OpenVINO model: as many infer requests as streams, tensors shared with the caller."""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from edgerun.errors import EdgerunError
+from edgerun.runtime import Session, TensorSpec, dtypes
+from edgerun.targets import _openvino_ir as ir
+
+
+class OvSession(Session):
+    """Inputs are shared with the caller for the time of a run; outputs are copied out of the request's buffers, or
+    written into the caller's."""
+
+    def __init__(
+        self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1
+    ) -> None:
+        super().__init__(inputs, outputs, streams)
+        self._tensor, self._compiled = ir.runtime().Tensor, compiled
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(streams):
+            self._last = compiled.create_infer_request()
+            self._requests.put(self._last)
+        kept = {name: index for index, port in enumerate(compiled.inputs) for name in port.names}
+        if len(compiled.inputs) == len(inputs):  # the frontend may put an output's name in the place of an input's
+            kept = {spec.name: kept.get(spec.name, index) for index, spec in enumerate(inputs)}
+        # OpenVINO drops inputs that nothing uses: their feeds are checked and go no further.
+        self._feeds = [(kept[spec.name], spec.name) for spec in inputs if spec.name in kept]
+        self._types = {s.name: compiled.inputs[kept[s.name]].element_type for s in inputs if s.name in kept}
+        self._types = {name: kind for name, kind in self._types.items() if kind.get_type_name() in ir.NARROW}
+        ports = [port.element_type.get_type_name() in ir.NARROW for port in compiled.outputs]
+        made = {name: index for index, port in enumerate(compiled.outputs) for name in port.names}
+        self._results = [(made.get(s.name, i), s.name, dtypes.dtype(s.dtype)) for i, s in enumerate(outputs)]
+        self._packed = {name for index, name, _ in self._results if ports[index]}
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        request, shared = self._requests.get(), []
+        if request is None:  # closed while this run waited for its turn
+            self._requests.put(None)
+            raise EdgerunError("the session is closed", do="load the engine again")
+        try:
+            for index, name in self._feeds:
+                array = feeds[name]
+                if not array.flags.c_contiguous:
+                    array = np.ascontiguousarray(array)
+                shared.append(array)
+                request.set_input_tensor(index, self._shared(name, array))
+            made = tuple(request.infer(None, share_outputs=True).values())  # views of the request's buffers
+            if self._packed:
+                return {name: self._unpacked(request, i, name, dtype) for i, name, dtype in self._results}
+            return {name: np.array(made[i], dtype) for i, name, dtype in self._results}
+        except RuntimeError as error:
+            raise EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error)) from error
+        finally:
+            self._requests.put(request)
+
+    def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
+        places = [(index, out[name]) for index, name, _ in self._results]
+        ports = self._compiled.outputs
+        if (
+            self._packed
+            or len({index for index, _ in places}) < len(places)
+            or any(np.dtype(ports[index].element_type.to_dtype()) != array.dtype for index, array in places)
+        ):
+            return None  # the plugin's own type is another, or two outputs are one tensor there
+        request = self._compiled.create_infer_request()
+        try:
+            for index, name in self._feeds:
+                request.set_input_tensor(index, self._shared(name, feeds[name]))
+            for index, array in places:
+                request.set_output_tensor(index, self._tensor(array, shared_memory=True))
+        except RuntimeError as error:
+            raise EdgerunError("OpenVINO cannot write there", got=ir.reason(error)) from error
+        open_shapes = [(index, array) for index, array in places if ports[index].partial_shape.is_dynamic]
+
+        def call(living: object = feeds) -> None:
+            try:
+                made = tuple(request.infer(None, share_outputs=True).values())  # views of the caller's arrays
+            except RuntimeError as error:
+                raise EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error)) from error
+            for index, array in open_shapes:
+                if made[index].shape != array.shape:
+                    what = f"output {self.outputs[index].name!r} has another shape than its place"
+                    raise EdgerunError(what, got=list(made[index].shape), wanted=str(list(array.shape)))
+
+        return call
+
+    def _shared(self, name: str, array: np.ndarray) -> Any:
+        """A tensor on the array's own memory; read-only memory too, which OpenVINO would copy: it only reads inputs."""
+        if name in self._types:
+            data = dtypes.packed(array, dtypes.NARROW[array.dtype.name])
+            return self._tensor(data, list(array.shape), self._types[name])
+        if not array.flags.writeable and array.nbytes:
+            memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+            array = np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape)
+        return self._tensor(array, shared_memory=True)
+
+    def _unpacked(self, request: Any, index: int, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+        tensor = request.get_output_tensor(index)
+        if name not in self._packed:
+            return np.array(tensor.data, dtype)
+        data = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
+        return dtypes.unpacked(data, dtype.name, tuple(tensor.shape))
+
+    def kernels(self) -> Iterator[Any]:
+        """The counters of the kernels that the last run executed: means over all runs so far."""
+        return (kernel for kernel in self._last.profiling_info if kernel.status.name == "EXECUTED")
+
+    def _close(self) -> None:
+        for _ in range(self.streams):
+            self._requests.get()  # a run in flight gives its request back first
+        self._requests.put(None)
+        self._last = self._compiled = None

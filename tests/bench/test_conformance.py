@@ -1,0 +1,74 @@
+"""A sample of ONNX's conformance cases, and what the bench makes of crashes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import pytest
+
+from bench import conformance
+from bench.conformance_cases import Case, cases
+from edgerun import registry
+
+SAMPLE = 60
+TARGETS = [n for n in ("onnxruntime", "openvino") if registry.target(n, usable=False).available() is None]
+
+
+@pytest.fixture(scope="module")
+def every() -> list[Case]:
+    """All cases; making them takes some seconds."""
+    return cases()
+
+
+def test_the_suite_is_the_one_that_is_claimed(every: list[Case]) -> None:
+    assert len(every) == len({case.name for case in every}) and 1500 <= len(every) <= 1700
+    assert all(case.sets and case.rtol > 0 for case in every)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_sample_passes_or_is_refused_by_name(every: list[Case], target: str) -> None:
+    chosen = random.Random(7).sample(every, SAMPLE)
+    found = {case.name: (kind, reason) for case, kind, reason in conformance.run(chosen, target)}
+    assert len(found) == SAMPLE
+    assert not {name: told for name, told in found.items() if told[0] in ("wrong", "error", "crash")}
+    assert sum(kind == "pass" for kind, _ in found.values()) >= 0.75 * SAMPLE
+
+
+def test_auto_passes_what_either_passes(every: list[Case]) -> None:
+    names = ("test_bitcast_int8_to_uint8", "test_roialign_mode_max", "test_roialign_aligned_true", "test_abs")
+    chosen = [case for case in every if case.name in names]
+    found = {t: {c.name for c, kind, _ in conformance.run(chosen, t) if kind == "pass"} for t in (*TARGETS, "auto")}
+    assert found["auto"] >= set.union(*(found[target] for target in TARGETS))
+
+
+def test_a_crash_is_one_case_and_the_rest_go_on(every: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcome(case: Case, target: str) -> tuple[str, str]:
+        if case is every[1]:
+            os.kill(os.getpid(), signal.SIGFPE)
+        if case is every[3]:
+            signal.pause()
+        return "pass", ""
+
+    monkeypatch.setattr(conformance, "outcome", outcome)
+    monkeypatch.setattr(conformance, "SECONDS", 2.0)
+    found = [(kind, reason) for _, kind, reason in conformance.run(every[:5], "onnxruntime")]
+    assert [kind for kind, _ in found] == ["pass", "crash", "pass", "crash", "pass"]
+    assert "SIGFPE" in found[1][1] and "no answer" in found[3][1]
+
+
+def test_tolerances() -> None:
+    import numpy as np
+
+    case = Case("x", "X", b"", (), rtol=1e-3, atol=1e-7)
+    want = np.array([1000.0, 0.0, np.inf])
+    assert conformance.judged(case, {"y": want * 1.0}, [want])[0] == "pass"
+    for error, kind in ((0.5, "rounding"), (2.0, "wrong"), (np.nan, "wrong")):
+        got = np.array([1000.0, error, np.inf])
+        assert conformance.judged(case, {"y": got}, [want])[0] == kind
+    assert conformance.judged(case, {"y": want.astype(np.float32)}, [want])[0] == "wrong"
+    codes = np.array([5], np.uint8)
+    assert conformance.judged(case, {"y": codes + np.uint8(1)}, [codes])[0] == "rounding"
+    assert conformance.judged(case, {"y": codes + np.uint8(2)}, [codes])[0] == "wrong"
+    assert conformance.judged(case, {"y": [codes, codes]}, [[codes, codes]])[0] == "pass"

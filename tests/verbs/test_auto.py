@@ -1,0 +1,94 @@
+"""Several targets: the first whose engine is right; and operators written with others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+import edgerun
+from edgerun import registry
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.model import Model
+from edgerun.runtime import Options
+from edgerun.verbs.auto import candidates
+from edgerun.verbs.written_out import written_out
+
+ONE = Options(threads=1)
+OPENVINO = pytest.mark.skipif(registry.target("openvino", usable=False).available() is not None, reason="no openvino")
+
+
+def _model(op: str, opset: int = 20, inputs: str = "x", shape: tuple[int, ...] = (2, 3), **attributes: object) -> Model:
+    value = helper.make_tensor_value_info
+    node = helper.make_node(op, list(inputs), ["y"], op.lower(), **attributes)  # type: ignore[arg-type]
+    graph = helper.make_graph(
+        [node], "g", [value(name, TensorProto.FLOAT, shape) for name in inputs], [value("y", TensorProto.FLOAT, shape)]
+    )
+    return Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+
+
+def test_the_candidates_run_here_and_are_no_reference() -> None:
+    names = candidates()
+    assert "onnxruntime" in names and "reference" not in names
+    assert all(registry.target(name).runnable() is None for name in names)
+
+
+@OPENVINO
+def test_the_first_that_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model("Relu")
+    for order in (["onnxruntime", "openvino"], ["openvino", "onnxruntime"]):
+        assert edgerun.compile(model, order, ONE).target == order[0]
+    honest, wrong = registry.target("onnxruntime").compile, _model("Abs")
+    monkeypatch.setattr(registry.target("onnxruntime"), "compile", lambda model, options: honest(wrong, options))
+    engine = edgerun.compile(model, ["onnxruntime", "openvino"], ONE)
+    assert engine.target == "openvino" and engine.check is not None
+    x = np.array([[1, -2, 3], [-4, 5, -6]], np.float32)
+    with edgerun.load(model.to_bytes(), ("openvino", "onnxruntime"), ONE) as session:
+        np.testing.assert_array_equal(session.run({"x": x})["y"], np.maximum(x, 0))
+
+
+def test_none_that_is_right_is_unsupported_with_every_reason() -> None:
+    with pytest.raises(Unsupported, match="onnxruntime: .*Frobnicate") as caught:
+        edgerun.compile(_model("Frobnicate"), "auto", ONE)
+    assert all(f"{name}: " in str(caught.value) for name in candidates())
+    with pytest.raises(EdgerunError, match="no target at all"):
+        edgerun.compile(_model("Relu"), [], ONE)
+
+
+def test_bytes_go_the_same_way() -> None:
+    model = _model("Tanh")
+    x = np.array([[0, 1, -1], [2, -2, 0.5]], np.float32)
+    with edgerun.load(model.to_bytes(), "auto", ONE) as session:
+        np.testing.assert_allclose(session.run({"x": x})["y"], np.tanh(x), rtol=1e-5)
+    for damaged in (b"", b"nonsense", model.to_bytes()[:40]):
+        with pytest.raises(EdgerunError):
+            edgerun.load(damaged)
+
+
+def test_functions_are_written_out() -> None:
+    model = _model("Celu", alpha=2.0)
+    other = written_out(model)
+    assert other is not None and "Celu" not in {node.op_type for node in other.ir.graph}
+    assert (other.inputs, other.outputs) == (model.inputs, model.outputs)
+    x = np.array([[1, -2, 3], [-4, 5, -6]], np.float32)
+    with edgerun.load(other.to_bytes()) as session:
+        np.testing.assert_allclose(session.run({"x": x})["y"], np.where(x > 0, x, 2 * np.expm1(x / 2)), rtol=1e-5)
+    assert written_out(_model("Sin")) is None and written_out(model, ["Elu"]) is None
+
+
+def test_what_a_target_lacks_is_written_with_other_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A target that refuses Celu gets the operators that ONNX defines it by."""
+    model, target = _model("Celu"), registry.target("onnxruntime")
+    honest = target.compile
+
+    def compile(given: Model, options: Options) -> object:
+        if any(node.op_type == "Celu" for node in given.ir.graph):
+            raise Unsupported("no Celu here")
+        return honest(given, options)
+
+    monkeypatch.setattr(target, "compile", compile)
+    engine = edgerun.compile(model, "onnxruntime", ONE)
+    assert engine.digest == model.digest() and engine.check is not None and engine.check.relative_error < 1e-5
+    x = np.array([[1, -2, 3], [-4, 5, -6]], np.float32)
+    with edgerun.load(engine) as session:
+        np.testing.assert_allclose(session.run({"x": x})["y"], np.where(x > 0, x, np.expm1(x)), rtol=1e-5)
