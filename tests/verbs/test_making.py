@@ -16,10 +16,10 @@ EMPTY = 0.01  # of what other samples hold
 
 
 def data() -> np.ndarray:
-    """200 samples, of which the first look, batches of 8, sees empty ones alone."""
+    """200 samples, of which the first look, batches of 4, sees empty ones alone."""
     x = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
-    x[:8] *= EMPTY
-    x[40:48] *= EMPTY
+    x[:4] *= EMPTY
+    x[20:24] *= EMPTY
     return x
 
 
