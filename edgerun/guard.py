@@ -73,8 +73,7 @@ def check_onnx(path: Path) -> None:
 
 
 def check_bytes(data: bytes, place: str | Path = "these bytes") -> None:
-    """As `check_onnx`, for a model in memory, or inside the file `place`: it lies in no folder, so that none of its data
-    may be external."""
+    """As `check_onnx`, for a model in memory, or inside the file `place`: none of its data may be external."""
     if not data:
         raise EdgerunError("the model is empty", got="0 bytes", do="export or download it again")
     _Model(place, None).check(memoryview(data))

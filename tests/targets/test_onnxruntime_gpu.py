@@ -23,7 +23,7 @@ from edgerun.cli import edgerun as command
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import relative_error, sqnr_db
 from edgerun.model import Model
-from edgerun.runtime import Engine, Options, Session
+from edgerun.runtime import Engine, Options
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _onnxruntime_graph as graph
 from edgerun.targets import _onnxruntime_providers as providers
