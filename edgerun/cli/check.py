@@ -75,9 +75,17 @@ def _echo(found: Check, fix: Path | None) -> None:
     elif found.unfixed is not None:
         click.echo(f"not rewritten: {found.unfixed}")
     elif not found.refused:
-        click.echo(f"{found.model}: all {found.nodes} nodes run on {where}")
+        click.echo(f"{found.model}: all {found.nodes} nodes run on {where}{_integers(found)}")
         if fix is not None:
             click.echo("nothing was rewritten, so nothing was written", err=True)
+
+
+def _integers(found: Check) -> str:
+    if not found.products or found.fell_back is None:
+        return ""
+    count = found.products - len(found.fell_back) - len(found.unseen)
+    unseen = f", {len(found.unseen)} unknown" if found.unseen else ""
+    return f", {count} of {found.products} products between Q/DQ on integers{unseen}"
 
 
 def _cost(node: Fallback) -> str:

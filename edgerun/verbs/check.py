@@ -43,7 +43,8 @@ class Check:
 
     `nodes` counts all, `products` those between Q/DQ, which are to run on integers. `refused` are nodes that do not run
     (a node "" is the whole model); `fell_back` are the products that run in float, None where nothing of the target
-    runs here, so that nobody knows; of the rewritten model where there is one.
+    runs here, so that nobody knows; `unseen` those whose kernel the profile does not tell; of the rewritten model where
+    there is one.
     `ideas` are rewrites that `--fix` would try; `unfixed` says why it wrote none.
     """
 
@@ -54,6 +55,7 @@ class Check:
     products: int
     refused: tuple[Issue, ...]
     fell_back: tuple[Fallback, ...] | None
+    unseen: tuple[str, ...]
     ideas: tuple[str, ...]
     notes: tuple[str, ...]
     part: Part | None = None
@@ -72,6 +74,9 @@ class Check:
                 f"whether nodes fall back to float on {self.target} cannot be seen here", got=self.notes[-1],
                 do="check where the target runs",
             )  # fmt: skip
+        if self.unseen:
+            what = f"the kernels of {len(self.unseen)} of {self.products} products between Q/DQ are not known"
+            raise Unsupported(what, got=", ".join(self.unseen[:10]))
         if self.fell_back:
             names = ", ".join(fallback.node for fallback in self.fell_back[:10])
             more = f", and {len(self.fell_back) - 10} more" if len(self.fell_back) > 10 else ""
@@ -106,11 +111,11 @@ def check(
     refused = list(_refused(loaded, chosen, limits, whose))
     fixed, unfixed = _fixed(loaded, name, limits) if fix is not None and refused else (None, None)
     current, rules = loaded if fixed is None else fixed.model, devices.rules(where, name)
-    found, notes = _fell_back(current, name, rules, where, strict, bool(refused) and fixed is None)
+    found, unseen, notes = _fell_back(current, name, rules, where, strict, bool(refused) and fixed is None)
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_lower.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
-        refused=tuple(refused), fell_back=found, notes=(*_versions(where, name, chosen), *notes),
+        refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_versions(where, name, chosen), *notes),
         ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused else ()),
         part=_part(loaded, refused, found, chosen, limits, name, rules, part) if part is not None else None,
         fix=Fix(str(fix), fixed.rewritten, fixed.check, fixed.ran) if fixed is not None else None,
@@ -122,17 +127,18 @@ def check(
 
 def _fell_back(
     model: Model, target: str, rules: Quantization, device: Device | None, timed: bool, refused: bool
-) -> tuple[tuple[Fallback, ...] | None, list[str]]:
-    """The products that run in float, None where nobody knows, and what must be said about that."""
+) -> tuple[tuple[Fallback, ...] | None, tuple[str, ...], list[str]]:
+    """The products that run in float (None: nobody knows), those not seen, and what must be said about that."""
     if not meant(model, rules):
-        return (), []
+        return (), (), []
     if refused:
-        return None, ["what runs in float was not looked at: first all nodes must run"]
+        return None, (), ["what runs in float was not looked at: first all nodes must run"]
     if reason := registry.target(target).runnable():
-        return None, [f"which kernels run on integers is not known here: {reason}"]
+        return None, (), [f"which kernels run on integers is not known here: {reason}"]
+    found, unseen = fallbacks(model, target, rules, timed=timed)
     elsewhere = devices.elsewhere(device, target)
     notes = [f"which run on integers was looked at on this machine, and {elsewhere}"] if elsewhere else []
-    return tuple(fallbacks(model, target, rules, timed=timed)), notes
+    return tuple(found), tuple(unseen), notes
 
 
 def _fixed(model: Model, target: str, limits: Limits) -> tuple[rewriting.Fixed | None, str | None]:
@@ -204,7 +210,7 @@ def _is_refused(chosen: Target, op: str) -> subgraph.Fails:
 
 def _tried(model: Model, target: str, rules: Quantization) -> list[Fallback]:
     try:
-        return fallbacks(model, target, rules)
+        return fallbacks(model, target, rules)[0]
     except EdgerunError:
         return []  # a part that does not run at all says nothing about how it would
 

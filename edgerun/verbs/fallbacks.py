@@ -34,23 +34,28 @@ class Fallback:
     share: Estimate | None = None
 
 
-def fallbacks(model: Model, target: str, rules: Quantization, *, timed: bool = False) -> list[Fallback]:
-    """Products whose inputs are all dequantized and whose kernel is none on integers, as `target` runs them here.
+def fallbacks(
+    model: Model, target: str, rules: Quantization, *, timed: bool = False
+) -> tuple[list[Fallback], list[str]]:
+    """Products whose inputs are all dequantized and whose kernel is none on integers, as `target` runs them here; and
+    those of which the profile does not tell the kernel.
 
     `timed` profiles nine sessions, of ten runs each, in place of one. Raises Unsupported where nothing of the target
     runs, and EdgerunError when no drawn input is taken.
     """
     if not (nodes := meant(model, rules)):
-        return []
+        return [], []
     feed = _taken(model, target)
     sessions = [_profiled(model, target, feed, RUNS if timed else 1) for _ in range(SESSIONS if timed else 1)]
-    found = []
+    found, unseen = list[Fallback](), list[str]()
     for node in nodes:
         kernels = [[k for k in kernels if set(k.covers) & set(_names(node))] for kernels in sessions]
-        if all(kernels) and not any(k.integer for k in kernels[0]):
+        if not all(kernels):
+            unseen.append(_names(node)[0])
+        elif not any(k.integer for k in kernels[0]):
             costs = _cost(kernels, sessions) if timed else (None, None)
             found.append(Fallback(_names(node)[0], node.op_type, _reason(node, target, rules, kernels[0]), *costs))
-    return found
+    return found, unseen
 
 
 def meant(model: Model, rules: Quantization) -> list[ir.Node]:

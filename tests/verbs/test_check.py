@@ -133,7 +133,6 @@ def test_an_op_without_a_kernel_for_its_dtype(cli: Cli, tmp_path: Path) -> None:
         ("Relu", 28, 14, None, ["Relu"]),
         ("Relu", 28, 14, "jetson-orin-nano", ["Relu"]),
         ("Swish", 24, 12, "jetson-orin-nano", ["Mul", "Sigmoid", "Mul"]),
-        ("Gelu", 20, 9, "jetson-orin-nano", []),
     ],
 )
 def test_an_opset_from_the_future(
@@ -146,9 +145,6 @@ def test_an_opset_from_the_future(
     asked = ["--device", device] if device else []
     told = cli("check", path, *asked, "--fix", tmp_path / "f.onnx", "--subgraph", tmp_path / "part.onnx")
     assert told.code == 0, told.err
-    if not written:
-        assert "all 1 nodes run" in told.out and not (tmp_path / "f.onnx").exists()
-        return
     newest = 20 if device else registry.target("onnxruntime").limits().opset
     assert f"opset {opset} is newer than {newest}, the newest read {'on ' + device if device else 'here'}" in told.out
     proto = onnx.load(tmp_path / "f.onnx")
@@ -276,7 +272,8 @@ def test_integers_that_run_in_float(cli: Cli, tmp_path: Path) -> None:
     assert 0 < cost["seconds"]["interval"]["low"] <= cost["seconds"]["value"] <= cost["seconds"]["interval"]["high"]
     assert 0 < cost["share"]["value"] < 1
     assert "µs" in cli("check", path, "--strict").out
-    assert cli("check", quantized(tmp_path / "q.onnx", behind=True), "--strict").code == 0
+    good = cli("check", quantized(tmp_path / "q.onnx", behind=True), "--strict")
+    assert good.code == 0 and "1 of 1 products between Q/DQ on integers" in good.out
     needs("openvino")
     assert cli("check", path, "--strict", "--target", "openvino").code == 0
 
