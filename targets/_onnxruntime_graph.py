@@ -32,7 +32,8 @@ class Graphs:
     """The graphs of one session, which has to have been opened with `enable_cuda_graph`. Runs take turns."""
 
     def __init__(self, runtime: Any, session: Any, names: Sequence[str]) -> None:
-        self._runtime, self._session, self._names = runtime, session, list(names)
+        self._runtime, self._names = runtime, list(names)
+        self._session: Any = session
         self._graphs, self._lock = dict[tuple[tuple[int, ...], ...], _Graph](), threading.Lock()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -58,6 +58,14 @@ def door(header: Mapping[str, Any]) -> tuple[tuple[TensorSpec, ...], tuple[Tenso
     return inputs, outputs
 
 
+def dla(header: Mapping[str, Any]) -> int | None:
+    """The DLA core that the engine was built for, if it was built for one."""
+    numbers = [
+        word.removeprefix("dla=") for word in header["device"].get("flags", "").split() if word.startswith("dla=")
+    ]
+    return int(numbers[0]) if numbers and numbers[0].isdigit() else None
+
+
 def specs(found: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
     """TensorSpecs as JSON values."""
     return [asdict(spec) for spec in found]

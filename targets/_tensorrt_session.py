@@ -19,31 +19,30 @@ class TensorrtSession(Session):
     """One execution context; feeds are copied in and outputs copied out into fresh arrays.
 
     Runs take turns. Device memory for inputs and outputs grows to the largest feeds that came. With `graph`, the second
-    run in a row with the same shapes is captured, and those that follow are replayed as one CUDA graph.
+    run in a row with the same shapes is captured, and those that follow are replayed as one CUDA graph. `dla` is the
+    core that an engine for the DLA runs on.
     """
 
     def __init__(
-        self,
-        trt: Any,
-        plan: bytes,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        graph: bool = False,
-    ) -> None:
+        self, trt: Any, plan: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...],
+        graph: bool = False, dla: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(inputs, outputs)
         self._lock, self._memory = threading.Lock(), dict[str, cuda.Memory]()
         self._captures, self._last = graph, tuple[Any, ...]()
         self._graph: cuda.Graph | None = None
         self._device = cuda.Device()
         try:
-            self._open(trt, plan)
+            self._open(trt, plan, dla)
         except BaseException:
             self._close()
             raise
 
-    def _open(self, trt: Any, plan: bytes) -> None:
+    def _open(self, trt: Any, plan: bytes, dla: int | None) -> None:
         self._logger = tensorrt.log(trt)
         self._runtime: Any = trt.Runtime(self._logger)
+        if dla is not None:
+            self._runtime.DLA_core = dla
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EdgerunError("TensorRT refuses the engine", got=tensorrt.reason(self._logger.errors),

@@ -196,9 +196,9 @@ def _opened(engine: Engine, options: Options) -> TensorrtSession:
         raise Unsupported("an engine for TensorRT does not run here", got=reason, do=do)
     if written:
         file.check_key(header["device"], device())
-        return TensorrtSession(trt, plan, *file.door(header), asked.graph)
+        return TensorrtSession(trt, plan, *file.door(header), asked.graph, file.dla(header))
     built = build.build(trt, data, options)
-    return TensorrtSession(trt, built.data, built.inputs, built.outputs, asked.graph)
+    return TensorrtSession(trt, built.data, built.inputs, built.outputs, asked.graph, asked.dla)
 
 
 def _key(trt: Any, options: Options) -> dict[str, str]:

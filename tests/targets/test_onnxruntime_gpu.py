@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import edgerun
 from bench import gpu_nets as nets
@@ -289,7 +289,7 @@ def test_weights_that_are_given_apart_run_there_too() -> None:
     )  # fmt: skip
     tensor = proto.graph.initializer[0]
     tensor.ClearField("raw_data")
-    tensor.data_location = 1
+    tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights")
     engine = Engine("onnxruntime", proto.SerializeToString(), weights={"w": weight})
     with target.load(engine, Options(extra=CUDA)) as session:

@@ -94,7 +94,7 @@ def test_the_names_are_read() -> None:
         "IExecutionContext.execute_async_v3", "ICudaEngine.get_tensor_profile_shape", "IBuilderConfig.set_flag",
         "Runtime.deserialize_cuda_engine", "IOptimizationProfile.set_shape", "ITensor.get_dimension_name",
         "IProgressMonitor", "IBuilderConfig.progress_monitor", "ITimingCache.serialize", "IBuilderConfig.DLA_core",
-        "DeviceType.DLA", "BuilderFlag.GPU_FALLBACK", "Builder.num_DLA_cores", "ILayer.name",
+        "DeviceType.DLA", "BuilderFlag.GPU_FALLBACK", "Builder.num_DLA_cores", "ILayer.name", "Runtime.DLA_core",
     } <= used()  # fmt: skip
     assert RTX_ALONE - {"ComputeCapability"} <= used() and "ComputeCapability" in {n.split(".")[0] for n in used()}
 

@@ -13,6 +13,7 @@ from edgerun.runtime import Options
 from edgerun.runtime.progress import listener, told
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
+from edgerun.targets import _tensorrt_file as file
 from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import _tensorrt_timings as timings
 from edgerun.targets import tensorrt as target
@@ -103,6 +104,14 @@ def test_a_dla_core_that_is_not_there_is_refused() -> None:
     with pytest.raises(Unsupported, match="no DLA core 0 here") as error:
         build._onto_dla(trt, builder, builder.create_builder_config(), None, 0)
     assert error.value.got == "0 cores"
+
+
+def test_an_engine_tells_its_dla_core() -> None:
+    """The flags that a build writes into its file are what the session reads."""
+    for core in (None, 0, 1):
+        asked = build.Settings("current", None, False, None, core)
+        assert file.dla({"device": {"flags": asked.flags}}) == core
+    assert file.dla({"device": {}}) is None
 
 
 class _Cache:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 import edgerun
 from edgerun import registry
@@ -188,7 +189,7 @@ def test_a_model_in_a_recipe_that_reaches_outside_is_refused(place: Any) -> None
     tensor = proto.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.ClearField("float_data")
-    tensor.data_location = 1
+    tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../../etc/hostname")
     replace(told, engine=replace(told.engine, payload=proto.SerializeToString())).save(path)
     with pytest.raises(EdgerunError, match="outside the model's folder"):
