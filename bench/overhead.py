@@ -1,8 +1,8 @@
 """What a Session costs over the raw runtime: `python -m bench.overhead` (writes results/overhead.json).
 
 Both sides get the same arrays and one thread, in one interleaved run; the difference is taken session by session, of
-the lower quartiles of both: other work on the machine only adds time. Calls are timed on a tiny model, the isolated ones
-with 602 kB of input, and opening on MobileNetV2 where the zoo is there.
+the lower quartiles of both: other work on the machine only adds time. Calls are timed on a tiny model, the isolated
+ones with 602 kB of input, and opening on MobileNetV2 where the zoo is there.
 """
 
 from __future__ import annotations
