@@ -9,6 +9,7 @@ docs/conformance.md.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
@@ -145,6 +146,7 @@ def _death(status: int) -> str:
 
 def _work(part: Sequence[Case], target: str, answers: IO[str]) -> None:
     """The child: one line for each case. Never returns."""
+    faulthandler.disable()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # runtimes log what comes back as an exception anyway
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

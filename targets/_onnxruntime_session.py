@@ -47,11 +47,6 @@ class OrtSession(Session):
         self._in_place = not self._narrow and session.get_providers() == HOST
         self._graphs, self.left = graphs, left
 
-    @property
-    def providers(self) -> list[str]:
-        """The execution providers, the first choice first."""
-        return [str(name) for name in self._session.get_providers()]
-
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             if self._narrow:

@@ -110,16 +110,17 @@ def door(graph: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs as the ONNX model had them, or else as OpenVINO names them."""
     if known := told(graph):
         return known["inputs"], known["outputs"]
-    return tuple(map(_port, graph.inputs)), tuple(map(_port, graph.outputs))
+    return tuple(map(port, graph.inputs)), tuple(map(port, graph.outputs))
 
 
-def _port(port: Any) -> TensorSpec:
-    name = min(port.names) if port.names else port.node.get_friendly_name()
-    if port.partial_shape.rank.is_dynamic:
+def port(found: Any) -> TensorSpec:
+    """An input or output as OpenVINO names it."""
+    name = min(found.names) if found.names else found.node.get_friendly_name()
+    if found.partial_shape.rank.is_dynamic:
         raise Unsupported(f"{name!r} has no fixed number of dimensions", do="convert the model with --input")
-    dims = (f"{name}_{i}" if dim.is_dynamic else dim.get_length() for i, dim in enumerate(port.partial_shape))
-    own = port.element_type.get_type_name()
-    dtype = "object" if own == "string" else NARROW.get(own) or np.dtype(port.element_type.to_dtype()).name
+    dims = (f"{name}_{i}" if dim.is_dynamic else dim.get_length() for i, dim in enumerate(found.partial_shape))
+    own = found.element_type.get_type_name()
+    dtype = "object" if own == "string" else NARROW.get(own) or np.dtype(found.element_type.to_dtype()).name
     return TensorSpec(name, dtype, tuple(dims))
 
 

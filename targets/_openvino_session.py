@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Session, TensorSpec, dtypes
 from edgerun.targets import _openvino_ir as ir
 
@@ -27,9 +27,7 @@ class OvSession(Session):
         for _ in range(streams):
             self._last = compiled.create_infer_request()
             self._requests.put(self._last)
-        kept = {name: index for index, port in enumerate(compiled.inputs) for name in port.names}
-        if len(compiled.inputs) == len(inputs):  # the frontend may put an output's name in the place of an input's
-            kept = {spec.name: kept.get(spec.name, index) for index, spec in enumerate(inputs)}
+        kept = _places(compiled.inputs, inputs)
         # OpenVINO drops inputs that nothing uses: their feeds are checked and go no further.
         self._feeds = [(kept[spec.name], spec.name) for spec in inputs if spec.name in kept]
         self._types = {s.name: compiled.inputs[kept[s.name]].element_type for s in inputs if s.name in kept}
@@ -117,3 +115,17 @@ class OvSession(Session):
             self._requests.get()  # a run in flight gives its request back first
         self._requests.put(None)
         self._last = self._compiled = None
+
+
+def _places(ports: Any, specs: tuple[TensorSpec, ...]) -> dict[str, int]:
+    """The port of each input that is used. The frontend may put an output's name in the place of an input's (Dropout):
+    then it is the only one of its dtype and rank that is left. Raises Unsupported where that cannot be told."""
+    names = {name: index for index, port in enumerate(ports) for name in port.names}
+    found = {spec.name: names[spec.name] for spec in specs if spec.name in names}
+    for index in set(range(len(ports))) - set(found.values()):
+        own = ir.port(ports[index])
+        like = [s for s in specs if s.name not in found and (s.dtype, len(s.shape)) == (own.dtype, len(own.shape))]
+        if len(like) != 1:
+            raise Unsupported("OpenVINO has lost the name of an input", got=str(own), do="use another target")
+        found[like[0].name] = index
+    return found

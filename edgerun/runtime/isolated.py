@@ -81,6 +81,10 @@ class _Worker:
                 [sys.executable, "-c", boot], stdin=subprocess.PIPE, pass_fds=(*memory, theirs_in, theirs_out),
                 start_new_session=True,
             )  # fmt: skip
+        except OSError as error:
+            for descriptor in self._descriptors:
+                os.close(descriptor)
+            raise EdgerunError("no worker process can be started", got=error.strerror or str(error)) from error
         finally:
             os.close(theirs_in)
             os.close(theirs_out)

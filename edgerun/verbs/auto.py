@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from edgerun import registry
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.runtime import Engine
 
 AUTO = "auto"
@@ -24,15 +24,17 @@ def candidates() -> list[str]:
 def first(names: Sequence[str], compile: Callable[[str], Engine]) -> Engine:
     """The first engine that `compile` gives out: one that computes what the model says.
 
-    Raises Unsupported with the reason of every target when there is none.
+    Raises GateFailed with the reason of every target when all of them compute something else, and Unsupported when
+    there is another reason among them.
     """
-    reasons = []
+    reasons, kind = [], GateFailed if names else Unsupported
     for name in names:
         try:
             return compile(name)
         except EdgerunError as error:
             reasons.append(f"{name}: {error.what}" + ("" if error.got is None else f": {error.got}"))
-    raise Unsupported(
+            kind = kind if isinstance(error, GateFailed) else Unsupported
+    raise kind(
         "none of the targets runs this model as it says",
         got="; ".join(reasons) or "no target at all",
         do="edgerun targets lists what can run here",

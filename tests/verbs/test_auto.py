@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 import edgerun
 from edgerun import registry
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import Options
 from edgerun.verbs.auto import candidates
@@ -53,6 +53,14 @@ def test_none_that_is_right_is_unsupported_with_every_reason() -> None:
     assert all(f"{name}: " in str(caught.value) for name in candidates())
     with pytest.raises(EdgerunError, match="no target at all"):
         edgerun.compile(_model("Relu"), [], ONE)
+
+
+def test_all_that_compute_something_else_fail_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = _model("Abs")
+    honest = registry.target("onnxruntime").compile
+    monkeypatch.setattr(registry.target("onnxruntime"), "compile", lambda model, options: honest(wrong, options))
+    with pytest.raises(GateFailed, match="none of the targets"):
+        edgerun.compile(_model("Sin"), ["onnxruntime"], ONE)
 
 
 def test_bytes_go_the_same_way() -> None:
