@@ -33,7 +33,8 @@ class OrtSession(Session):
 
     def __init__(self, runtime: Any, session: Any, errors: tuple[type[Exception], ...], streams: int = 1) -> None:
         super().__init__(specs(session.get_inputs()), specs(session.get_outputs()), streams)
-        self._runtime, self._session, self._errors = runtime, session, errors
+        self._session: Any = session
+        self._runtime, self._errors = runtime, errors
         self._names = [spec.name for spec in self.outputs]
         self._narrow = any(spec.dtype in dtypes.NARROW for spec in (*self.inputs, *self.outputs))
         self._in_place = not self._narrow and session.get_providers() == HOST
