@@ -1,7 +1,7 @@
 """What a Session costs over the raw runtime: `python -m bench.overhead` (writes results/overhead.json).
 
 Both sides get the same arrays and one thread, in one interleaved run; the difference is taken session by session, of
-the lower quartiles of both: other work on the machine only adds time. Calls are timed on a tiny model, the isolated
+the lower deciles of both: other work on the machine only adds time. Calls are timed on a tiny model, the isolated
 ones with 602 kB of input, and opening on MobileNetV2 where the zoo is there.
 """
 
@@ -27,7 +27,7 @@ from edgerun.runtime import Options
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 ONE = Options(threads=1)
-QUARTILE = 0.25
+DECILE = 0.1
 Open = Callable[[], AbstractContextManager[Run]]
 
 
@@ -65,7 +65,7 @@ def opening(target: str, path: Path) -> Iterator[Run]:
 
 
 def calls(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
-    """A row for each way to call: lower quartiles and their difference in µs."""
+    """A row for each way to call: lower deciles and their difference in µs."""
     data, feeds = tiny().SerializeToString(), {name: np.ones((1, 4), np.float32) for name in ("a", "b")}
     out = {"y": np.zeros((1, 4), np.float32)}
     image = {"x": np.random.default_rng(0).random((1, 3, 224, 224), np.float32)}
@@ -83,11 +83,11 @@ def calls(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
         }
         for how, (bare, own, goal) in pairs.items():
             times = in_sessions({"bare": bare, "own": own}, sessions=sessions, seconds=seconds)
-            typical = {key: [np.quantile(rounds, QUARTILE) for rounds in taken] for key, taken in times.items()}
+            typical = {key: [np.quantile(rounds, DECILE) for rounds in taken] for key, taken in times.items()}
             more = median([float(b - a) for a, b in zip(typical["bare"], typical["own"], strict=True)])
             yield {
                 "call": how, "target": target, "goal_us": goal, "sessions": sessions,
-                "bare_us": _us(quantile(times["bare"], QUARTILE)), "own_us": _us(quantile(times["own"], QUARTILE)),
+                "bare_us": _us(quantile(times["bare"], DECILE)), "own_us": _us(quantile(times["own"], DECILE)),
                 "more_us": _us(more),
             }  # fmt: skip
 
@@ -103,12 +103,12 @@ def loads(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
         pair: dict[str, Open] = {"own": partial(opening, target, path), "bare": partial(sides.opening, path)}
         times = in_sessions(pair, sessions=sessions, rounds=3, seconds=seconds, warmup=1)
         pairs = zip(times["own"], times["bare"], strict=True)
-        ratio = median([float(np.quantile(own, QUARTILE) / np.quantile(bare, QUARTILE)) for own, bare in pairs])
+        ratio = median([float(np.quantile(own, DECILE) / np.quantile(bare, DECILE)) for own, bare in pairs])
         low, high = ratio.interval.low, ratio.interval.high
         yield {
             "call": "load mobilenet_v2", "target": target, "goal_ratio": 1.05, "sessions": sessions,
-            "bare_ms": quantile(times["bare"], QUARTILE).value * 1e3,
-            "own_ms": quantile(times["own"], QUARTILE).value * 1e3,
+            "bare_ms": quantile(times["bare"], DECILE).value * 1e3,
+            "own_ms": quantile(times["own"], DECILE).value * 1e3,
             "ratio": {"value": ratio.value, "low": low, "high": high},
         }  # fmt: skip
 

@@ -41,7 +41,8 @@ class OrtSession(Session):
         graphs: Graphs | None = None, left: Sequence[Issue] = (),
     ) -> None:  # fmt: skip
         super().__init__(specs(session.get_inputs()), specs(session.get_outputs()), streams)
-        self._runtime, self._session, self._errors = runtime, session, errors
+        self._session: Any = session
+        self._runtime, self._errors = runtime, errors
         self._names = [spec.name for spec in self.outputs]
         self._narrow = any(spec.dtype in dtypes.NARROW for spec in (*self.inputs, *self.outputs))
         self._in_place = not self._narrow and session.get_providers() == HOST

@@ -22,7 +22,9 @@ class OvSession(Session):
         self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1
     ) -> None:
         super().__init__(inputs, outputs, streams)
-        self._tensor, self._compiled = ir.runtime().Tensor, compiled
+        self._tensor = ir.runtime().Tensor
+        self._compiled: Any = compiled
+        self._last: Any = None
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(streams):
             self._last = compiled.create_infer_request()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
@@ -48,7 +49,8 @@ def test_it_answers_as_the_original(model: bytes, tmp_path: Path) -> None:
         ):
             assert (own.name, own.type, own.shape) == (other.name, other.type, other.shape)
         for names in (None, ["t"], ["t", "d"]):
-            for own, other in zip(ours.run(names, FEEDS), theirs.run(names, FEEDS), strict=True):
+            original: Any = theirs.run(names, FEEDS)
+            for own, other in zip(ours.run(names, FEEDS), original, strict=True):
                 assert own.dtype == other.dtype
                 np.testing.assert_array_equal(own, other)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgerun import registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.runtime import Engine
+from edgerun.verbs import work
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -21,11 +22,14 @@ log = logging.getLogger("edgerun")
 def or_written_out(model: Model, target: str, compile: Callable[[Model], Engine]) -> Engine:
     """`compile(model)`, or where that is refused, or wrong, of the same model with other operators.
 
-    Raises the first refusal when that does not help.
+    Raises the first refusal when that does not help. (A model that rounds may differ by its ties alone, which other
+    operators would not cure.)
     """
     try:
         return compile(model)
     except (GateFailed, Unsupported) as refusal:
+        if isinstance(refusal, GateFailed) and work.rounds(model):
+            raise
         lacking = set[str]()
         if isinstance(refusal, Unsupported):
             lacking = {issue.op for issue in registry.target(target).check(model) if issue.op}

@@ -66,7 +66,8 @@ def test_tensors_of_other_libraries_go_in_and_out(session: Session) -> None:
     given: dict[str, Any] = {"x": x, "c": np.ones(4, np.float32)}
     assert session.run(given, {"y": place})["y"] is place
     np.testing.assert_allclose(np.asarray(place), expected(feeds(2)), rtol=1e-6)
-    back: Any = torch.utils.dlpack.from_dlpack(session.run(given)["y"])
+    module: Any = torch
+    back = module.from_dlpack(session.run(given)["y"])
     np.testing.assert_allclose(np.asarray(back), expected(feeds(2)), rtol=1e-6)
 
 
