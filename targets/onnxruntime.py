@@ -19,6 +19,7 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.targets import _cpu
+from edgerun.targets import _onnxruntime_float8 as float8
 from edgerun.targets import _onnxruntime_profile as trace
 
 if TYPE_CHECKING:
@@ -176,12 +177,12 @@ def _settings(options: Options) -> Any:
 
 
 def _open(engine: Engine, settings: Any) -> Any:
+    faulty = float8.tamed(settings) if float8.present(engine) else []
     source = engine.payload if isinstance(engine.payload, bytes) else str(engine.payload)
     if engine.weights:
-        value = _runtime().OrtValue.ortvalue_from_numpy
-        settings.add_external_initializers(list(engine.weights), [value(array) for array in engine.weights.values()])
+        settings.add_external_initializers(list(engine.weights), list(map(_value, engine.weights.values())))
     try:
-        session = _runtime().InferenceSession(source, settings, providers=PROVIDERS)
+        session = _runtime().InferenceSession(source, settings, providers=PROVIDERS, disabled_optimizers=faulty)
     except _errors() as error:
         kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
         raise kind("ONNX Runtime refuses the model", got=_first_line(error), do="edgerun convert it first") from error
@@ -189,6 +190,14 @@ def _open(engine: Engine, settings: Any) -> Any:
     if session.get_providers() != PROVIDERS:
         raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=", ".join(PROVIDERS))
     return session
+
+
+def _value(array: np.ndarray) -> Any:
+    """An OrtValue over `array`; numpy has no name of its own for 8-bit floats."""
+    made = _runtime().OrtValue
+    if array.dtype.name == float8.NAME:
+        return made.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), float8.NUMBER)
+    return made.ortvalue_from_numpy(array)
 
 
 def _specs(arguments: Any) -> tuple[TensorSpec, ...]:
