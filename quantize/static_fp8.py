@@ -8,7 +8,8 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize import static_int8
-from edgerun.quantize._ranges import Stream, intervals
+from edgerun.quantize._observation import Truth
+from edgerun.quantize._ranges import Stream, intervals, sqnr
 from edgerun.quantize.graphs import correction, edit, placement, qdq
 from edgerun.quantize.numerics import float8, grid
 
@@ -53,16 +54,26 @@ def finish(prepared: static_int8.Prepared, request: Request) -> ir.Model:
     name = "minmax" if request.ranges == "auto" else request.ranges
     spans = intervals(plan, prepared.seen, name, symmetric=True)
     grids: dict[str, Grid] = {group: float8.spanning(HEADROOM * high) for group, (_, high) in spans.items()}
-    layers = correction.layers(plan)
-    with request.open(_emulated(model, plan, grids), emulated=True, lanes=request.lanes) as session:
-        shifts = Stream(session, layers, truths, request).missing({}, request.effort.first, "bias correction")
-    named = {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
-    plain, moved = (_quantized(model, plan, grids, by) for by in ({}, named))
-    reached = {made: static_int8.reached_db(model, truths, request) for made, model in ((False, plain), (True, moved))}
-    pays = reached[True] > reached[False]
-    request.found |= {"ranges": name, "bias correction": pays, static_int8.REACHED: round(reached[pays], 2)}
+    shifts = _shifts(model, plan, grids, truths, request)
+    result = _quantized(model, plan, grids, shifts)
+    request.found |= {"ranges": name, static_int8.REACHED: round(static_int8.reached_db(result, truths, request), 2)}
     request.found |= {"8-bit nodes": len(plan.compute), "quantized activations": len(plan.points)}
-    return moved if pays else plain
+    return result
+
+
+def _shifts(
+    model: ir.Model, plan: placement.Plan, grids: Mapping[str, Grid], truths: list[Truth], request: Request
+) -> dict[str, np.ndarray]:
+    """What biases are to be moved by, `[C]` by layer: found on half of the truths, none unless it pays on the rest."""
+    half, stage = max(1, request.effort.first // 2), "bias correction"
+    with request.open(_emulated(model, plan, grids), emulated=True, lanes=request.lanes) as session:
+        stream = Stream(session, correction.layers(plan), truths, request)
+        found = stream.missing({}, half, stage)
+        none = {layer: np.zeros_like(shift) for layer, shift in found.items()}
+        scores = [stream.scores({}, shifts, 2 * half, stage, skip=half) for shifts in (none, found)]
+    pays = all(scores) and sqnr(scores[1]) > sqnr(scores[0])
+    request.found["bias correction"] = pays
+    return {str(layer.holder.name): shift.reshape(-1) for layer, shift in found.items()} if pays else {}
 
 
 def _store(graph: ir.Graph, node: ir.Node) -> None:

@@ -22,7 +22,7 @@ from edgerun.verbs.compress import compress
 
 ONE = Options(1)
 TARGETS = ("onnxruntime", "openvino")
-SCHEMES = ("w8a8_dynamic", "w8a16", "w4a16_b32", "fp16")
+SCHEMES = ("w8a8_dynamic", "w8a16", "w4a16_b32", "w4a8", "fp16")
 MLP = """(float[n,64] x) => (float[n,10] y) {
     a = Gemm<transB=1>(x, w1, b1) r = Relu(a) p = MatMul(r, w2) q = Add(p, b2) s = Relu(q) y = Gemm(s, w3) }"""
 SHAPES = {"w1": (256, 64), "b1": (256,), "w2": (256, 128), "b2": (128,), "w3": (128, 10)}
@@ -66,7 +66,7 @@ def initializers(model: Model) -> Iterator[tuple[str, np.ndarray]]:
 
 
 # dB on data that the scheme has not seen, and the share of the float model's bytes.
-EXPECTED = {"w8a8_dynamic": (30.0, 0.33), "w8a16": (38.0, 0.33), "w4a16_b32": (20.0, 0.27), "fp16": (60.0, 0.53)}
+EXPECTED = {"w8a8_dynamic": (30.0, 0.33), "w8a16": (38.0, 0.33), "w4a16_b32": (20.0, 0.27), "w4a8": (20.0, 0.27), "fp16": (60.0, 0.53)}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -279,3 +279,45 @@ def test_weights_inside_a_branch() -> None:
         for flag in (True, False):
             feeds: dict[str, Any] = {**data(), "flag": np.array(flag)}
             assert sqnr_db(run(model, "onnxruntime", feeds), run(result, "onnxruntime", feeds)) > least
+
+
+def test_int4_products_on_integers_by_hand() -> None:
+    """Each row's blocks of 32 inputs as int8 by their own largest, in float64: 1e-5 of the largest output."""
+    model = build("(float[n,64] x) => (float[n,32] y) { y = Gemm(x, w, b) }", {"w": (64, 32), "b": (32,)})
+    made, x = compress(model, scheme="w4a8"), data()["x"]
+    assert made.history[-1].options["integer nodes"] == 1
+    float_math = compress(model, scheme="w4a16_b32")  # the same weights, and inputs as they are
+    blocks = x.reshape(len(x), 2, 32).astype(np.float32)
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
+    rounded = (np.rint(blocks / scale) * scale).reshape(x.shape).astype(np.float32)
+    wanted = run(float_math, "onnxruntime", {"x": rounded})
+    found, plain = (run(m, "onnxruntime", {"x": x}) for m in (made, float_math))
+    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert np.abs(found - plain).max() > 1e-4 * np.abs(plain).max(), "inputs were rounded"
+
+
+def test_openvino_rounds_inputs_of_int4_products_only_where_it_may(mlp: Model, tmp_path: Path) -> None:
+    """The IR says so, and so does a plain ONNX file: the same numbers, and others than with inputs in float."""
+    ways = []
+    for scheme in ("w4a8", "w4a16_b32"):
+        made = compress(mlp, scheme=scheme, target="openvino", calibration=data(150), output=tmp_path / f"{scheme}.xml")
+        made.save(tmp_path / f"{scheme}.onnx")
+        ways += [run(tmp_path / f"{scheme}{suffix}", "openvino", data()) for suffix in (".xml", ".onnx")]
+    np.testing.assert_array_equal(ways[0], ways[1])
+    np.testing.assert_array_equal(ways[2], ways[3])
+    assert 25 < sqnr_db(ways[2], ways[0]) < 80
+
+
+def test_wide_int4_layers_cannot_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pairs are added in 16 bits, layers that get 8 bits use 7 of them: 2·127·128 < 2¹⁵."""
+    from edgerun.quantize import weight_int4
+    from edgerun.targets import _cpu
+
+    monkeypatch.setattr(weight_int4._spare, "spared", lambda *_: ["q"])
+    monkeypatch.setattr(_cpu, "saturates", lambda *_: True)
+    made = compress(build(MLP, SHAPES), scheme="w4a8", calibration=data(150))
+    bits = {str(node.name): node.attributes.get_int("bits", 0) for node in made.ir.graph if node.op_type == "MatMulNBits"}
+    stored = dict(initializers(made))
+    assert sorted(bits.values()) == [4, 4, 8]
+    wide = next(name for name, count in bits.items() if count == 8)
+    assert stored[wide.replace("MatMulNBits", "weight")].max() == 127
