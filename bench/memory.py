@@ -33,7 +33,9 @@ def stream() -> Iterator[dict[str, np.ndarray]]:
     inputs = [TensorSpec(name, "float32", ("n", *shape[1:])) for name, shape in chosen.latency.items()]
     for turn in range(max(COUNTS)):
         for feeds in open_data(chosen.calibration, inputs, batch=1):
-            yield {name: np.roll(array[:, :, :: 1 - 2 * (turn % 2)], turn // 2, axis=1) for name, array in feeds.items()}
+            yield {
+                name: np.roll(array[:, :, :: 1 - 2 * (turn % 2)], turn // 2, axis=1) for name, array in feeds.items()
+            }
 
 
 def peak(count: int, target: str) -> dict[str, Any]:

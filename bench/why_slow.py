@@ -49,6 +49,7 @@ def row(name: str, found: WhySlow) -> dict[str, Any]:
         "outside kernels": _span(account.outside, 1e3),
         "explained": None if account.explained is None else _span(account.explained, 100),
         "restless": round(found.restless, 3),
+        "waits": round(found.waits, 3),
         "causes": {cause: round(1e3 * e.value, 4) for cause, e in account.causes.items()},
     }
 

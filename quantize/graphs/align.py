@@ -171,9 +171,7 @@ def _rescale(graph: ir.Graph, stored: Mapping[ir.Node, _Stored]) -> int:
     return len(chains)
 
 
-def _recentre(
-    graph: ir.Graph, quantized: ir.Graph, constants: Sequence[Constant], nodes: Mapping[str, ir.Node]
-) -> int:
+def _recentre(graph: ir.Graph, quantized: ir.Graph, constants: Sequence[Constant], nodes: Mapping[str, ir.Node]) -> int:
     """Move the channels of linear chains as the quantized model's biases show. Returns how many chains were moved."""
     stored = {c.layer: c.values for c in constants if c.kind == "bias"}
     here = {str(node.name): node for node in quantized}

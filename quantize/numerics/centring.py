@@ -33,7 +33,9 @@ def _width(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return width
 
 
-def recovered(writers: Sequence[np.ndarray], readers: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+def recovered(
+    writers: Sequence[np.ndarray], readers: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> np.ndarray:
     """The p `[W, C]` that a chain was moved by, from what its layers' biases differ by: float64, zeros where it was not.
 
     A writer's bias differs by d = −p_w, `[C]`; a reader's by d = M·(a·p), given as d `[O]`, M `[O, C]`, and a `[W]`, how

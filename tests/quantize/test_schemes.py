@@ -66,7 +66,13 @@ def initializers(model: Model) -> Iterator[tuple[str, np.ndarray]]:
 
 
 # dB on data that the scheme has not seen, and the share of the float model's bytes.
-EXPECTED = {"w8a8_dynamic": (30.0, 0.33), "w8a16": (38.0, 0.33), "w4a16_b32": (20.0, 0.27), "w4a8": (20.0, 0.27), "fp16": (60.0, 0.53)}
+EXPECTED = {
+    "w8a8_dynamic": (30.0, 0.33),
+    "w8a16": (38.0, 0.33),
+    "w4a16_b32": (20.0, 0.27),
+    "w4a8": (20.0, 0.27),
+    "fp16": (60.0, 0.53),
+}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -316,7 +322,9 @@ def test_wide_int4_layers_cannot_saturate(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(weight_int4._spare, "spared", lambda *_: ["q"])
     monkeypatch.setattr(_cpu, "saturates", lambda *_: True)
     made = compress(build(MLP, SHAPES), scheme="w4a8", calibration=data(150))
-    bits = {str(node.name): node.attributes.get_int("bits", 0) for node in made.ir.graph if node.op_type == "MatMulNBits"}
+    bits = {
+        str(node.name): node.attributes.get_int("bits", 0) for node in made.ir.graph if node.op_type == "MatMulNBits"
+    }
     stored = dict(initializers(made))
     assert sorted(bits.values()) == [4, 4, 8]
     wide = next(name for name, count in bits.items() if count == 8)
