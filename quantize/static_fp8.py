@@ -30,7 +30,7 @@ OLDEST_OPSET = 19  # the first whose Q/DQ know 8-bit floats
 
 
 def apply(model: ir.Model, request: Request) -> ir.Model:
-    """Quantize `model`. Raises Unsupported for an opset without 8-bit floats, or when nothing in it can be quantized."""
+    """Quantize `model`. Raises Unsupported for an opset without 8-bit floats, or when nothing can be quantized."""
     return finish(prepare(model, request), request)
 
 

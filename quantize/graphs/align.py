@@ -2,8 +2,8 @@
 
 A compressor may fold BatchNormalization, move scale between channels and move channels onto zero, so the float model's
 inner tensors are not those of the quantized one. All are exact changes: fold the float model too, estimate from the
-stored weights which factor every chain of channels was given, and from the biases what was taken off, and do the same. Its function stays that of the float model, and its
-tensors become the ones that the quantized model rounds.
+stored weights which factor every chain of channels was given, and from the biases what was taken off, and do the same.
+Its function stays that of the float model, and its tensors become the ones that the quantized model rounds.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ FOREIGN = 0.5  # more of a weight's energy unexplained than this: another layer,
 class Counterpart:
     """`constants` are float arrays by `Constant.key`; `absorbed` the float nodes that a quantizer replaced, by value.
 
-    `rescaled` counts the chains whose channels had other factors than 1, `recentred` those that were moved; `foreign` are the layers without a float
-    weight (they keep their dequantized one, and its damage is not seen).
+    `rescaled` counts the chains whose channels had other factors than 1, `recentred` those that were moved; `foreign`
+    are the layers without a float weight (they keep their dequantized one, and its damage is not seen).
     """
 
     constants: dict[str, np.ndarray] = field(default_factory=dict)

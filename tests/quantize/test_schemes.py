@@ -316,10 +316,10 @@ def test_openvino_rounds_inputs_of_int4_products_only_where_it_may(mlp: Model, t
 
 def test_wide_int4_layers_cannot_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pairs are added in 16 bits, layers that get 8 bits use 7 of them: 2·127·128 < 2¹⁵."""
-    from edgerun.quantize import weight_int4
+    from edgerun.quantize import _spare
     from edgerun.targets import _cpu
 
-    monkeypatch.setattr(weight_int4._spare, "spared", lambda *_: ["q"])
+    monkeypatch.setattr(_spare, "spared", lambda *_: ["q"])
     monkeypatch.setattr(_cpu, "saturates", lambda *_: True)
     made = compress(build(MLP, SHAPES), scheme="w4a8", calibration=data(150))
     bits = {
