@@ -62,7 +62,10 @@ class Making:
         # A file is read again where it is needed: its weights do not stay in memory in between.
         asked = self._request(kept, self.effort)
         asked.checkpoint = Checkpoint({"measured with": dict(registry.target(MEASURER).device())})
-        result = (self.hold or self._applied)(loaded(self.model), asked)
+        if self.hold is not None:
+            result = self.hold(loaded(self.model), asked)
+        else:  # no name here keeps the model: its weights are free to go as the pass replaces them
+            result = quantize.apply(self.name, loaded(self.model), asked)
         made = result, self._proven(result)
         asked.checkpoint.clear()
         return made
@@ -88,9 +91,6 @@ class Making:
             return result
 
         return quick
-
-    def _applied(self, model: Model, request: Request) -> Model:
-        return quantize.apply(self.name, model, request)
 
     def _request(self, kept: Kept, effort: Effort) -> Request:
         known = None if self.data is None else Known(self.data, self.judgement)

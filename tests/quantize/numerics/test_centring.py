@@ -62,13 +62,16 @@ def test_what_was_not_seen_does_not_matter() -> None:
     np.testing.assert_allclose(found, [[2.0], [2.0]], atol=1e-12)
 
 
-def _chain(seed: int, channels: int = 12) -> tuple[np.ndarray, list[np.ndarray], list[tuple[np.ndarray, ...]]]:
+Reader = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _chain(seed: int, channels: int = 12) -> tuple[np.ndarray, list[np.ndarray], list[Reader]]:
     """Offsets of two layers, one read alone and one as the sum of both, and what the biases differ by, all exact."""
     generator = np.random.default_rng(seed)
     moved = generator.normal(0, 2, (2, channels))
     matrices = generator.normal(0, 0.3, (2, 5 * channels, channels))
-    sums = np.array([[1.0, 0.0], [1.0, 1.0]])
-    readers = [(m @ (row @ moved), m, row) for m, row in zip(matrices, sums, strict=True)]
+    sums: np.ndarray = np.array([[1.0, 0.0], [1.0, 1.0]])
+    readers: list[Reader] = [(m @ (row @ moved), m, row) for m, row in zip(matrices, sums, strict=True)]
     return moved, [-p for p in moved], readers
 
 
