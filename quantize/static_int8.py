@@ -145,7 +145,7 @@ def _finished(
     biased = {} if request.rules.float_bias else stored
     plain, moved = (_quantized(model, plan, grids, biased, by, request.rules) for by in ({}, named))
     del model
-    reached = {False: _sqnr(plain, truths, request), True: _sqnr(moved, truths, request)}
+    reached = {False: reached_db(plain, truths, request), True: reached_db(moved, truths, request)}
     pays = reached[True] > reached[False]
     request.found |= {"ranges": name, "bias correction": pays, REACHED: round(reached[pays], 2)}
     request.found |= {"integer nodes": len(plan.compute), "quantized activations": len(plan.points)}
@@ -223,11 +223,7 @@ def _quantized(
     """A Q/DQ clone of the `model` with stored weights, biases moved by `shifts`; as int32 at the nodes in `stored`."""
     result = model.clone()
     graph, plan = result.graph, planned.on(result.graph)
-    if shifts:
-        for layer in correction.layers(plan):
-            bias, name = edit.constant(layer.bias), str(layer.holder.name)
-            moved = shifts[name] + (0.0 if bias is None else bias.reshape(-1))
-            edit.set_constant(graph, layer.holder, layer.index, moved.astype(np.float32), name=f"{name}/bias")
+    correction.move(graph, plan, shifts)
     scale = {str(value.name): grids[group].scale for value, group in plan.points.items()}
     for node in plan.weights:
         if str(node.name) not in stored or node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
@@ -247,7 +243,7 @@ def _quantized(
     return result
 
 
-def _sqnr(quantized: ir.Model, truths: list[Truth], request: Request) -> float:
+def reached_db(quantized: ir.Model, truths: list[Truth], request: Request) -> float:
     """SQNR (dB) of a finished model against the float one, on calibration data."""
     totals = dict.fromkeys(truths[0].outputs, Difference())
     with request.open(quantized, lanes=request.lanes) as session:

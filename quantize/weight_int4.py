@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +23,22 @@ summary = "weight-only INT4 in blocks of 32 (GPTQ where calibration data is give
 needs_calibration = False
 scheme = "w4a16_b32"
 
-BLOCK, BITS = 32, 4
+BLOCK, BITS, WIDE = 32, 4, 8
 MOMENTS = 192 << 20  # bytes of second moments that are held at once
 FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
 WHAT = "MatMul or Gemm with a constant float32 matrix"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The folded float model, and its products' weights in 4 bits, by the node's name."""
+
+    original: ir.Model
+    rounded: dict[str, Rounded]
+
+    def copy(self) -> Prepared:
+        """Itself: `finish` changes nothing of it."""
+        return self
 
 
 @dataclass
@@ -48,10 +60,28 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     Rounding is GPTQ (`quantize/numerics/gptq.py`) with the second moments of the float model's activations. Of the
     data, every fourth batch is kept apart: it decides how many layers, those that lose most first, need 8 bits.
     """
+    return finish(prepare(model, request), request)
+
+
+def prepare(model: ir.Model, request: Request) -> Prepared:
+    """Fold, and round the weight of every product that may have 4 bits."""
     original = _weights.begin(model, request)
-    graph = model.graph
-    nodes = _weights.chosen([n for n in graph if dynamic.weight(n) is not None], request, WHAT)
-    rounded = _rounded(model, nodes, request)
+    return Prepared(original, _rounded(original, _products(original, request), request))
+
+
+def finish(prepared: Prepared, request: Request) -> ir.Model:
+    """Choose rounding and bits on data kept apart, and store the weights; arithmetic stays float."""
+    return stored(prepared, request, integer=False)
+
+
+def stored(prepared: Prepared, request: Request, *, integer: bool) -> ir.Model:
+    """The model with its weights in 4 bits, and in 8 where 4 cost too much.
+
+    With `integer` their inputs are rounded to int8 while it runs, by blocks, as MatMulNBits does where it may.
+    """
+    original, model = prepared.original, prepared.original.clone()
+    nodes = _products(model, request)
+    rounded = {str(node.name): prepared.rounded[str(node.name)] for node in nodes}
     wide: list[str] = []
     request.found["rounding"] = "nearest"
     if request.calibration is not None:
@@ -61,20 +91,29 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
         trial = functools.partial(_trial, original, rounded)
         wide = _spare.spared(original, sizes, trial, FLOOR_DB, (few, judge), request)
     for node in nodes:
-        if str(node.name) in wide:
-            weight_int8.store(node, 0, request.keep_float)
-        else:
+        if str(node.name) not in wide:
             part = rounded[str(node.name)]
-            compressed.blocked_product(model, node, part.grid, part.codes)
-    stored = weight_int8.tables(graph, request.keep_float)
+            compressed.blocked_product(model, node, part.grid, part.codes, integer=integer)
+        elif integer:
+            # Where two products are added in 16 bits, codes of 7 bits keep the sum of u8 by s8 below its end.
+            grid = blocks.fitted(_matrix(node), BLOCK, WIDE - int(request.rules.reduced_range))
+            codes = grid.quantize(_matrix(node))
+            compressed.blocked_product(model, node, replace(grid, bits=WIDE), codes, integer=True)
+        else:
+            weight_int8.store(node, 0, request.keep_float)
+    tables = weight_int8.tables(model.graph, request.keep_float)
     edit.drop_unused(model)
     request.found |= {
         "weights in 4 bits": len(nodes) - len(wide),
         "weights in 8 bits": len(wide),
-        "tables in 8 bits": stored,
+        "tables in 8 bits": tables,
     }
     _weights.evidence(original, model, request)
     return model
+
+
+def _products(model: ir.Model, request: Request) -> list[ir.Node]:
+    return _weights.chosen([n for n in model.graph if dynamic.weight(n) is not None], request, WHAT)
 
 
 def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[str, Rounded]:

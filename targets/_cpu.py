@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 RULES = Quantization(
-    schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32", "fp16"),
+    schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32", "w4a8", "fp16"),
     activation="uint8",
     compute=frozenset({"Conv", "Gemm", "MatMul"}),
     through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),

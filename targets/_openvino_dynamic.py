@@ -3,10 +3,14 @@
 DynamicQuantizeLinear and MatMulInteger are translated into some forty plain ops. The CPU plugin does the same thing
 inside one fully connected kernel: int8 weights that are expanded in the graph, and a group size for the inputs. It
 rounds in groups of so many inputs of one token where ONNX has one scale for the whole tensor: it is nearer to float.
+
+MatMulNBits may compute on integers where its accuracy_level is 4. OpenVINO reads no such thing, and its group size is
+one for the whole graph: that of MatMulNBits' own blocks here.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +20,31 @@ from edgerun.targets import _openvino_ir as ir
 KEY = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 OPTION = ["runtime_options", KEY]  # where OpenVINO itself looks for it
 GROUP = "64"
+BLOCK = "32"  # of MatMulNBits
+# An attribute as protobuf writes it: its name, then field 3, an integer, which is 4.
+INTEGER_BLOCKS = b"accuracy_level\x18\x04"
 # From the codes of an input back to the input.
 CHAIN = ("Convert", "Convert", "Clamp", "Add", "Round", "Divide", "Multiply")
 
 
-def fuse(graph: Any) -> int:
-    """Rewrite every dynamic product in place and say so in the graph's runtime options; return how many there were."""
+def fuse(graph: Any, payload: bytes | Path) -> int:
+    """Rewrite every dynamic product in place and say so in the graph's runtime options; return how many there were.
+
+    `payload` is what the graph was read from: of an ONNX file only its bytes tell what MatMulNBits may compute with.
+    """
     found = sum(_fuse(node) for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul")
     if found:
         graph.set_rt_info(GROUP, OPTION)
         graph.validate_nodes_and_infer_types()
+    elif not graph.has_rt_info(OPTION) and _integer_blocks(payload):
+        graph.set_rt_info(BLOCK, OPTION)
     return found
+
+
+def _integer_blocks(payload: bytes | Path) -> bool:
+    if isinstance(payload, bytes):
+        return INTEGER_BLOCKS in payload
+    return payload.suffix == ".onnx" and INTEGER_BLOCKS in payload.read_bytes()
 
 
 def group_size(graph: Any) -> str:

@@ -20,7 +20,7 @@ _DTYPE, _TENSOR, _NODE = (
 )
 MULTIPLIES = frozenset({"correlation", "convolution", "deconv", "gemm", "fully_connected", "CaskConvolution",
                         "CaskGemmConvolution", "CaskDeconvolutionV2", "MatrixMultiply"})  # fmt: skip
-INTEGER = frozenset({"Int8", "UInt8"})
+EIGHT_BITS = frozenset({"Int8", "UInt8", "FP8"})
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Kernel:
     @property
     def integer(self) -> bool:
         """Whether all that it reads from other kernels has 8 bits."""
-        return bool(self.read_dtypes) and set(self.read_dtypes) <= INTEGER
+        return bool(self.read_dtypes) and set(self.read_dtypes) <= EIGHT_BITS
 
 
 def read(text: str) -> list[Kernel]:

@@ -84,9 +84,7 @@ def check(model: Model) -> list[Issue]:
 
 def compile(model: Model, options: Options) -> Engine:
     """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic."""
-    graph, digest = ir.read(model.to_bytes()), model.digest()
-    fake_quantize.fuse(graph)
-    dynamic.fuse(graph)
+    graph, digest = _read(model.to_bytes()), model.digest()
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],
         "outputs": [asdict(spec) for spec in model.outputs],
@@ -117,17 +115,13 @@ def save(engine: Engine, path: Path) -> None:
 
 def load(engine: Engine, options: Options) -> Session:
     """A session with a request a stream, in f32 where the model is float. Raises EdgerunError when it is refused."""
-    graph = ir.read(engine.payload)
-    fake_quantize.fuse(graph)
-    dynamic.fuse(graph)
+    graph = _read(engine.payload)
     return OvSession(_compiled(graph, options), *ir.door(graph), options.streams)
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
     """Typical time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT."""
-    graph = ir.read(engine.payload)
-    fake_quantize.fuse(graph)
-    dynamic.fuse(graph)
+    graph = _read(engine.payload)
     source = counters.Graph(graph)
     compiled = _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"}))
     runs: list[list[Any]] = []
@@ -139,6 +133,14 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
     if not runs:
         raise EdgerunError("nothing to profile", got="no feeds", wanted="at least one")
     return counters.kernels(source, compiled.get_runtime_model(), runs)
+
+
+def _read(payload: bytes | Path) -> Any:
+    """The graph of an engine or an ONNX model, with what OpenVINO has kernels for in the form that it finds them in."""
+    graph = ir.read(payload)
+    fake_quantize.fuse(graph)
+    dynamic.fuse(graph, payload)
+    return graph
 
 
 def _compiled(graph: Any, options: Options) -> Any:

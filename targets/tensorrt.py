@@ -72,10 +72,11 @@ def quantization(device: Device | None = None) -> Quantization:
 
     NVIDIA's advice for Q/DQ: at the inputs of products and at the residual of a sum, not at outputs. Which kernels then
     run on int8 was read from what tensorrt_rtx builds for 8.9: Conv (depthwise too), Gemm and MatMul do, and MaxPool
-    between them; ConvTranspose does not. No other GPU has been looked at, so `device` changes nothing.
+    between them; ConvTranspose does not. No other GPU has been looked at, so `device` changes nothing. On 8-bit floats,
+    which 8.9 is the first to have, the same products do.
     """
     return Quantization(
-        schemes=("w8a8", "w16a16"),
+        schemes=("w8a8", "fp8", "w16a16"),
         activation="int8",
         symmetric=True,
         float_bias=True,

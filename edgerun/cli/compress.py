@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 SQNR = "calibration SQNR (dB)"
 SCHEMES = (
     "w8a8: static INT8. w8a8_dynamic: INT8, activations quantized as they come. "
-    "w8a16, w4a16_b32, fp16: weights in 8, 4 or 16 bits; smaller, no faster. w16a16: float16 arithmetic, for GPUs."
+    "w8a16, w4a16_b32, fp16: weights in 8, 4 or 16 bits; smaller, no faster. "
+    "w4a8: as w4a16_b32, activations quantized as they come. fp8: for TensorRT. w16a16: float16 arithmetic, for GPUs."
 )
 
 
@@ -30,7 +31,7 @@ SCHEMES = (
 @click.option(
     "--calibration",
     metavar="DATA",
-    help="An .npz, a folder of .npy or pictures, module:callable, or random[:N]. Only w8a8 needs it.",
+    help="An .npz, a folder of .npy or pictures, module:callable, or random[:N]. Only w8a8 and fp8 need it.",
 )
 @click.option(
     "--preset", default="default", show_default=True, help="fast, default or best: how much is looked at and tried."

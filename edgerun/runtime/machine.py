@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 # Where INT8 speed comes from, in the kernel's spelling.
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
@@ -68,6 +71,20 @@ def fingerprint(runtime: str, version: str) -> dict[str, str]:
         "isa": " ".join(isa()),
         "threads": str(quota()),
     }
+
+
+def release() -> None:
+    """Give memory that was freed back to the system, where the C library would keep it for later (glibc)."""
+    if (trim := _trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return cast("Callable[[int], int]", ctypes.CDLL(None).malloc_trim)
+    except (OSError, TypeError, AttributeError):  # another system, or another C library
+        return None
 
 
 def _cpuinfo(path: Path = Path("/proc/cpuinfo")) -> dict[str, str]:

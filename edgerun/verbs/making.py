@@ -83,7 +83,10 @@ class Making:
         """The compressed model with `kept` in float, proven, and its engine."""
         asked = self._request(kept, self.effort)
         asked.checkpoint = Checkpoint({"measured with": dict(registry.target(MEASURER).device())})
-        result = (self.hold or self._applied)(self.original.taken(), asked)
+        if self.hold is not None:
+            result = self.hold(self.original.taken(), asked)
+        else:  # no name here keeps the model: its weights are free to go as the pass replaces them
+            result = quantize.apply(self.name, self.original.taken(), asked)
         made = result, self._proven(result)
         asked.checkpoint.clear()
         return made
@@ -109,9 +112,6 @@ class Making:
             return result
 
         return quick
-
-    def _applied(self, model: Model, request: Request) -> Model:
-        return quantize.apply(self.name, model, request)
 
     def _request(self, kept: Kept, effort: Effort) -> Request:
         known = None if self.data is None else Known(self.data, self.judgement)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ class WhySlow:
     """Two models' p50 latencies in seconds, timed interleaved, and what their difference is made of.
 
     `restless` is how many times its fastest tenth the float model's p50 is. Where that is far above 1, other work
-    interrupts the runs, and that time is nobody's.
+    interrupts the runs, and that time is nobody's. `waits` is how many times its CPU time the float model's p50 is (1
+    where more threads than one are asked for): where other work holds the CPU all the time, `difference` is about CPU
+    time, and the p50s are not.
     """
 
     fp32: str
@@ -73,6 +76,7 @@ class WhySlow:
     profiled_runs: int
     threads: int
     restless: float
+    waits: float
     feed: tuple[str, ...]
     device: Mapping[str, str]
     notes: tuple[str, ...]
@@ -92,13 +96,15 @@ class WhySlow:
         if found.explained is None:
             return f"{times} ({counts})", parts, "explained: nothing to explain, no difference could be measured"
         lines = [f"{times} ({counts})", f"{parts}: explained {_span(found.explained, 100, 1)} %"]
+        if self.waits > RESTLESS:
+            lines.append(f"other work holds the CPU: a run waits {self.waits:.1f} times; what is explained is CPU time")
         if not self.enough:
             more = found.explained.value > 1
             lines.append(
                 f"the parts do {'more than' if more else 'not'} account for the difference: {_ms(found.outside)} "
                 "is outside kernels, or the machine changed between timing and profiling"
             )
-            if self.restless > RESTLESS:
+            if self.restless > RESTLESS or self.waits > RESTLESS:
                 lines.append(f"the machine is busy: p50 is {self.restless:.1f} times p10; repeat it on a quiet one")
         return tuple(lines)
 
@@ -116,15 +122,27 @@ def _ms(estimate: Estimate) -> str:
 
 @dataclass(frozen=True)
 class _Session:
-    """One round: timings without profiler [rounds, repetitions], and kernels with it, of both models."""
+    """One round: wall and CPU time without profiler [rounds, repetitions], and kernels with it, of both models.
+
+    CPU time says something where one thread computes; where there are more, it is wall time once again.
+    """
 
     timed: tuple[np.ndarray, np.ndarray]
+    computed: tuple[np.ndarray, np.ndarray]
     kernels: tuple[list[NodeTime], list[NodeTime]]
     profiled: int
 
     @property
     def p50(self) -> tuple[float, float]:
         return float(np.median(self.timed[0])), float(np.median(self.timed[1]))
+
+    @property
+    def cpu_p50(self) -> tuple[float, float]:
+        return float(np.median(self.computed[0])), float(np.median(self.computed[1]))
+
+    @property
+    def waits(self) -> float:
+        return self.p50[0] / max(self.cpu_p50[0], 1e-9)
 
 
 def why_slow(
@@ -162,7 +180,8 @@ def why_slow(
         if progress is not None:
             progress((number + 1) / SESSIONS)
     p50 = [median([s.p50[side] for s in sessions]) for side in (0, 1)]
-    found = account([Profiled(s.p50, s.kernels) for s in sessions])
+    waits = float(np.median([s.waits for s in sessions]))
+    found = account([Profiled(s.cpu_p50 if waits > RESTLESS else s.p50, s.kernels) for s in sessions])
     rules = registry.target(name).quantization()
     return WhySlow(
         str(fp32),
@@ -178,6 +197,7 @@ def why_slow(
         sum(s.profiled for s in sessions),
         options.threads,
         float(np.median([np.median(s.timed[0]) / np.quantile(s.timed[0], 0.1) for s in sessions])),
+        waits,
         tuple(str(TensorSpec(key, array.dtype.name, array.shape)) for key, array in feed.items()),
         registry.target(name).device(),
         feeds.notes,
@@ -201,12 +221,16 @@ def _session(
         opened = {index: stack.enter_context(load(paths[index], target, options)) for index in order}
         runs = {str(index): _runner(opened[index], feed) for index in (0, 1)}
         timed = interleaved(runs, rounds=12, seconds=seconds / 2, seed=generator.getrandbits(32))
+        computed = timed
+        if options.threads == 1:
+            computed = interleaved(runs, rounds=6, seconds=seconds / 8, clock=time.process_time_ns)
     kernels, slower = {}, max(float(np.median(samples)) for samples in timed.values())
     count = int(np.clip(seconds / 4 / slower, FEWEST_RUNS, MOST_RUNS))
     for index in order:
         engine = Engine(target, paths[index])
         kernels[index] = registry.target(target).profile(engine, itertools.repeat(feed, count), options)
-    return _Session((timed["0"], timed["1"]), (kernels[0], kernels[1]), count)
+    walls, processed = ((samples["0"], samples["1"]) for samples in (timed, computed))
+    return _Session(walls, processed, (kernels[0], kernels[1]), count)
 
 
 def _runner(session: Any, feed: Feeds) -> Callable[[], object]:

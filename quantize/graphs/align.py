@@ -1,9 +1,9 @@
-"""The float counterpart of a Q/DQ graph: the float model with channels rescaled as the quantized one has them.
+"""The float counterpart of a Q/DQ graph: the float model with channels scaled and moved as the quantized one has them.
 
-A compressor may fold BatchNormalization and move scale between channels, so the float model's inner tensors are not
-those of the quantized one. Both are exact changes: fold the float model too, estimate from the stored weights which
-factor every chain of channels was given, and give it the same. Its function stays that of the float model, and its
-tensors become the ones that the quantized model rounds.
+A compressor may fold BatchNormalization, move scale between channels and move channels onto zero, so the float model's
+inner tensors are not those of the quantized one. All are exact changes: fold the float model too, estimate from the
+stored weights which factor every chain of channels was given, and from the biases what was taken off, and do the same.
+Its function stays that of the float model, and its tensors become the ones that the quantized model rounds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import fold
-from edgerun.quantize.graphs import equalize, factors
-from edgerun.quantize.graphs.edit import constant, sole_consumer
+from edgerun.quantize.graphs import centre, equalize, factors
+from edgerun.quantize.graphs.edit import constant, row_bias, sole_consumer
 from edgerun.quantize.graphs.factors import Evened
 from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Quantizer
 from edgerun.quantize.numerics import grid, rescaling
@@ -33,13 +33,14 @@ FOREIGN = 0.5  # more of a weight's energy unexplained than this: another layer,
 class Counterpart:
     """`constants` are float arrays by `Constant.key`; `absorbed` the float nodes that a quantizer replaced, by value.
 
-    `rescaled` counts the chains whose channels had other factors than 1; `foreign` are the layers without a float
-    weight (they keep their dequantized one, and its damage is not seen).
+    `rescaled` counts the chains whose channels had other factors than 1, `recentred` those that were moved; `foreign`
+    are the layers without a float weight (they keep their dequantized one, and its damage is not seen).
     """
 
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     absorbed: dict[str, list[ir.Node]] = field(default_factory=dict)
     rescaled: int = 0
+    recentred: int = 0
     foreign: list[str] = field(default_factory=list)
 
 
@@ -61,6 +62,7 @@ def align(
     factors.follow(nodes, told.graph, evened)
     stored = _stored(quantized.graph, constants, nodes)
     result = Counterpart(rescaled=_rescale(told.graph, stored))
+    result.recentred = _recentre(told.graph, quantized.graph, constants, nodes)
     for found in constants:
         node = nodes.get(found.layer)
         array = constant(node.inputs[found.index]) if node is not None and found.index < len(node.inputs) else None
@@ -167,6 +169,24 @@ def _rescale(graph: ir.Graph, stored: Mapping[ir.Node, _Stored]) -> int:
     for chain, log in zip(chains, logs, strict=True):
         equalize.rescale(graph, chain, np.exp(log))
     return len(chains)
+
+
+def _recentre(graph: ir.Graph, quantized: ir.Graph, constants: Sequence[Constant], nodes: Mapping[str, ir.Node]) -> int:
+    """Move the channels of linear chains as the quantized model's biases show. Returns how many chains were moved."""
+    stored = {c.layer: c.values for c in constants if c.kind == "bias"}
+    here = {str(node.name): node for node in quantized}
+    differ: dict[ir.Node, np.ndarray] = {}
+    for name, node in nodes.items():
+        if not equalize.is_layer(node):
+            continue
+        own = row_bias(node, equalize.output_channels(node))
+        array = stored.get(name)
+        if array is None:
+            bias = here[name].inputs[2] if len(here[name].inputs) > 2 else None
+            array = np.zeros(1) if bias is None else constant(bias)
+        if own is not None and array is not None and array.size in (1, own.size):
+            differ[node] = array.reshape(-1).astype(np.float64) - own
+    return centre.recentre(graph, equalize.chains(graph), differ)
 
 
 def _ratio(node: ir.Node, stored: _Stored) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ def centre(graph: ir.Graph, found: Sequence[Chain], seen: Mapping[str, Channels]
     moved: dict[str, np.ndarray] = {}
     for chain in found:
         known = [value for value in chain.values if value.name in seen]
-        if not known or not _linear(chain):
+        if not known or not linear(chain):
             continue
         sums = _sums(graph, chain)
         rows = np.stack([sums[value] for value in known])
@@ -33,16 +33,48 @@ def centre(graph: ir.Graph, found: Sequence[Chain], seen: Mapping[str, Channels]
         shifts = centring.offsets(low, high, rows)
         if not shifts.any():
             continue
-        for node, shift in zip(chain.writers, shifts, strict=True):
-            _move_bias(graph, node, -shift)
-        offsets = {value: row @ shifts for value, row in sums.items()}
-        for node in chain.readers:
-            _move_bias(graph, node, _seen_through(node, offsets[node.inputs[0]]))  # type: ignore[index]
-        moved |= {str(value.name): offset for value, offset in offsets.items()}
+        moved |= _moved(graph, chain, sums, shifts)
     return moved
 
 
-def _linear(chain: Chain) -> bool:
+def recentre(graph: ir.Graph, found: Sequence[Chain], differ: Mapping[ir.Node, np.ndarray]) -> int:
+    """Centre the linear chains of a float `graph` as another one of the same function has them; returns how many.
+
+    `differ` `[O]` is what the other one's bias is more at a layer. What a layer that reads one chain and writes another
+    differs by for the first is known by the time of the second.
+    """
+    left, count = dict(differ), 0
+    for chain in found:
+        if not linear(chain) or not all(node in left for node in (*chain.writers, *chain.readers)):
+            continue
+        sums = _sums(graph, chain)
+        readers = [
+            (left[node], _matrix(node, chain.channels), sums[node.inputs[0]])  # type: ignore[index]
+            for node in chain.readers
+        ]
+        shifts = centring.recovered([left[node] for node in chain.writers], readers)
+        if not shifts.any():
+            continue
+        count += 1
+        _moved(graph, chain, sums, shifts)
+        for node, (own, matrix, row) in zip(chain.readers, readers, strict=True):
+            left[node] = own - matrix @ (row @ shifts)
+    return count
+
+
+def _moved(
+    graph: ir.Graph, chain: Chain, sums: Mapping[ir.Value, np.ndarray], shifts: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Take `shifts` `[W, C]` off what the writers write; what that takes off each value, by name."""
+    for node, shift in zip(chain.writers, shifts, strict=True):
+        _move_bias(graph, node, -shift)
+    offsets = {value: row @ shifts for value, row in sums.items()}
+    for node in chain.readers:
+        _move_bias(graph, node, _matrix(node, chain.channels) @ offsets[node.inputs[0]])  # type: ignore[index]
+    return {str(value.name): offset for value, offset in offsets.items()}
+
+
+def linear(chain: Chain) -> bool:
     """Whether nothing but sums stands between layers, and no reader pads: a zero in a border would not move along."""
     for value in chain.values:
         producer = value.producer()
@@ -68,16 +100,23 @@ def _sums(graph: ir.Graph, chain: Chain) -> dict[ir.Value, np.ndarray]:
     return found
 
 
-def _seen_through(node: ir.Node, offset: np.ndarray) -> np.ndarray:
-    """W·o: what `offset` `[C]` on every position of its input does to each output channel of a layer."""
+def _matrix(node: ir.Node, channels: int) -> np.ndarray:
+    """M `[O, C]`: M·o is what an offset o on every position of its input does to each output channel of a layer."""
     weight = constant(node.inputs[1])
     assert weight is not None
     if node.op_type == "Gemm":
-        return np.asarray((weight if node.attributes.get_int("transB", 0) else weight.T) @ offset)
+        return np.asarray(weight if node.attributes.get_int("transB", 0) else weight.T, np.float64)
     groups = node.attributes.get_int("group", 1)
     flat = weight.reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)
-    own = np.repeat(offset.reshape(groups, -1), weight.shape[0] // groups, axis=0)
-    return np.asarray((flat * own).sum(axis=1))
+    if groups == 1:
+        return np.asarray(flat)
+    rows, columns = len(flat) // groups, channels // groups
+    whole = np.zeros((len(flat), channels))
+    for group in range(groups):
+        whole[group * rows : (group + 1) * rows, group * columns : (group + 1) * columns] = flat[
+            group * rows : (group + 1) * rows
+        ]
+    return whole
 
 
 def _move_bias(graph: ir.Graph, node: ir.Node, by: np.ndarray) -> None:

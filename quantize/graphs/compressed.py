@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 FLOAT = 1  # TensorProto.FLOAT
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own ops
-FLOAT32_MATH = 1  # MatMulNBits' accuracy_level: 4 would quantize the activations
+# MatMulNBits' accuracy_level: what it may compute with.
+FLOAT32_MATH, INT8_MATH = 1, 4
 # Inputs that hold weights, and the axes over which one output channel's weights extend.
 WEIGHTS: dict[str, dict[int, tuple[int, ...]]] = {
     "LSTM": {1: (2,), 2: (2,)},
@@ -120,8 +121,11 @@ def _tell(
     value.type = ir.TensorType(dtype or ir.DataType.FLOAT)
 
 
-def blocked_product(model: ir.Model, node: ir.Node, grid: BlockGrid, codes: np.ndarray) -> None:
-    """MatMul or Gemm becomes com.microsoft's MatMulNBits [+ C]; activations and products stay float32."""
+def blocked_product(model: ir.Model, node: ir.Node, grid: BlockGrid, codes: np.ndarray, *, integer: bool) -> None:
+    """MatMul or Gemm becomes com.microsoft's MatMulNBits [+ C].
+
+    Activations and products stay float32, or, with `integer`, each row's blocks are rounded to int8 as they come.
+    """
     import onnx_ir as ir
 
     graph, name, (stored, zero_points) = model.graph, str(node.name), packed(codes, grid)
@@ -132,7 +136,8 @@ def blocked_product(model: ir.Model, node: ir.Node, grid: BlockGrid, codes: np.n
         initializer(graph, f"{name}/zero_point", zero_points),
     ]
     rows, columns = codes.shape
-    attributes = {"K": columns, "N": rows, "bits": grid.bits, "block_size": grid.block, "accuracy_level": FLOAT32_MATH}
+    level = INT8_MATH if integer else FLOAT32_MATH
+    attributes = {"K": columns, "N": rows, "bits": grid.bits, "block_size": grid.block, "accuracy_level": level}
     nodes = [ir.node("MatMulNBits", inputs, attributes=attributes, domain=MICROSOFT,
                      name=fresh_name(graph, f"{name}/MatMulNBits"))]  # fmt: skip
     bias = node.inputs[2] if len(node.inputs) > 2 else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, sole_consumer
+from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, set_constant, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
 
 if TYPE_CHECKING:
@@ -72,6 +72,14 @@ def _has_positions(node: ir.Node) -> bool:
     """Whether a mean over everything but the channels can be taken: the rank is known and there is a batch axis."""
     shape = node.outputs[0].shape
     return shape is not None and len(shape) > 1
+
+
+def move(graph: ir.Graph, plan: Plan, shifts: Mapping[str, np.ndarray]) -> None:
+    """Put `shifts` `[C]`, by the name of the layer's holder, into the biases of the plan's layers."""
+    for layer in layers(plan) if shifts else ():
+        bias, name = constant(layer.bias), str(layer.holder.name)
+        moved = shifts[name] + (0.0 if bias is None else bias.reshape(-1))
+        set_constant(graph, layer.holder, layer.index, moved.astype(np.float32), name=f"{name}/bias")
 
 
 def add_means(graph: ir.Graph, names: Mapping[str, ir.Node], plan: Plan) -> None:

@@ -39,7 +39,7 @@ def chains(graph: ir.Graph) -> list[Chain]:
     for node in graph:
         if not is_layer(node) or node.outputs[0] in seen:
             continue
-        channels = _output_channels(node)
+        channels = output_channels(node)
         chain = Chain(channels)
         closed = _collect(chain, node.outputs[0])
         seen.update(chain.values)
@@ -54,10 +54,11 @@ def is_layer(node: ir.Node) -> bool:
         return False
     transposed = node.attributes.get_int("transA", 0) != 0
     scaled = any(node.attributes.get_float(k, 1.0) != 1.0 for k in ("alpha", "beta"))
-    return not transposed and not scaled and row_bias(node, _output_channels(node)) is not None
+    return not transposed and not scaled and row_bias(node, output_channels(node)) is not None
 
 
-def _output_channels(node: ir.Node) -> int:
+def output_channels(node: ir.Node) -> int:
+    """How many channels a layer writes."""
     weight = constant(node.inputs[1])
     assert weight is not None
     rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0
@@ -76,7 +77,7 @@ def _collect(chain: Chain, start: ir.Value) -> bool:
         if value.is_graph_output() or node is None:
             return False
         if is_layer(node):
-            if _output_channels(node) != chain.channels:
+            if output_channels(node) != chain.channels:
                 return False
             chain.writers[node] = None
         elif not _tie(chain, node, pending):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+STEPS = 15
+FLOOR = 0.01  # of the largest residual: nobody's noise is known to be less
+SURE = 0.5  # of what the biases differ by must be explained by moved channels
 
 
 def offsets(low: np.ndarray, high: np.ndarray, sums: np.ndarray) -> np.ndarray:
@@ -26,3 +32,41 @@ def offsets(low: np.ndarray, high: np.ndarray, sums: np.ndarray) -> np.ndarray:
 def _width(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     width: np.ndarray = (np.maximum(np.abs(low), np.abs(high)) ** 2).sum(axis=0)
     return width
+
+
+def recovered(
+    writers: Sequence[np.ndarray], readers: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """The p `[W, C]` that a chain was moved by, from what its layers' biases differ by: float64; zeros if it was not.
+
+    A writer's bias differs by d = −p_w, `[C]`; a reader's by d = M·(a·p), given as d `[O]`, M `[O, C]`, and a `[W]`:
+    how often what it reads adds up each writer's output. Both have small corrections on top, and one may be wrong
+    altogether. So each layer has a noise of its own, unknown: Σ n·log(rms of its n residuals) is made small, each row
+    of M of length 1, starting where Σ rms is least; both by reweighted least squares. Zeros, unless that leaves less
+    than half of the sum that p = 0 has, the layer that fits worst left out of both.
+    """
+    count, channels = len(writers), len(writers[0])
+    size = count * channels
+    parts = [(-np.eye(size)[w * channels : (w + 1) * channels], d) for w, d in enumerate(writers)]
+    for difference, matrix, row in readers:
+        length = np.linalg.norm(matrix, axis=1)
+        inverse = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)
+        parts.append((np.kron(row, matrix * inverse[:, None]), difference * inverse))
+    grams = [(a.T @ a, a.T @ d) for a, d in parts]
+
+    def residuals(p: np.ndarray) -> np.ndarray:
+        return np.array([np.sqrt(np.mean((a @ p - d) ** 2)) for a, d in parts])
+
+    first = residuals(np.zeros(size))
+    if not first.any():
+        return np.zeros((count, channels))
+    found, now, least = np.zeros(size), np.ones(len(parts)), FLOOR * first.max()
+    for step in range(2 * STEPS):
+        by = np.maximum(now, least) ** (-1 if step < STEPS else -2)
+        left = sum(w * gram for w, (gram, _) in zip(by, grams, strict=True))
+        right = sum(w * side for w, (_, side) in zip(by, grams, strict=True))
+        found = np.linalg.solve(left, right)
+        now = residuals(found)
+    others = np.arange(len(parts)) != int(now.argmax())
+    sure = now[others].sum() < SURE * first[others].sum()
+    return found.reshape(count, channels) if sure else np.zeros((count, channels))

@@ -67,6 +67,25 @@ def test_the_counterpart_of_a_folded_and_equalized_model_computes_as_the_float_o
     assert sqnr_db(_run(model.ir), _run(plain)) > 90
 
 
+def test_channels_that_were_moved_are_moved_in_the_counterpart(net: Any, weights: Any) -> None:
+    """A layer without an activation behind it, all of whose channels lie on one side of zero: its biases are found."""
+    model = net(
+        """(float[n,3,12,12] x) => (float[n,6] y) { c1 = Conv(x, w1, b1) r1 = Relu(c1) c2 = Conv(r1, w2, b2)
+        c3 = Conv(c2, w3, b3) r3 = Relu(c3) p = GlobalAveragePool(r3) f = Flatten(p) y = Gemm(f, w5, b5) }""",
+        w1=weights(0, 16, 3, 3, 3), b1=weights(1, 16), w2=weights(2, 8, 16, 1, 1), b2=6 + weights(3, 8),
+        w3=weights(4, 24, 8, 1, 1), b3=weights(5, 24), w5=weights(6, 24, 6), b5=weights(7, 6),
+    )  # fmt: skip
+    quantized = compress(model, target="openvino", calibration=FEEDS, placement="rules")
+    assert quantized.history[-1].options["centred"] == ["c2"]
+    found, counterpart = _found(model, quantized)
+    assert counterpart.recentred == 1
+    assert sqnr_db(_run(model.ir), _run(switches.off(quantized.ir, counterpart, found))) > 90
+    for q in found:
+        if isinstance(q, Constant) and q.kind == "bias":
+            difference = np.abs(q.values - counterpart.constants[q.key]).max()
+            assert difference < 0.01 * np.abs(q.values).max() + 0.2, "corrections are small"
+
+
 def test_its_weights_are_the_stored_ones_up_to_rounding(model: Model) -> None:
     """The error of every weight is that of rounding: rms of step/√12, to 15 %."""
     quantized = compress(model, calibration=FEEDS)

@@ -22,7 +22,7 @@ from edgerun.verbs.compress import compress
 
 ONE = Options(1)
 TARGETS = ("onnxruntime", "openvino")
-SCHEMES = ("w8a8_dynamic", "w8a16", "w4a16_b32", "fp16")
+SCHEMES = ("w8a8_dynamic", "w8a16", "w4a16_b32", "w4a8", "fp16")
 MLP = """(float[n,64] x) => (float[n,10] y) {
     a = Gemm<transB=1>(x, w1, b1) r = Relu(a) p = MatMul(r, w2) q = Add(p, b2) s = Relu(q) y = Gemm(s, w3) }"""
 SHAPES = {"w1": (256, 64), "b1": (256,), "w2": (256, 128), "b2": (128,), "w3": (128, 10)}
@@ -66,7 +66,13 @@ def initializers(model: Model) -> Iterator[tuple[str, np.ndarray]]:
 
 
 # dB on data that the scheme has not seen, and the share of the float model's bytes.
-EXPECTED = {"w8a8_dynamic": (30.0, 0.33), "w8a16": (38.0, 0.33), "w4a16_b32": (20.0, 0.27), "fp16": (60.0, 0.53)}
+EXPECTED = {
+    "w8a8_dynamic": (30.0, 0.33),
+    "w8a16": (38.0, 0.33),
+    "w4a16_b32": (20.0, 0.27),
+    "w4a8": (20.0, 0.27),
+    "fp16": (60.0, 0.53),
+}
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,20 @@ def test_a_board_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert machine.model(tmp_path) == "Raspberry Pi 4 Model B Rev 1.4"
     monkeypatch.setattr(machine, "cpu", lambda: "Intel(R) Core(TM) Ultra 7 155H")
     assert machine.model(tmp_path / "none") == "Intel Core Ultra 7 155H"
+
+
+def test_freed_memory_goes_back_where_the_system_lets_it() -> None:
+    status = Path("/proc/self/status")
+    if platform.libc_ver()[0] != "glibc" or not status.exists():
+        machine.release()
+        return
+
+    def resident() -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
+
+    machine.release()
+    before = resident()
+    kept = [bytearray(100_000) for _ in range(500)]  # each too small for a mapping of its own
+    del kept[:-1]  # the last one holds the heap's end in place
+    machine.release()
+    assert resident() - before < 10_000, "of 50,000 kB"

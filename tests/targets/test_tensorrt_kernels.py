@@ -1,4 +1,4 @@
-"""What TensorRT builds of INT8 models, read from what the builder says of its kernels."""
+"""What TensorRT builds of INT8 and FP8 models, read from what the builder says of its kernels."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnx import numpy_helper, parser
 
 import edgerun
 from bench import zoo
+from edgerun.errors import EdgerunError
 from edgerun.model import Model
 from edgerun.runtime import Options
 from edgerun.targets import _tensorrt_build as build
@@ -73,10 +74,11 @@ def _net(door: str, text: str, opset: int = 17) -> Model:
     return Model.from_proto(proto)
 
 
-def _compressed(case: str) -> Model:
-    model = _net(*NETS[case])
+def _compressed(case: str, scheme: str = "w8a8") -> Model:
+    model = _net(*NETS[case], opset=19)
     shape = (16, *(d for d in model.inputs[0].shape if isinstance(d, int)))
-    return edgerun.compress(model, target="tensorrt", calibration={"x": RNG.standard_normal(shape).astype(np.float32)})
+    data = {"x": RNG.standard_normal(shape).astype(np.float32)}
+    return edgerun.compress(model, target="tensorrt", scheme=scheme, calibration=data)
 
 
 def _kernels(model: Model, options: Options = ADA) -> list[kernels.Kernel]:
@@ -84,14 +86,18 @@ def _kernels(model: Model, options: Options = ADA) -> list[kernels.Kernel]:
 
 
 @rtx_only
+@pytest.mark.parametrize("scheme", ["w8a8", "fp8"])
 @pytest.mark.parametrize("case", NETS)
-def test_every_layer_runs_on_int8_and_no_quantizer_stands_alone(case: str) -> None:
-    """What the builder says of its kernels: products read int8, and Q/DQ are part of other kernels, but at the door."""
-    model = _compressed(case)
+def test_every_layer_runs_on_8_bits_and_no_quantizer_stands_alone(case: str, scheme: str) -> None:
+    """What the builder says of its kernels: products read 8 bits, and Q/DQ are part of others, but at the door."""
+    model = _compressed(case, scheme)
     found = _kernels(model)
     products = [node for node in model.ir.graph if node.op_type in ("Conv", "Gemm", "MatMul")]
     multiplied = [kernel for kernel in found if kernel.multiplies]
     assert len(multiplied) == len(products) and all(kernel.integer for kernel in multiplied)
+    assert {dtype for kernel in multiplied for dtype in kernel.read_dtypes} == {"FP8" if scheme == "fp8" else "Int8"}
+    if scheme == "fp8":  # its builder makes kernels of their own of quantizers
+        return
     inside = {str(n.name) for n in model.ir.graph if n.op_type.endswith("eLinear") and not n.inputs[0].is_graph_input()}  # type: ignore[union-attr]
     assert not [kernel for kernel in found if kernel.covers and set(kernel.covers) <= inside]
 
@@ -107,6 +113,13 @@ def test_turing_computes_int8_models_in_float() -> None:
     """tensorrt_rtx 1.7 has no int8 kernel for 7.5: a change of that is worth knowing."""
     found = _kernels(_compressed("residual"), Options(extra={build.CAPABILITY: "SM75"}))
     assert not any(kernel.integer for kernel in found if kernel.multiplies)
+
+
+@rtx_only
+def test_a_gpu_without_8_bit_floats_is_told_so() -> None:
+    with pytest.raises(EdgerunError, match="cannot build") as error:
+        _kernels(_compressed("residual", "fp8"), Options(extra={build.CAPABILITY: "SM86"}))
+    assert "fp8_e4m3" in str(error.value.got)
 
 
 @rtx_only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 
@@ -60,3 +60,46 @@ def test_what_was_not_seen_does_not_matter() -> None:
     """Two writers of which only the sum was seen share its offset evenly: the smallest solution."""
     found = centring.offsets(np.array([[2.0]]), np.array([[6.0]]), np.ones((1, 2)))
     np.testing.assert_allclose(found, [[2.0], [2.0]], atol=1e-12)
+
+
+Reader = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _chain(seed: int, channels: int = 12) -> tuple[np.ndarray, list[np.ndarray], list[Reader]]:
+    """Offsets of two layers, one read alone and one as the sum of both, and what the biases differ by, all exact."""
+    generator = np.random.default_rng(seed)
+    moved = generator.normal(0, 2, (2, channels))
+    matrices = generator.normal(0, 0.3, (2, 5 * channels, channels))
+    sums: np.ndarray = np.array([[1.0, 0.0], [1.0, 1.0]])
+    readers: list[Reader] = [(m @ (row @ moved), m, row) for m, row in zip(matrices, sums, strict=True)]
+    return moved, [-p for p in moved], readers
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.integers(0, 3))
+def test_what_a_chain_was_moved_by_is_found_again_though_a_layer_is_wrong(seed: int, wrong: int) -> None:
+    """Corrections of 1 % everywhere, and one layer's biases off by more than the offsets are: 5 % of the offsets."""
+    moved, writers, readers = _chain(seed)
+    generator = np.random.default_rng(seed + 1)
+    writers = [d + generator.normal(0, 0.02, d.shape) for d in writers]
+    readers = [(d + generator.normal(0, 0.02, d.shape), m, row) for d, m, row in readers]
+    if wrong < 2:
+        writers[wrong] = writers[wrong] + generator.normal(0, 3, writers[wrong].shape)
+    else:
+        d, m, row = readers[wrong - 2]
+        readers[wrong - 2] = d + generator.normal(0, 3, d.shape), m, row
+    found = centring.recovered(writers, readers)
+    assert np.abs(found - moved).max() < 0.05 * np.abs(moved).max()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000))
+def test_a_chain_that_was_not_moved_stays(seed: int) -> None:
+    """One layer's biases are shifted and all others corrected a little: nobody moved channels."""
+    moved, _, exact = _chain(seed)
+    generator = np.random.default_rng(seed + 1)
+    writers = [
+        generator.normal(0, 0.02, p.shape) + (i == 0) * generator.normal(0, 2, p.shape) for i, p in enumerate(moved)
+    ]
+    readers = [(generator.normal(0, 0.02, d.shape), m, row) for d, m, row in exact]
+    assert not centring.recovered(writers, readers).any()

@@ -1,0 +1,108 @@
+"""Static FP8: E4M3 weights with one scale per channel, E4M3 activations with one per tensor, biases corrected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.quantize import static_int8
+from edgerun.quantize._observation import Truth
+from edgerun.quantize._ranges import Stream, intervals, sqnr
+from edgerun.quantize.graphs import correction, edit, placement, qdq
+from edgerun.quantize.numerics import float8, grid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+
+    from edgerun.passes import Request
+    from edgerun.quantize.numerics.grid import Grid
+
+summary = "static FP8 (E4M3 Q/DQ): per-channel weights, per-tensor activations, centred, smoothed and bias corrected"
+needs_calibration = True
+scheme = "fp8"
+
+HEADROOM = 2.0  # over the extremes that were seen: of 17 powers of two it takes the smallest, and clips nothing new
+OLDEST_OPSET = 19  # the first whose Q/DQ know 8-bit floats
+
+
+def apply(model: ir.Model, request: Request) -> ir.Model:
+    """Quantize `model`. Raises Unsupported for an opset without 8-bit floats, or when nothing can be quantized."""
+    return finish(prepare(model, request), request)
+
+
+def prepare(model: ir.Model, request: Request) -> static_int8.Prepared:
+    """As for INT8: fold, one float run, and move and smooth channels, which floats gain from too."""
+    if (opset := model.graph.opset_imports.get("", 0)) < OLDEST_OPSET:
+        raise Unsupported("this opset has no 8-bit floats", got=opset, wanted=f"opset {OLDEST_OPSET} or newer",
+                          do=f"edgerun convert the model with --opset {OLDEST_OPSET}")  # fmt: skip
+    return static_int8.prepare(model, request)
+
+
+def finish(prepared: static_int8.Prepared, request: Request) -> ir.Model:
+    """Store weights, put Q/DQ at every point, and move biases where that brings the outputs nearer.
+
+    A range ends at the extremes unless an estimator is asked for: between them, a float's steps hardly depend on it.
+    """
+    model, truths = prepared.model, prepared.truths
+    plan = placement.plan(model.graph, request.rules, request.keep_float)
+    for node in plan.weights:
+        _store(model.graph, node)
+    name = "minmax" if request.ranges == "auto" else request.ranges
+    spans = intervals(plan, prepared.seen, name, symmetric=True)
+    grids: dict[str, Grid] = {group: float8.spanning(HEADROOM * high) for group, (_, high) in spans.items()}
+    shifts = _shifts(model, plan, grids, truths, request)
+    result = _quantized(model, plan, grids, shifts)
+    request.found |= {"ranges": name, static_int8.REACHED: round(static_int8.reached_db(result, truths, request), 2)}
+    request.found |= {"8-bit nodes": len(plan.compute), "quantized activations": len(plan.points)}
+    return result
+
+
+def _shifts(
+    model: ir.Model, plan: placement.Plan, grids: Mapping[str, Grid], truths: list[Truth], request: Request
+) -> dict[str, np.ndarray]:
+    """What biases are to be moved by, `[C]` by layer: found on half of the truths, none unless it pays on the rest."""
+    half, stage = max(1, request.effort.first // 2), "bias correction"
+    with request.open(_emulated(model, plan, grids), emulated=True, lanes=request.lanes) as session:
+        stream = Stream(session, correction.layers(plan), truths, request)
+        found = stream.missing({}, half, stage)
+        none = {layer: np.zeros_like(shift) for layer, shift in found.items()}
+        scores = [stream.scores({}, shifts, 2 * half, stage, skip=half) for shifts in (none, found)]
+    pays = all(scores) and sqnr(scores[1]) > sqnr(scores[0])
+    request.found["bias correction"] = pays
+    return {str(layer.holder.name): shift.reshape(-1) for layer, shift in found.items()} if pays else {}
+
+
+def _store(graph: ir.Graph, node: ir.Node) -> None:
+    weight = edit.constant(node.inputs[1])
+    assert weight is not None
+    axis = placement.weight_axis(node)
+    bounds = grid.channel_bounds(weight, axis)
+    if not np.isfinite(bounds).all():
+        raise EdgerunError(f"the weight of {node.name!r} is not finite", do="repair the float model")
+    own = float8.spanning(bounds, axis)
+    qdq.store_weight(graph, node, own, own.quantize(weight))
+
+
+def _emulated(model: ir.Model, plan: placement.Plan, grids: Mapping[str, Grid]) -> ir.Model:
+    """A clone with Q/DQ, and every layer's mean as an input that it is moved onto."""
+    result = model.clone()
+    own = plan.on(result.graph)
+    correction.add_shifts(result.graph, {str(node.name): node for node in result.graph}, plan, own)
+    qdq.insert_points(result.graph, own, grids)
+    return result
+
+
+def _quantized(
+    model: ir.Model, planned: placement.Plan, grids: Mapping[str, Grid], shifts: Mapping[str, np.ndarray]
+) -> ir.Model:
+    """A clone with Q/DQ and biases moved by `shifts`."""
+    result = model.clone()
+    plan = planned.on(result.graph)
+    correction.move(result.graph, plan, shifts)
+    qdq.insert_points(result.graph, plan, grids)
+    edit.drop_unused(result)
+    return result

@@ -1,0 +1,56 @@
+"""Models with 8-bit floats on ONNX Runtime, which computes them in float32 and optimizes them wrongly.
+
+It fuses Q/DQ of 8-bit floats into integer ops, which it then refuses, and takes a Relu or Clip away from in front of a
+quantizer whose zero point is 0, as if codes below zero did not exist (1.31; found by comparing with the reference).
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any
+
+from edgerun import _wire
+from edgerun.runtime import Engine
+
+NAME, NUMBER = "float8_e4m3fn", 17  # numpy's, and TensorProto's
+UNFUSED = "session.disable_quant_qdq"
+FAULTY = ["ReluQuantRewrite", "ClipQuantRewrite"]
+GRAPH, INITIALIZER, DTYPE = 7, 5, 2  # fields of ModelProto, GraphProto and TensorProto
+
+
+def present(engine: Engine) -> bool:
+    """Whether any weight of the engine is an E4M3 number; a malformed file is for others to refuse."""
+    if any(array.dtype.name == NAME for array in engine.weights.values()):
+        return True
+    try:
+        return _stored(_view(engine.payload))
+    except (OSError, ValueError):  # no such file, an empty or a malformed one
+        return False
+
+
+def tamed(settings: Any) -> list[str]:
+    """Keep Q/DQ as they are in session `settings`; the optimizers that are to be disabled as well."""
+    try:
+        settings.get_session_config_entry(UNFUSED)
+    except RuntimeError:  # not said yet; saying it twice is warned of
+        settings.add_session_config_entry(UNFUSED, "1")
+    return FAULTY
+
+
+def _view(payload: bytes | Path) -> memoryview:
+    if isinstance(payload, bytes):
+        return memoryview(payload)
+    with payload.open("rb") as file:  # unmapped when the last view of it goes
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _stored(model: memoryview) -> bool:
+    return any(
+        (field, dtype) == (DTYPE, NUMBER)
+        for number, graph in _wire.fields(model)
+        if number == GRAPH
+        for kind, tensor in _wire.fields(_wire.message(graph))
+        if kind == INITIALIZER
+        for field, dtype in _wire.fields(_wire.message(tensor))
+    )
