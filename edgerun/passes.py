@@ -108,6 +108,8 @@ class Quantization:
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
     integer op follows at once, and a depthwise one that reads it is as fast.
+    `float_gates`: layers over one position whose result scales a whole tensor (squeeze-and-excitation) stay in float:
+    they cost no time, and what rounding does to a gate it does to all that is behind it.
     `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
     `pair_matmul`: a product of two activations that integer layers write (attention's Q·Kᵀ) has an integer kernel that
     pays, on grids with their zero in the middle.
@@ -129,6 +131,7 @@ class Quantization:
     absorbed: frozenset[str] = frozenset()
     float_output: frozenset[str] = frozenset()
     float_stem: int = 0
+    float_gates: bool = False
     fused_sum: bool = False
     pair_matmul: bool = False
     dynamic: frozenset[str] = frozenset()

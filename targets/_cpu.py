@@ -22,6 +22,7 @@ RULES = Quantization(
     through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
     join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
     absorbed=frozenset({"Relu", "Clip", "Min"}),
+    float_gates=True,
     tables=True,
 )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
+from edgerun.quantize.graphs import gates
 from edgerun.quantize.graphs.edit import constant, row_bias, sole_consumer
 
 if TYPE_CHECKING:
@@ -63,8 +64,9 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
     """
     placement = Plan()
     stem: set[ir.Node] = set()
+    gated = gates.nodes(graph) if rules.float_gates else []
     for node in graph:
-        if node.name in keep_float or not _computes(node, rules):
+        if node.name in keep_float or node in gated or not _computes(node, rules):
             continue
         if node.op_type == "Conv" and _stem(node, stem, rules):
             stem.add(node)
@@ -80,6 +82,9 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
         for value in _activations(node):
             _mark(placement, value)
     _extend_outputs(placement, rules)
+    for value in gates.pooled(gated):
+        if value.producer() in integer:
+            _mark(placement, value)
     _extend_joins(graph, placement, rules, integer, keep_float)
     _extend_through(graph, placement, rules, integer)
     _absorb(placement, rules)

@@ -128,6 +128,29 @@ def test_a_depthwise_layer_stays_with_the_float_one_that_it_reads(net: Any, weig
     assert grouped(plan) == {frozenset({"t"}), frozenset({"u"}), frozenset({"y"})}
 
 
+def test_gates_stay_float(net: Any, weights: Any) -> None:
+    """Squeeze-and-excitation: its two layers stay float, and what they pool and scale is integer; a head is no gate."""
+    graph = """(float[n,8,6,6] x) => (float[n,p] y) { a = Conv(x, w) h = GlobalAveragePool(a) c = Conv(h, w) r = Relu(c)
+        d = Conv(r, w) g = HardSigmoid(d) s = Mul(a, g) e = Conv(s, w) t = Relu(e) k = GlobalAveragePool(t)
+        f = Flatten(k) y = Gemm(f, m) }"""
+    parts = {"w": weights(1, 8, 8, 1, 1), "m": weights(2, 8, 8)}
+    plan = planned(net, parts, replace(WRITES_FLOAT, float_gates=True), graph)
+    assert [node.name for node in plan.compute] == ["a", "e", "y"]
+    assert grouped(plan) == {frozenset(group) for group in ({"x"}, {"a"}, {"s"}, {"t"}, {"k", "f"})}
+    assert len(planned(net, parts, WRITES_FLOAT, graph).compute) == 5
+
+
+def test_a_gate_of_keras_form_stays_float(net: Any, weights: Any) -> None:
+    """Products of rank 2 between reshapes; an MLP whose every value is of rank 2 has no gates."""
+    graph = """(float[n,8,6,6] x) => (float[n,p,q,r] y) { a = Conv(x, w) h = GlobalAveragePool(a) f = Flatten(h)
+        c = Gemm(f, m) g = Sigmoid(c) u = Unsqueeze(g, ends) s = Mul(u, a) y = Conv(s, w) }"""
+    parts = {"w": weights(1, 8, 8, 1, 1), "m": weights(2, 8, 8), "ends": np.array([2, 3])}
+    gated = replace(RULES, float_gates=True)
+    assert [node.name for node in planned(net, parts, gated, graph).compute] == ["a", "y"]
+    rank2 = f"{FLAT} {{ a = MatMul(x, m) g = Sigmoid(a) s = Mul(a, g) y = MatMul(s, m) }}"
+    assert [node.name for node in planned(net, parts, gated, rank2).compute] == ["a", "y"]
+
+
 def test_pairs_have_their_zero_in_the_middle(net: Any, parts: dict[str, np.ndarray]) -> None:
     graph = f"{FLAT} {{ q = MatMul(x, m) k = MatMul(x, m) t = Transpose(k) y = MatMul(q, t) }}"
     assert planned(net, parts, PAIRS, graph).centred == {"q", "t"}
