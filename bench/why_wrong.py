@@ -95,10 +95,14 @@ def _trials(planted: Planted, feeds: Feeds, outputs: list[str]) -> trials.Trials
     return replace(made, saturating=planted.saturating)
 
 
+def _named(name: str, names: tuple[str, ...]) -> bool:
+    return any(wanted in name for wanted in names)
+
+
 def _results(held_out: bool, names: tuple[str, ...]) -> Iterator[Result]:
     for name, build in suite().items():
         net = name.split("/")[0]
-        if names and not any(wanted in name for wanted in names):
+        if names and not _named(name, names):
             continue
         if net in zoo.MODELS and not zoo.model(net).ready:
             click.echo(f"{name}: not in the cache", err=True)
@@ -124,8 +128,7 @@ def main(names: tuple[str, ...], held_out: bool) -> None:
     results = [{**asdict(r), "found": r.found} for r in _results(held_out, names)]
     if held_out:
         kept = json.loads(RESULTS.read_text())["plants"] if names and RESULTS.exists() else []
-        fresh = {(r["net"], r["plant"], r["seed"]) for r in results}
-        results = [*(r for r in kept if (r["net"], r["plant"], r["seed"]) not in fresh), *results]
+        results = [*(r for r in kept if not _named(f"{r['net']}/{r['plant']}", names)), *results]
     found, recovered = sum(r["found"] for r in results), sum(r["recovered"] >= 0.8 for r in results)
     interval = wilson(found, len(results))
     median = float(np.median([r["recovered"] for r in results]))
