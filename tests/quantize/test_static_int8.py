@@ -60,6 +60,7 @@ NETS = {
         "else_branch = no () => (float[n,8,8,8] e) { e = Conv(r, w2) }> y = Conv(i, w2)",
     ),
 }  # fmt: skip
+GATES = {"squeeze and excite": 1}  # convolutions over one position
 VECTORS = {
     "perceptron": "a = MatMul(x, fc8) c = Add(a, b) r = Relu(c) d = MatMul(r, fc6) y = Add(b6, d)",
     "scalar bias": "a = Gemm(x, fc8, six) r = Relu(a) y = Gemm(r, fc6, b6)",
@@ -98,7 +99,7 @@ def test_result(
     net: Any, evaluate: Any, fused: Any, ops: Any, parts: dict[str, np.ndarray], case: str, target: str
 ) -> None:
     """Passes the checker, has constant Q/DQ, loads on its target, is at least 25 dB from the float model; on ONNX
-    Runtime its own optimizer finds an integer kernel for every convolution."""
+    Runtime its own optimizer finds an integer kernel for every convolution but a gate's, which stays float."""
     model, feeds = built(net, parts, case)
     before = model.digest()
     result = compress(model, target=target, calibration=feeds, ranges="minmax")
@@ -118,7 +119,7 @@ def test_result(
     for spec, want in zip(model.outputs, evaluate(model, feeds), strict=True):
         assert sqnr_db(want, got[spec.name]) > 25, spec
     if target == "onnxruntime":
-        assert fused(result).get("QLinearConv", 0) == ops(model).get("Conv", 0)
+        assert fused(result).get("QLinearConv", 0) == ops(model).get("Conv", 0) - GATES.get(case, 0)
 
 
 @pytest.mark.parametrize(("case", "wanted"), [
