@@ -3,7 +3,7 @@
     python -m bench.arm rpi4 run small.onnx --feeds x.npz -o y.npz     edgerun's command line, as that board has it
 
 Debian's packages are extracted, never installed, and QEMU is the machine's own or taken out of its package: no root, no
-change to the machine. What is downloaded is kept in `$EDGERUN_ARM`, or `.cache/arm` in the checkout (280 MB).
+change to the machine. What is downloaded is kept in `$EDGERUN_ARM`, or `.cache/arm` in the checkout (250 MB).
 Instructions are emulated, the kernel and the clock are this machine's: results are the device's, times are not.
 A program that the device starts is no ARM program to this machine: `isolated=True` does not work there.
 """
@@ -148,8 +148,9 @@ def _system() -> Path:
                 for package in packages:
                     _extract(package, new / "root")
             (python,) = (new / "root/usr/bin").glob("python3.[0-9]*[0-9]")
-            how = [*wheels(python.name.removeprefix("python")), "--target", new / "site", "--constraint", constraints]
-            _fetch(sys.executable, "-m", "pip", "install", "--quiet", *how, *needs)
+            how, into = wheels(python.name.removeprefix("python")), ("--target", new / "site")
+            pip: tuple[str | Path, ...] = (sys.executable, "-m", "pip", "install", "--quiet", *how, *into)
+            _fetch(*pip, "--constraint", constraints, *needs)
     return found
 
 
@@ -160,9 +161,9 @@ def _emulator() -> Path:
     with _kept(cache.key(EMULATOR, platform.machine(), _sources())) as (found, new):
         if new is not None:
             host = _fetch("dpkg", "--print-architecture").strip()
-            with _packages(new, host, "download", "qemu-user-static") as packages:
-                for package in packages:
-                    _extract(package, new, f"./usr/bin/{EMULATOR}")
+            with _packages(new, host, "download", "qemu-user", "qemu-user-static") as packages:
+                for package in packages:  # from Debian 13 on, the second is links to the first
+                    _extract(package, new, "--exclude=*_be*", "--wildcards", "./usr/bin/qemu-aarch64*")
     return found / "usr/bin" / EMULATOR
 
 
@@ -210,9 +211,17 @@ def _sources() -> str:
 
 
 def _extract(package: Path, into: Path, *members: str) -> None:
-    """Unpack a .deb, following the links that `into` has; no program of it runs."""
+    """Unpack a .deb, or these members of it, following the links that `into` has; no program of it runs."""
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as archive:
-        command = ["tar", "--extract", "--keep-directory-symlink", "--no-same-owner", "-C", into, *members]
+        command: list[str | Path] = [
+            "tar",
+            "--extract",
+            "--keep-directory-symlink",
+            "--no-same-owner",
+            "-C",
+            into,
+            *members,
+        ]
         subprocess.run(command, stdin=archive.stdout, check=True, timeout=SECONDS)
     if archive.returncode:
         raise subprocess.CalledProcessError(archive.returncode, archive.args)
