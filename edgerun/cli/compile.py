@@ -16,7 +16,7 @@ from edgerun.cli import _options
     help="The file to write: .onnx, .xml or .engine; or .recipe, which a device finishes.",
 )  # fmt: skip
 @click.option("--target", metavar="NAME", help="What shall run it; default: by the output's kind, or the device's.")
-@click.option("--device", metavar="NAME", help="The device that a recipe is for (edgerun targets --devices).")
+@click.option("--device", metavar="NAME", help="The device that a recipe is for (edgerun devices).")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option(
     "--size", "sizes", multiple=True, metavar="NAME=LEAST,USUAL,MOST",

@@ -229,7 +229,7 @@ def _check_model(model: Model) -> None:
     if opset < OLDEST_OPSET:
         wanted = f"{OLDEST_OPSET} or newer (per-channel Q/DQ)"
         raise EdgerunError("the model's opset is too old to quantize", got=opset, wanted=wanted, do=do)
-    doubled = [spec.name for spec in model.inputs if spec.name in model.ir.graph.initializers]
+    doubled = [str(v.name) for v in model.ir.graph.inputs if v.name in model.ir.graph.initializers]
     if doubled:
         raise EdgerunError("weights are declared as inputs too", got=", ".join(doubled[:5]), do=do)
 
