@@ -15,7 +15,7 @@ import edgerun
 from edgerun import registry
 from edgerun.measure.attribution import CONVERSION, REMOVED
 from edgerun.runtime import Engine, Options
-from edgerun.verbs.why_slow import Hint, WhySlow, why_slow
+from edgerun.verbs.why_slow import RESTLESS, Hint, WhySlow, why_slow
 
 ONE = Options(threads=1)
 SUFFIX = {"onnxruntime": ".onnx", "openvino": ".xml"}
@@ -94,7 +94,8 @@ def test_the_numbers_add_up(result: WhySlow) -> None:
         sum(p.before_seconds - p.after_seconds for p in found.parts),
     ):
         assert whole == pytest.approx(attributed, abs=1e-12)
-    assert result.fp32_p50.value - result.int8_p50.value == pytest.approx(found.measured.value)
+    if result.waits <= RESTLESS:  # else the difference is about CPU time, which no other work lengthens
+        assert result.fp32_p50.value - result.int8_p50.value == pytest.approx(found.measured.value)
     for part in found.parts:
         assert sum(part.causes.values()) == pytest.approx(part.saved.value, abs=1e-12) and part.cause in part.causes
         assert part.saved.interval.low <= part.saved.value <= part.saved.interval.high
