@@ -86,7 +86,7 @@ class Memo:
         if name not in self._known:
             self._known[name] = np.asarray(find())
             if self._checkpoint is not None:
-                self._checkpoint.offer(self._part, lambda: self._known)
+                self._checkpoint.offer(self._part, lambda: dict(self._known))
         return self._known[name]
 
 

@@ -167,10 +167,12 @@ def _tried(
     spans = {name: intervals(plan, seen, name, request.rules.symmetric) for name in SEARCH}
     few = max(1, samples // RACE)
     tried: dict[str, list[Totals]] = {}
-    for name, span in spans.items():
-        # Who loses by a range that is a tenth shorter wins nothing by one that is two.
-        if name != "shrink80" or _gain(tried["minmax"], tried["shrink90"])[0] > -CLEAR:
-            tried[name] = stream.judged(span, few, f"trying {name}")
+    first = [name for name in SEARCH if name != "shrink80"]
+    for name, scores in in_lanes(lambda n: stream.judged(spans[n], few, f"trying {n}"), first, request.lanes):
+        tried[name] = scores
+    # Who loses by a range that is a tenth shorter wins nothing by one that is two.
+    if _gain(tried["minmax"], tried["shrink90"])[0] > -CLEAR:
+        tried["shrink80"] = stream.judged(spans["shrink80"], few, "trying shrink80")
     request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
     left = [name for name in SEARCH[1:] if name in tried and _gain(tried["minmax"], tried[name])[0] > -CLEAR]
     if not left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -144,17 +145,29 @@ def self_check(
     references have faults too. (Not where runtimes are known to share one.)
     """
     refusal: GateFailed | None = None
-    for truth in _truths(model, engine, options, feeds):
-        if refusal and (truth.target == engine.target or work.disputed(model)):
-            continue
-        try:
-            with registry.target(engine.target).load(engine, options) as session:  # after the reference is closed
-                near = partial(exact, original) if original is not None else None
-                return judged(session, engine.target, truth.label, truth.pairs, work.rounds(model), near)
-        except GateFailed as error:
-            refusal = refusal or error
+    near = partial(exact, original) if original is not None else None
+    with _opening(engine, options) as opened:
+        for truth in _truths(model, engine, options, feeds):
+            if refusal and (truth.target == engine.target or work.disputed(model)):
+                continue
+            try:
+                return judged(opened.result(), engine.target, truth.label, truth.pairs, work.rounds(model), near)
+            except GateFailed as error:
+                refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises
     raise refusal
+
+
+@contextmanager
+def _opening(engine: Engine, options: Options) -> Iterator[Future[Session]]:
+    """The engine's session, which opens in a thread of its own while the reference computes; closed at the end."""
+    with ThreadPoolExecutor(1) as pool:
+        opened = pool.submit(registry.target(engine.target).load, engine, options)
+        try:
+            yield opened
+        finally:
+            if opened.exception() is None:
+                opened.result().close()
 
 
 def exact(original: Model | str | Path, feeds: Sequence[Feeds]) -> list[dict[str, np.ndarray]]:
