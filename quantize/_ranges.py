@@ -18,6 +18,7 @@ from edgerun.quantize.graphs import correction, placement, qdq
 from edgerun.quantize.graphs.statistics import Activation
 from edgerun.quantize.numerics import grid, paired, ranges
 from edgerun.quantize.numerics.grid import Grid
+from edgerun.quantize.numerics.running import Running
 
 if TYPE_CHECKING:
     from edgerun.passes import Feeds, Request
@@ -68,7 +69,7 @@ class Stream:
 
     def __init__(self, session: Session, layers: list[correction.Layer], truths: list[Truth], request: Request) -> None:
         self._session, self._layers, self._truths, self._request = session, layers, truths, request
-        self._begun: dict[tuple[object, ...], tuple[Shifts, int, int]] = {}
+        self._begun: dict[tuple[object, ...], tuple[dict[correction.Layer, Running], int]] = {}
         assert request.calibration is not None
         about = request.calibration.digest, *sorted(request.keep_float)
         self._judged = Memo(request.checkpoint, "trials of ranges", *about)
@@ -91,18 +92,19 @@ class Stream:
         Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
         little from one sample to the next.
         """
-        found: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
-        before, rows, known = self._begun.pop(key := tuple(spans.items()), (found, 0, 0))
-        found, rows = (dict(before), rows) if known <= samples else (found, 0)
-        for truth, out in self._outputs(spans, found, 1.0, samples, stage, skip=rows):
-            rows += truth.rows
-            for layer, mean in found.items():
-                # A new array: the old one is the feed of the run that is under way.
-                found[layer] = mean + (out[layer.missing] - mean) * np.float32(truth.rows / rows)
-        self._begun[key] = dict(found), rows, samples  # more samples of the same spans go on from here
+        key = tuple(spans.items())
+        found, known = self._begun.pop(key, ({}, 0))
+        found = found if known <= samples else {}
+        found = {layer: found.get(layer, Running()) for layer in self._layers}
+        rows = next((running.weight for running in found.values()), 0)
+        zeros: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
+        for truth, out in self._outputs(spans, zeros, 1.0, samples, stage, skip=rows):
+            for layer, running in found.items():
+                found[layer] = running.with_(out[layer.missing], truth.rows)
+        self._begun[key] = found, samples  # more samples of the same spans go on from here
         if len(self._begun) > KEPT:
             del self._begun[next(iter(self._begun))]
-        return found
+        return {layer: running.shrunk() for layer, running in found.items()}
 
     def scores(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> list[Totals]:
         """What is lost of each sample with grids over `spans` and every layer moved by its shift, `skip` samples on."""

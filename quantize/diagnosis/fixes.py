@@ -215,14 +215,11 @@ def _ranged(case: Case, activations: Sequence[Activation], estimator: str) -> Fi
 
 
 def _equalized(case: Case, activation: Activation) -> Fix | None:
-    """Even the channels out: factors that fill the range with every channel, as far as that pays by the model."""
+    """Even the channels out: factors that fill the range with every channel."""
     channels, axis = case.evidence.channels[activation.name], case.evidence.axis[activation.name]
     if len(channels.peak) < 2 or len(activation.pairs) != 1:
         return None
-    factors, exponent = equalization.scales(channels.peak, channels.power, [])
-    if exponent == 0.0:
-        shares = np.maximum(channels.peak / max(float(channels.peak.max()), 1e-30), equalization.FLOOR)
-        factors = shares**-1.0
+    factors = 1 / np.maximum(channels.peak / max(float(channels.peak.max()), 1e-30), equalization.FLOOR)
     after = channels.scaled(factors)
     new = grid_for(
         causes.Seen(float(after.low.min()), float(after.high.max()), after.peak, np.zeros(1, np.float32), ""),

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, row_bias, set_constant
 from edgerun.quantize.graphs.statistics import Channels
-from edgerun.quantize.numerics.equalization import Reader, scales
+from edgerun.quantize.numerics.equalization import Read, Reader, scales
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -159,15 +159,19 @@ def equalize(
         names = [str(v.name) for v in chain.values if v.name in seen]
         if not names:
             continue
-        peak = np.max([seen[n].peak for n in names], axis=0)
-        mean = np.max([seen[n].power for n in names], axis=0)
-        factors, exponent = scales(peak, mean, [reader(node) for node in chain.readers])
+        factors, exponent = scales([_read(chain, name, seen[name]) for name in names])
         if exponent == 0.0:
             continue
         changed[names[0]] = exponent
         factors_of |= {str(value.name): factors for value in chain.values}
         rescale(graph, chain, factors)
     return changed, factors_of
+
+
+def _read(chain: Chain, name: str, channels: Channels) -> Read:
+    """What was seen of a value of the chain, and the layers of the chain that read it."""
+    readers = [reader(node) for node in chain.readers if node.inputs[0].name == name]  # type: ignore[union-attr]
+    return Read(channels.peaks, channels.power, channels.count, readers)
 
 
 def rescale(graph: ir.Graph, chain: Chain, factors: np.ndarray) -> None:

@@ -91,7 +91,7 @@ def apply(
         if site.writer is not None:  # whatever is computed of it in float: every channel by its own noise
             power = np.maximum(channels.power, 1e-6 * channels.power.max(initial=0.0) + 1e-30)
             readers.append(Reader(1 / power, None, 1))
-        factors, gain = equalization.even(channels.low, channels.high, channels.power, readers)
+        factors, gain = equalization.even(channels.lows, channels.highs, channels.power, readers, channels.count)
         if gain < (WORTH if rules.channel_scales else WORTH_MUL):
             continue
         factors = factors.astype(np.float32).astype(np.float64)

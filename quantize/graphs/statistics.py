@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PREFIX = "edgerun/probe/"
 KINDS = ("low", "high", "squares", "sample", "shape")
 STATE = ("sample", "owner", "low", "high", "squares", "size", "lows", "highs")
+PARTS = 8  # of the data, whose extremes are kept apart: what a part reaches that no other did, new data does too
 FEWEST = 8  # sampled values of a channel without which they say nothing of its mean
 NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Sqrt", "HardSigmoid"})
 KEEPS_SIGN = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Transpose"})
@@ -23,25 +24,47 @@ KEEPS_SIGN = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMa
 
 @dataclass(frozen=True)
 class Channels:
-    """Exact extremes and mean square per channel, `[C]` each (C = 1 where a tensor has no channels), float64."""
+    """Exact extremes of every part of the data, `[parts, C]`, and mean square `[C]` per channel, float64.
 
-    low: np.ndarray
-    high: np.ndarray
+    C = 1 where a tensor has no channels. `count` are the elements of a channel in all the data.
+    """
+
+    lows: np.ndarray
+    highs: np.ndarray
     power: np.ndarray
+    count: float = np.inf
+
+    @property
+    def low(self) -> np.ndarray:
+        """min x `[C]`."""
+        low: np.ndarray = self.lows.min(axis=0)
+        return low
+
+    @property
+    def high(self) -> np.ndarray:
+        """max x `[C]`."""
+        high: np.ndarray = self.highs.max(axis=0)
+        return high
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """max |x| of every part `[parts, C]`."""
+        peaks: np.ndarray = np.maximum(self.highs, -self.lows)
+        return peaks
 
     @property
     def peak(self) -> np.ndarray:
-        """max |x|."""
-        peak: np.ndarray = np.maximum(self.high, -self.low)
+        """max |x| `[C]`."""
+        peak: np.ndarray = self.peaks.max(axis=0)
         return peak
 
     def mirrored(self) -> Channels:
         """As a grid with zero point 0 sees them: −max |x| to max |x|."""
-        return Channels(-self.peak, self.peak, self.power)
+        return replace(self, lows=-self.peaks, highs=self.peaks)
 
     def scaled(self, factors: np.ndarray) -> Channels:
         """Of f∘x, for positive f `[C]`."""
-        return Channels(self.low * factors, self.high * factors, self.power * factors**2)
+        return replace(self, lows=self.lows * factors, highs=self.highs * factors, power=self.power * factors**2)
 
 
 @dataclass(frozen=True)
@@ -87,19 +110,19 @@ class Activation:
         """Of x − o, o `[C]`; the mean that E[(x − o)²] needs is that of the sample. Extremes as in `scaled`."""
         _, mean, _ = self._sampled()
         power = self.varying.power + (mean - offsets) ** 2
-        channels = Channels(self.channels.low - offsets, self.channels.high - offsets, power)
+        lows, highs = (end - offsets for end in (self.channels.lows, self.channels.highs))
+        channels = replace(self.channels, lows=lows, highs=highs, power=power)
         ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
         sample = self.sample - offsets[self.owner].astype(np.float32)
         return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
 
     def within(self, low: float, high: float) -> Activation:
         """Of min(max(x, low), high); the mean squares stay those of x."""
-        ends = (np.clip(end, low, high) for end in (self.channels.low, self.channels.high, self.lows, self.highs))
+        ends = (np.clip(end, low, high) for end in (self.channels.lows, self.channels.highs, self.lows, self.highs))
         lowest, highest, lows, highs = ends
         sample = np.clip(self.sample, np.float32(low), np.float32(high))
-        return replace(
-            self, channels=Channels(lowest, highest, self.channels.power), sample=sample, lows=lows, highs=highs
-        )
+        channels = replace(self.channels, lows=lowest, highs=highest)
+        return replace(self, channels=channels, sample=sample, lows=lows, highs=highs)
 
 
 class Watch:
@@ -160,8 +183,11 @@ class _Seen:
         # Runtimes pool in their own blocked layout; a reduction would first have to leave it.
         self.pooled = rank == 4 and self.axis == 1
         self.never_negative = _never_negative(value)
-        self._low, self._high = np.array(0.0 if self.never_negative else np.inf), np.array(-np.inf)
-        self._squares, self._size = np.array(0.0), 0.0
+        self._low, self._high = (
+            np.full((PARTS, 1), 0.0 if self.never_negative else np.inf),
+            np.full((PARTS, 1), -np.inf),
+        )
+        self._squares, self._size, self._told = np.array(0.0), 0.0, 0  # batches told in full
         self._samples: list[np.ndarray] = []
         self._owners: list[np.ndarray] = []
         self.lows: list[float] = []
@@ -170,24 +196,33 @@ class _Seen:
     def add(self, told: Mapping[str, np.ndarray]) -> None:
         high = told["high"].max(axis=0).reshape(-1) if self.pooled else told["high"]
         low = told.get("low", np.zeros_like(high))
-        self._low, self._high = np.asarray(np.minimum(self._low, low)), np.asarray(np.maximum(self._high, high))
+        self._widen(np.asarray(low, np.float64).reshape(-1), np.asarray(high, np.float64).reshape(-1))
         self.lows.append(float(low.min()))
         self.highs.append(float(high.max()))
         if "sample" in told:
             shape = told["shape"]
             self._squares = np.asarray(self._squares + told["squares"].astype(np.float64))
-            self._size += float(np.prod(shape))
+            self._size, self._told = self._size + float(np.prod(shape)), self._told + 1
             self._samples.append(np.array(told["sample"]))
             self._owners.append(self._owner(told["sample"].size, shape))
 
+    def _widen(self, low: np.ndarray, high: np.ndarray) -> None:
+        """Batches go to the parts in turn."""
+        if self._high.shape[1] != len(high):
+            self._low, self._high = (np.repeat(end, len(high), axis=1) for end in (self._low, self._high))
+        part = len(self.highs) % PARTS
+        self._low[part], self._high[part] = np.minimum(self._low[part], low), np.maximum(self._high[part], high)
+
     def state(self) -> dict[str, np.ndarray]:
         whole = (np.concatenate(a) for a in (self._samples, self._owners))
-        ends = (self._low, self._high, self._squares, np.array(self._size), np.array(self.lows), np.array(self.highs))
+        size = np.array([self._size, self._told])
+        ends = (self._low, self._high, self._squares, size, np.array(self.lows), np.array(self.highs))
         return dict(zip(STATE, (*whole, *ends), strict=True))
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        samples, owners, self._low, self._high, self._squares, size, lows, highs = (state[kind] for kind in STATE)
-        self._samples, self._owners, self._size = [samples], [owners], float(size)
+        samples, owners, low, high, self._squares, size, lows, highs = (state[kind] for kind in STATE)
+        self._low, self._high = low.copy(), high.copy()
+        self._samples, self._owners, self._size, self._told = [samples], [owners], float(size[0]), int(size[1])
         self.lows, self.highs = lows.tolist(), highs.tolist()
 
     def _owner(self, count: int, shape: np.ndarray) -> np.ndarray:
@@ -201,9 +236,11 @@ class _Seen:
     def activation(self) -> Activation:
         squares = np.atleast_1d(self._squares)
         power = squares * len(squares) / max(self._size, 1.0)
-        low, high = (np.broadcast_to(end, power.shape).astype(np.float64) for end in (self._low, self._high))
+        parts = min(PARTS, len(self.highs))
+        low, high = (np.broadcast_to(end[:parts], (parts, len(power))) for end in (self._low, self._high))
+        count = self._size / len(power) * len(self.highs) / max(self._told, 1)
         return Activation(
-            Channels(low, high, power),
+            Channels(low, high, power, count),
             self.axis,
             np.concatenate(self._samples),
             np.concatenate(self._owners),

@@ -26,36 +26,89 @@ class Reader:
     positions: int
 
 
-def scales(ranges: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> tuple[np.ndarray, float]:
+@dataclass(frozen=True)
+class Read:
+    """A value that is quantized, and the layers that read it.
+
+    `peaks` `[parts, C]` is max |x| of every part of the data, `power` `[C]` the mean square, `count` the elements of a
+    channel that there were.
+    """
+
+    peaks: np.ndarray
+    power: np.ndarray
+    count: float
+    readers: Sequence[Reader]
+
+
+def scales(reads: Sequence[Read]) -> tuple[np.ndarray, float]:
     """Per-channel factors f `[C]` for the layers before (the readers' weights are divided by them), and the exponent.
 
     Of f_c ∝ r_c^−α over α ∈ {0, ¼, ½, ¾, 1} (α = 1: every channel fills the tensor's range) the one that minimises the
     relative noise Σ_j N_j / P_j at the readers' outputs, with rounding taken as uniform noise:
 
-        N_j = Δ²/12 · Σ_c e_jc / f_c²  +  Σ_o δ_jo²/12 · k_j · Σ_c p_c·f_c²,    P_j = Σ_c e_jc·p_c,
+        N_j = Δ²/12 · Σ_c e_jc / f_c²  +  Σ_o δ_jo²/12 · k_j · Σ_c p_c·f_c²  +  Σ_c e_jc·χ_c,    P_j = Σ_c e_jc·p_c,
         Δ = max_c r_c·f_c / 255,  δ_jo = max_c |w_joc| / (127·f_c)
 
-    where r is the observed range, p the mean square of the channel, e the energy of the weights that read it.
+    where r is the observed range, p the mean square of the channel, e the energy of the weights that read it, and χ
+    what is `clipped` of new data, all of the value that j reads; all values have the factors of the largest r_c.
     The factors are normalised to keep the largest range unchanged. After Nagel et al. 2019 (section 4.1), with the
     activation's and the weight's noise weighed by data in place of equal ranges.
     """
-    largest = float(ranges.max(initial=0.0))
-    if largest <= 0 or not np.isfinite(largest):
-        return np.ones_like(ranges), 0.0
-    shares = np.maximum(ranges / largest, FLOOR)
-    candidates = [(_noise(shares**-a, ranges, power, readers), a) for a in EXPONENTS]
-    best = min(candidates, key=lambda pair: (pair[0], pair[1]))[1]
-    return shares**-best, best
+    sizes = np.max([read.peaks.max(axis=0) for read in reads], axis=0)
+    if not float(sizes.max(initial=0.0)) > 0 or not np.isfinite(sizes).all():
+        return np.ones_like(sizes), 0.0
+    rest = np.max([others(read.peaks) for read in reads], axis=0)
+
+    def noise(exponent: float) -> float:
+        factors, held = _factors(sizes, exponent), _factors(rest, exponent)
+        total = 0.0
+        for read in reads:
+            step = float((read.peaks * factors).max()) / 255
+            total += _relative_noise(step, factors, read.power, read.readers, clipped([read.peaks], held, read.count))
+        return total
+
+    best = min(EXPONENTS, key=noise)
+    return _factors(sizes, best), best
 
 
-def _noise(factors: np.ndarray, ranges: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> float:
-    return _relative_noise(float((ranges * factors).max()) / 255, factors, power, readers)
+def _factors(sizes: np.ndarray, exponent: float) -> np.ndarray:
+    """r_c^−α of sizes `[..., C]`, 1 for the largest."""
+    largest = np.maximum(sizes.max(axis=-1, keepdims=True), np.finfo(np.float64).tiny)
+    factors: np.ndarray = np.maximum(sizes / largest, FLOOR) ** -exponent
+    return factors
 
 
-def _relative_noise(step: float, factors: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> float:
+def others(ends: np.ndarray) -> np.ndarray:
+    """The largest that was reached outside each part, `[parts, C]` of `[parts, C]`; of a single part its own."""
+    if len(ends) < 2:
+        return ends
+    second, first = np.sort(ends, axis=0)[-2:]
+    rest: np.ndarray = np.where(ends == first, second, first)
+    return rest
+
+
+def clipped(ends: Sequence[np.ndarray], factors: np.ndarray, count: float) -> np.ndarray:
+    """The mean square `[C]` of what a grid cuts off new data; the `ends` are how far each of its sides was reached.
+
+    Each part of the data stands for new data once: with the `factors` `[parts, C]` that the others would choose, and a
+    grid that spans what they reached, o_kc = max(0, r_kc − max_{j≠k, d} r_jd·f_kd / f_kc) is the overshoot of channel c
+    in part k, and χ_c = Σ_k o_kc² / n over the channel's n = `count` elements. Where channels are even each is an edge
+    of the grid, and new data is beyond many; a large channel leaves the others room. One element a part and channel is
+    counted: χ is a lower bound, and zero for a single part.
+    """
+    over = np.zeros(factors.shape[-1])
+    for end in ends:  # `[parts, C]`
+        edge = (others(end) * factors).max(axis=1, keepdims=True)
+        over += (np.maximum(end - edge / factors, 0.0) ** 2).sum(axis=0)
+    return over / count
+
+
+def _relative_noise(
+    step: float, factors: np.ndarray, power: np.ndarray, readers: Sequence[Reader], lost: np.ndarray
+) -> float:
     total = 0.0
     for reader in readers:
-        noise = step**2 / 12 * float((reader.energy / factors**2).sum())
+        noise = step**2 / 12 * float((reader.energy / factors**2).sum()) + float(reader.energy @ lost)
         if reader.peaks is not None:
             steps = (reader.peaks / factors).max(axis=1) / 127
             noise += float((steps**2).sum()) / 12 * reader.positions * float((power * factors**2).sum())
@@ -63,30 +116,31 @@ def _relative_noise(step: float, factors: np.ndarray, power: np.ndarray, readers
     return total
 
 
-def even(low: np.ndarray, high: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> tuple[np.ndarray, float]:
+def even(
+    lows: np.ndarray, highs: np.ndarray, power: np.ndarray, readers: Sequence[Reader], count: float = np.inf
+) -> tuple[np.ndarray, float]:
     """Factors f `[C]` for a value whose own quantizer takes them, and by how much they lessen the noise, in dB.
 
     The same noise as in `scales`, with Δ = (max_c h_c·f_c + max_c l_c·f_c) / 255 for channels that reach from −l_c to
-    h_c. Candidates are f_c ∝ max(h_c, l_c/ρ)^−α: with α = 1 every channel fills a range from −ρ to 1, or one of its
-    ends; the depth ρ is searched because each channel has its own. Gain 0 and ones where nothing is better than ones.
+    h_c, by `lows` and `highs` `[parts, C]`. Candidates are f_c ∝ max(h_c, l_c/ρ)^−α: with α = 1 every channel fills a
+    range from −ρ to 1, or one of its ends; the depth ρ is searched because each channel has its own. Gain 0 and ones
+    where nothing is better than ones.
     """
-    depth, height = np.maximum(-low, 0.0), np.maximum(high, 0.0)
-    ones = np.ones_like(low)
+    depths, heights = np.maximum(-lows, 0.0), np.maximum(highs, 0.0)
+    depth, height = depths.max(axis=0), heights.max(axis=0)
+    ones = np.ones_like(depth)
     if not np.isfinite(depth).all() or not np.isfinite(height).all() or not (depth + height).any():
         return ones, 0.0
 
-    def noise(factors: np.ndarray) -> float:
+    def noise(ratio: float, exponent: float) -> tuple[float, np.ndarray]:
+        factors = _factors(np.maximum(height, depth / ratio), exponent)
+        held = _factors(np.maximum(others(heights), others(depths) / ratio), exponent)
         step = float((depth * factors).max() + (height * factors).max()) / 255
-        return _relative_noise(step, factors, power, readers)
+        return _relative_noise(step, factors, power, readers, clipped([depths, heights], held, count)), factors
 
-    plain = noise(ones)
-    best, found = plain, ones
-    for ratio in DEPTHS if depth.any() else (1.0,):
-        size = np.maximum(height, depth / ratio)
-        shares = np.maximum(size / size.max(), FLOOR)
-        for exponent in EXPONENTS[1:]:
-            factors = shares**-exponent
-            reached = noise(factors)
-            if reached < best:
-                best, found = reached, factors
+    plain, _ = noise(1.0, 0.0)
+    ratios = DEPTHS if depth.any() else (1.0,)
+    best, found = min((noise(ratio, a) for ratio in ratios for a in EXPONENTS[1:]), key=lambda tried: tried[0])
+    if not best < plain:
+        return ones, 0.0
     return found, float(10 * np.log10(plain / best)) if best > 0 else 0.0

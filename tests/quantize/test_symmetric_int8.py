@@ -69,7 +69,7 @@ def test_result(
 
 def _seen(low: float, high: float) -> Activation:
     sample = np.linspace(low, high, 4096, dtype=np.float32)
-    channels = Channels(*(np.array([v], np.float64) for v in (low, high, float((sample**2).mean()))))
+    channels = Channels(np.array([[low]]), np.array([[high]]), np.array([float((sample**2).mean())]))
     return Activation(channels, None, sample, np.zeros(4096, np.uint8), np.array([low]), np.array([high]), 4096.0)
 
 

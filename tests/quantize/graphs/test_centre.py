@@ -61,7 +61,7 @@ def centred(model: Model) -> tuple[Model, dict[str, np.ndarray]]:
     for chain in equalize.chains(result.ir.graph):
         for value in chain.values:
             middle, half = generator.normal(0, 3, chain.channels), np.exp(generator.normal(size=chain.channels))
-            seen[str(value.name)] = Channels(middle - half, middle + half, middle**2 + half**2 / 3)
+            seen[str(value.name)] = Channels((middle - half)[None], (middle + half)[None], middle**2 + half**2 / 3)
     return result, centre.centre(result.ir.graph, equalize.chains(result.ir.graph), seen)
 
 

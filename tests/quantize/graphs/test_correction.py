@@ -42,7 +42,7 @@ def coarse(seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["Gemm", "MatMul", "Conv"])
 def test_the_shift_of_one_layer_is_the_mean_of_its_error(net: Any, kind: str) -> None:
-    """b' − b = E[W·x] − E[Ŵ·x̂] on the calibration data, within the step of the stored bias."""
+    """b' − b = E[W·x] − E[Ŵ·x̂] on the calibration data, less what chance may have made of it: under 1 % here."""
     weight, bias = coarse(0), np.linspace(-1, 1, 6).astype(np.float32)
     x = np.abs(np.random.default_rng(1).standard_normal((30, 24))).astype(np.float32)
     if kind == "Conv":
@@ -63,7 +63,8 @@ def test_the_shift_of_one_layer_is_the_mean_of_its_error(net: Any, kind: str) ->
     moved = constants(holder, 2 if holder is node else 1).reshape(-1)
     expected = (x @ weight.astype(np.float64) - rounded(x, result) @ stored).mean(axis=0)
     assert np.abs(expected).max() > 0.02, "there is something to correct"
-    np.testing.assert_allclose(moved - bias, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(moved - bias, expected, rtol=0.01, atol=1e-4)
+    assert (np.abs(moved - bias) <= np.abs(expected) + 1e-4).all()
 
 
 def test_weights_on_the_grid_need_no_correction(net: Any, evaluate: Any) -> None:

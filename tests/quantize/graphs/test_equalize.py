@@ -25,7 +25,7 @@ def rescaled(model: Model, *, spread: float = 3.0) -> tuple[Model, Model, dict[s
     seen: dict[str, Channels] = {}
     for chain in chains:
         per_channel = np.exp(generator.uniform(-spread, spread, chain.channels))
-        made_up = Channels(-per_channel, per_channel, per_channel**2 / 3)
+        made_up = Channels(-per_channel[None], per_channel[None], per_channel**2 / 3)
         seen |= {str(value.name): made_up for value in chain.values}
     changed, factors = equalize.equalize(graph.graph, chains, seen)
     assert all((f > 0).all() and np.isfinite(f).all() for f in factors.values()) and changed.keys() <= factors.keys()

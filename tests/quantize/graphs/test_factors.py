@@ -155,7 +155,7 @@ def test_released_factors_change_nothing(model: Model, evaluate: Any) -> None:
     graph = fold.apply(model.clone())
     rules = registry.target("onnxruntime").quantization()
     plan = placement.plan(graph.graph, rules)
-    channels = Channels(-np.ones(16), np.geomspace(1, 50, 16), np.ones(16))
+    channels = Channels(-np.ones((1, 16)), np.geomspace(1, 50, 16)[None], np.ones(16))
     seen: dict[str, Channels] = dict.fromkeys(("c1", "s1", "c2", "m2"), channels)
     gains, _, _ = factors.apply(graph.graph, factors.sites(plan, ()), seen, rules)
     assert len(gains) >= 3

@@ -41,7 +41,7 @@ def seen(model: Model, evaluate: Any, names: list[str], feeds: dict[str, np.ndar
     graph.graph.outputs[:] = [values[name] for name in names]
     arrays = evaluate(Model.of(ir.from_proto(ir.to_proto(graph))), feeds)
     rows = [array.reshape(-1, array.shape[-1]).astype(np.float64) for array in arrays]
-    return {n: Channels(r.min(0), r.max(0), (r**2).mean(0)) for n, r in zip(names, rows, strict=True)}
+    return {n: Channels(r.min(0)[None], r.max(0)[None], (r**2).mean(0)) for n, r in zip(names, rows, strict=True)}
 
 
 def smoothed(model: Model, evaluate: Any, feeds: dict[str, np.ndarray]) -> tuple[Model, Model, Any, Any]:
