@@ -15,7 +15,7 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
-from edgerun.quantize import _evened, _observation, fold, weight_int8
+from edgerun.quantize import _evened, _observation, _rounding, fold, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._ranges import Stream, choose, decibels
@@ -103,7 +103,7 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     stem = work.first(plan, STEM)
     shorter = placement.plan(model.graph, request.rules, request.keep_float | stem)
     floats = {str(node.name): edit.constant(node.inputs[1]) for node in plan.weights if node.name in stem}
-    stored = _store_weights(model.graph, plan, seen, request)
+    stored = _store_weights(model, plan, seen, request)
     spare = model.clone() if stem and shorter.compute else None
     result = _finished(model, plan, stored, seen, truths, request)
     if spare is None or request.found[REACHED] >= NEEDED:
@@ -182,10 +182,11 @@ class Stored:
 
 
 def _store_weights(
-    graph: ir.Graph, plan: placement.Plan, seen: Mapping[str, Activation], request: Request
+    model: ir.Model, plan: placement.Plan, seen: Mapping[str, Activation], request: Request
 ) -> dict[str, Stored]:
     """Put every weight onto its per-channel grid, as int8; by node name. The float weights are free to go."""
     found: dict[str, Stored] = {}
+    repairs = request.rules.reduced_range
     for node in plan.weights:
         weight = edit.constant(node.inputs[1])
         assert weight is not None
@@ -194,12 +195,17 @@ def _store_weights(
         if not np.isfinite(bounds).all():
             raise EdgerunError(f"the weight of {node.name!r} is not finite", do="repair the float model")
         power = seen[str(node.inputs[0].name)].channels.power  # type: ignore[union-attr]
-        repairs = request.rules.reduced_range
         steps, could = saturation.repair(node, weight, power) if repairs else (127, 0)
         own = grid.symmetric(bounds, axis=axis, steps=steps)
-        codes = own.quantize(weight)
-        qdq.store_weight(graph, node, own, saturation.fitted(node, codes) if repairs else codes)
         found[str(node.name)] = Stored(own, weight.shape[axis], not weight.any(), could)
+    second = request.effort.second and not repairs  # repaired codes are chosen against sums that overflow
+    grids = {name: stored.grid for name, stored in found.items()}
+    better = _rounding.codes(model, plan, grids, request) if second else {}
+    for node in plan.weights:
+        codes = better.get(str(node.name))
+        if codes is None:
+            codes = grids[str(node.name)].quantize(edit.constant(node.inputs[1]))  # type: ignore[arg-type]
+        qdq.store_weight(model.graph, node, grids[str(node.name)], saturation.fitted(node, codes) if repairs else codes)
     return found
 
 

@@ -8,6 +8,7 @@ from edgerun.quantize.numerics.blocks import BlockGrid
 
 DAMP = 0.01  # of the mean of H's diagonal is added to it, as in the paper
 BATCH = 32  # columns whose errors are collected before the rest of the weight sees them
+SHRINK = 0.3  # the same, where rounding is fine and samples are few
 SWEEPS = 2
 
 
@@ -21,10 +22,10 @@ def loss(weight: np.ndarray, stored: np.ndarray, grid: BlockGrid, moments: np.nd
 def rounded(weight: np.ndarray, moments: np.ndarray, grid: BlockGrid) -> np.ndarray:
     """Codes uint8 `[N, K]` that make ‖(W − Q)X‖² small, for W `[N, K]` and H = X·Xᵀ `[K, K]` over the data.
 
-    GPTQ (Frantar et al. 2022): columns are rounded one by one, those of the largest inputs first; the error of each,
-    e = (w_k − q_k) / U_kk with U the upper Cholesky factor of (H + λI)⁻¹, moves the columns still to come by −e·U_k.
-    Then coordinate descent (`descend`). A row for which nearest rounding has the smaller loss starts from that, so the
-    result is never worse than nearest. H is float64, symmetric, positive semidefinite.
+    GPTQ (Frantar et al. 2022, as `nearest_plane`): columns are rounded one by one, those of the largest inputs first,
+    and the error of each moves the columns still to come. Then coordinate descent (`descend`). A row for which nearest
+    rounding has the smaller loss starts from that, so the result is never worse than nearest. H is float64, symmetric,
+    positive semidefinite.
     """
     nearest = grid.quantize(weight)
     if not np.any(np.diag(moments) > 0):
@@ -36,24 +37,55 @@ def rounded(weight: np.ndarray, moments: np.ndarray, grid: BlockGrid) -> np.ndar
 
 
 def _gptq(weight: np.ndarray, moments: np.ndarray, grid: BlockGrid) -> np.ndarray:
-    inputs = weight.shape[1]
-    order = np.argsort(-np.diag(moments), kind="stable")
-    damped = moments[np.ix_(order, order)]
-    damped[np.diag_indices(inputs)] += DAMP * float(np.mean(np.diag(moments)))
-    upper = np.linalg.cholesky(np.linalg.inv(damped)).T
-    left, scale, zero_point = (np.ascontiguousarray(part) for part in _columns(weight, grid)[:, order])
-    codes = np.empty(left.shape)
-    for start in range(0, inputs, BATCH):
-        stop = min(start + BATCH, inputs)
-        errors = np.empty((stop - start, left.shape[1]))
-        for k in range(start, stop):
-            codes[k] = _nearest(left[k], scale[k], zero_point[k], grid.bits)
-            errors[k - start] = (left[k] - (codes[k] - zero_point[k]) * scale[k]) / upper[k, k]
-            left[k + 1 : stop] -= upper[k, k + 1 : stop, None] * errors[k - start]
-        left[stop:] -= upper[start:stop, stop:].T @ errors
-    in_place = np.empty(codes.shape, np.uint8)
+    wanted, scale, zero_point = _columns(weight, grid)
+    codes = nearest_plane(wanted, scale, zero_point, (0, 2**grid.bits - 1), moments, DAMP)
+    return np.ascontiguousarray(codes.T.astype(np.uint8))
+
+
+def symmetric(weight: np.ndarray, scale: np.ndarray, moments: np.ndarray, steps: int) -> np.ndarray:
+    """Codes int8 `[N, K]` within ±`steps` for W `[N, K]` with one scale `[N]` a row, H damped by SHRINK.
+
+    Few samples say little of how inputs go together: with H as it was seen, 24 sentences make MiniLM worse on others
+    (23.7 dB for 24.1 of nearest rounding), and damped like this better (25.3).
+    """
+    wanted = np.ascontiguousarray(weight.T, np.float32)
+    rows = np.asarray(scale, np.float32)[None]
+    codes = nearest_plane(wanted, rows, np.zeros_like(rows), (-steps, steps), moments, SHRINK)
+    return np.ascontiguousarray(codes.T.astype(np.int8))
+
+
+def nearest_plane(
+    wanted: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray,
+    ends: tuple[int, int],
+    moments: np.ndarray,
+    damp: float,
+) -> np.ndarray:
+    """Codes `[K, N]` within `ends` for Wᵀ `[K, N]`, scales and zero points `[K, N]` or `[1, N]`; H `[K, K]` is XXᵀ.
+
+    With H + λI = L·Lᵀ, λ = `damp` of the mean of H's diagonal, the loss of a row is ‖e·L‖²: the last input k is rounded
+    first, and every other where (e·L)_k would be zero, w_k + Σ_{i>k} e_i·L_ik / L_kk (Babai's nearest plane, 1986;
+    GPTQ is the same with the inputs the other way around, Chen et al. 2025). Those with the largest inputs go first.
+    """
+    own = np.diag(moments)
+    order = np.argsort(own, kind="stable")
+    damped = moments[np.ix_(order, order)].astype(np.float64)
+    damped[np.diag_indices(len(own))] += damp * float(own.mean())
+    lower = np.linalg.cholesky(damped).astype(wanted.dtype)
+    pivots = np.diag(lower).copy()
+    left, step, zero = (np.broadcast_to(part, wanted.shape)[order] for part in (wanted, scale, zero_point))
+    codes, error, pushed = (np.zeros_like(left) for _ in range(3))
+    for stop in range(len(own), 0, -BATCH):
+        start = max(0, stop - BATCH)
+        for k in range(stop - 1, start - 1, -1):
+            moved = pushed[k] + lower[k + 1 : stop, k] @ error[k + 1 : stop]
+            codes[k] = np.clip(np.rint((left[k] + moved / pivots[k]) / step[k]) + zero[k], *ends)
+            error[k] = left[k] - (codes[k] - zero[k]) * step[k]
+        pushed[:start] += lower[start:stop, :start].T @ error[start:stop]
+    in_place = np.empty_like(codes)
     in_place[order] = codes
-    return np.ascontiguousarray(in_place.T)
+    return in_place
 
 
 def descend(weight: np.ndarray, stored: np.ndarray, moments: np.ndarray, grid: BlockGrid) -> np.ndarray:
