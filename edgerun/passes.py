@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgerun.checkpoint import Checkpoint
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgerun.checkpoint import Checkpoint
     from edgerun.devices import Device
     from edgerun.model import Model
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.passes import Issue
 from edgerun.runtime import Session, TensorSpec, dtypes
-from edgerun.targets._onnxruntime_graph import Graphs
+
+if TYPE_CHECKING:
+    from edgerun.passes import Issue
+    from edgerun.targets._onnxruntime_graph import Graphs
 
 HOST = ["CPUExecutionProvider"]  # sessions on these alone read and write the caller's own memory
 DTYPES = {

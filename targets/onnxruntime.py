@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,34 +13,22 @@ import numpy as np
 
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, machine
-from edgerun.targets import _alone as alone
-from edgerun.targets import _cpu
 from edgerun.targets import _onnxruntime_float8 as float8
-from edgerun.targets import _onnxruntime_graph as graph
-from edgerun.targets import _onnxruntime_probes as probes
-from edgerun.targets import _onnxruntime_profile as trace
 from edgerun.targets import _onnxruntime_providers as providers
+from edgerun.targets import _onnxruntime_settings as setting
 from edgerun.targets._onnxruntime_session import OrtSession, first_line
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
     from edgerun.model import Model
+    from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 
+# What only a workstation asks for is imported where it is: a device opens a model, and waits for no more than that.
 summary = "ONNX Runtime on the CPU"
 requires = ("onnxruntime",)
 extra = ""
 suffixes = (".onnx",)
-
-# Our keys in Options.extra, beside the providers' and ONNX Runtime's own session.*, optimization.* and mlas.* keys.
-OPTIMIZATION, PATTERN = "graph_optimization_level", "enable_mem_pattern"
-LEVELS = {
-    "all": "ORT_ENABLE_ALL",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "basic": "ORT_ENABLE_BASIC",
-    "off": "ORT_DISABLE_ALL",
-}
 
 
 def available() -> str | None:
@@ -63,6 +49,9 @@ def device() -> Mapping[str, str]:
 @functools.cache
 def limits() -> Limits:
     """What the installed version reads, found by asking it: a 65-byte model, one version newer at a time."""
+    from edgerun.passes import Limits
+    from edgerun.targets import _onnxruntime_probes as probes
+
     return Limits(
         ir_version=_newest(lambda v: probes.identity(ir_version=v, opset=13), first=7),
         opset=_newest(lambda v: probes.identity(ir_version=7, opset=v), first=13),
@@ -71,6 +60,9 @@ def limits() -> Limits:
 
 def check(model: Model) -> list[Issue]:
     """Nodes that the CPU provider cannot run, each with the runtime's reason; nothing is folded or executed."""
+    from edgerun.passes import Issue
+    from edgerun.targets import _alone as alone
+
     reason = _refusal(model.to_bytes())
     if reason is None:
         return []
@@ -109,6 +101,11 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 
     Raises Unsupported on a GPU.
     """
+    import json
+    import tempfile
+
+    from edgerun.targets import _onnxruntime_profile as trace
+
     if providers.choice(options).provider.library:
         what = "ONNX Runtime's profiler times the launches of a GPU's kernels, not the kernels"
         raise Unsupported(what, do="profile on the CPU, or with NVIDIA's nsys")
@@ -131,8 +128,11 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 
 def _session(session: Any, options: Options) -> OrtSession:
     chosen = providers.choice(options)
-    names = [output.name for output in session.get_outputs()]
-    graphs = graph.Graphs(_runtime(), session, names) if chosen.graph else None
+    graphs = None
+    if chosen.graph:
+        from edgerun.targets._onnxruntime_graph import Graphs
+
+        graphs = Graphs(_runtime(), session, [output.name for output in session.get_outputs()])
     return OrtSession(_runtime(), session, _errors(), options.streams, graphs, providers.left(session, chosen))
 
 
@@ -151,33 +151,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _settings(options: Options) -> Any:
-    runtime = _runtime()
-    settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = machine.threads(options.threads, options.streams)
-    settings.inter_op_num_threads = 1
-    settings.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-    settings.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
-    if machine.quota() < machine.visible():  # a spinning thread spends the quota that the others need
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if providers.choice(options).key != "CPU":
-        settings.add_session_config_entry(providers.RECORD, "1")
-        runtime.set_default_logger_severity(4)
-    for key, value in options.extra.items():
-        if key in providers.KEYS:
-            continue
-        if key == OPTIMIZATION and value in LEVELS:
-            settings.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
-        elif key == PATTERN and value in ("0", "1"):
-            settings.enable_mem_pattern = value == "1"
-        elif key.startswith(("session.", "optimization.", "mlas.")):
-            settings.add_session_config_entry(key, value)
-        else:
-            raise EdgerunError(
-                f"ONNX Runtime has no option {key}={value}",
-                wanted=f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {providers.WANTED}, "
-                "a session.*, optimization.* or mlas.* key",
-            )
-    return settings
+    return setting.settings(_runtime(), options)
 
 
 def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
@@ -215,7 +189,7 @@ def _value(array: np.ndarray) -> Any:
 def _refusal(data: bytes) -> str | None:
     """Why a session with all optimizations off refuses these bytes; None when it takes them."""
     try:
-        load(Engine("onnxruntime", data), Options(1, {OPTIMIZATION: "off"})).close()
+        load(Engine("onnxruntime", data), Options(1, {setting.OPTIMIZATION: "off"})).close()
     except EdgerunError as error:
         return str(error.got)
     return None
@@ -230,6 +204,8 @@ def _newest(model: Any, first: int) -> int:
 
 def quantization(device: Device | None = None) -> Quantization:
     """What the MLAS kernels of the CPU provider take in integers, as Q/DQ around the op."""
+    from edgerun.targets import _cpu
+
     flags = _cpu.flags(device)
     return replace(
         _cpu.RULES,

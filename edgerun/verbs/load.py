@@ -49,19 +49,29 @@ def load(
     if isinstance(payload, Path):
         if payload.suffix not in found.suffixes:
             raise EdgerunError(f"{name} does not read this file", got=payload.name, wanted=" or ".join(found.suffixes))
-        (guard.check_onnx if payload.suffix == ".onnx" else guard.check_file)(payload)
-    elif not payload.startswith(ENGINE):
-        guard.check_bytes(payload)
-    return found.load(Engine(name, payload), options)
+    return found.load(Engine(name, payload, elements=_guarded(payload)), options)
+
+
+def _guarded(payload: bytes | Path) -> frozenset[int] | None:
+    """The element types of an ONNX model that passes the static guard; None of what is none."""
+    if isinstance(payload, bytes):
+        return None if payload.startswith(ENGINE) else guard.check_bytes(payload)
+    if payload.suffix == ".onnx":
+        return guard.check_onnx(payload)
+    guard.check_file(payload)
+    return None
 
 
 def target_for(suffix: str) -> str:
-    """The name of the first registered target that prefers files of this suffix."""
-    preferred = {name: registry.target(name, usable=False).suffixes[0] for name in registry.names("target")}
-    for name, own in preferred.items():
-        if own == suffix:
-            return name
-    wanted = ", ".join(sorted(set(preferred.values())))
+    """The name of the first target that prefers files of this suffix: edgerun's own, by name, before others'."""
+    preferred = set[str]()
+    for names in (registry.own, registry.names):  # the second costs more than opening a model, and is rarely asked
+        for name in names("target"):
+            own = registry.target(name, usable=False).suffixes[0]
+            if own == suffix:
+                return name
+            preferred.add(own)
+    wanted = ", ".join(sorted(preferred))
     raise EdgerunError("no target reads this kind of file", got=suffix or "a name without a suffix", wanted=wanted)
 
 

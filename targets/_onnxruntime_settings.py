@@ -1,0 +1,50 @@
+"""ONNX Runtime's SessionOptions, out of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgerun.errors import EdgerunError
+from edgerun.runtime import Options, machine
+from edgerun.targets import _onnxruntime_providers as providers
+
+# Our keys in Options.extra, beside the providers' and ONNX Runtime's own session.*, optimization.* and mlas.* keys.
+OPTIMIZATION, PATTERN = "graph_optimization_level", "enable_mem_pattern"
+LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "off": "ORT_DISABLE_ALL",
+}
+SPINNING = "session.intra_op.allow_spinning"
+
+
+def settings(runtime: Any, options: Options) -> Any:
+    """SessionOptions of `runtime`. Raises EdgerunError for a key or value that there is none of."""
+    found = runtime.SessionOptions()
+    found.intra_op_num_threads = machine.threads(options.threads, options.streams)
+    found.inter_op_num_threads = 1
+    found.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    found.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
+    # A spinning thread spends the quota that the others need; one thread alone has none to wait for.
+    if SPINNING not in options.extra and found.intra_op_num_threads > 1 and machine.quota() < machine.visible():
+        found.add_session_config_entry(SPINNING, "0")
+    if providers.choice(options).key != "CPU":
+        found.add_session_config_entry(providers.RECORD, "1")
+        runtime.set_default_logger_severity(4)
+    for key, value in options.extra.items():
+        if key in providers.KEYS:
+            continue
+        if key == OPTIMIZATION and value in LEVELS:
+            found.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
+        elif key == PATTERN and value in ("0", "1"):
+            found.enable_mem_pattern = value == "1"
+        elif key.startswith(("session.", "optimization.", "mlas.")):
+            found.add_session_config_entry(key, value)
+        else:
+            raise EdgerunError(
+                f"ONNX Runtime has no option {key}={value}",
+                wanted=f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {providers.WANTED}, "
+                "a session.*, optimization.* or mlas.* key",
+            )
+    return found
