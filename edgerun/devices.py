@@ -83,16 +83,22 @@ class Device:
             return None
         return Limits(self.facts["ir_version"].value, self.facts["opset"].value)
 
+    def unlike(self) -> list[str]:
+        """How this machine's CPU differs in what kernels are chosen by; empty when it does not."""
+        if (arch := _arch(platform.machine())) != _arch(self.arch):
+            return [f"it is {arch}, not {_arch(self.arch)}"]
+        if self.isa != (isa := set(machine.isa())):
+            return [f"its instruction sets are {_words(isa)}, not {_words(self.isa)}"]
+        return []
+
     def differences(self, here: Mapping[str, str]) -> list[str]:
         """What this machine has otherwise, as far as facts tell; empty when it may be the device.
 
         `here` is the fingerprint of the target: where it knows the GPU, that is compared too.
         """
-        found = []
-        if (arch := _arch(platform.machine())) != _arch(self.arch):
-            return [f"it is {arch}, not {_arch(self.arch)}"]
-        if self.isa != (isa := set(machine.isa())):
-            found.append(f"its instruction sets are {_words(isa)}, not {_words(self.isa)}")
+        found = self.unlike()
+        if _arch(platform.machine()) != _arch(self.arch):
+            return found
         model = self.value("model")
         if model is not None and not machine.model().startswith(model):
             found.append(f"it calls itself {machine.model()!r}, not {model!r}")

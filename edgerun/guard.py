@@ -15,9 +15,9 @@ NEWEST_IR = 14
 SAVED_MODEL = "saved_model.pb"  # what makes a folder a model
 _MOST_FILES = 10_000  # in such a folder
 _SHORT = 64  # bytes of an attribute that may stand at many nodes
-_DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
+DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
 # onnx.TensorProto.DataType -> bits of one element; strings (8) have no fixed size
-_BITS = {
+BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16,
     17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
 }  # fmt: skip
@@ -149,8 +149,8 @@ class _Model:
 
     def graph(self, data: memoryview, depth: int) -> set[str]:
         """Check one graph; the names it uses and does not define, which must stand in the graph around it."""
-        if depth > _DEEPEST:
-            raise self.refuse("subgraphs are nested too deeply", wanted=f"at most {_DEEPEST} levels")
+        if depth > DEEPEST:
+            raise self.refuse("subgraphs are nested too deeply", wanted=f"at most {DEEPEST} levels")
         initializers: set[str] = set()
         produced: set[str] = set()
         inputs: set[str] = set()
@@ -231,7 +231,7 @@ class _Model:
         self.kinds.add(kind)
         if dims and min(dims) < 0:
             raise self.refuse(f"tensor {name!r} has a negative dimension", got=str(dims))
-        size = (math.prod(dims) * _BITS[kind] + 7) // 8 if kind in _BITS else -1
+        size = (math.prod(dims) * BITS[kind] + 7) // 8 if kind in BITS else -1
         if external:
             self.external(name, external, size)
         elif raw >= 0 and size >= 0 and raw != size:

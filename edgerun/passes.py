@@ -285,6 +285,16 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class Writing(Target, Protocol):
+    """A Target that also writes other kinds of files, for this machine or for a device: `writes` are their suffixes,
+    and `written` gives the options with which `compile` makes an engine for one (`device` None: this machine)."""
+
+    writes: tuple[str, ...]
+
+    def written(self, suffix: str, options: Options, device: Device | None) -> Options: ...
+
+
+@runtime_checkable
 class Finishing(Target, Protocol):
     """A Target that also compiles from a model's bytes alone, as a device has to that has no onnx: it finishes recipes.
 

@@ -68,6 +68,12 @@ def target(name: str, *, usable: bool = True) -> Target:
     return found
 
 
+def written(name: str) -> tuple[str, ...]:
+    """The suffixes of the files that the target of that name writes, the preferred one first."""
+    found = target(name, usable=False)
+    return found.suffixes[:1] + tuple(getattr(found, "writes", ()))
+
+
 def missing(requires: tuple[str, ...], extra: str) -> str | None:
     """None when every module in `requires` can be imported, else the line that says what to install."""
     absent = [m for m in requires if importlib.util.find_spec(m) is None]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Options, machine
 from edgerun.targets import _onnxruntime_providers as providers
 
 # Our keys in Options.extra, beside the providers' and ONNX Runtime's own session.*, optimization.* and mlas.* keys.
-OPTIMIZATION, PATTERN = "graph_optimization_level", "enable_mem_pattern"
+OPTIMIZATION, PATTERN, FORMAT = "graph_optimization_level", "enable_mem_pattern", "FORMAT"
 LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
     "basic": "ORT_ENABLE_BASIC",
     "off": "ORT_DISABLE_ALL",
 }
+FORMATS = ("onnx", "ort")  # what `compile` makes
+# It reads bytes that Python has given up by then: a segmentation fault with 1.31.
+REFUSED = {"session.use_ort_model_bytes_directly": "load an .ort file by its name: it is mapped, not copied"}
 SPINNING = "session.intra_op.allow_spinning"
 
 
@@ -33,8 +36,10 @@ def settings(runtime: Any, options: Options) -> Any:
         found.add_session_config_entry(providers.RECORD, "1")
         runtime.set_default_logger_severity(4)
     for key, value in options.extra.items():
-        if key in providers.KEYS:
+        if key in providers.KEYS or (key == FORMAT and value in FORMATS):
             continue
+        if key in REFUSED:
+            raise Unsupported(f"{key} is not safe from Python", got=value, do=REFUSED[key])
         if key == OPTIMIZATION and value in LEVELS:
             found.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
         elif key == PATTERN and value in ("0", "1"):
@@ -44,7 +49,7 @@ def settings(runtime: Any, options: Options) -> Any:
         else:
             raise EdgerunError(
                 f"ONNX Runtime has no option {key}={value}",
-                wanted=f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {providers.WANTED}, "
-                "a session.*, optimization.* or mlas.* key",
+                wanted=f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {FORMAT}={'|'.join(FORMATS)}, "
+                f"{providers.WANTED}, a session.*, optimization.* or mlas.* key",
             )
     return found

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import files, registry
+from edgerun import files, ort_file, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _onnxruntime_float8 as float8
+from edgerun.targets import _onnxruntime_ort as optimized
 from edgerun.targets import _onnxruntime_providers as providers
 from edgerun.targets import _onnxruntime_settings as setting
 from edgerun.targets._onnxruntime_session import OrtSession, first_line
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 summary = "ONNX Runtime on the CPU"
 requires = ("onnxruntime",)
 extra = ""
-suffixes = (".onnx",)
+suffixes = (".onnx", ".ort")
+writes = (".ort",)
 
 
 def available() -> str | None:
@@ -70,21 +72,36 @@ def check(model: Model) -> list[Issue]:
 
 
 def compile(model: Model, options: Options) -> Engine:
-    """The model's own bytes; ONNX Runtime optimizes for the machine when it loads them.
+    """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
+    optimized graph in its own format.
 
-    Keys: PROVIDER (CPU, CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA),
-    graph_optimization_level, enable_mem_pattern, and the runtime's own session.*, optimization.* and mlas.* keys.
+    Keys: FORMAT (onnx or ort), PROVIDER (CPU, CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of
+    PROVIDER=CUDA), graph_optimization_level, enable_mem_pattern, and the runtime's own session.*, optimization.* and
+    mlas.* keys.
     """
     here = {**device(), **providers.choice(options).device()}
-    return Engine("onnxruntime", model.to_bytes(), model.inputs, model.outputs, here, model.digest())
+    if optimized.wanted(options):
+        data = optimized.compiled(model, options, here, _open, _runtime())
+    else:
+        data = model.to_bytes()
+    return Engine("onnxruntime", data, model.inputs, model.outputs, here, model.digest())
+
+
+def written(suffix: str, options: Options, device: Device | None) -> Options:
+    """`options` with which `compile` makes an `.ort` file for `device`, or for this machine.
+
+    Raises Unsupported where the optimization that is asked for would be right on this machine's CPU alone.
+    """
+    return optimized.written(options, device)
 
 
 def save(engine: Engine, path: Path) -> None:
-    """Write the engine as one `.onnx` file, atomically."""
+    """Write the engine as one `.onnx` or `.ort` file, atomically."""
     if not isinstance(engine.payload, bytes):
         raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
-    if path.suffix != ".onnx":
-        raise EdgerunError("ONNX Runtime reads .onnx files", got=path.name, wanted="-o NAME.onnx")
+    suffix = suffixes[ort_file.recognised(engine.payload)]
+    if path.suffix != suffix:
+        raise EdgerunError(f"the engine is an {suffix} file", got=path.name, wanted=f"-o NAME{suffix}")
     files.write_bytes(path, engine.payload)
 
 
@@ -110,10 +127,10 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
         what = "ONNX Runtime's profiler times the launches of a GPU's kernels, not the kernels"
         raise Unsupported(what, do="profile on the CPU, or with NVIDIA's nsys")
     with tempfile.TemporaryDirectory() as folder:
-        settings, optimized = _settings(options), Path(folder, "optimized.onnx")
+        settings, written = _settings(options), Path(folder, "optimized.onnx")
         settings.enable_profiling = True
         settings.profile_file_prefix = os.path.join(folder, "profile")
-        settings.optimized_model_filepath = str(optimized)
+        settings.optimized_model_filepath = str(written)
         # Weights go to a file of their own, which nobody reads.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
@@ -123,7 +140,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
                     session.run(feed)
                 session.run(feed)
             events = json.loads(Path(session.end_profiling()).read_text())
-        return trace.kernels(events, engine.payload, optimized)
+        return trace.kernels(events, None if optimized.is_one(engine.payload) else engine.payload, written)
 
 
 def _session(session: Any, options: Options) -> OrtSession:
@@ -133,7 +150,10 @@ def _session(session: Any, options: Options) -> OrtSession:
         from edgerun.targets._onnxruntime_graph import Graphs
 
         graphs = Graphs(_runtime(), session, [output.name for output in session.get_outputs()])
-    return OrtSession(_runtime(), session, _errors(), options.streams, graphs, providers.left(session, chosen))
+    try:
+        return OrtSession(_runtime(), session, _errors(), options.streams, graphs, providers.left(session, chosen))
+    except ValueError as error:
+        raise _refused(error) from error
 
 
 def _runtime() -> Any:
@@ -145,9 +165,11 @@ def _runtime() -> Any:
 
 @functools.cache
 def _errors() -> tuple[type[Exception], ...]:
-    """Every exception that ONNX Runtime raises by name, and the one in which a provider's failure comes."""
+    """Every exception that ONNX Runtime raises by name, the one in which a provider's failure comes, and the one that a
+    name or type in a damaged file becomes."""
     state = _runtime().capi.onnxruntime_pybind11_state
-    return (RuntimeError, *(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)))
+    own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
+    return (RuntimeError, ValueError, *own)
 
 
 def _settings(options: Options) -> Any:
@@ -158,6 +180,9 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     """The runtime's own session, on the provider of `options` and with their settings where no others are given."""
     settings, chosen = settings or _settings(options), providers.choice(options)
     providers.require(_runtime(), chosen)
+    if optimized.is_one(engine.payload):
+        optimized.admit(engine.payload, device())
+        optimized.mapped(settings, options)
     faulty = float8.tamed(settings) if float8.present(engine) else []
     source = engine.payload if isinstance(engine.payload, bytes) else str(engine.payload)
     if engine.weights:
@@ -168,14 +193,18 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
             source, settings, providers=listed, enable_fallback=0, disabled_optimizers=faulty
         )
     except _errors() as error:
-        kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
-        raise kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first") from error
+        raise _refused(error) from error
     session.disable_fallback()
     machine.release()  # optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it
     if session.get_providers()[0] != chosen.provider.name:
         wanted = chosen.provider.name
         raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=wanted)
     return session
+
+
+def _refused(error: Exception) -> EdgerunError:
+    kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
+    return kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first")
 
 
 def _value(array: np.ndarray) -> Any:

@@ -35,5 +35,5 @@ def test_our_own_are_found_without_the_metadata_of_all_packages(monkeypatch: pyt
 
 
 def test_a_kind_of_file_that_nobody_reads() -> None:
-    with pytest.raises(EdgerunError, match=r"no target reads.*\n.*\.docx\n.*\.engine, \.onnx, \.xml"):
+    with pytest.raises(EdgerunError, match=r"no target reads.*\n.*\.docx\n.*\.engine, \.onnx, \.ort, \.xml"):
         target_for(".docx")
