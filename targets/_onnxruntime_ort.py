@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerun import ort_file
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.runtime import Engine, Options
+from edgerun.runtime import Engine, Options, machine
 from edgerun.targets import _onnxruntime_settings as setting
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def written(options: Options, device: Device | None) -> Options:
                 f"at level all the graph is laid out for the CPU of this machine, which is not {device.name}",
                 got=unlike[0], do=f"leave {setting.OPTIMIZATION} out (extended), or compile it there",
             )  # fmt: skip
-        extra.setdefault(INT8, str(int(device.arch.lower() in ("aarch64", "arm64"))))
+        extra.setdefault(INT8, str(int(machine.arch(device.arch) == "aarch64")))
     return replace(options, extra=extra)
 
 

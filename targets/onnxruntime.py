@@ -75,9 +75,9 @@ def compile(model: Model, options: Options) -> Engine:
     """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
     optimized graph in its own format.
 
-    Keys: FORMAT (onnx or ort), PROVIDER (CPU, CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of
-    PROVIDER=CUDA), graph_optimization_level, enable_mem_pattern, and the runtime's own session.*, optimization.* and
-    mlas.* keys.
+    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends), PROVIDER (CPU,
+    CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA), graph_optimization_level,
+    enable_mem_pattern, enable_cpu_mem_arena, and the runtime's own session.*, optimization.* and mlas.* keys.
     """
     here = {**device(), **providers.choice(options).device()}
     if optimized.wanted(options):
@@ -150,8 +150,9 @@ def _session(session: Any, options: Options) -> OrtSession:
         from edgerun.targets._onnxruntime_graph import Graphs
 
         graphs = Graphs(_runtime(), session, [output.name for output in session.get_outputs()])
+    how = setting.runs(_runtime(), options)
     try:
-        return OrtSession(_runtime(), session, _errors(), options.streams, graphs, providers.left(session, chosen))
+        return OrtSession(_runtime(), session, _errors(), options.streams, graphs, providers.left(session, chosen), how)
     except ValueError as error:
         raise _refused(error) from error
 
@@ -180,6 +181,8 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     """The runtime's own session, on the provider of `options` and with their settings where no others are given."""
     settings, chosen = settings or _settings(options), providers.choice(options)
     providers.require(_runtime(), chosen)
+    if options.extra.get(setting.MEMORY) == setting.SMALL:
+        machine.give_back_at_once()
     if optimized.is_one(engine.payload):
         optimized.admit(engine.payload, device())
         optimized.mapped(settings, options)

@@ -46,7 +46,7 @@ def model() -> Model:
         helper.make_node("Conv", ["x", "w"], ["c"], "conv", pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["c"], ["y"], "relu"),
     ]
-    return _model(nodes, ["batch", 3, 8, 8], {"w": WEIGHT}).with_step(Step("a step", "1", "before", "after", {}, ""))
+    return _model(nodes, ["batch", 3, 8, 8], {"w": WEIGHT}).with_step(Step("a step", "1", {}, "before", "after"))
 
 
 @pytest.fixture
