@@ -241,6 +241,17 @@ def test_kernels_are_timed_without_the_model(file: Path) -> None:
     assert {kernel.op for kernel in kernels} >= {"Conv"} and all(not kernel.covers for kernel in kernels)
 
 
+def test_options_of_the_runtime_reach_the_device(place: Any, cli: Any, file: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "feeds.npz", x=X["x"])
+    words = ["run", file, "--feeds", tmp_path / "feeds.npz", "-o"]
+    assert cli(*words, tmp_path / "a.npz").code == 0
+    assert cli(*words, tmp_path / "b.npz", "--option", "MEMORY=small").code == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["y"], np.load(tmp_path / "b.npz")["y"])
+    if machine.arch() != "aarch64":
+        ran = cli(*words, tmp_path / "c.npz", "--option", "mlas.enable_gemm_fastmath_arm64_bfloat16=1")
+        assert ran.code == 3 and "bfloat16" in ran.err and machine.arch() in ran.err
+
+
 def test_compress_writes_models(place: Any, cli: Any) -> None:
     ran = cli("compress", place.a, "-o", place.folder / "small.ort", "--calibration", place.data)
     assert ran.code == 2 and "wanted: .onnx" in ran.err
