@@ -7,8 +7,6 @@ when it is opened, which is what saves the time.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +53,9 @@ def compiled(
     model: Model, options: Options, here: Mapping[str, str], open_: Callable[[Engine, Options, Any], Any], runtime: Any
 ) -> bytes:
     """The optimized graph as a file's bytes; history, contract and what it is bound to stand in its metadata."""
+    import json
+    import tempfile
+
     level = options.extra.get(setting.OPTIMIZATION, BOUND)
     about = {"level": level, "digest": model.digest(), "version": here["version"]}
     if level == BOUND:
@@ -84,16 +85,20 @@ def mapped(settings: Any, options: Options) -> None:
 
 def admit(payload: bytes | Path, here: Mapping[str, str]) -> None:
     """Raise Unsupported where the file was compiled for another CPU or version than is here."""
+    import json
+
+    do = f"compile it here, or anywhere with --option {setting.OPTIMIZATION}=extended"
+    text = ort_file.metadata(payload).get(KEY)
+    if text is None:
+        if ort_file.blocked(payload):
+            raise Unsupported("the file is laid out for one kind of CPU and doesn't say for which", do=do)
+        return
     try:
-        about = json.loads(ort_file.metadata(payload).get(KEY, "null"))
-        bound = about is not None and about["level"] == BOUND
-        differing = [key for key in HERE if bound and about[key] != here[key]]
+        about = json.loads(text)
+        differing = [key for key in HERE if about["level"] == BOUND and about[key] != here[key]]
     except (ValueError, KeyError, TypeError) as error:
         what = "what the file says of itself is damaged"
         raise EdgerunError(what, got=f"{KEY}: {error}", do="compile it again") from error
-    do = f"compile it here, or anywhere with --option {setting.OPTIMIZATION}=extended"
-    if about is None and ort_file.blocked(payload):
-        raise Unsupported("the file is laid out for one kind of CPU and doesn't say for which", do=do)
     if differing:
         told = "; ".join(f"{key} {about[key]}, here {here[key]}" for key in differing)
         raise Unsupported("the file was optimized for another CPU or version", got=told, do=do)
