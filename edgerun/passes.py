@@ -60,11 +60,9 @@ class Trusting(Converter, Protocol):
 
 
 class Calibration(Protocol):
-    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content.
-
-    `batch` are the samples per feed, None where a feed has no batch axis and is one sample; `samples` those of a pass,
-    None while that is unknown. `digest_so_far` is the digest of what the newest pass has given until now.
-    """
+    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content. `batch` are
+    the samples per feed, None where a feed has no batch axis and is one sample; `samples` those of a pass, None while
+    that is unknown. `digest_so_far` is the digest of what the newest pass has given until now."""
 
     def __iter__(self) -> Any: ...
     def __len__(self) -> int: ...
@@ -286,8 +284,7 @@ class Target(Protocol):
 
 @runtime_checkable
 class Writing(Target, Protocol):
-    """A Target that also writes other kinds of files, for this machine or for a device: `writes` are their suffixes,
-    and `written` gives the options with which `compile` makes an engine for one (`device` None: this machine)."""
+    """A Target that writes other files too (`writes`): `written` gives the options with which `compile` makes one."""
 
     writes: tuple[str, ...]
 
@@ -296,10 +293,7 @@ class Writing(Target, Protocol):
 
 @runtime_checkable
 class Finishing(Target, Protocol):
-    """A Target that also compiles from a model's bytes alone, as a device has to that has no onnx: it finishes recipes.
-
-    `engine` holds the `.onnx` file, its door and its digest; `told` are "history" (Steps as JSON values) and
-    "preprocessing", for the engine's own file.
-    """
+    """A Target that also compiles from a model's bytes alone (a device has no onnx): it finishes recipes. `engine` holds
+    the `.onnx` file, its door and digest; `told` "history" (Steps as JSON values) and "preprocessing", for its file."""
 
     def finish(self, engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine: ...
