@@ -60,7 +60,7 @@ class Trusting(Converter, Protocol):
 
 
 class Calibration(Protocol):
-    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content. `batch` are
+    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content. `batch` is
     the samples per feed, None where a feed has no batch axis and is one sample; `samples` those of a pass, None while
     that is unknown. `digest_so_far` is the digest of what the newest pass has given until now."""
 
@@ -293,7 +293,7 @@ class Writing(Target, Protocol):
 
 @runtime_checkable
 class Finishing(Target, Protocol):
-    """A Target that also compiles from a model's bytes alone (a device has no onnx): it finishes recipes. `engine` holds
-    the `.onnx` file, its door and digest; `told` "history" (Steps as JSON values) and "preprocessing", for its file."""
+    """A Target that also compiles from a model's bytes alone (a device has no onnx): it finishes recipes. `engine` is
+    the `.onnx` file, its door and digest; `told` "history" (Steps as JSON) and "preprocessing", for its own file."""
 
     def finish(self, engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine: ...
