@@ -2,11 +2,12 @@
 
 Both sides get the same arrays and one thread, in one interleaved run; the difference is taken session by session, of
 the lower deciles of both: other work on the machine only adds time. Calls are timed on a tiny model, the isolated
-ones with 602 kB of input, and opening on MobileNetV2 where the zoo is there.
+ones with 602 kB of input, and opening on models of the zoo where it is there (bench.opening: in new processes).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,7 @@ from edgerun.runtime import Options
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 ONE = Options(threads=1)
+OPENED = ("mobilenet_v2", "minilm", "resnet50")
 DECILE = 0.1
 Open = Callable[[], AbstractContextManager[Run]]
 
@@ -93,11 +95,12 @@ def calls(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
 
 
 def loads(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
-    """A row for each target: how many times as long opening takes."""
+    """A row for each target and model: how many times as long opening takes."""
     from bench import zoo
 
-    path = zoo.model("mobilenet_v2").onnx
-    for target, sides in {"onnxruntime": raw.ONNXRUNTIME, "openvino": raw.OPENVINO}.items():
+    both = {"onnxruntime": raw.ONNXRUNTIME, "openvino": raw.OPENVINO}
+    for (target, sides), name in itertools.product(both.items(), OPENED):
+        path = zoo.model(name).onnx
         if not path.is_file() or registry.target(target, usable=False).available():
             continue
         pair: dict[str, Open] = {"own": partial(opening, target, path), "bare": partial(sides.opening, path)}
@@ -106,7 +109,7 @@ def loads(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
         ratio = median([float(np.quantile(own, DECILE) / np.quantile(bare, DECILE)) for own, bare in pairs])
         low, high = ratio.interval.low, ratio.interval.high
         yield {
-            "call": "load mobilenet_v2", "target": target, "goal_ratio": 1.05, "sessions": sessions,
+            "call": f"load {name}", "target": target, "goal_ratio": 1.05, "sessions": sessions,
             "bare_ms": quantile(times["bare"], DECILE).value * 1e3,
             "own_ms": quantile(times["own"], DECILE).value * 1e3,
             "ratio": {"value": ratio.value, "low": low, "high": high},

@@ -5,6 +5,7 @@ Each command is a new process; the commands take turns, so that they share the m
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,10 @@ COMMANDS = {
 
 
 def wall(command: list[str]) -> float:
-    """Milliseconds from the start of the process to its end."""
+    """Milliseconds from the start of the process to its end, with bytecode as pip installs it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return (perf_counter() - start) * 1e3
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -83,16 +82,22 @@ class Device:
             return None
         return Limits(self.facts["ir_version"].value, self.facts["opset"].value)
 
+    def unlike(self) -> list[str]:
+        """How this machine's CPU differs in what kernels are chosen by; empty when it does not."""
+        if (arch := machine.arch()) != machine.arch(self.arch):
+            return [f"it is {arch}, not {machine.arch(self.arch)}"]
+        if self.isa != (isa := set(machine.isa())):
+            return [f"its instruction sets are {_words(isa)}, not {_words(self.isa)}"]
+        return []
+
     def differences(self, here: Mapping[str, str]) -> list[str]:
         """What this machine has otherwise, as far as facts tell; empty when it may be the device.
 
         `here` is the fingerprint of the target: where it knows the GPU, that is compared too.
         """
-        found = []
-        if (arch := _arch(platform.machine())) != _arch(self.arch):
-            return [f"it is {arch}, not {_arch(self.arch)}"]
-        if self.isa != (isa := set(machine.isa())):
-            found.append(f"its instruction sets are {_words(isa)}, not {_words(self.isa)}")
+        found = self.unlike()
+        if machine.arch() != machine.arch(self.arch):
+            return found
         model = self.value("model")
         if model is not None and not machine.model().startswith(model):
             found.append(f"it calls itself {machine.model()!r}, not {model!r}")
@@ -160,10 +165,6 @@ def _fact(name: str, key: str, fact: Any) -> Fact:
     if not isinstance(fact["value"], kind) or isinstance(fact["value"], bool):
         raise EdgerunError(f"device {name!r}: {key} has another type", got=fact["value"], wanted=kind.__name__)
     return Fact(fact["value"], fact["source"])
-
-
-def _arch(name: str) -> str:
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name.lower(), name.lower())
 
 
 def _words(names: set[str] | frozenset[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +37,8 @@ def replacing(path: Path) -> Iterator[Path]:
     The bytes are synced before the rename, so that a power cut leaves the old file or the new one.
     A full disk becomes an EdgerunError that names the place.
     """
+    import tempfile  # which a device that only reads need not load
+
     temporary: Path | None = None
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=path.suffix, dir=path.parent)

@@ -14,9 +14,10 @@ NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the 
 NEWEST_IR = 14
 SAVED_MODEL = "saved_model.pb"  # what makes a folder a model
 _MOST_FILES = 10_000  # in such a folder
-_DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
+_SHORT = 64  # bytes of an attribute that may stand at many nodes
+DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
 # onnx.TensorProto.DataType -> bits of one element; strings (8) have no fixed size
-_BITS = {
+BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16,
     17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8, 25: 2, 26: 2,
 }  # fmt: skip
@@ -60,8 +61,10 @@ def check_folder(path: Path) -> None:
             raise EdgerunError(f"{path}: a hard link to another file", got=part.relative_to(path), do="copy it: cp -rL")
 
 
-def check_onnx(path: Path) -> None:
-    """Raise unless `path` is a whole ONNX model whose sizes add up and whose external data stays in its folder.
+def check_onnx(path: Path) -> frozenset[int]:
+    """The element types of the tensors in `path`, as numbers of onnx.TensorProto.DataType.
+
+    Raise unless it is a whole ONNX model whose sizes add up and whose external data stays in its folder.
 
     Reads the structure only, through a memory map: weights are neither copied nor looked at. Says nothing about
     the meaning of the graph; that is for onnx.checker, in a limited child.
@@ -69,14 +72,15 @@ def check_onnx(path: Path) -> None:
     check_file(path)
     with open(path, "rb") as file:
         # Unmapped when the last view of it goes: an error on its way up may still hold one.
-        _Model(path, path.resolve().parent).check(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    return _Model(path, path.resolve().parent).check(data)
 
 
-def check_bytes(data: bytes, place: str | Path = "these bytes") -> None:
+def check_bytes(data: bytes, place: str | Path = "these bytes") -> frozenset[int]:
     """As `check_onnx`, for a model in memory, or inside the file `place`: none of its data may be external."""
     if not data:
         raise EdgerunError("the model is empty", got="0 bytes", do="export or download it again")
-    _Model(place, None).check(memoryview(data))
+    return _Model(place, None).check(memoryview(data))
 
 
 class _Model:
@@ -84,11 +88,12 @@ class _Model:
 
     def __init__(self, path: Path | str, folder: Path | None) -> None:
         self.path, self.folder = path, folder
+        self.kinds, self.plain = set[int](), set[bytes]()
 
     def refuse(self, what: str, **more: str) -> EdgerunError:
         return EdgerunError(f"{self.path}: {what}", **more)
 
-    def check(self, data: memoryview) -> None:
+    def check(self, data: memoryview) -> frozenset[int]:
         graph: memoryview | None = None
         functions: list[memoryview] = []
         opsets: dict[str, int] = {}
@@ -116,6 +121,7 @@ class _Model:
                 raise self.refuse("not an ONNX model", got=str(error), wanted="a protobuf of onnx.ModelProto") from None
             kind = "truncated" if isinstance(error, _wire.Truncated) else "damaged"
             raise self.refuse(f"the file is {kind}", got=str(error), do="export or download it again") from None
+        return frozenset(self.kinds)
 
     def header(self, ir_version: int, opsets: dict[str, int], graph: memoryview | None) -> None:
         if not ir_version:
@@ -143,8 +149,8 @@ class _Model:
 
     def graph(self, data: memoryview, depth: int) -> set[str]:
         """Check one graph; the names it uses and does not define, which must stand in the graph around it."""
-        if depth > _DEEPEST:
-            raise self.refuse("subgraphs are nested too deeply", wanted=f"at most {_DEEPEST} levels")
+        if depth > DEEPEST:
+            raise self.refuse("subgraphs are nested too deeply", wanted=f"at most {DEEPEST} levels")
         initializers: set[str] = set()
         produced: set[str] = set()
         inputs: set[str] = set()
@@ -184,19 +190,35 @@ class _Model:
             elif number == 2:
                 outputs.append(_wire.text(value))
             elif number == 5:
-                for kind, part in _wire.fields(_wire.message(value)):
-                    if kind in (5, 10):
-                        self.tensor(_wire.message(part))
-                    elif kind in (6, 11):
-                        inputs |= self.graph(_wire.message(part), depth + 1)
+                inputs.update(self.attribute(_wire.message(value), depth))
         return inputs, outputs
+
+    def attribute(self, data: memoryview, depth: int) -> Iterable[str]:
+        """Check the tensors and subgraphs that an attribute carries; the names that those read."""
+        text = bytes(data) if len(data) <= _SHORT else b""
+        if text in self.plain:  # most nodes carry the same few: each is read once
+            return ()
+        names, plain = set[str](), bool(text)
+        for number, value in _wire.fields(data):
+            if number in (5, 10):
+                self.tensor(_wire.message(value))
+                plain = False
+            elif number in (6, 11):
+                names |= self.graph(_wire.message(value), depth + 1)
+                plain = False
+        if plain:
+            self.plain.add(text)
+        return names
 
     def tensor(self, data: memoryview) -> str:
         """Check declared size against stored bytes; the tensor's name."""
         name, dims, kind, raw, external = "", list[int](), 0, -1, dict[str, str]()
         for number, value in _wire.fields(data):
             if number == 1:
-                dims.extend(_wire.integers(value))
+                if isinstance(value, int):
+                    dims.append(_wire.signed(value))
+                else:
+                    dims.extend(_wire.integers(value))
             elif number == 2:
                 kind = _wire.signed(value)
             elif number == 8:
@@ -206,9 +228,10 @@ class _Model:
             elif number == 13:
                 pair = {n: _wire.text(v) for n, v in _wire.fields(_wire.message(value))}
                 external[pair.get(1, "")] = pair.get(2, "")
-        if any(d < 0 for d in dims):
+        self.kinds.add(kind)
+        if dims and min(dims) < 0:
             raise self.refuse(f"tensor {name!r} has a negative dimension", got=str(dims))
-        size = (math.prod(dims) * _BITS[kind] + 7) // 8 if kind in _BITS else -1
+        size = (math.prod(dims) * BITS[kind] + 7) // 8 if kind in BITS else -1
         if external:
             self.external(name, external, size)
         elif raw >= 0 and size >= 0 and raw != size:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from edgerun.checkpoint import Checkpoint
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgerun.checkpoint import Checkpoint
     from edgerun.devices import Device
     from edgerun.model import Model
 
@@ -60,11 +60,9 @@ class Trusting(Converter, Protocol):
 
 
 class Calibration(Protocol):
-    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content.
-
-    `batch` are the samples per feed, None where a feed has no batch axis and is one sample; `samples` those of a pass,
-    None while that is unknown. `digest_so_far` is the digest of what the newest pass has given until now.
-    """
+    """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content. `batch` is
+    the samples per feed, None where a feed has no batch axis and is one sample; `samples` those of a pass, None while
+    that is unknown. `digest_so_far` is the digest of what the newest pass has given until now."""
 
     def __iter__(self) -> Any: ...
     def __len__(self) -> int: ...
@@ -286,11 +284,17 @@ class Target(Protocol):
 
 
 @runtime_checkable
-class Finishing(Target, Protocol):
-    """A Target that also compiles from a model's bytes alone, as a device has to that has no onnx: it finishes recipes.
+class Writing(Target, Protocol):
+    """A Target that writes other files too (`writes`): `written` gives the options with which `compile` makes one."""
 
-    `engine` holds the `.onnx` file, its door and its digest; `told` are "history" (Steps as JSON values) and
-    "preprocessing", for the engine's own file.
-    """
+    writes: tuple[str, ...]
+
+    def written(self, suffix: str, options: Options, device: Device | None) -> Options: ...
+
+
+@runtime_checkable
+class Finishing(Target, Protocol):
+    """A Target that also compiles from a model's bytes alone (a device has no onnx): it finishes recipes. `engine` is
+    the `.onnx` file, its door and digest; `told` "history" (Steps as JSON) and "preprocessing", for its own file."""
 
     def finish(self, engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine: ...

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import pkgutil
-from importlib.metadata import EntryPoints, entry_points
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from edgerun.errors import Unsupported, unknown
-from edgerun.passes import Converter, Pass, Target
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
+    from edgerun.passes import Converter, Pass, Target
 
 KINDS = {"converter": "edgerun.converters", "pass": "edgerun.quantize", "target": "edgerun.targets"}
 _GROUPS = {"converter": "edgerun.converters", "pass": "edgerun.passes", "target": "edgerun.targets"}
@@ -18,43 +20,58 @@ _GROUPS = {"converter": "edgerun.converters", "pass": "edgerun.passes", "target"
 
 def names(kind: str) -> list[str]:
     """Registered names of a kind ("converter", "pass", "target"), sorted. Nothing is imported."""
+    return sorted({*own(kind), *(entry.name for entry in _entries(kind))})
+
+
+def own(kind: str) -> list[str]:
+    """Those that edgerun itself brings, sorted."""
+    import pkgutil
+
     package = importlib.import_module(KINDS[kind])
-    found = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg}
-    found |= {entry.name for entry in _entries(kind)}
-    return sorted(found)
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg)
 
 
 @functools.cache
 def _entries(kind: str) -> EntryPoints:
-    """What other packages register: looked up once, since it reads the metadata of every installed package."""
+    """What other packages register: looked up once, and not for what edgerun has itself, since it reads the metadata
+    of every installed package."""
+    from importlib.metadata import entry_points  # 15 ms, which a device's own target is not worth
+
     return entry_points(group=_GROUPS[kind])
 
 
 def _load(kind: str, name: str) -> Any:
-    if name not in names(kind):
-        raise unknown(kind, name, names(kind))
+    module = f"{KINDS[kind]}.{name}"
+    if name in own(kind):
+        return importlib.import_module(module)
     for entry in _entries(kind):
         if entry.name == name:
             return entry.load()
-    return importlib.import_module(f"{KINDS[kind]}.{name}")
+    raise unknown(kind, name, names(kind))
 
 
 def converter(name: str) -> Converter:
     """The converter of that name, whether or not its framework is installed."""
-    return cast(Converter, _load("converter", name))
+    return cast("Converter", _load("converter", name))
 
 
 def quantizer(name: str) -> Pass:
     """The pass of that name."""
-    return cast(Pass, _load("pass", name))
+    return cast("Pass", _load("pass", name))
 
 
 def target(name: str, *, usable: bool = True) -> Target:
     """The target of that name; with `usable`, raise Unsupported when this machine cannot run it."""
-    found = cast(Target, _load("target", name))
+    found = cast("Target", _load("target", name))
     if usable and (reason := found.available()):
         raise Unsupported(f"target {name!r} is unavailable here", got=reason)
     return found
+
+
+def written(name: str) -> tuple[str, ...]:
+    """The suffixes of the files that the target of that name writes, the preferred one first."""
+    found = target(name, usable=False)
+    return found.suffixes[:1] + tuple(getattr(found, "writes", ()))
 
 
 def missing(requires: tuple[str, ...], extra: str) -> str | None:

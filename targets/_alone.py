@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from edgerun.passes import Issue
-
 if TYPE_CHECKING:
     import onnx
+
+    from edgerun.passes import Issue
 
 
 def blame(proto: onnx.ModelProto, refusal: Callable[[bytes], str | None]) -> Iterator[Issue]:
     """The nodes that are refused when they stand alone, with the dtypes that shape inference finds for their inputs."""
     import onnx
+
+    from edgerun.passes import Issue
 
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     types = {v.name: v.type for v in (*inferred.input, *inferred.value_info, *inferred.output)}

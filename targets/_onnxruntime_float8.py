@@ -23,6 +23,8 @@ def present(engine: Engine) -> bool:
     """Whether any weight of the engine is an E4M3 number; a malformed file is for others to refuse."""
     if any(array.dtype.name == NAME for array in engine.weights.values()):
         return True
+    if engine.elements is not None:
+        return NUMBER in engine.elements
     try:
         return _stored(_view(engine.payload))
     except (OSError, ValueError):  # no such file, an empty or a malformed one

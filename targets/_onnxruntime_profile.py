@@ -23,15 +23,15 @@ _MARKS = re.compile(r"^fused |_token_\d+$|/duplicated$|_nchwc$|_nhwc$|_bn$|_pre_
 Trace = list[dict[str, Any]]
 
 
-def kernels(trace: Trace, source: bytes | Path, optimized: Path) -> list[NodeTime]:
+def kernels(trace: Trace, source: bytes | Path | None, optimized: Path) -> list[NodeTime]:
     """Typical seconds per run of each kernel, slowest first; the first run of the trace is the warm-up.
 
     `source` is the model, `optimized` the file that the optimizer wrote. Both are looked at only where onnx is
-    installed: elsewhere, as on a device, kernels have times but cover nothing.
+    installed: elsewhere, as on a device, and without a model (None) kernels have times but cover nothing.
     """
     counts, first = _counts(trace)
     orders = {name: order for order, name in enumerate(counts)}
-    graph = _Executed(source, optimized, orders) if importlib.util.find_spec("onnx") else None
+    graph = _Executed(source, optimized, orders) if source is not None and importlib.util.find_spec("onnx") else None
     times = [
         NodeTime(
             name,

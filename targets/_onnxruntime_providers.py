@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import io
-import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgerun.errors import EdgerunError, Unsupported, unknown
-from edgerun.passes import Issue
 from edgerun.runtime import Options
 from edgerun.targets import _cuda as cuda
 
-log = logging.getLogger("edgerun")
+if TYPE_CHECKING:
+    from edgerun.passes import Issue
+
 # Our keys in Options.extra.
 PROVIDER, TF32, GRAPH = "PROVIDER", "TF32", "CUDA_GRAPH"
 KEYS = frozenset({PROVIDER, TF32, GRAPH})
@@ -142,6 +139,9 @@ def missing(runtime: Any, of: Provider) -> str | None:
 @functools.cache
 def _unloadable(runtime: Any, library: str) -> str | None:
     """None, or what is missing of CUDA, cuDNN or TensorRT; those of NVIDIA's packages are looked for first."""
+    import contextlib
+    import io
+
     preload = getattr(runtime, "preload_dlls", None)  # from 1.21 on
     if preload is not None:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
@@ -163,6 +163,10 @@ def left(session: Any, chosen: Choice) -> tuple[Issue, ...]:
     """
     if chosen.key == "CPU":
         return ()
+    from collections import Counter
+
+    from edgerun.passes import Issue
+
     assigned = getattr(session, "get_provider_graph_assignment_info", None)
     if assigned is None:
         _tell(f"this version of ONNX Runtime does not say which nodes run on {chosen.key}")
@@ -181,4 +185,6 @@ def left(session: Any, chosen: Choice) -> tuple[Issue, ...]:
 @functools.cache
 def _tell(text: str) -> None:
     """Once: a benchmark opens the same model many times."""
-    log.warning(text)
+    import logging
+
+    logging.getLogger("edgerun").warning(text)

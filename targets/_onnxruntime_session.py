@@ -5,14 +5,16 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.passes import Issue
 from edgerun.runtime import Session, TensorSpec, dtypes
-from edgerun.targets._onnxruntime_graph import Graphs
+
+if TYPE_CHECKING:
+    from edgerun.passes import Issue
+    from edgerun.targets._onnxruntime_graph import Graphs
 
 HOST = ["CPUExecutionProvider"]  # sessions on these alone read and write the caller's own memory
 DTYPES = {
@@ -33,12 +35,13 @@ _TYPE = re.compile(r"(?P<optional>optional\()?(?P<sequence>seq\()?tensor\((?P<dt
 class OrtSession(Session):
     """Outputs are fresh arrays that ONNX Runtime allocates for every run, or the caller's.
 
-    `graphs` are its CUDA graphs, where it has any; `left` the nodes that run elsewhere than asked for.
+    `graphs` are its CUDA graphs, where it has any; `left` the nodes that run elsewhere than asked for; `how` the
+    runtime's RunOptions of every run.
     """
 
     def __init__(
         self, runtime: Any, session: Any, errors: tuple[type[Exception], ...], streams: int = 1,
-        graphs: Graphs | None = None, left: Sequence[Issue] = (),
+        graphs: Graphs | None = None, left: Sequence[Issue] = (), how: Any = None,
     ) -> None:  # fmt: skip
         super().__init__(specs(session.get_inputs()), specs(session.get_outputs()), streams)
         self._session: Any = session
@@ -46,13 +49,13 @@ class OrtSession(Session):
         self._names = [spec.name for spec in self.outputs]
         self._narrow = any(spec.dtype in dtypes.NARROW for spec in (*self.inputs, *self.outputs))
         self._in_place = not self._narrow and session.get_providers() == HOST
-        self._graphs, self.left = graphs, left
+        self._graphs, self.left, self._how = graphs, left, how
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             if self._narrow:
                 return self._run_narrow(feeds)
-            found = self._graphs.run(feeds) if self._graphs else self._session.run(self._names, feeds)
+            found = self._graphs.run(feeds) if self._graphs else self._session.run(self._names, feeds, self._how)
             return dict(zip(self._names, found, strict=True))
         except self._errors as error:
             raise refused(error) from error
@@ -60,7 +63,7 @@ class OrtSession(Session):
     def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
         if not self._in_place:
             return None
-        binding, run = self._session.io_binding(), self._session.run_with_iobinding
+        binding, run, how = self._session.io_binding(), self._session.run_with_iobinding, self._how
         errors: tuple[type[Exception], ...] = (*self._errors, RuntimeError)
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
@@ -69,7 +72,7 @@ class OrtSession(Session):
 
         def call() -> None:
             try:
-                run(binding)
+                run(binding, how)
             except errors as error:
                 raise refused(error) from error
 
@@ -80,7 +83,7 @@ class OrtSession(Session):
         value = self._runtime.OrtValue.ortvalue_from_numpy
         given = {spec.name: self._value(spec, feeds[spec.name]) if spec.dtype in NUMBERS
                  else value(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs}  # fmt: skip
-        results = self._session.run_with_ort_values(self._names, given)
+        results = self._session.run_with_ort_values(self._names, given, self._how)
         return {spec.name: _array(spec, result) for spec, result in zip(self.outputs, results, strict=True)}
 
     def _value(self, spec: TensorSpec, array: np.ndarray) -> Any:

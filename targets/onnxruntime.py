@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,36 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import files, registry
+from edgerun import files, ort_file, registry
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, machine
-from edgerun.targets import _alone as alone
-from edgerun.targets import _cpu
 from edgerun.targets import _onnxruntime_float8 as float8
-from edgerun.targets import _onnxruntime_graph as graph
-from edgerun.targets import _onnxruntime_probes as probes
-from edgerun.targets import _onnxruntime_profile as trace
+from edgerun.targets import _onnxruntime_ort as optimized
 from edgerun.targets import _onnxruntime_providers as providers
+from edgerun.targets import _onnxruntime_settings as setting
 from edgerun.targets._onnxruntime_session import OrtSession, first_line
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
     from edgerun.model import Model
+    from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 
+# What only a workstation asks for is imported where it is: a device opens a model, and waits for no more than that.
 summary = "ONNX Runtime on the CPU"
 requires = ("onnxruntime",)
 extra = ""
-suffixes = (".onnx",)
-
-# Our keys in Options.extra, beside the providers' and ONNX Runtime's own session.*, optimization.* and mlas.* keys.
-OPTIMIZATION, PATTERN = "graph_optimization_level", "enable_mem_pattern"
-LEVELS = {
-    "all": "ORT_ENABLE_ALL",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "basic": "ORT_ENABLE_BASIC",
-    "off": "ORT_DISABLE_ALL",
-}
+suffixes = (".onnx", ".ort")
+writes = (".ort",)
 
 
 def available() -> str | None:
@@ -63,6 +51,9 @@ def device() -> Mapping[str, str]:
 @functools.cache
 def limits() -> Limits:
     """What the installed version reads, found by asking it: a 65-byte model, one version newer at a time."""
+    from edgerun.passes import Limits
+    from edgerun.targets import _onnxruntime_probes as probes
+
     return Limits(
         ir_version=_newest(lambda v: probes.identity(ir_version=v, opset=13), first=7),
         opset=_newest(lambda v: probes.identity(ir_version=7, opset=v), first=13),
@@ -71,6 +62,9 @@ def limits() -> Limits:
 
 def check(model: Model) -> list[Issue]:
     """Nodes that the CPU provider cannot run, each with the runtime's reason; nothing is folded or executed."""
+    from edgerun.passes import Issue
+    from edgerun.targets import _alone as alone
+
     reason = _refusal(model.to_bytes())
     if reason is None:
         return []
@@ -78,21 +72,36 @@ def check(model: Model) -> list[Issue]:
 
 
 def compile(model: Model, options: Options) -> Engine:
-    """The model's own bytes; ONNX Runtime optimizes for the machine when it loads them.
+    """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
+    optimized graph in its own format.
 
-    Keys: PROVIDER (CPU, CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA),
-    graph_optimization_level, enable_mem_pattern, and the runtime's own session.*, optimization.* and mlas.* keys.
+    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends), PROVIDER (CPU,
+    CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA), graph_optimization_level,
+    enable_mem_pattern, enable_cpu_mem_arena, and the runtime's own session.*, optimization.* and mlas.* keys.
     """
     here = {**device(), **providers.choice(options).device()}
-    return Engine("onnxruntime", model.to_bytes(), model.inputs, model.outputs, here, model.digest())
+    if optimized.wanted(options):
+        data = optimized.compiled(model, options, here, _open, _runtime())
+    else:
+        data = model.to_bytes()
+    return Engine("onnxruntime", data, model.inputs, model.outputs, here, model.digest())
+
+
+def written(suffix: str, options: Options, device: Device | None) -> Options:
+    """`options` with which `compile` makes an `.ort` file for `device`, or for this machine.
+
+    Raises Unsupported where the optimization that is asked for would be right on this machine's CPU alone.
+    """
+    return optimized.written(options, device)
 
 
 def save(engine: Engine, path: Path) -> None:
-    """Write the engine as one `.onnx` file, atomically."""
+    """Write the engine as one `.onnx` or `.ort` file, atomically."""
     if not isinstance(engine.payload, bytes):
         raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
-    if path.suffix != ".onnx":
-        raise EdgerunError("ONNX Runtime reads .onnx files", got=path.name, wanted="-o NAME.onnx")
+    suffix = suffixes[ort_file.recognised(engine.payload)]
+    if path.suffix != suffix:
+        raise EdgerunError(f"the engine is an {suffix} file", got=path.name, wanted=f"-o NAME{suffix}")
     files.write_bytes(path, engine.payload)
 
 
@@ -109,14 +118,19 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 
     Raises Unsupported on a GPU.
     """
+    import json
+    import tempfile
+
+    from edgerun.targets import _onnxruntime_profile as trace
+
     if providers.choice(options).provider.library:
         what = "ONNX Runtime's profiler times the launches of a GPU's kernels, not the kernels"
         raise Unsupported(what, do="profile on the CPU, or with NVIDIA's nsys")
     with tempfile.TemporaryDirectory() as folder:
-        settings, optimized = _settings(options), Path(folder, "optimized.onnx")
+        settings, written = _settings(options), Path(folder, "optimized.onnx")
         settings.enable_profiling = True
         settings.profile_file_prefix = os.path.join(folder, "profile")
-        settings.optimized_model_filepath = str(optimized)
+        settings.optimized_model_filepath = str(written)
         # Weights go to a file of their own, which nobody reads.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
@@ -126,14 +140,21 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
                     session.run(feed)
                 session.run(feed)
             events = json.loads(Path(session.end_profiling()).read_text())
-        return trace.kernels(events, engine.payload, optimized)
+        return trace.kernels(events, None if optimized.is_one(engine.payload) else engine.payload, written)
 
 
 def _session(session: Any, options: Options) -> OrtSession:
     chosen = providers.choice(options)
-    names = [output.name for output in session.get_outputs()]
-    graphs = graph.Graphs(_runtime(), session, names) if chosen.graph else None
-    return OrtSession(_runtime(), session, _errors(), options.streams, graphs, providers.left(session, chosen))
+    graphs = None
+    if chosen.graph:
+        from edgerun.targets._onnxruntime_graph import Graphs
+
+        graphs = Graphs(_runtime(), session, [output.name for output in session.get_outputs()])
+    how = setting.runs(_runtime(), options)
+    try:
+        return OrtSession(_runtime(), session, _errors(), options.streams, graphs, providers.left(session, chosen), how)
+    except ValueError as error:
+        raise _refused(error) from error
 
 
 def _runtime() -> Any:
@@ -145,45 +166,26 @@ def _runtime() -> Any:
 
 @functools.cache
 def _errors() -> tuple[type[Exception], ...]:
-    """Every exception that ONNX Runtime raises by name, and the one in which a provider's failure comes."""
+    """Every exception that ONNX Runtime raises by name, the one in which a provider's failure comes, and the one that a
+    name or type in a damaged file becomes."""
     state = _runtime().capi.onnxruntime_pybind11_state
-    return (RuntimeError, *(v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)))
+    own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
+    return (RuntimeError, ValueError, *own)
 
 
 def _settings(options: Options) -> Any:
-    runtime = _runtime()
-    settings = runtime.SessionOptions()
-    settings.intra_op_num_threads = machine.threads(options.threads, options.streams)
-    settings.inter_op_num_threads = 1
-    settings.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-    settings.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
-    if machine.quota() < machine.visible():  # a spinning thread spends the quota that the others need
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if providers.choice(options).key != "CPU":
-        settings.add_session_config_entry(providers.RECORD, "1")
-        runtime.set_default_logger_severity(4)
-    for key, value in options.extra.items():
-        if key in providers.KEYS:
-            continue
-        if key == OPTIMIZATION and value in LEVELS:
-            settings.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
-        elif key == PATTERN and value in ("0", "1"):
-            settings.enable_mem_pattern = value == "1"
-        elif key.startswith(("session.", "optimization.", "mlas.")):
-            settings.add_session_config_entry(key, value)
-        else:
-            raise EdgerunError(
-                f"ONNX Runtime has no option {key}={value}",
-                wanted=f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {providers.WANTED}, "
-                "a session.*, optimization.* or mlas.* key",
-            )
-    return settings
+    return setting.settings(_runtime(), options)
 
 
 def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     """The runtime's own session, on the provider of `options` and with their settings where no others are given."""
     settings, chosen = settings or _settings(options), providers.choice(options)
     providers.require(_runtime(), chosen)
+    if options.extra.get(setting.MEMORY) == setting.SMALL:
+        machine.give_back_at_once()
+    if optimized.is_one(engine.payload):
+        optimized.admit(engine.payload, device())
+        optimized.mapped(settings, options)
     faulty = float8.tamed(settings) if float8.present(engine) else []
     source = engine.payload if isinstance(engine.payload, bytes) else str(engine.payload)
     if engine.weights:
@@ -194,14 +196,18 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
             source, settings, providers=listed, enable_fallback=0, disabled_optimizers=faulty
         )
     except _errors() as error:
-        kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
-        raise kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first") from error
+        raise _refused(error) from error
     session.disable_fallback()
     machine.release()  # optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it
     if session.get_providers()[0] != chosen.provider.name:
         wanted = chosen.provider.name
         raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=wanted)
     return session
+
+
+def _refused(error: Exception) -> EdgerunError:
+    kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
+    return kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first")
 
 
 def _value(array: np.ndarray) -> Any:
@@ -215,7 +221,7 @@ def _value(array: np.ndarray) -> Any:
 def _refusal(data: bytes) -> str | None:
     """Why a session with all optimizations off refuses these bytes; None when it takes them."""
     try:
-        load(Engine("onnxruntime", data), Options(1, {OPTIMIZATION: "off"})).close()
+        load(Engine("onnxruntime", data), Options(1, {setting.OPTIMIZATION: "off"})).close()
     except EdgerunError as error:
         return str(error.got)
     return None
@@ -230,6 +236,8 @@ def _newest(model: Any, first: int) -> int:
 
 def quantization(device: Device | None = None) -> Quantization:
     """What the MLAS kernels of the CPU provider take in integers, as Q/DQ around the op."""
+    from edgerun.targets import _cpu
+
     flags = _cpu.flags(device)
     return replace(
         _cpu.RULES,

@@ -42,6 +42,27 @@ def test_a_legal_model_passes(tmp_path: Path) -> None:
     guard.check_onnx(_write(tmp_path / "m.onnx", _model()))
 
 
+def test_element_types_are_told_wherever_a_tensor_stands(tmp_path: Path) -> None:
+    model = _model()
+    zero = helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [1], [0.0])
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["zero"], "constant", value=zero))
+    assert guard.check_onnx(_write(tmp_path / "m.onnx", model)) == {TensorProto.FLOAT, TensorProto.FLOAT8E4M3FN}
+    assert guard.check_bytes(_model().SerializeToString()) == {TensorProto.FLOAT}
+
+
+def test_an_attribute_that_stands_at_many_nodes_is_as_good_or_bad_as_at_one(tmp_path: Path) -> None:
+    """The same bytes are read once; a tensor within is read each time, and a broken one refused wherever it stands."""
+    model = _model()
+    broken = onnx.TensorProto(name="b", dims=[2], data_type=TensorProto.FLOAT, raw_data=b"1234")
+    for number, name in enumerate("pqr"):
+        node = helper.make_node("Constant", [], [name], f"c{name}", value_floats=[1.0])
+        if number == 2:
+            node.attribute[0].CopyFrom(helper.make_attribute("value", broken))
+        model.graph.node.append(node)
+    with pytest.raises(EdgerunError, match="'b' does not have the size"):
+        guard.check_onnx(_write(tmp_path / "m.onnx", model))
+
+
 def test_known_versions_are_those_of_the_pinned_onnx() -> None:
     assert guard.NEWEST_OPSET >= onnx.defs.onnx_opset_version()
     assert guard.NEWEST_IR >= onnx.IR_VERSION

@@ -13,10 +13,10 @@ from edgerun.cli import _options
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True,
-    help="The file to write: .onnx, .xml or .engine; or .recipe, which a device finishes.",
+    help="The file to write: .onnx, .ort, .xml or .engine; or .recipe, which a device finishes.",
 )  # fmt: skip
 @click.option("--target", metavar="NAME", help="What shall run it; default: by the output's kind, or the device's.")
-@click.option("--device", metavar="NAME", help="The device that a recipe is for (edgerun devices).")
+@click.option("--device", metavar="NAME", help="The device that a .recipe or .ort is for (edgerun devices).")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option(
     "--size", "sizes", multiple=True, metavar="NAME=LEAST,USUAL,MOST",
@@ -41,7 +41,8 @@ def command(
     """Compile a model for one target, and write it when it computes what the reference does.
 
     An engine that cannot run here is not written, since nothing would have proven it. A .recipe holds the model, how to
-    compile it, and outputs of the reference: the device compiles and compares it itself (edgerun warm).
+    compile it, and outputs of the reference: the device compiles and compares it itself (edgerun warm). An .ort holds
+    the graph as ONNX Runtime optimizes it, which opens faster: for this machine's CPU, or with --device for another.
     """
     from dataclasses import asdict
 

@@ -61,6 +61,8 @@ class Engine:
     `digest` is the SHA-256 of the Model it came from ("" when it was opened from a file without one);
     `check` is the comparison with the reference that it passed (None: opened from a file, or not compared);
     `weights` are initializers that `payload` names as external, given as arrays instead of in a file.
+    `elements` are the types of the tensors in an ONNX payload, as numbers of onnx.TensorProto.DataType (None: nobody
+    has looked).
     """
 
     target: str
@@ -71,3 +73,4 @@ class Engine:
     digest: str = ""
     check: SelfCheck | None = None
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    elements: frozenset[int] | None = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
@@ -44,9 +46,20 @@ def cpu() -> str:
 
 def isa() -> tuple[str, ...]:
     """The instruction sets of `ISA` that this CPU has, in that order."""
+    found = flags()
+    return tuple(name for name in ISA if name in found)
+
+
+def flags() -> frozenset[str]:
+    """All that the kernel says this CPU can do."""
     facts = _cpuinfo()
-    flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    return tuple(name for name in ISA if name in flags)
+    return frozenset((facts.get("flags") or facts.get("Features") or "").split())
+
+
+def arch(name: str = "") -> str:
+    """This machine's architecture, or the one of that name, as `uname -m` tells it on Linux."""
+    name = (name or platform.machine()).lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
 def model(root: Path = _ROOT) -> str:
@@ -73,10 +86,24 @@ def fingerprint(runtime: str, version: str) -> dict[str, str]:
     }
 
 
-def release() -> None:
-    """Give memory that was freed back to the system, where the C library would keep it for later (glibc)."""
-    if (trim := _trim()) is not None:
-        trim(0)
+def give_back_at_once() -> None:
+    """From now on, in the whole process, blocks of a mebibyte and more go back to the system when they are freed.
+
+    The C library (glibc) would raise that bound to 32 MiB with the first such block, and keep what lies below it.
+    """
+    with contextlib.suppress(OSError, TypeError, AttributeError):  # another system, or another C library
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+
+
+def release() -> threading.Thread:
+    """Give memory that was freed back to the system, where the C library would keep it for later (glibc).
+
+    A thread does it, which is given back: 160 MB take 20 ms, that no caller need wait for.
+    """
+    trim = _trim()
+    thread = threading.Thread(target=trim, args=(0,)) if trim else threading.Thread()
+    thread.start()
+    return thread
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgerun import draws, files, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
-from edgerun.passes import Feeds, Finishing, Issue
+from edgerun.passes import Feeds, Finishing, Issue, Target, Writing
 from edgerun.runtime import Engine, Options, SelfCheck, Session, dtypes
 from edgerun.runtime.spec import DTYPES
 from edgerun.verbs import work
@@ -23,6 +23,7 @@ from edgerun.verbs.judging import Pair, judged
 from edgerun.verbs.written_out import or_written_out
 
 if TYPE_CHECKING:
+    from edgerun.devices import Device
     from edgerun.model import Model
 
 LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
@@ -37,6 +38,7 @@ def compile(
     feeds: Sequence[Feeds] = (),
     original: Model | str | Path | None = None,
     output: str | Path | None = None,
+    device: Device | None = None,
     force: bool = False,
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
@@ -44,7 +46,8 @@ def compile(
     Several targets mean the first of them whose engine agrees with the reference, and "auto" all that run here.
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
-    With `output` the engine is written there too, once it has passed.
+    With `output` the engine is written there too, once it has passed; what kind of file it is says what is compiled,
+    and `device` for whom, where another machine can be compiled for.
     Operators that the target lacks, or computes wrongly, are written with others where ONNX defines them so.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
     the engine computes something else.
@@ -56,11 +59,14 @@ def compile(
         names = candidates() if target == AUTO else list(target)
         return first(
             names,
-            lambda name: compile(model, name, options, feeds=feeds, original=original, output=output, force=force),
+            lambda name: compile(
+                model, name, options, feeds=feeds, original=original, output=output, device=device, force=force
+            ),
         )
     found, options = registry.target(target), options or Options()
     if output is not None:
-        check_output(Path(output), found.suffixes[:1], target, force)
+        check_output(Path(output), registry.written(target), target, force)
+        options = _written(found, Path(output), options, device)
     model = model if isinstance(model, Model) else Model.load(model)
     if reason := found.runnable():
         hint = ", or write a recipe that it finishes: -o NAME.recipe" if isinstance(found, Finishing) else ""
@@ -70,9 +76,19 @@ def compile(
         )  # fmt: skip
     engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original))
     if output is not None:
-        check_output(Path(output), found.suffixes[:1], target, force)
+        check_output(Path(output), registry.written(target), target, force)
         found.save(engine, Path(output))
     return engine
+
+
+def _written(found: Target, output: Path, options: Options, device: Device | None) -> Options:
+    """`options` for this kind of file. Raises EdgerunError where a device is named and the file is for this machine."""
+    if output.suffix != found.suffixes[0] and isinstance(found, Writing):
+        return found.written(output.suffix, options, device)
+    if device is not None:
+        what = f"{output.name} is compiled for this machine, and a recipe for another"
+        raise EdgerunError(what, got=f"device {device.name}", do="-o NAME.recipe, or leave the device out")
+    return options
 
 
 def _proven(

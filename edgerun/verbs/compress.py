@@ -182,10 +182,9 @@ def _chosen(
     rules = devices.rules(device, target)
     if scheme not in rules.schemes:
         raise Unsupported(f"{target} has no kernels for {scheme}", wanted=", ".join(rules.schemes))
-    if output is not None and Path(output).suffix not in chosen.suffixes:
-        raise EdgerunError(
-            f"{target} does not write this kind of file", got=output, wanted=" or ".join(chosen.suffixes)
-        )
+    kinds = dict.fromkeys((chosen.suffixes[0], ".onnx"))
+    if output is not None and Path(output).suffix not in kinds:
+        raise EdgerunError(f"{target} does not write this kind of file", got=output, wanted=" or ".join(kinds))
     return name, chosen, rules
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgerun import guard, registry
+from edgerun import guard, ort_file, registry
 from edgerun.errors import EdgerunError
 from edgerun.runtime import Engine, Options, Session
 
@@ -23,10 +23,11 @@ def load(
     """A session that runs `source` (a file, its bytes, or an Engine) on `target`.
 
     Without `target` an Engine runs where it was compiled for, and a file on the first registered target (by name)
-    that prefers its suffix: `.onnx` on onnxruntime, `.xml` on openvino; bytes count as `.onnx`. Several targets, or
-    "auto" for all, mean the first whose engine agrees with the reference: the model is compiled, which takes more than
-    a device install has. With `isolated` it lives in a process of its own: a crash there is an EdgerunError here, and
-    so is a run of more than `timeout` seconds; the next run starts a new process (`runtime.isolated.IsolatedSession`).
+    that writes such files: `.onnx` and `.ort` on onnxruntime, `.xml` on openvino; bytes count as `.onnx`. Several
+    targets, or "auto" for all, mean the first whose engine agrees with the reference: the model is compiled, which
+    takes more than a device install has. With `isolated` it lives in a process of its own: a crash there is an
+    EdgerunError here, and so is a run of more than `timeout` seconds; the next run starts a new process
+    (`runtime.isolated.IsolatedSession`).
     Raises EdgerunError when the file is refused and Unsupported when the target is not available; never falls back.
     """
     options = options or Options()
@@ -49,19 +50,33 @@ def load(
     if isinstance(payload, Path):
         if payload.suffix not in found.suffixes:
             raise EdgerunError(f"{name} does not read this file", got=payload.name, wanted=" or ".join(found.suffixes))
-        (guard.check_onnx if payload.suffix == ".onnx" else guard.check_file)(payload)
-    elif not payload.startswith(ENGINE):
-        guard.check_bytes(payload)
-    return found.load(Engine(name, payload), options)
+    return found.load(Engine(name, payload, elements=_guarded(payload)), options)
+
+
+def _guarded(payload: bytes | Path) -> frozenset[int] | None:
+    """The element types of an ONNX model that passes the static guard; None of what is none."""
+    if isinstance(payload, bytes):
+        if payload.startswith(ENGINE):
+            return None
+        return ort_file.check(payload) if ort_file.recognised(payload) else guard.check_bytes(payload)
+    if payload.suffix == ".onnx":
+        return guard.check_onnx(payload)
+    if payload.suffix == ort_file.SUFFIX:
+        return ort_file.check(payload)
+    guard.check_file(payload)
+    return None
 
 
 def target_for(suffix: str) -> str:
-    """The name of the first registered target that prefers files of this suffix."""
-    preferred = {name: registry.target(name, usable=False).suffixes[0] for name in registry.names("target")}
-    for name, own in preferred.items():
-        if own == suffix:
-            return name
-    wanted = ", ".join(sorted(set(preferred.values())))
+    """The name of the first target that writes files of this suffix: edgerun's own, by name, before others'."""
+    known = set[str]()
+    for names in (registry.own, registry.names):  # the second costs more than opening a model, and is rarely asked
+        for name in names("target"):
+            written = registry.written(name)
+            if suffix in written:
+                return name
+            known.update(written)
+    wanted = ", ".join(sorted(known))
     raise EdgerunError("no target reads this kind of file", got=suffix or "a name without a suffix", wanted=wanted)
 
 

@@ -140,17 +140,16 @@ def compiled(
 ) -> Compiled:
     """Write `model` as an engine that was compared here, or (`.recipe`) as what a device compiles and compares itself.
 
-    `data` are feeds to compare on, of which the first samples are taken; `device` names who shall finish a recipe.
+    `data` are feeds to compare on, of which the first samples are taken; `device` names who shall finish a recipe, or
+    run an `.ort` file.
     Raises as `edgerun.compile` does.
     """
     from edgerun.model import Model
     from edgerun.verbs.compile import compile
 
     output, options = Path(output), options or Options()
-    facts = _facts(device) if device is not None else {}
-    if device is not None and output.suffix != SUFFIX:
-        what = f"{output.name} is compiled for this machine, and a recipe for another"
-        raise EdgerunError(what, got=f"--device {device}", do=f"-o NAME{SUFFIX}, or leave the device out")
+    where = devices.find(device) if device is not None else None
+    facts = {name: fact.value for name, fact in where.facts.items()} if where is not None else {}
     if output.suffix == SUFFIX and target is None and device is None:
         raise EdgerunError("a recipe is for another machine, and nothing says which", do="give --device, or --target")
     name = target or str(facts.get("target") or "") or target_for(output.suffix)
@@ -160,8 +159,10 @@ def compiled(
     if data is not None:
         feeds = list(feeds_for(loaded.inputs, model, data, preprocessing=preprocessing, batch=1, limit=SAMPLES))
     if output.suffix != SUFFIX:
-        engine = compile(loaded, name, options, feeds=feeds, original=original, output=output, force=force)
-        return Compiled(name, engine.check)
+        engine = compile(
+            loaded, name, options, feeds=feeds, original=original, output=output, device=where, force=force
+        )
+        return Compiled(name, engine.check, device or "")
     made, tried = _made(loaded, name, device or "", facts, options, feeds, original)
     files.refuse_overwrite(output, force)
     made.save(output)
@@ -194,11 +195,6 @@ def _made(
     engine = Engine(name, model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
     outputs = [result for _, result in pairs]
     return Recipe(engine, options, device, _expected(facts), rounds, label, inputs, outputs, exact, told), tried
-
-
-def _facts(device: str) -> dict[str, Any]:
-    """What the table of devices, or a file, says of one."""
-    return {name: fact.value for name, fact in devices.find(device).facts.items()}
 
 
 def _expected(facts: Mapping[str, Any]) -> dict[str, str]:

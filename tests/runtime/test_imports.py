@@ -53,6 +53,15 @@ def test_no_framework(statement: str) -> None:
     assert not _loaded(statement) & FRAMEWORKS
 
 
+def test_opening_a_model_loads_what_it_needs() -> None:
+    """numpy and ONNX Runtime have their own price; what is beside them on the way to a session is short."""
+    spared = {"importlib.metadata", "tempfile", "hashlib", "edgerun.passes", "edgerun.model", "edgerun.verbs.compile"}
+    code = "import sys, numpy; known = set(sys.modules); import edgerun.verbs.load, edgerun.targets.onnxruntime; "
+    code += "print(*(set(sys.modules) - known))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "edgerun.guard" in loaded and not spared & set(loaded)
+
+
 def test_help_loads_no_framework() -> None:
     statement = (
         "from click.testing import CliRunner; from edgerun.cli import edgerun as e; CliRunner().invoke(e, ['--help'])"

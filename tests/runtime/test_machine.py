@@ -93,15 +93,15 @@ def test_a_board_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_freed_memory_goes_back_where_the_system_lets_it() -> None:
     status = Path("/proc/self/status")
     if platform.libc_ver()[0] != "glibc" or not status.exists():
-        machine.release()
+        machine.release().join()
         return
 
     def resident() -> int:
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
 
-    machine.release()
+    machine.release().join()
     before = resident()
     kept = [bytearray(100_000) for _ in range(500)]  # each too small for a mapping of its own
     del kept[:-1]  # the last one holds the heap's end in place
-    machine.release()
+    machine.release().join()
     assert resident() - before < 10_000, "of 50,000 kB"

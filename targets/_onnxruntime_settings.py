@@ -1,0 +1,71 @@
+"""ONNX Runtime's SessionOptions, out of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.runtime import Options, machine
+from edgerun.targets import _onnxruntime_arm as arm
+from edgerun.targets import _onnxruntime_providers as providers
+
+# Our keys in Options.extra, beside the providers' and ONNX Runtime's own session.*, optimization.* and mlas.* keys.
+OPTIMIZATION, PATTERN, FORMAT = "graph_optimization_level", "enable_mem_pattern", "FORMAT"
+LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "off": "ORT_DISABLE_ALL",
+}
+MEMORY, SMALL = "MEMORY", "small"
+ARENA = "enable_cpu_mem_arena"
+FORMATS = ("onnx", "ort")  # what `compile` makes
+# It reads bytes that Python has given up by then: a segmentation fault with 1.31.
+REFUSED = {"session.use_ort_model_bytes_directly": "load an .ort file by its name: it is mapped, not copied"}
+SPINNING = "session.intra_op.allow_spinning"
+WANTED = (
+    f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {ARENA}=0|1, {MEMORY}={SMALL}, {FORMAT}={'|'.join(FORMATS)}, "
+    f"{providers.WANTED}, a session.*, optimization.* or mlas.* key"
+)
+
+
+def settings(runtime: Any, options: Options) -> Any:
+    """SessionOptions of `runtime`. Raises EdgerunError for a key or value that there is none of."""
+    found = runtime.SessionOptions()
+    found.intra_op_num_threads = machine.threads(options.threads, options.streams)
+    found.inter_op_num_threads = 1
+    found.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    found.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
+    # A spinning thread spends the quota that the others need; one thread alone has none to wait for.
+    if SPINNING not in options.extra and found.intra_op_num_threads > 1 and machine.quota() < machine.visible():
+        found.add_session_config_entry(SPINNING, "0")
+    if providers.choice(options).key != "CPU":
+        found.add_session_config_entry(providers.RECORD, "1")
+        runtime.set_default_logger_severity(4)
+    for key, value in options.extra.items():
+        if key in providers.KEYS or (key == FORMAT and value in FORMATS) or (key, value) == (MEMORY, SMALL):
+            continue  # of the provider, of `compile`, of the runs
+        if key in arm.KEYS:
+            arm.require(runtime, key, value)
+        if key in REFUSED:
+            raise Unsupported(f"{key} is not safe from Python", got=value, do=REFUSED[key])
+        if key == OPTIMIZATION and value in LEVELS:
+            found.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
+        elif key in (PATTERN, ARENA) and value in ("0", "1"):
+            setattr(found, key, value == "1")
+        elif key.startswith(("session.", "optimization.", "mlas.")):
+            found.add_session_config_entry(key, value)
+        else:
+            raise EdgerunError(f"ONNX Runtime has no option {key}={value}", wanted=WANTED)
+    return found
+
+
+def runs(runtime: Any, options: Options) -> Any:
+    """RunOptions of `runtime` for every run, or None. With MEMORY=small what a run allocated goes back when it ends."""
+    if options.extra.get(MEMORY) != SMALL:
+        return None
+    if providers.choice(options).key != "CPU":
+        raise Unsupported(f"{MEMORY}={SMALL} is of the CPU's memory", got=f"{providers.PROVIDER} as well")
+    found = runtime.RunOptions()
+    found.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return found
