@@ -17,6 +17,7 @@ from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _alone as alone
 from edgerun.targets import _cpu
 from edgerun.targets import _openvino_dynamic as dynamic
+from edgerun.targets import _openvino_faults as faults
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_profile as counters
@@ -71,7 +72,7 @@ def limits() -> Limits:
 
 def check(model: Model) -> list[Issue]:
     """Nodes that OpenVINO does not translate, or the CPU plugin's reason when it cannot compile the rest."""
-    if found := limits().exceeded(model):
+    if found := limits().exceeded(model) or faults.found(model.to_proto()):
         return found
     try:
         _compiled(ir.read(model.to_bytes()), Options(1))
@@ -84,6 +85,8 @@ def check(model: Model) -> list[Issue]:
 
 def compile(model: Model, options: Options) -> Engine:
     """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic."""
+    if wrong := faults.found(model.to_proto()):
+        raise Unsupported("OpenVINO would compute something else", got=f"{wrong[0].node}: {wrong[0].reason}")
     graph, digest = _read(model.to_bytes()), model.digest()
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],
