@@ -20,6 +20,7 @@ from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_faults as faults
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
+from edgerun.targets import _openvino_options as asked
 from edgerun.targets import _openvino_profile as counters
 from edgerun.targets._openvino_session import OvSession
 
@@ -84,7 +85,12 @@ def check(model: Model) -> list[Issue]:
 
 
 def compile(model: Model, options: Options) -> Engine:
-    """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic."""
+    """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic.
+
+    What `load` takes in `options.extra`: DEVICE (CPU, GPU, NPU; AUTO:, HETERO:, MULTI: and BATCH: with such names),
+    INFERENCE_PRECISION_HINT (f32, f16, bf16), PERFORMANCE_HINT, NUM_STREAMS, CACHE_DIR, and what properties the device
+    has besides, by OpenVINO's names. The IR is the same for all.
+    """
     if wrong := faults.found(model.to_proto()):
         raise Unsupported("OpenVINO would compute something else", got=f"{wrong[0].node}: {wrong[0].reason}")
     graph, digest = _read(model.to_bytes()), model.digest()
@@ -99,7 +105,8 @@ def compile(model: Model, options: Options) -> Engine:
     graph.set_rt_info(json.dumps(told, sort_keys=True), ["edgerun"])
     xml, weights = ir.serialized(graph)
     payload = ir.MAGIC + len(xml).to_bytes(8, "little") + xml + weights
-    return Engine("openvino", payload, model.inputs, model.outputs, device(), digest)
+    here = {**device(), **asked.choice(options).told()}
+    return Engine("openvino", payload, model.inputs, model.outputs, here, digest)
 
 
 def save(engine: Engine, path: Path) -> None:
@@ -117,13 +124,22 @@ def save(engine: Engine, path: Path) -> None:
 
 
 def load(engine: Engine, options: Options) -> Session:
-    """A session with a request a stream, in f32 where the model is float. Raises EdgerunError when it is refused."""
+    """A session with a request a stream, in f32 where the model is float and no other precision is asked for.
+
+    Raises EdgerunError when it is refused, and Unsupported where the device asked for is missing: no other is used.
+    """
     graph = _read(engine.payload)
-    return OvSession(_compiled(graph, options), *ir.door(graph), options.streams)
+    compiled, streams = _compiled(graph, options), asked.choice(options).streams
+    return OvSession(compiled, *ir.door(graph), streams or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
-    """Typical time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT."""
+    """Typical time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT.
+
+    Raises Unsupported on another device than the CPU, whose kernels are told otherwise.
+    """
+    if (device := asked.choice(options).device) != "CPU":
+        raise Unsupported("kernels are told apart on the CPU alone", got=device, do=f"profile with {asked.DEVICE}=CPU")
     graph = _read(engine.payload)
     source = counters.Graph(graph)
     compiled = _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"}))
@@ -147,23 +163,15 @@ def _read(payload: bytes | Path) -> Any:
 
 
 def _compiled(graph: Any, options: Options) -> Any:
-    """Compile for the CPU, saying every choice that OpenVINO would otherwise make by the machine."""
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": str(machine.threads(options.threads)),
-        "PERFORMANCE_HINT": "LATENCY" if options.streams == 1 else "THROUGHPUT",
-        "NUM_STREAMS": str(options.streams),
-        dynamic.KEY: dynamic.group_size(graph),  # activations that the model leaves in float stay so
-        **options.extra,
-    }
+    """Compile for the device of `options`, saying every choice that OpenVINO would otherwise make by the machine."""
+    chosen = asked.choice(options)
+    # Activations that the model leaves in float stay so.
+    settings = chosen.settings(dynamic.group_size(graph), dynamic.KEY)
     try:
-        compiled = ir.core().compile_model(graph, "CPU", settings)
+        compiled = ir.core().compile_model(graph, chosen.device, settings)
     except RuntimeError as error:
         raise EdgerunError("OpenVINO cannot compile the model", got=ir.reason(error)) from error
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    ran, asked = [precision, *compiled.get_property("EXECUTION_DEVICES")], [settings["INFERENCE_PRECISION_HINT"], "CPU"]
-    if ran != asked:
-        raise Unsupported("OpenVINO chose another precision or device", got=ran, wanted=" on ".join(asked))
+    chosen.check(compiled)
     return compiled
 
 
