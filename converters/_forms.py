@@ -7,19 +7,23 @@ operator computes. Where ranks must be known and are not, there is none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+from edgerun.converters import _facts as facts
+from edgerun.converters import _forms_windows as windows
 
 if TYPE_CHECKING:
     import onnx
 
 Types = Sequence["onnx.TypeProto"]
 Form = Callable[["onnx.NodeProto", Types], "str | None"]
-NONE = '""'  # an input or output that is left out
 END = 2**31 - 1  # behind the end of every axis
 # The largest finite value, by the number of the type in TensorProto.
 FLOAT8 = {17: 448.0, 19: 57344.0}  # E4M3FN, E5M2
 INTEGERS = {2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 12: 32, 7: 64, 13: 64}  # and their bits
 BOOL = 9
+LARGEST = 4  # matrix whose determinant is written out: 24 products
 
 
 def form(node: onnx.NodeProto, types: Types, opset: int) -> onnx.FunctionProto | None:
@@ -41,15 +45,15 @@ def form(node: onnx.NodeProto, types: Types, opset: int) -> onnx.FunctionProto |
 
 def _unsqueeze(node: onnx.NodeProto, types: Types) -> str | None:
     """Axes that are computed: y is x in the shape that has a 1 at each of them, in any order and from either end."""
-    rank, shape = _rank(types[0]), _shape(types[1]) if len(types) > 1 else None
+    rank, shape = facts.rank(types[0]), facts.shape(types[1]) if len(types) > 1 else None
     if rank is None or not shape or shape[0] is None:
         return None
     n = rank + shape[0]
     return f"""(x, axes) => (y) {{
         one = Constant <value_ints: ints = [1]> ()
         n = Constant <value_ints: ints = [{n}]> ()
-        ones = Constant <value_ints: ints = [{_list(1, n)}]> ()
-        zeros = Constant <value_ints: ints = [{_list(0, shape[0])}]> ()
+        ones = Constant <value_ints: ints = [{facts.repeated(1, n)}]> ()
+        zeros = Constant <value_ints: ints = [{facts.repeated(0, shape[0])}]> ()
         first = Constant <value_int: int = 0> ()
         shifted = Add (axes, n)
         at = Mod (shifted, n)
@@ -67,15 +71,15 @@ def _unsqueeze(node: onnx.NodeProto, types: Types) -> str | None:
 
 def _recurrent(node: onnx.NodeProto, types: Types) -> str | None:
     """layout 1, batch first: the same with layout 0 between transpositions."""
-    if _int(node, "layout", 0) != 1:
+    if facts.integer(node, "layout", 0) != 1:
         return None
     inputs = ["x", "w", "r", "b", "lengths", "h", "c", "p"][: len(node.input)]
     outputs = ["y", "y_h", "y_c"][: len(node.output)]
     given = [name for name, actual in zip(inputs, node.input, strict=True) if actual]
     made = [name for name, actual in zip(outputs, node.output, strict=True) if actual]
     turned = {name for name in given if name in ("x", "h", "c")}
-    args = ", ".join(f"{name}_" if name in turned else name if name in given else NONE for name in inputs)
-    results = ", ".join(f"{name}_" if name in made else NONE for name in outputs)
+    args = ", ".join(f"{name}_" if name in turned else name if name in given else facts.ABSENT for name in inputs)
+    results = ", ".join(f"{name}_" if name in made else facts.ABSENT for name in outputs)
     lines = [f"{name}_ = Transpose <perm: ints = [1, 0, 2]> ({name})" for name in sorted(turned)]
     lines.append(f"{results} = {node.op_type} <layout: int = 0> ({args})")
     for name in made:
@@ -87,10 +91,10 @@ def _recurrent(node: onnx.NodeProto, types: Types) -> str | None:
 def _cumprod(node: onnx.NodeProto, types: Types) -> str | None:
     """p_i = p_{i-1}·x_i along the axis, as a Scan over the middle of x as [before, axis, behind]; exclusive ones are
     told before the product."""
-    rank, dtype = _rank(types[0]), _text(types[0])
+    rank, dtype = facts.rank(types[0]), facts.element(types[0])
     if not rank or dtype is None:
         return None
-    way, told = _int(node, "reverse", 0), "state" if _int(node, "exclusive", 0) else "next"
+    way, told = facts.integer(node, "reverse", 0), "state" if facts.integer(node, "exclusive", 0) else "next"
     return f"""(x, axis) => (y) {{
         one = Constant <value_ints: ints = [1]> ()
         zero = Constant <value_ints: ints = [0]> ()
@@ -125,12 +129,12 @@ def _cumprod(node: onnx.NodeProto, types: Types) -> str | None:
 
 def _tensor_scatter(node: onnx.NodeProto, types: Types) -> str | None:
     """Rows `update` go to the places write_indices[b], write_indices[b] + 1, … of axis `axis`, in batch element b."""
-    rank = _rank(types[0])
+    rank = facts.rank(types[0])
     if rank is None:
         return None
-    axis = _int(node, "axis", -2) % rank
+    axis = facts.integer(node, "axis", -2) % rank
     inner = [d for d in range(1, rank) if d != axis]
-    mode = _string(node, "mode", "linear")
+    mode = facts.string(node, "mode", "linear")
     first = "indices" if len(node.input) > 2 and node.input[2] else "start"
     return f"""(cache, update, indices) => (y) {{
         one = Constant <value_ints: ints = [1]> ()
@@ -153,36 +157,10 @@ def _tensor_scatter(node: onnx.NodeProto, types: Types) -> str | None:
     }}"""
 
 
-def _max_unpool(node: onnx.NodeProto, types: Types) -> str | None:
-    """Values go back to where they were in the flat output: (size - 1)·stride + kernel - pads, other places are 0."""
-    rank, kernel = _rank(types[0]), _ints(node, "kernel_shape")
-    if rank is None or not kernel or (len(node.input) > 2 and node.input[2]):
-        return None
-    n = rank - 2
-    strides, pads = _ints(node, "strides") or [1] * n, _ints(node, "pads") or [0] * (2 * n)
-    rest = [kernel[i] - strides[i] - pads[i] - pads[i + n] for i in range(n)]
-    return f"""(x, places) => (y) {{
-        flat = Constant <value_ints: ints = [-1]> ()
-        strides = Constant <value_ints: ints = [1, 1, {", ".join(map(str, strides))}]> ()
-        rest = Constant <value_ints: ints = [0, 0, {", ".join(map(str, rest))}]> ()
-        small = Shape (x)
-        wide = Mul (small, strides)
-        shape = Add (wide, rest)
-        count = ReduceProd <keepdims: int = 1> (shape)
-        zero = Constant <value_float: float = 0.0> ()
-        like = CastLike (zero, x)
-        empty = Expand (like, count)
-        values = Reshape (x, flat)
-        index = Reshape (places, flat)
-        filled = ScatterElements <axis: int = 0> (empty, index, values)
-        y = Reshape (filled, shape)
-    }}"""
-
-
 def _saturating(node: onnx.NodeProto, types: Types) -> str | None:
     """A Cast to an 8-bit float that saturates: clipped before, and NaN, which Clip may lose, put back."""
-    to = _int(node, "to", 0)
-    if to not in FLOAT8 or not _int(node, "saturate", 1):
+    to = facts.integer(node, "to", 0)
+    if to not in FLOAT8 or not facts.integer(node, "saturate", 1):
         return None
     return f"""(x) => (y) {{
         most = Constant <value_float: float = {FLOAT8[to]}> ()
@@ -197,57 +175,39 @@ def _saturating(node: onnx.NodeProto, types: Types) -> str | None:
 
 def _bit_cast(node: onnx.NodeProto, types: Types) -> str | None:
     """Between integers of one width, where a Cast wraps; a bool has the bits of 0 and 1."""
-    to, of = _int(node, "to", 0), types[0].tensor_type.elem_type
+    to, of = facts.integer(node, "to", 0), types[0].tensor_type.elem_type
     same = INTEGERS.get(of, 0) == INTEGERS.get(to, -1) or (of == BOOL and INTEGERS.get(to) == 8)
     return f"(x) => (y) {{ y = Cast <to: int = {to}> (x) }}" if same else None
 
 
+def _determinant(node: onnx.NodeProto, types: Types) -> str | None:
+    """Of matrices up to 4x4, by Leibniz: the sum over all permutations p of sign(p)·Π a[i, p(i)]."""
+    shape = facts.shape(types[0])
+    n = shape[-1] if shape else None
+    if n is None or not 0 < n <= LARGEST:
+        return None
+    orders = list(permutations(range(n)))
+    signs = [float((-1) ** sum(p[i] > p[j] for j in range(n) for i in range(j))) for p in orders]
+    places = [i * n + p[i] for p in orders for i in range(n)]
+    return f"""(x) => (y) {{
+        front = Shape <end: int = -2> (x)
+        flat = Constant <value_ints: ints = [{n * n}]> ()
+        long = Concat <axis: int = 0> (front, flat)
+        elements = Reshape (x, long)
+        listed = Constant <value_ints: ints = [{", ".join(map(str, places))}]> ()
+        split = Constant <value_ints: ints = [{len(orders)}, {n}]> ()
+        places = Reshape (listed, split)
+        factors = Gather <axis: int = -1> (elements, places)
+        last = Constant <value_ints: ints = [-1]> ()
+        products = ReduceProd <keepdims: int = 0> (factors, last)
+        given = Constant <value_floats: floats = [{", ".join(map(str, signs))}]> ()
+        signs = CastLike (given, x)
+        y = MatMul (products, signs)
+    }}"""
+
+
 FORMS: dict[str, Form] = {
     "BitCast": _bit_cast, "Cast": _saturating, "CumProd": _cumprod, "GRU": _recurrent, "LSTM": _recurrent,
-    "MaxUnpool": _max_unpool, "RNN": _recurrent, "TensorScatter": _tensor_scatter, "Unsqueeze": _unsqueeze,
+    "DeformConv": windows.deform_conv, "Det": _determinant,
+    "MaxUnpool": windows.max_unpool, "RNN": _recurrent, "TensorScatter": _tensor_scatter, "Unsqueeze": _unsqueeze,
 }  # fmt: skip
-
-
-def _list(value: int, times: int) -> str:
-    return ", ".join([str(value)] * times)
-
-
-def _shape(kind: onnx.TypeProto) -> list[int | None] | None:
-    """Sizes, None where open; None altogether where not even their number is known."""
-    tensor = kind.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    return [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-
-
-def _rank(kind: onnx.TypeProto) -> int | None:
-    shape = _shape(kind)
-    return None if shape is None else len(shape)
-
-
-def _text(kind: onnx.TypeProto) -> str | None:
-    """An element type as ONNX's text has it: float, int64 …"""
-    import onnx
-
-    number = kind.tensor_type.elem_type
-    return onnx.TensorProto.DataType.Name(number).lower() if number else None
-
-
-def _attribute(node: onnx.NodeProto, name: str) -> Any:
-    import onnx
-
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), None)
-
-
-def _int(node: onnx.NodeProto, name: str, default: int) -> int:
-    found = _attribute(node, name)
-    return default if found is None else int(found)
-
-
-def _ints(node: onnx.NodeProto, name: str) -> list[int]:
-    return list(_attribute(node, name) or ())
-
-
-def _string(node: onnx.NodeProto, name: str, default: str) -> str:
-    found = _attribute(node, name)
-    return default if found is None else found.decode()

@@ -113,6 +113,34 @@ def test_unpooling(given: dict[str, Any]) -> None:
     assert y.shape == (1, 1, 4, 2) and y.reshape(-1).tolist() == [2, 0, 0, 1, 0, 3, 0, 4]
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (5, 3, 3), (2, 3, 4, 4)])
+def test_determinants(shape: tuple[int, ...]) -> None:
+    feeds = {"x": np.random.default_rng(3).uniform(-1, 1, shape).astype(np.float32)}
+    agree(made(helper.make_node("Det", ["x"], ["y"]), feeds, {"y": FLOAT}), feeds, atol=1e-5)
+    larger = {"x": np.eye(5, dtype=np.float32)}
+    assert _lower.expanded(made(helper.make_node("Det", ["x"], ["y"]), larger, {"y": FLOAT}), {"Det"}) is None
+
+
+@pytest.mark.parametrize("told", [
+    {}, {"strides": [2, 1], "pads": [1, 0, 2, 1]}, {"dilations": [2, 2], "pads": [1, 1, 1, 1]},
+    {"group": 2, "offset_group": 2}, {"group": 1, "offset_group": 4},
+])  # fmt: skip
+@pytest.mark.parametrize("rest", [0, 1, 2])
+def test_bent_windows(told: dict[str, Any], rest: int) -> None:
+    """Without bias and mask, with a bias, with both."""
+    random, (n, c, h, w) = np.random.default_rng(4), (2, 4, 6, 5)
+    strides, pads = told.get("strides", [1, 1]), told.get("pads", [0] * 4)
+    reach, groups = told.get("dilations", [1, 1]), told.get("offset_group", 1)
+    out = [(size + pads[i] + pads[i + 2] - reach[i] - 1) // strides[i] + 1 for i, size in enumerate((h, w))]
+    shapes = {
+        "x": (n, c, h, w), "w": (6, c // told.get("group", 1), 2, 2), "offset": (n, groups * 8, *out), "b": (6,),
+        "mask": (n, groups * 4, *out),
+    }  # fmt: skip
+    feeds = {n: random.uniform(-1, 1, shapes[n]).astype(np.float32) for n in list(shapes)[: 3 + rest]}
+    node = helper.make_node("DeformConv", list(feeds), ["y"], kernel_shape=[2, 2], **told)
+    agree(made(node, feeds, {"y": FLOAT}), feeds, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("of", "to"), [("int8", "uint8"), ("uint16", "int16"), ("uint32", "int32"), ("int64", "uint64")]
 )
