@@ -61,8 +61,12 @@ def runnable() -> str | None:
 
 
 def device() -> Mapping[str, str]:
-    """Runtime, version, architecture, CPU, instruction sets, threads, and the precision of float kernels."""
-    return {**machine.fingerprint("openvino", ir.version()), "precision": "f32"}
+    """Runtime, version, architecture, CPU, instruction sets, threads, and the precision of float kernels.
+
+    `max_isa` stands there where the environment makes oneDNN play another class of CPU: its times are others.
+    """
+    cap = _cap()
+    return {**machine.fingerprint("openvino", ir.version()), "precision": "f32", **({"max_isa": cap} if cap else {})}
 
 
 def limits() -> Limits:
@@ -223,5 +227,8 @@ def quantization(device: Device | None = None) -> Quantization:
 
 def _allowed(flags: Iterable[str]) -> set[str]:
     """The instruction sets that oneDNN's kernels use: the machine's, less what the environment takes away."""
-    cap = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
-    return set(flags) - (_cpu.DOT_PRODUCT - DOT_PRODUCT_UNDER.get(cap, _cpu.DOT_PRODUCT))
+    return set(flags) - (_cpu.DOT_PRODUCT - DOT_PRODUCT_UNDER.get(_cap(), _cpu.DOT_PRODUCT))
+
+
+def _cap() -> str:
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
