@@ -67,7 +67,8 @@ def compile(
             f"an engine for {target} cannot be compared with the reference here, so none is given out",
             got=reason, do="compile the model where it shall run" + hint,
         )  # fmt: skip
-    engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original))
+    rounds = work.rounds(model)  # of the model itself: what it is written with may have constants in half precision
+    engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds))
     if output is not None:
         check_output(Path(output), found.suffixes[:1], target, force)
         found.save(engine, Path(output))
@@ -75,11 +76,16 @@ def compile(
 
 
 def _proven(
-    model: Model, target: str, options: Options, feeds: Sequence[Feeds], original: Model | str | Path | None
+    model: Model,
+    target: str,
+    options: Options,
+    feeds: Sequence[Feeds],
+    original: Model | str | Path | None,
+    rounds: bool,
 ) -> Engine:
     with _explained(model, target):
         engine = registry.target(target).compile(model, options)
-        return replace(engine, check=self_check(model, engine, options, feeds, original))
+        return replace(engine, check=self_check(model, engine, options, feeds, original, rounds))
 
 
 def check_output(path: Path, suffixes: Sequence[str], target: str, force: bool) -> None:
@@ -137,9 +143,11 @@ def self_check(
     options: Options,
     feeds: Sequence[Feeds] = (),
     original: Model | str | Path | None = None,
+    rounds: bool | None = None,
 ) -> SelfCheck:
     """Run `engine` and a reference on the same feeds. Raises GateFailed naming the worst output.
 
+    `rounds` says whether ties may move a whole step; None looks at `model`.
     Where the engine differs from the first reference, it may still meet another one that is not its own runtime:
     references have faults too. (Not where runtimes are known to share one.)
     """
@@ -150,7 +158,14 @@ def self_check(
         try:
             with registry.target(engine.target).load(engine, options) as session:  # after the reference is closed
                 near = partial(exact, original) if original is not None else None
-                return judged(session, engine.target, truth.label, truth.pairs, work.rounds(model), near)
+                return judged(
+                    session,
+                    engine.target,
+                    truth.label,
+                    truth.pairs,
+                    work.rounds(model) if rounds is None else rounds,
+                    near,
+                )
         except GateFailed as error:
             refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises
