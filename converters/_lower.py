@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from edgerun.converters import _bodies
 from edgerun.converters._normalize import ir_version, opset_of, to_opset
 from edgerun.converters._ort import first_line
 from edgerun.errors import Unsupported
@@ -30,8 +30,9 @@ def lowered(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProto, li
     told: list[str] = []
     if opset_of(proto) > limits.opset:
         if new := {node.op_type for node in too_new(proto, limits.opset) if _defined(node, proto)}:
-            proto, line = expanded(proto, new)
-            told.append(line)
+            if (made := expanded(proto, new)) is not None:
+                proto = made[0]
+                told.append(made[1])
         told.append(f"opset {opset_of(proto)} -> {limits.opset}")
         proto = _converted(proto, limits) if list(too_new(proto, limits.opset)) else _renamed(proto, limits.opset)
     if proto.ir_version > limits.ir_version:
@@ -48,77 +49,48 @@ def lowered(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProto, li
     return proto, told
 
 
-def expanded(proto: onnx.ModelProto, ops: Collection[str]) -> tuple[onnx.ModelProto, str]:
-    """The model with every node of `ops` written as the operators that define it in the standard, and a line on it.
+def expanded(proto: onnx.ModelProto, ops: Collection[str]) -> tuple[onnx.ModelProto, str] | None:
+    """The model with every node of `ops` (all, when there are none) written with other operators, and a line on it.
 
-    Constants in what comes out are computed. Raises Unsupported where the definition asks for types that are not known.
+    Constants in what comes out are computed, and branches chosen where a condition is constant. None where nothing is
+    known for any. Raises Unsupported where a definition asks for types that are not known.
     """
-    import onnx
+    made, counts = _bodies.inlined(proto, ops)
+    named = ", ".join(f"{op} ({count})" for op, count in sorted(counts.items()))
+    if counts:
+        return folded(made), f"written with other operators: {named}"
+    branches = _branches(proto) if "If" in ops else 0
+    if not branches or _branches(made := folded(proto)) == branches:
+        return None
+    return made, f"branches chosen where the condition is constant ({branches})"
+
+
+def _branches(proto: onnx.ModelProto) -> int:
+    return sum(node.op_type == "If" for node in _bodies.nodes(proto.graph))
+
+
+def folded(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with what depends on constants and known sizes alone computed, branches among it chosen."""
     import onnx_ir as ir
     import onnx_ir.passes.common as common
-    from onnx.inliner import inline_selected_functions
     from onnxscript.optimizer import fold_constants
 
-    counts = Counter(node.op_type for node in proto.graph.node if node.op_type in ops)
-    typed = onnx.shape_inference.infer_shapes(proto)
-    for node in typed.graph.node:
-        if node.op_type in ops:
-            _say_defaults(node, opset_of(proto))
-    inputs = len(typed.graph.input)
-    known = {value.name for value in typed.graph.input}
-    # The definition of some depends on the types of their inputs, which are looked up among values, not weights.
-    typed.graph.input.extend(
-        onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims)
-        for t in typed.graph.initializer
-        if t.name not in known
-    )
-    try:
-        made = inline_selected_functions(typed, [("", op) for op in sorted(ops)], inline_schema_functions=True)
-    except Exception as error:  # C++ assertions come as RuntimeError
-        raise Unsupported(f"{', '.join(sorted(ops))} cannot be written otherwise", got=first_line(error)) from error
-    del made.graph.input[inputs:]
-    model = ir.from_proto(made)
+    model = ir.from_proto(proto)
     fold_constants(model, onnx_shape_inference=True, input_size_limit=1 << 16, output_size_limit=1 << 16)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
-    named = ", ".join(f"{op} ({count})" for op, count in sorted(counts.items()))
-    return ir.to_proto(model), f"written as the operators that define it: {named}"
-
-
-def defined(ops: Collection[str], opset: int) -> set[str]:
-    """Those of `ops` that the standard defines by others."""
-    import onnx
-
-    found = set()
-    for op in ops:
-        try:
-            schema: Any = onnx.defs.get_schema(op, opset, "")
-        except onnx.defs.SchemaError:
-            continue  # no operator of the standard, or not of this opset
-        if schema.has_function or schema.has_context_dependent_function:
-            found.add(op)
-    return found
+    return ir.to_proto(model)
 
 
 def _defined(node: onnx.NodeProto, proto: onnx.ModelProto) -> bool:
-    return bool(defined({node.op_type}, opset_of(proto)))
-
-
-def _say_defaults(node: onnx.NodeProto, opset: int) -> None:
-    """Write out the attributes that a node leaves to their defaults: definitions refer to them."""
-    import onnx
-
-    given = {attribute.name for attribute in node.attribute}
-    for name, attribute in onnx.defs.get_schema(node.op_type, opset, "").attributes.items():
-        if name not in given and attribute.default_value.name:
-            node.attribute.add().CopyFrom(attribute.default_value)
+    return bool(_bodies.defined({node.op_type}, opset_of(proto)))
 
 
 def too_new(proto: onnx.ModelProto, opset: int) -> Iterator[onnx.NodeProto]:
     """Nodes of the default domain whose operator, as this model uses it, is newer than `opset`."""
     import onnx
 
-    for node in nodes(proto.graph):
+    for node in _bodies.nodes(proto.graph):
         if node.domain not in ("", "ai.onnx"):
             continue
         try:
@@ -127,15 +99,6 @@ def too_new(proto: onnx.ModelProto, opset: int) -> Iterator[onnx.NodeProto]:
             continue  # no operator of the standard, or not of this opset: that is for the target to refuse
         if schema.since_version > opset:
             yield node
-
-
-def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of branches and loops included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from nodes(inner)
 
 
 def _renamed(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:

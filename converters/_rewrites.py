@@ -188,7 +188,7 @@ def _dequantize(inputs: list[str], name: str, axis: int = 1) -> onnx.NodeProto:
 
 def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], constants: Mapping[str, onnx.TensorProto]) -> None:
     """Give a graph these nodes, and of the constants those that something reads."""
-    from edgerun.converters._lower import nodes as every
+    from edgerun.converters._bodies import nodes as every
 
     nodes = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]

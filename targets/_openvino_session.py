@@ -96,7 +96,9 @@ class OvSession(Session):
         if name in self._types:
             data = dtypes.packed(array, dtypes.NARROW[array.dtype.name])
             return self._tensor(data, list(array.shape), self._types[name])
-        if not array.flags.writeable and array.nbytes:
+        if not array.nbytes:
+            array = np.empty(array.shape, array.dtype)  # nothing to share, and the given one may be read-only
+        elif not array.flags.writeable:
             memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
             array = np.frombuffer(memoryview(memory), array.dtype).reshape(array.shape)
         return self._tensor(array, shared_memory=True)

@@ -17,8 +17,10 @@ from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _alone as alone
 from edgerun.targets import _cpu
 from edgerun.targets import _openvino_dynamic as dynamic
+from edgerun.targets import _openvino_faults as faults
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
+from edgerun.targets import _openvino_options as asked
 from edgerun.targets import _openvino_profile as counters
 from edgerun.targets._openvino_session import OvSession
 
@@ -59,8 +61,12 @@ def runnable() -> str | None:
 
 
 def device() -> Mapping[str, str]:
-    """Runtime, version, architecture, CPU, instruction sets, threads, and the precision of float kernels."""
-    return {**machine.fingerprint("openvino", ir.version()), "precision": "f32"}
+    """Runtime, version, architecture, CPU, instruction sets, threads, and the precision of float kernels.
+
+    `max_isa` stands there where the environment makes oneDNN play another class of CPU: its times are others.
+    """
+    cap = _cap()
+    return {**machine.fingerprint("openvino", ir.version()), "precision": "f32", **({"max_isa": cap} if cap else {})}
 
 
 def limits() -> Limits:
@@ -71,7 +77,7 @@ def limits() -> Limits:
 
 def check(model: Model) -> list[Issue]:
     """Nodes that OpenVINO does not translate, or the CPU plugin's reason when it cannot compile the rest."""
-    if found := limits().exceeded(model):
+    if found := limits().exceeded(model) or faults.found(model.to_proto()):
         return found
     try:
         _compiled(ir.read(model.to_bytes()), Options(1))
@@ -83,7 +89,14 @@ def check(model: Model) -> list[Issue]:
 
 
 def compile(model: Model, options: Options) -> Engine:
-    """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic."""
+    """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic.
+
+    What `load` takes in `options.extra`: DEVICE (CPU, GPU, NPU; AUTO:, HETERO:, MULTI: and BATCH: with such names),
+    INFERENCE_PRECISION_HINT (f32, f16, bf16), PERFORMANCE_HINT, NUM_STREAMS, CACHE_DIR, and what properties the device
+    has besides, by OpenVINO's names. The IR is the same for all.
+    """
+    if wrong := faults.found(model.to_proto()):
+        raise Unsupported("OpenVINO would compute something else", got=f"{wrong[0].node}: {wrong[0].reason}")
     graph, digest = _read(model.to_bytes()), model.digest()
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],
@@ -96,7 +109,8 @@ def compile(model: Model, options: Options) -> Engine:
     graph.set_rt_info(json.dumps(told, sort_keys=True), ["edgerun"])
     xml, weights = ir.serialized(graph)
     payload = ir.MAGIC + len(xml).to_bytes(8, "little") + xml + weights
-    return Engine("openvino", payload, model.inputs, model.outputs, device(), digest)
+    here = {**device(), **asked.choice(options).told()}
+    return Engine("openvino", payload, model.inputs, model.outputs, here, digest)
 
 
 def save(engine: Engine, path: Path) -> None:
@@ -114,13 +128,22 @@ def save(engine: Engine, path: Path) -> None:
 
 
 def load(engine: Engine, options: Options) -> Session:
-    """A session with a request a stream, in f32 where the model is float. Raises EdgerunError when it is refused."""
+    """A session with a request a stream, in f32 where the model is float and no other precision is asked for.
+
+    Raises EdgerunError when it is refused, and Unsupported where the device asked for is missing: no other is used.
+    """
     graph = _read(engine.payload)
-    return OvSession(_compiled(graph, options), *ir.door(graph), options.streams)
+    compiled, streams = _compiled(graph, options), asked.choice(options).streams
+    return OvSession(compiled, *ir.door(graph), streams or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
-    """Typical time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT."""
+    """Typical time of every executed kernel over `feeds` (after one warm-up run), slowest first, from PERF_COUNT.
+
+    Raises Unsupported on another device than the CPU, whose kernels are told otherwise.
+    """
+    if (device := asked.choice(options).device) != "CPU":
+        raise Unsupported("kernels are told apart on the CPU alone", got=device, do=f"profile with {asked.DEVICE}=CPU")
     graph = _read(engine.payload)
     source = counters.Graph(graph)
     compiled = _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"}))
@@ -144,23 +167,15 @@ def _read(payload: bytes | Path) -> Any:
 
 
 def _compiled(graph: Any, options: Options) -> Any:
-    """Compile for the CPU, saying every choice that OpenVINO would otherwise make by the machine."""
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": str(machine.threads(options.threads)),
-        "PERFORMANCE_HINT": "LATENCY" if options.streams == 1 else "THROUGHPUT",
-        "NUM_STREAMS": str(options.streams),
-        dynamic.KEY: dynamic.group_size(graph),  # activations that the model leaves in float stay so
-        **options.extra,
-    }
+    """Compile for the device of `options`, saying every choice that OpenVINO would otherwise make by the machine."""
+    chosen = asked.choice(options)
+    # Activations that the model leaves in float stay so.
+    settings = chosen.settings(dynamic.group_size(graph), dynamic.KEY)
     try:
-        compiled = ir.core().compile_model(graph, "CPU", settings)
+        compiled = ir.core().compile_model(graph, chosen.device, settings)
     except RuntimeError as error:
         raise EdgerunError("OpenVINO cannot compile the model", got=ir.reason(error)) from error
-    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-    ran, asked = [precision, *compiled.get_property("EXECUTION_DEVICES")], [settings["INFERENCE_PRECISION_HINT"], "CPU"]
-    if ran != asked:
-        raise Unsupported("OpenVINO chose another precision or device", got=ran, wanted=" on ".join(asked))
+    chosen.check(compiled)
     return compiled
 
 
@@ -212,5 +227,8 @@ def quantization(device: Device | None = None) -> Quantization:
 
 def _allowed(flags: Iterable[str]) -> set[str]:
     """The instruction sets that oneDNN's kernels use: the machine's, less what the environment takes away."""
-    cap = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
-    return set(flags) - (_cpu.DOT_PRODUCT - DOT_PRODUCT_UNDER.get(cap, _cpu.DOT_PRODUCT))
+    return set(flags) - (_cpu.DOT_PRODUCT - DOT_PRODUCT_UNDER.get(_cap(), _cpu.DOT_PRODUCT))
+
+
+def _cap() -> str:
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()

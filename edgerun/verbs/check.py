@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgerun import files, registry
-from edgerun.converters import _lower
+from edgerun.converters import _bodies, _lower
 from edgerun.devices import Device
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model
@@ -114,7 +114,7 @@ def check(
     found, unseen, notes = _fell_back(current, name, rules, where, strict, bool(refused) and fixed is None)
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
-        nodes=len(list(_lower.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
+        nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
         refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_versions(where, name, chosen), *notes),
         ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused else ()),
         part=_part(loaded, refused, found, chosen, limits, name, rules, part) if part is not None else None,

@@ -74,7 +74,8 @@ def compile(
             f"an engine for {target} cannot be compared with the reference here, so none is given out",
             got=reason, do="compile the model where it shall run" + hint,
         )  # fmt: skip
-    engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original))
+    rounds = work.rounds(model)  # of the model itself: what it is written with may have constants in half precision
+    engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds))
     if output is not None:
         check_output(Path(output), registry.written(target), target, force)
         found.save(engine, Path(output))
@@ -92,11 +93,16 @@ def _written(found: Target, output: Path, options: Options, device: Device | Non
 
 
 def _proven(
-    model: Model, target: str, options: Options, feeds: Sequence[Feeds], original: Model | str | Path | None
+    model: Model,
+    target: str,
+    options: Options,
+    feeds: Sequence[Feeds],
+    original: Model | str | Path | None,
+    rounds: bool,
 ) -> Engine:
     with _explained(model, target):
         engine = registry.target(target).compile(model, options)
-        return replace(engine, check=self_check(model, engine, options, feeds, original))
+        return replace(engine, check=self_check(model, engine, options, feeds, original, rounds))
 
 
 def check_output(path: Path, suffixes: Sequence[str], target: str, force: bool) -> None:
@@ -154,20 +160,23 @@ def self_check(
     options: Options,
     feeds: Sequence[Feeds] = (),
     original: Model | str | Path | None = None,
+    rounds: bool | None = None,
 ) -> SelfCheck:
     """Run `engine` and a reference on the same feeds. Raises GateFailed naming the worst output.
 
+    `rounds` says whether ties may move a whole step; None looks at `model`.
     Where the engine differs from the first reference, it may still meet another one that is not its own runtime:
     references have faults too. (Not where runtimes are known to share one.)
     """
     refusal: GateFailed | None = None
     near = partial(exact, original) if original is not None else None
+    rounds = work.rounds(model) if rounds is None else rounds
     with _opening(engine, options) as opened:
         for truth in _truths(model, engine, options, feeds):
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
             try:
-                return judged(opened.result(), engine.target, truth.label, truth.pairs, work.rounds(model), near)
+                return judged(opened.result(), engine.target, truth.label, truth.pairs, rounds, near)
             except GateFailed as error:
                 refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises

@@ -144,8 +144,7 @@ def _as_int8(proto: onnx.ModelProto, issues: Sequence[Issue], limits: Limits) ->
 
 
 def _expanded(proto: onnx.ModelProto, issues: Sequence[Issue], limits: Limits) -> Found | None:
-    ops = _lower.defined({issue.op for issue in issues}, opset_of(proto))
-    return _listed(_lower.expanded(proto, ops)) if ops else None
+    return _listed(_lower.expanded(proto, {issue.op for issue in issues if issue.op}))
 
 
 def _widened(proto: onnx.ModelProto, issues: Sequence[Issue], limits: Limits) -> Found | None:

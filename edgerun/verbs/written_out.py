@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgerun import registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
@@ -19,52 +19,51 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgerun")
 
 
+ROUNDS = 4  # what an operator is written with may be refused in its turn
+
+
 def or_written_out(model: Model, target: str, compile: Callable[[Model], Engine]) -> Engine:
     """`compile(model)`, or where that is refused, or wrong, of the same model with other operators.
 
     Raises the first refusal when that does not help. (A model that rounds may differ by its ties alone, which other
     operators would not cure.)
     """
-    try:
-        return compile(model)
-    except (GateFailed, Unsupported) as refusal:
-        if isinstance(refusal, GateFailed) and work.rounds(model):
-            raise
-        lacking = set[str]()
-        if isinstance(refusal, Unsupported):
-            lacking = {issue.op for issue in registry.target(target).check(model) if issue.op}
-        other = written_out(model, lacking)
-        if other is None:
-            raise
+    form, first, told = model, None, set[str]()
+    for _ in range(ROUNDS):
         try:
-            engine = compile(other)
-        except EdgerunError:
-            raise refusal from None
-        log.info("%s: %s written with other operators", target, ", ".join(sorted(lacking)) or "all functions")
-        return replace(engine, inputs=model.inputs, outputs=model.outputs, digest=model.digest())
+            engine = compile(form)
+        except (GateFailed, Unsupported) as refusal:
+            first = first or refusal
+            if isinstance(refusal, GateFailed) and work.rounds(model):
+                raise first from None
+            lacking = set[str]()
+            if isinstance(refusal, Unsupported):
+                lacking = {issue.op for issue in registry.target(target).check(form) if issue.op}
+            other = written_out(form, lacking)
+            if other is None:
+                raise first from None
+            form, told = other, told | (lacking or {"all functions"})
+        except EdgerunError as refusal:
+            raise first or refusal from None
+        else:
+            if first is None:
+                return engine
+            log.info("%s: %s written with other operators", target, ", ".join(sorted(told)))
+            return replace(engine, inputs=model.inputs, outputs=model.outputs, digest=model.digest())
+    assert first is not None  # every round but one that returns has set it
+    raise first
 
 
 def written_out(model: Model, ops: Collection[str] = ()) -> Model | None:
-    """The same model with these operators (all, when there are none) written as their functions' bodies.
+    """The same model with these operators (all, when there are none) written with others, constants in it computed.
 
-    None where ONNX defines none of them as a function, or not for these types. History and contract stay.
+    None where there is no other form of them, and no branch to choose. History and contract stay.
     """
-    from onnx import defs, inliner
-
+    from edgerun.converters import _lower
     from edgerun.model import Model
 
-    proto, found = model.to_proto(), set[tuple[str, str]]()
-    for node in model.ir.graph.all_nodes():
-        domain, op = node.domain if node.domain != "ai.onnx" else "", node.op_type
-        version = model.ir.opset_imports.get(domain, 0)
-        if (not ops or op in ops) and defs.has(op, version, domain):
-            schema: Any = defs.get_schema(op, version, domain)
-            if schema.has_function or schema.has_context_dependent_function:
-                found.add((domain, op))
-    if not found:
-        return None
     try:
-        result = inliner.inline_selected_functions(proto, sorted(found), inline_schema_functions=True)
-    except RuntimeError:  # of the inliner: a type that it does not know
+        made = _lower.expanded(model.to_proto(), ops)
+    except EdgerunError:  # a type that is not known
         return None
-    return Model.from_proto(result)
+    return None if made is None else Model.from_proto(made[0])

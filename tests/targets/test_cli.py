@@ -130,3 +130,15 @@ def test_targets_are_listed(call: Call) -> None:
     listed = {entry["name"]: entry for entry in json.loads(out)}
     assert list(listed) == registry.names("target")
     assert listed["onnxruntime"]["opset"] >= 20 and "w8a8" in listed["onnxruntime"]["schemes"]
+
+
+def test_options_of_a_target(call: Call, folder: Path) -> None:
+    found = registry.target("openvino", usable=False)
+    if reason := found.available():
+        pytest.skip(reason)
+    run = ["run", folder / "dense.onnx", "--feeds", folder / "x.npz", "--target", "openvino"]
+    code, _, err = call(*run, "-o", folder / "y.npz", "--option", "DEVICE=HETERO:CPU")
+    assert code == 0, err
+    code, _, err = call(*run, "-o", folder / "z.npz", "--option", "DEVICE=NPU", "--option", "CACHE_DIR=kept")
+    assert code in (0, 3) and (code == 0 or ("no NPU here" in err and "there are: CPU" in err))
+    assert (folder / "z.npz").exists() == (code == 0)

@@ -98,6 +98,13 @@ def test_one_session_serves_several_threads(dense: Model) -> None:
     np.testing.assert_array_equal(together, alone)
 
 
+def test_nothing_at_all_that_is_read_only(dense: Model) -> None:
+    nothing = np.zeros((0, 6), np.float32)
+    nothing.flags.writeable = False
+    with edgerun.load(target.compile(dense, ONE)) as session:
+        assert session.run({"x": nothing})["y"].shape == (0, 4)
+
+
 def test_damaged_containers_are_refused(dense: Model) -> None:
     payload = target.compile(dense, ONE).payload
     assert isinstance(payload, bytes)

@@ -100,3 +100,22 @@ def test_what_a_target_lacks_is_written_with_other_operators(monkeypatch: pytest
     x = np.array([[1, -2, 3], [-4, 5, -6]], np.float32)
     with edgerun.load(engine) as session:
         np.testing.assert_allclose(session.run({"x": x})["y"], np.where(x > 0, x, np.expm1(x)), rtol=1e-5)
+
+
+@OPENVINO
+def test_a_form_is_judged_as_the_model_is() -> None:
+    """Attention in bfloat16, written out, has constants in bfloat16: that is no reason for a wider bound."""
+    import ml_dtypes
+
+    value, random = helper.make_tensor_value_info, np.random.default_rng(0)
+    node = helper.make_node("Attention", ["q", "k", "v"], ["y"], "a", is_causal=1)
+    doors = [value(name, TensorProto.BFLOAT16, (2, 3, 4, 8)) for name in "qkvy"]
+    graph = helper.make_graph([node], "g", doors[:3], doors[3:])
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
+    feeds = {name: random.uniform(0, 1, (2, 3, 4, 8)).astype(ml_dtypes.bfloat16) for name in "qkv"}
+    try:
+        engine = edgerun.compile(model, "openvino", ONE, feeds=[feeds])
+    except GateFailed as error:
+        assert "relative error 0.001" in str(error)
+    else:
+        assert engine.check is not None and engine.check.relative_error <= 1e-3

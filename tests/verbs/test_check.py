@@ -159,12 +159,12 @@ def test_an_opset_from_the_future(
 
 def test_an_op_that_no_older_opset_has(cli: Cli, tmp_path: Path) -> None:
     needs("tensorrt")
-    nodes = [helper.make_node("TensorScatter", ["x", "u"], ["y"], "scatter")]
-    door: Door = [("x", FLOAT, [1, 4, 8]), ("u", FLOAT, [1, 2, 8])]
-    path = save(tmp_path / "m.onnx", nodes, door, [("y", FLOAT, [1, 4, 8])], opset=24, ir_version=12)
+    nodes = [helper.make_node("BitCast", ["x"], ["y"], "bits", to=TensorProto.INT32)]
+    door: Door = [("x", FLOAT, [1, 4])]
+    path = save(tmp_path / "m.onnx", nodes, door, [("y", TensorProto.INT32, [1, 4])], opset=26, ir_version=13)
     told = cli("check", path, "--device", "jetson-orin-nano", "--fix", tmp_path / "f.onnx")
-    assert told.code == 1 and "newer are TensorScatter (1)" in told.out
-    assert "no opset as old as 20 has TensorScatter" in told.out and not (tmp_path / "f.onnx").exists()
+    assert told.code == 1 and "newer are BitCast (1)" in told.out
+    assert "no opset as old as 20 has BitCast" in told.out and not (tmp_path / "f.onnx").exists()
 
 
 @pytest.mark.parametrize("target", ["openvino", "tensorrt"])
