@@ -27,6 +27,7 @@ from edgerun.errors import EdgerunError  # noqa: E402
 from edgerun.runtime import TensorSpec  # noqa: E402
 from edgerun.sandbox import Limits  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 MAKERS: dict[str, Callable[[Path], object]] = {}
 
 
@@ -48,6 +49,14 @@ def packed(*members: tuple[str, bytes], compressed: bool = False) -> bytes:
         for name, data in members:
             archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED)
     return buffer.getvalue()
+
+
+def bomb(name: str, *members: tuple[str, bytes]) -> Callable[[Path], object]:
+    """A last member of zeros, whose directory entry says that 2 GiB come out of it."""
+    data = bytearray(packed(*members, (name, bytes(1 << 20)), compressed=True))
+    entry = data.rfind(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (0x7FFF_FFFF).to_bytes(4, "little")
+    return written(bytes(data))
 
 
 def made(make: Callable[[Path], object], path: Path) -> bytearray:
@@ -160,10 +169,7 @@ MAKERS |= {
     "layers_of_text.keras": plain(b'{"config": {"layers": ["a", null, 1]}}'),
     "config_without_end.keras": plain(b'{"config":' * 100_000),
     "config_bomb.keras": plain(bytes(80 << 20), compressed=True),
-    "weights_bomb.keras": lambda path: path.write_bytes(
-        packed(("metadata.json", META), ("config.json", config(dense())), ("model.weights.h5", bytes(1100 << 20)),
-               compressed=True)
-    ),
+    "weights_bomb.keras": bomb("model.weights.h5", ("metadata.json", META), ("config.json", config(dense()))),
     "two_configs.keras": keras(dense(), extra=(("config.json", config(LAMBDA)),)),
     "paths.keras": keras(dense(), extra=(("assets/../../canary", b"x"), ("/tmp/canary", b"x"))),
     "half.keras": halved(keras(dense())),
@@ -232,7 +238,7 @@ MAKERS |= {
     "function_of_os.skops": written(packed(("schema.json", schema(CALL)))),
     "object_that_starts.skops": written(packed(("schema.json", schema(STARTS)))),
     "schema_without_end.skops": written(packed(("schema.json", b"[" * 200_000))),
-    "schema_bomb.skops": written(packed(("schema.json", bytes(600 << 20)), compressed=True)),
+    "schema_bomb.skops": bomb("schema.json"),
     "no_schema.skops": written(packed(("other", b"x"), ("../canary", b"x"))),
     "array_that_is_a_pickle.skops": pickled,
     "half.skops": halved(fitted),

@@ -57,7 +57,8 @@ def messages_a_thousand_deep(folder: Path) -> bytes:
     graph = b""
     for _ in range(1000):  # GraphProto.node -> NodeProto.attribute -> AttributeProto.g
         graph = wrapped(wrapped(wrapped(graph, 6), 5), 1)
-    return GOOD.SerializeToString() + wrapped(graph, 7)
+    data: bytes = GOOD.SerializeToString() + wrapped(graph, 7)
+    return data
 
 
 def external_link(folder: Path) -> onnx.ModelProto:
@@ -88,7 +89,7 @@ def sparse(dims: list[int], index: int) -> onnx.ModelProto:
 
 
 def external(location: str, offset: str = "0", length: str = "48") -> onnx.ModelProto:
-    made = onnx.ModelProto.FromString(GOOD.SerializeToString())
+    made: onnx.ModelProto = onnx.ModelProto.FromString(GOOD.SerializeToString())
     tensor = made.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -103,7 +104,7 @@ def _beside(folder: Path, offset: str, length: str) -> onnx.ModelProto:
 
 
 def _told(key: str, text: str) -> onnx.ModelProto:
-    made = onnx.ModelProto.FromString(GOOD.SerializeToString())
+    made: onnx.ModelProto = onnx.ModelProto.FromString(GOOD.SerializeToString())
     made.metadata_props.add(key=key, value=text)
     return made
 
