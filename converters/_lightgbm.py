@@ -55,7 +55,7 @@ def _estimators() -> tuple[type, type]:
             self.booster_, self.n_features_in_ = booster_, booster_.num_feature()
 
         def fit(self, x: Any, y: Any) -> Any:
-            raise NotImplementedError("a booster out of a file is trained")
+            return self  # a booster out of a file is trained
 
         def __sklearn_is_fitted__(self) -> bool:
             return True

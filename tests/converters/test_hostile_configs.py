@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -59,27 +60,22 @@ def bomb(name: str, *members: tuple[str, bytes]) -> Callable[[Path], object]:
     return written(bytes(data))
 
 
-def made(make: Callable[[Path], object], path: Path) -> bytearray:
-    make(path)
-    return bytearray(path.read_bytes())
+def changed(make: Callable[[Path], object], change: Callable[[bytearray], bytearray]) -> Callable[[Path], object]:
+    def write(path: Path) -> None:
+        make(path)
+        path.write_bytes(change(bytearray(path.read_bytes())))
+
+    return write
 
 
-def halved(make: Callable[[Path], object]) -> Callable[[Path], object]:
-    def cut(path: Path) -> None:
-        data = made(make, path)
-        path.write_bytes(data[: len(data) // 2])
-
-    return cut
+def half(data: bytearray) -> bytearray:
+    return data[: len(data) // 2]
 
 
-def flipped(make: Callable[[Path], object]) -> Callable[[Path], object]:
-    def flip(path: Path) -> None:
-        data = made(make, path)
-        for place in range(30, len(data), max(1, len(data) // 40)):
-            data[place] ^= 0x5A
-        path.write_bytes(data)
-
-    return flip
+def flipped(data: bytearray) -> bytearray:
+    for place in range(30, len(data), max(1, len(data) // 40)):
+        data[place] ^= 0x5A
+    return data
 
 
 # --- Keras ------------------------------------------------------------------------------------------------------------
@@ -172,9 +168,9 @@ MAKERS |= {
     "weights_bomb.keras": bomb("model.weights.h5", ("metadata.json", META), ("config.json", config(dense()))),
     "two_configs.keras": keras(dense(), extra=(("config.json", config(LAMBDA)),)),
     "paths.keras": keras(dense(), extra=(("assets/../../canary", b"x"), ("/tmp/canary", b"x"))),
-    "half.keras": halved(keras(dense())),
-    "flipped.keras": flipped(keras(dense())),
-    "half.h5": halved(h5(config(dense()))),
+    "half.keras": changed(keras(dense()), half),
+    "flipped.keras": changed(keras(dense()), flipped),
+    "half.h5": changed(h5(config(dense())), half),
     "lambda.h5": h5(config(LAMBDA)),
     "class_of_os.h5": h5(config(layer("system", "os"))),
     "initializer_that_starts.h5": h5(config(dense(kernel_initializer=POPEN))),
@@ -183,15 +179,11 @@ MAKERS |= {
 }  # fmt: skip
 
 
-def encrypted(path: Path) -> None:
-    keras(dense())(path)
-    data = bytearray(path.read_bytes())
+def encrypted(data: bytearray) -> bytearray:
     for sign, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        at = data.find(sign)
-        while at >= 0:
-            data[at + place] |= 1
-            at = data.find(sign, at + 4)
-    path.write_bytes(data)
+        for found in re.finditer(sign, data):
+            data[found.start() + place] |= 1
+    return data
 
 
 def linked(path: Path) -> None:
@@ -241,8 +233,8 @@ MAKERS |= {
     "schema_bomb.skops": bomb("schema.json"),
     "no_schema.skops": written(packed(("other", b"x"), ("../canary", b"x"))),
     "array_that_is_a_pickle.skops": pickled,
-    "half.skops": halved(fitted),
-    "flipped.skops": flipped(fitted),
+    "half.skops": changed(fitted, half),
+    "flipped.skops": changed(fitted, flipped),
     "nest.json": written(b'{"learner":' + b"[" * 1_000_000),
     "strange.json": written(b'{"learner": {"objective": {"name": "os.system"}}, "version": [3, 2, 0]}'),
     "array_of_terabytes.ubj": written(b"{L\0\0\0\0\0\0\0\x07learner[$d#L\0\0\x7f\xff\xff\xff\xff\xff"),
@@ -250,7 +242,7 @@ MAKERS |= {
         b"tree\nversion=v4\nnum_class=2147483647\nnum_tree_per_iteration=2147483647\nlabel_index=0\n"
         b"max_feature_idx=2147483647\nend of trees\n"
     ),
-    "encrypted.keras": encrypted,
+    "encrypted.keras": changed(keras(dense()), encrypted),
     "link.keras": linked,
 }  # fmt: skip
 
@@ -295,7 +287,7 @@ def test_data_files_are_never_unpickled(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_command_prints_one_error(tmp_path: Path) -> None:
     keras(LAMBDA)(tmp_path / "lambda.keras")
     (tmp_path / "system.joblib").write_bytes(pickle.dumps(Runs()))
-    encrypted(tmp_path / "encrypted.keras")
+    MAKERS["encrypted.keras"](tmp_path / "encrypted.keras")
     for name, code in (("lambda.keras", 3), ("system.joblib", 2), ("encrypted.keras", 2)):
         command = [sys.executable, "-m", "edgerun", "convert", name, "-o", "out.onnx"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
