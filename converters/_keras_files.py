@@ -19,6 +19,11 @@ _CONTAINERS = {"Functional", "Model", "Sequential", "InputLayer"}
 def load(path: Path) -> Any:
     """The model. Raises Unsupported naming every layer that cannot be converted, EdgerunError for a damaged file."""
     config = _config(path)
+    if strangers := sorted(set(_strangers(config["config"]))):
+        raise EdgerunError(
+            "the file asks for what is not Keras's: building it would run code", got=", ".join(strangers[:8]),
+            do="replace it by built-in initializers, activations, regularizers and constraints",
+        )  # fmt: skip
     if refused := list(_refused(config.get("config", {}).get("layers", []), "")):
         raise Unsupported(
             "the model has layers that cannot be converted", got="\n    " + "\n    ".join(refused),
@@ -38,17 +43,42 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         text = _zip_config(path) if zipfile.is_zipfile(path) else _h5_config(path)
         config = json.loads(text)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, RecursionError, zipfile.BadZipFile) as error:
         raise EdgerunError(
             "not a Keras model file, or a damaged one",
             got=first_line(error),
             wanted="what model.save('x.keras') writes",
         ) from error
-    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
+    if not isinstance(config, dict) or not isinstance(config.get("config"), dict) or not _whole(config["config"]):
         raise EdgerunError(
             "the file holds no Keras model", got=type(config).__name__, do="save the whole model, not weights"
         )
     return config
+
+
+def _whole(config: Any) -> bool:
+    """Whether `layers`, here and in nested models, are lists of layers."""
+    layers = config.get("layers", []) if isinstance(config, dict) else None
+    return isinstance(layers, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("config") or {}, dict) and _whole(entry.get("config") or {})
+        for entry in layers
+    )
+
+
+def _strangers(value: Any) -> Iterator[str]:
+    """Every object of another module than Keras's that a layer's configuration names; layers themselves are refused by
+    their class."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _strangers(item)
+    if not isinstance(value, dict):
+        return
+    module = value.get("module")
+    if module and "class_name" in value and str(module).partition(".")[0] != "keras":
+        if not isinstance(value.get("config"), dict) or "name" not in value["config"]:
+            yield f"{module}.{value['config'] if module == 'builtins' else value['class_name']}"
+    for item in value.values():
+        yield from _strangers(item)
 
 
 def _zip_config(path: Path) -> str | bytes:

@@ -34,7 +34,7 @@ def feeds(
     pools, masks = list[dict[str, np.ndarray]](), list[np.ndarray]()
     while len(pools) < _POOLS and sum(int(mask.sum()) for mask in masks) < sum(sizes):
         pools.append(draw(specs, features, rng, max(_POOL, sum(sizes) * 5 // 4)))
-        masks.append(_steady(exact, pools[-1], rng))
+        masks.append(_steady(exact, pools[-1], rng, _numbers(specs, features)))
     pool = {name: np.concatenate([drawn[name] for drawn in pools]) for name in pools[0]}
     steady = np.concatenate(masks)
     total, left = len(steady), int((~steady).sum())
@@ -61,12 +61,22 @@ def draw(
     return {spec.name: column[:, None] for spec, column in zip(specs, columns, strict=True)}
 
 
-def _steady(exact: Runner, pool: Mapping[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """bool [rows]: does the answer stay when every float moves by a few rounding steps, and is no tie?"""
+def _numbers(specs: Sequence[TensorSpec], features: Sequence[Feature]) -> dict[str, np.ndarray]:
+    """bool [columns of the input]: which are numbers, and no names of categories."""
+    numbers = np.array([not feature.values for feature in features])
+    if len(specs) == 1:
+        return {specs[0].name: numbers}
+    return {spec.name: numbers[i : i + 1] for i, spec in enumerate(specs)}
+
+
+def _steady(
+    exact: Runner, pool: Mapping[str, np.ndarray], rng: np.random.Generator, numbers: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """bool [rows]: does the answer stay when every number moves by a few rounding steps, and is no tie?"""
     answers = exact(pool)
     steady = np.ones(len(next(iter(pool.values()))), bool)
     for _ in range(2):
-        moved = exact({name: _moved(array, rng) for name, array in pool.items()})
+        moved = exact({name: _moved(array, rng, numbers[name]) for name, array in pool.items()})
         for name, answer in answers.items():
             allowed = _STEADY * np.abs(answer).max(initial=0.0) if answer.dtype.kind == "f" else 0
             steady &= (np.abs(answer - moved[name]) <= allowed).reshape(len(steady), -1).all(axis=1)
@@ -77,8 +87,9 @@ def _steady(exact: Runner, pool: Mapping[str, np.ndarray], rng: np.random.Genera
     return steady
 
 
-def _moved(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _moved(array: np.ndarray, rng: np.random.Generator, numbers: np.ndarray) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
-    moved: np.ndarray = (array * (1 + rng.choice([-_NUDGE, _NUDGE], array.shape))).astype(array.dtype)
+    nudge = np.where(numbers, rng.choice([-_NUDGE, _NUDGE], array.shape), 0.0)
+    moved: np.ndarray = (array * (1 + nudge)).astype(array.dtype)
     return moved

@@ -6,28 +6,37 @@ Random feeds from N(0, 1) would reach one leaf of most trees: they are drawn aro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from edgerun.converters import _boosting
 from edgerun.errors import Unsupported
+
+MISSING = 0.1  # the share of a feature's values that is NaN, where NaN was learnt from
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature: its `dtype` (float32, int64, object for text); mean and spread, or the `values` it may have."""
+    """One feature: its `dtype` (float32, int64, object for text); mean and spread, or the `values` it may have; is NaN
+    a value that was learnt from (`missing`)?"""
 
     dtype: str = "float32"
     mean: float = 0.0
     spread: float = 1.0
     values: tuple[Any, ...] = ()
+    missing: bool = False
 
     def draw(self, rng: np.random.Generator, rows: int) -> np.ndarray:
-        """Random values [rows]: uniform among `values`, else N(mean, spread²)."""
+        """Random values [rows]: uniform among `values`, else N(mean, spread²); one in ten is missing where some may."""
         if self.values:
-            return np.array(self.values, self.dtype)[rng.integers(0, len(self.values), rows)]
-        return (self.mean + self.spread * rng.standard_normal(rows)).astype(self.dtype)
+            drawn = np.array(self.values, self.dtype)[rng.integers(0, len(self.values), rows)]
+        else:
+            drawn = (self.mean + self.spread * rng.standard_normal(rows)).astype(self.dtype)
+        if self.missing:
+            drawn[rng.random(rows) < MISSING] = np.nan
+        return drawn
 
 
 def steps(estimator: Any) -> list[Any]:
@@ -54,8 +63,20 @@ def features(estimator: Any, width: int) -> list[Feature | None]:
                 later = [s for s in steps(estimator) if hasattr(s, "categories_")]
                 return list(features(later[0], width)) if later else [Feature("object", values=v) for v in values]
             continue  # the step behind it knows more
-        return list(_numbers(step, width))
+        return _boosted(step, list(_numbers(step, width)))
     return [Feature()] * width
+
+
+def _boosted(step: Any, numbers: list[Feature]) -> list[Feature | None]:
+    """The features of a booster: values may be missing, and categories are those that it splits on and one more."""
+    if _boosting.owner(step) is None:
+        return [*numbers]
+    known = _boosting.categories(step)
+    return [
+        Feature(values=(*map(float, known[i]), max(known[i]) + 1.0), missing=True) if i in known
+        else replace(feature, missing=True)
+        for i, feature in enumerate(numbers)
+    ]  # fmt: skip
 
 
 def _by_column(transformer: Any, width: int) -> list[Feature | None]:
@@ -147,6 +168,7 @@ def _thresholds(step: Any, width: int) -> Moments | None:
 
 
 def _splits(step: Any) -> Iterator[tuple[int, float]]:
+    yield from _boosting.splits(step)
     if hasattr(step, "tree_"):
         inner = step.tree_.feature >= 0
         yield from zip(step.tree_.feature[inner].tolist(), step.tree_.threshold[inner].tolist(), strict=True)

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from edgerun.converters import _boosting
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError
 
@@ -30,9 +31,11 @@ log = logging.getLogger("edgerun")
 def load(path: Path, trust: bool) -> Any:
     """The estimator in a file. Raises EdgerunError for what may not or cannot be read.
 
-    A `.skops` file is data; types that skops does not know are refused by name unless `trust` is given. Everything else
-    is a pickle: not even opened without `trust`, and run with it.
+    A `.skops` file is data; types that skops does not know are refused by name unless `trust` is given. So are the own
+    files of XGBoost and LightGBM. Everything else is a pickle: not even opened without `trust`, and run with it.
     """
+    if _boosting.library(path):
+        return _boosting.load(path)
     if path.suffix.lower() != ".skops" and not trust:
         raise EdgerunError(
             "a pickle is a program: reading it runs its code", got=path.name,
@@ -43,7 +46,7 @@ def load(path: Path, trust: bool) -> Any:
         warnings.simplefilter("always")
         found = _skops(path, trust) if path.suffix.lower() == ".skops" else _pickle(path)
     _tell_versions(noted)
-    if not hasattr(found, "get_params") or not hasattr(found, "fit"):
+    if isinstance(found, type) or not hasattr(found, "get_params") or not hasattr(found, "fit"):
         got = type(found).__name__
         keys = f" with {', '.join(map(str, list(found)[:8]))}" if isinstance(found, dict) else ""
         raise EdgerunError(
@@ -89,7 +92,7 @@ def _unreadable(path: Path, error: Exception) -> EdgerunError:
     if absent and not absent.startswith("sklearn"):
         return EdgerunError(
             f"the file needs a module that is not installed here: {absent}", got=path.name,
-            do="only scikit-learn's own estimators are read: no xgboost or lightgbm models, and no classes of your own",
+            do="install what the file was made with; only scikit-learn's, xgboost's and lightgbm's estimators are read",
         )  # fmt: skip
     return EdgerunError(
         f"scikit-learn {sklearn.__version__} cannot read the file", got=_named(error),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _normalize
+from edgerun.converters import _boosting, _normalize
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import TensorSpec
@@ -45,7 +45,7 @@ def written(estimator: Any, doors: Sequence[TensorSpec], opset: int) -> ir.Model
         named = re.search(r"type '?<class '([\w.]+)'>|alias '?([\w.]+)", str(error))
         raise Unsupported(
             "an estimator cannot be converted", got=(named[1] or named[2]) if named else first_line(error),
-            wanted="scikit-learn's own estimators (of xgboost, lightgbm and others none)",
+            wanted="scikit-learn's own estimators, xgboost's and lightgbm's",
             do="replace it, or convert the part of the pipeline that is scikit-learn's",
         ) from error  # fmt: skip
     except Exception as error:  # NotImplementedError, NameError, RuntimeError … by the estimator
@@ -118,26 +118,29 @@ def _numbered(estimator: Any) -> Any:
         return estimator
     number = {name: index for index, name in enumerate(np.asarray(estimator.classes_).tolist())}
     estimator = copy.deepcopy(estimator)
-    for part in _parts(estimator, set()):
+    for part in parts(estimator):
         classes = vars(part).get("classes_")
         if isinstance(classes, np.ndarray) and all(name in number for name in classes.tolist()):
             part.classes_ = np.array([number[name] for name in classes.tolist()], np.int64)
     return estimator
 
 
-def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
+def parts(value: Any, seen: set[int] | None = None) -> Iterator[Any]:
     """Every estimator inside an estimator, itself included."""
+    seen = set() if seen is None else seen
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.dtype == object):
         for item in value:
-            yield from _parts(item, seen)
+            yield from parts(item, seen)
     elif isinstance(value, dict):
-        yield from _parts(list(value.values()), seen)
+        yield from parts(list(value.values()), seen)
+    elif _boosting.owner(value) is not None:
+        yield value
     elif hasattr(value, "__dict__") and type(value).__module__.startswith("sklearn."):
         yield value
-        yield from _parts(list(vars(value).values()), seen)
+        yield from parts(list(vars(value).values()), seen)
 
 
 def _standard_ops(graph: ir.Model) -> None:

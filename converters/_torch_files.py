@@ -52,7 +52,9 @@ def state_dict(path: Path) -> dict[str, Any]:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise EdgerunError(
             "the file is a pickled program: reading it would run its code",
-            got=f"it asks for {name[1]}" if name else first_line(error),
+            got=f"it asks for {name[1]}"
+            if name
+            else first_line(error, 2000).rpartition("WeightsUnpickler error: ")[2][:300],
             do=_WAY_OUT,
         ) from None
     except Exception as error:  # zip, EOF, key and runtime errors, by the kind of damage
@@ -123,7 +125,7 @@ def _refuse_code(path: Path) -> None:
                 )
             try:
                 content = json.loads(archive.read(info))
-            except (ValueError, zipfile.BadZipFile) as error:
+            except (ValueError, zipfile.BadZipFile, RecursionError) as error:
                 raise EdgerunError("the .pt2 file is damaged", got=f"{info.filename}: {error}") from error
             for found in _code(content):
                 raise EdgerunError(refusal, got=f"{info.filename}: {found[:200]}", do="export the program again")

@@ -1,4 +1,5 @@
 """scikit-learn in: `.skops` files, pickles that are trusted, estimator objects; written by skl2onnx, judged in float64.
+Boosters of XGBoost and LightGBM too, in pipelines or in their own files.
 
 In goes one float32[batch, features], or one [batch, 1] for each column where a ColumnTransformer was fitted on a
 DataFrame; categories that are text go in as text. Out come
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun.converters import (
+    _boosting,
     _door,
     _normalize,
     _ort,
@@ -42,7 +44,7 @@ from edgerun.runtime import TensorSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-summary = "scikit-learn: .skops, .joblib and .pkl with --trust, estimator objects"
+summary = "scikit-learn: .skops, .joblib and .pkl with --trust, estimators; XGBoost .json, .ubj, LightGBM .txt"
 requires: tuple[str, ...] = ("sklearn", "skl2onnx", "skops", "joblib", "onnx", "onnx_ir", "onnxruntime")
 extra = "sklearn"
 newest_opset = _normalize.PREFERRED_OPSET
@@ -52,7 +54,7 @@ log = logging.getLogger("edgerun")
 def recognises(source: Any) -> bool:
     """A path that ends as scikit-learn's files do, or an estimator object."""
     if isinstance(source, (str, Path)):
-        return Path(source).suffix.lower() in _sklearn_files.SUFFIXES
+        return Path(source).suffix.lower() in _sklearn_files.SUFFIXES or bool(_boosting.library(Path(source)))
     return any(f"{c.__module__}.{c.__qualname__}" == "sklearn.base.BaseEstimator" for c in type(source).__mro__)
 
 
@@ -77,6 +79,7 @@ def _converted(source: Any, inputs: Sequence[TensorSpec], factory: str | None, o
     warnings.filterwarnings("ignore")  # arrays for an estimator that was fitted on a DataFrame, and the like
     estimator = getattr(estimator, "best_estimator_", estimator)
     _sklearn_graph.refuse_unfitted(estimator)
+    _boosting.prepare(_sklearn_graph.parts(estimator))
     door = _Door(estimator, inputs)
     own, double = _runners(estimator, door)
     exact = double or own

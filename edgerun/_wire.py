@@ -40,10 +40,13 @@ def signed(value: Value) -> int:
 
 
 def text(value: Value) -> str:
-    """A length-delimited field as UTF-8."""
+    """A length-delimited field as UTF-8, which protobuf asks of every name; a runtime may see another one otherwise."""
     if isinstance(value, int):
         raise Malformed("a text was expected")
-    return str(value, "utf-8", "replace")
+    try:
+        return str(value, "utf-8")
+    except UnicodeDecodeError as error:
+        raise Malformed(f"a name is no UTF-8: {bytes(value[:40])!r}") from error
 
 
 def message(value: Value) -> memoryview:
@@ -88,6 +91,25 @@ def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
             at += size
         else:
             raise Malformed(f"wire type {wire}")
+
+
+Name = tuple[str, str, str]  # domain, name, overload
+
+
+def function(data: memoryview) -> tuple[Name, list[Name]]:
+    """The name of one onnx.FunctionProto and what its nodes call, in order; subgraphs are not looked into."""
+    name, domain, overload, calls = "", "", "", list[Name]()
+    for number, value in fields(data):
+        if number == 1:
+            name = text(value)
+        elif number == 10:
+            domain = text(value)
+        elif number == 13:
+            overload = text(value)
+        elif number == 7:
+            told = {n: text(v) for n, v in fields(message(value)) if n in (4, 7, 8)}
+            calls.append((told.get(7, ""), told.get(4, ""), told.get(8, "")))
+    return (domain, name, overload), calls
 
 
 def integers(value: Value) -> Iterator[int]:

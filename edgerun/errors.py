@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+LONGEST = 4000  # characters of what a message repeats
+
 
 class EdgerunError(Exception):
     """A refusal that the user can act on; the CLI prints it without a traceback and exits with `exit_code`."""
@@ -12,6 +14,7 @@ class EdgerunError(Exception):
     exit_code = 2
 
     def __init__(self, what: str, *, got: object = None, wanted: str | None = None, do: str | None = None) -> None:
+        what, got = _short(what), got if got is None else _short(str(got))
         self.what, self.got, self.wanted, self.do = what, got, wanted, do
         parts = [what]
         if got is not None:
@@ -21,6 +24,11 @@ class EdgerunError(Exception):
         if do is not None:
             parts.append(f"do: {do}")
         super().__init__("\n  ".join(parts))
+
+
+def _short(text: str) -> str:
+    """`text`, or its ends: a file may hold a name of megabytes, which no terminal should get."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 100]} … {text[-90:]}"
 
 
 class GateFailed(EdgerunError):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import mmap
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgerun import _wire, files
+from edgerun import _wire, _zip, files
 from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
@@ -15,6 +16,8 @@ NEWEST_IR = 14
 SAVED_MODEL = "saved_model.pb"  # what makes a folder a model
 _MOST_FILES = 10_000  # in such a folder
 _SHORT = 64  # bytes of an attribute that may stand at many nodes
+_LONGEST_NAME = 4096  # bytes of a path, on Linux
+_MOST_NODES = 1_000_000  # that one function may unfold into
 DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
 # onnx.TensorProto.DataType -> bits of one element; strings (8) have no fixed size
 BITS = {
@@ -35,12 +38,15 @@ def check_file(path: Path) -> None:
 
 
 def check_source(path: Path) -> None:
-    """Raise unless `path` is what a converter may read: an ordinary file, or a SavedModel's folder."""
+    """Raise unless `path` is what a converter may read: an ordinary file, an archive without tricks, or a SavedModel's
+    folder."""
     files.check_name(path)
     if (path / SAVED_MODEL).exists():
         check_folder(path)
-    else:
-        check_file(path)
+        return
+    check_file(path)
+    if path.suffix.lower() != ".onnx" and zipfile.is_zipfile(path):
+        _zip.check(path)
 
 
 def check_folder(path: Path) -> None:
@@ -116,12 +122,36 @@ class _Model:
                 for number, value in _wire.fields(function):
                     if number == 7:
                         self.node(_wire.message(value), 0)
+            self.calls(functions)
         except _wire.Malformed as error:
             if not ir_version or (graph is None and not isinstance(error, _wire.Truncated)):
                 raise self.refuse("not an ONNX model", got=str(error), wanted="a protobuf of onnx.ModelProto") from None
             kind = "truncated" if isinstance(error, _wire.Truncated) else "damaged"
             raise self.refuse(f"the file is {kind}", got=str(error), do="export or download it again") from None
         return frozenset(self.kinds)
+
+    def calls(self, functions: list[memoryview]) -> None:
+        """Functions that are called in a circle never end, and forty that call the next one twice each are a trillion
+        nodes: both are small files."""
+        inside = dict(_wire.function(data) for data in functions)
+        sizes: dict[_wire.Name, int] = {}
+        under_way: list[tuple[_wire.Name, bool]] = [(key, False) for key in inside]
+        opened: set[_wire.Name] = set()
+        while under_way:
+            key, done = under_way.pop()
+            known = [call for call in inside[key] if call in inside]
+            if done:
+                opened.discard(key)
+                sizes[key] = len(inside[key]) + sum(sizes[call] for call in known)
+                if sizes[key] > _MOST_NODES:
+                    raise self.refuse("functions unfold into too many nodes", got=f"{'.'.join(key[:2])}: {sizes[key]}",
+                                      wanted=f"at most {_MOST_NODES}")  # fmt: skip
+            elif key not in sizes:
+                opened.add(key)
+                under_way.append((key, True))
+                if circle := [call for call in known if call in opened]:
+                    raise self.refuse("functions call each other in a circle", got=".".join(circle[0][:2]))
+                under_way.extend((call, False) for call in known if call not in sizes)
 
     def header(self, ir_version: int, opsets: dict[str, int], graph: memoryview | None) -> None:
         if not ir_version:
@@ -247,6 +277,8 @@ class _Model:
         location = entries.get("location", "")
         if self.folder is None:
             raise self.refuse(f"tensor {name!r} points outside the model", got=location, do="load the file instead")
+        if "\0" in location or len(location) > _LONGEST_NAME:
+            raise self.refuse(f"tensor {name!r} names a file that cannot be", got=repr(location[:80]))
         file = (self.folder / location).resolve()
         if not location or "*" in location or "_ORT_MEM_ADDR_" in location or not file.is_relative_to(self.folder):
             raise self.refuse(f"tensor {name!r} points outside the model's folder", got=location or "no location")

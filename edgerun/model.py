@@ -63,7 +63,9 @@ class Model:
         try:
             history = tuple(Step(**step) for step in json.loads(props.get(HISTORY, "[]")))
             contract = json.loads(props[PREPROCESSING]) if PREPROCESSING in props else None
-        except (ValueError, TypeError) as error:
+            if not isinstance(contract, dict | None):
+                raise TypeError(f"the contract is a {type(contract).__name__}")
+        except (ValueError, TypeError, RecursionError) as error:
             raise EdgerunError(
                 "the model's edgerun.* metadata is damaged", got=str(error), do="remove these metadata_props"
             ) from error

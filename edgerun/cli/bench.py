@@ -22,7 +22,9 @@ from edgerun.cli import _options
 @click.option("--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",
               help="Fixes dynamic dimensions, as image:[1,3,224,224].")  # fmt: skip
 @_options.extra
-@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option(
+    "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
+)
 @click.option("--must-be-faster", is_flag=True, help="Exit 1 unless every further model is faster than the first.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (times in seconds).")
 def command(

@@ -16,7 +16,9 @@ import click
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the models leave it open.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N samples.")
-@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option(
+    "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
+)
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when an output has less.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (null: not a finite number).")
 def command(

@@ -24,7 +24,9 @@ from edgerun.cli import _options
 )  # fmt: skip
 @_options.extra
 @click.option("--data", help="Compare on the first four samples of it; default: random draws.")
-@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option(
+    "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
+)
 @click.option(
     "--original",
     type=click.Path(path_type=Path),

@@ -44,7 +44,15 @@ SCHEMES = (
 @click.option(
     "--memory-cap", type=click.IntRange(min=16), default=192, show_default=True, metavar="MIB", help="For activations."
 )
-@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option(
+    "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
+)
+@click.option(
+    "--fold-preprocessing",
+    "fold",
+    is_flag=True,
+    help="Move the contract's scale, mean, std, channel order and layout into the graph first: uint8 NHWC goes in.",
+)
 @click.option(
     "--max-drop", metavar="POINTS", help="Keep layers in float until less top-1 accuracy is surely lost (95 %)."
 )
@@ -69,8 +77,8 @@ SCHEMES = (
 def command(
     model: Path, output: Path, scheme: str, target: str | None, device: str | None, calibration: str, preset: str,
     ranges: str, keep_float: tuple[str, ...], limit: int | None, memory_cap: int, preprocessing: Path | None,
-    max_drop: str | None, labelled: str | None, logits: str | None, placement: str | None, shapes: tuple[str, ...],
-    allow_slower: bool, force: bool, as_json: bool,
+    fold: bool, max_drop: str | None, labelled: str | None, logits: str | None, placement: str | None,
+    shapes: tuple[str, ...], allow_slower: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun.cli._progress import Stages, give_memory_back
@@ -82,8 +90,8 @@ def command(
         result = compress(
             model, scheme=scheme, target=target, device=device, calibration=calibration, output=output, preset=preset,
             ranges=ranges, keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, preprocessing=preprocessing,
-            max_drop=_points(max_drop), labelled=labelled, logits=logits, placement=placement, shapes=shapes,
-            allow_slower=allow_slower, clocked=speeds.append, force=force, progress=progress,
+            fold_preprocessing=fold, max_drop=_points(max_drop), labelled=labelled, logits=logits, placement=placement,
+            shapes=shapes, allow_slower=allow_slower, clocked=speeds.append, force=force, progress=progress,
         )  # fmt: skip
     step = result.history[-1]
     before, after = model.stat().st_size, _size(output)

@@ -30,6 +30,19 @@ import click
     help="Run the code that a file brings (.joblib, .pkl, types of your own), with your rights.",
 )
 @click.option(
+    "--preprocessing",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What happens to a picture before the model: edgerun's JSON, preprocessor_config.json, timm's config.json, or "
+    "an .onnx that tells it. Kept in the model.",
+)
+@click.option(
+    "--fold-preprocessing",
+    "fold",
+    is_flag=True,
+    help="Move scale, mean, std, channel order and layout into the graph: the input becomes uint8 NHWC.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=900,
@@ -48,7 +61,8 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
 def command(
     source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str | None,
-    device: str | None, opset: int | None, trust: bool, timeout: float, memory_cap: float, force: bool, as_json: bool,
+    device: str | None, opset: int | None, trust: bool, preprocessing: Path | None, fold: bool,
+    timeout: float, memory_cap: float, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring a trained model in: PyTorch, Keras, TensorFlow, scikit-learn or ONNX to checked ONNX.
 
@@ -63,16 +77,20 @@ def command(
     try:
         model = convert(
             source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, device=device,
-            opset=opset, trust=trust, force=force, limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
+            opset=opset, trust=trust, preprocessing=preprocessing, fold_preprocessing=fold, force=force,
+            limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
         )  # fmt: skip
     finally:
         logging.getLogger("edgerun").removeHandler(progress)
     parity = Parity.of(model)
     if as_json:
         doors = {"inputs": [str(s) for s in model.inputs], "outputs": [str(s) for s in model.outputs]}
-        click.echo(json.dumps({"output": str(output), "passed": parity.passed, **doors, **parity.to_json()}))
+        told = {"output": str(output), "passed": parity.passed, **doors, "preprocessing": model.preprocessing}
+        click.echo(json.dumps({**told, **parity.to_json()}))
         return
     click.echo(f"{output}: {', '.join(map(str, model.inputs))} -> {', '.join(map(str, model.outputs))}")
+    if model.preprocessing is not None:
+        click.echo(f"preprocessing: {json.dumps(model.preprocessing)}")
     precision = "float64" if parity.reference == "float64" else "its own precision"
     click.echo(f"compared with the source in {precision} on {len(parity.shapes)} draws; {parity.data}")
     click.echo(f"{'output':<24}{'max abs error':>15}{'relative error':>16}{'allowed':>10}{'SQNR':>12}")

@@ -17,7 +17,9 @@ import click
 @click.option("--output", help="The output that holds the logits.")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the model leaves it open.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N samples.")
-@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option(
+    "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (shares, not percent).")
 def command(
     model: str, data: str, baseline: str | None, max_drop: float | None, target: str | None, threads: int,

@@ -18,7 +18,9 @@ import click
               help="Time and profile for about so long, opening not counted.")  # fmt: skip
 @click.option("--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",
               help="Fixes dynamic dimensions, as image:[1,3,224,224].")  # fmt: skip
-@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option(
+    "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
+)
 @click.option("--top", type=click.IntRange(min=0), default=15, show_default=True, help="Show so many regions.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON (times in seconds).")
 def command(

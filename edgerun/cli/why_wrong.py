@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 )
 @click.option("--top", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Rows to show.")
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Samples to use, 32 unless told.")
-@click.option("--preprocessing", type=click.Path(path_type=Path), help="JSON contract for a folder of pictures.")
+@click.option(
+    "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
+)
 @click.option("--scores", metavar="NAME", help="The output that holds one score per class, where labels are given.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="PAGE", help="Write a page with plots.")
 @click.option("--fix", type=click.Path(path_type=Path), metavar="OUT", help="Write the model with the fixes that pay.")

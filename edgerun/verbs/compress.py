@@ -27,6 +27,7 @@ from edgerun.verbs import clock, devices, placements, proof, search
 from edgerun.verbs.benchmark import fixed
 from edgerun.verbs.clock import Speed
 from edgerun.verbs.feeds import feeds_for
+from edgerun.verbs.folding import folded
 from edgerun.verbs.making import Making, Original, judged
 from edgerun.verbs.placements import Made
 
@@ -68,6 +69,7 @@ def compress(
     allow_slower: bool = False,
     clocked: Callable[[Speed], None] = lambda speed: None,
     preprocessing: Preprocessing | str | Path | None = None,
+    fold_preprocessing: bool = False,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Model:
@@ -76,8 +78,9 @@ def compress(
     `device` (a known one, or a file that `edgerun probe` wrote) gives the target unless it is named, the instruction
     sets that its rules follow, and the newest opset and IR version; where this machine is another, nothing is timed.
     `calibration` is any kind of data that `edgerun.data.open_data` takes (at most `limit` samples of it); a folder of
-    pictures goes through `preprocessing` (the contract or its JSON file), else the model's own. Schemes that need none
-    do without; given some, `w4a16_b32` rounds better and every history tells what the result lost on it. `preset` is
+    pictures goes through `preprocessing` (the contract or its file), else the model's own; `fold_preprocessing` first
+    moves its arithmetic into the graph, which then takes bytes (`edgerun.verbs.folding`). Schemes that need none do
+    without; given some, `w4a16_b32` rounds better and every history tells what the result lost on it. `preset` is
     "fast", "default" or "best": how much of the data is looked at, and how many choices are tried; `ranges` an
     estimator or "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
     the batch that statistics are taken with. With `max_drop` (points) as few layers stay in float as the data in
@@ -106,6 +109,8 @@ def compress(
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     _check_bound(max_drop, labelled)
+    if fold_preprocessing:
+        model, preprocessing = folded(model, preprocessing), None
     original = Original(model)
     first = original.model
     _check_model(first)

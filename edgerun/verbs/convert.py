@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerun import __version__, files, guard, parity, registry, sandbox
+from edgerun import __version__, contracts, files, guard, parity, registry, sandbox
 from edgerun.converters import _ort
 from edgerun.converters._normalize import OLDEST_OPSET
 from edgerun.devices import Device
@@ -17,8 +18,10 @@ from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model, Step
 from edgerun.parity import Parity
 from edgerun.passes import Converter, Trusting
+from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
 from edgerun.verbs import devices
+from edgerun.verbs.folding import folded
 
 __all__ = ["Parity", "convert"]
 log = logging.getLogger("edgerun")
@@ -35,6 +38,8 @@ def convert(
     device: Device | str | Path | None = None,
     opset: int | None = None,
     trust: bool = False,
+    preprocessing: Preprocessing | str | Path | None = None,
+    fold_preprocessing: bool = False,
     force: bool = False,
     limits: sandbox.Limits | None = None,
 ) -> Model:
@@ -45,7 +50,9 @@ def convert(
     state_dict; `converter` is found from the source when None; `opset` is the newest to write, at most what `target`
     (onnxruntime, or the device's) reads, on `device` (a known one, or a file) where that is given.
     `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
-    user. The figures of the comparison with the source are in the last Step of the history: `Parity.of(model)`.
+    user. The figures of the comparison with the source are in the history: `Parity.of(model)`.
+    `preprocessing` is the contract that the model keeps (or a file that `edgerun.contracts` reads), else what the
+    source tells of it; `fold_preprocessing` moves its arithmetic into the graph (`edgerun.verbs.folding`).
 
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
     layers or operators that cannot be converted.
@@ -65,15 +72,19 @@ def convert(
     wanted = _opset(where.name if where else chosen, newest.opset, opset, preferred)
     if trust:
         _refuse_needless_trust(name, is_file)
+    if isinstance(preprocessing, (str, Path)):
+        preprocessing = contracts.read(Path(preprocessing))
+    contract = None if preprocessing is None else preprocessing.to_json()
     with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
         folder, texts = Path(temporary), [str(spec).removeprefix(":") for spec in specs]
         log.info("converters/%s reads %s", name, source if is_file else type(source).__name__)
         if is_file:
             arguments = {"source": str(Path(source).resolve()), "folder": temporary, "name": name,
-                         "inputs": texts, "factory": factory, "opset": wanted, "trust": trust}  # fmt: skip
+                         "inputs": texts, "factory": factory, "opset": wanted, "trust": trust,
+                         "contract": contract, "fold": fold_preprocessing}  # fmt: skip
             sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, limits)
         else:
-            convert_here(source, temporary, name, texts, factory, wanted)
+            convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing)
         model = _load(folder / "model.onnx")
     if issues := newest.exceeded(model):
         raise Unsupported(f"{where.name if where else chosen} does not read the model", got=issues[0].reason)
@@ -83,13 +94,16 @@ def convert(
 
 
 def convert_here(
-    source: Any, folder: str, name: str, inputs: list[str], factory: str | None, opset: int, trust: bool = False
-) -> None:
+    source: Any, folder: str, name: str, inputs: list[str], factory: str | None, opset: int, trust: bool = False,
+    contract: Mapping[str, Any] | None = None, fold: bool = False,
+) -> None:  # fmt: skip
     """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
     specs, converter = [TensorSpec.parse(text) for text in inputs], registry.converter(name)
     reads = converter.convert_trusted if trust and isinstance(converter, Trusting) else converter.convert
     found = reads(source, inputs=specs, factory=factory, opset=opset)
     path = Path(folder) / "model.onnx"
+    if "classes" not in found.model.ir.metadata_props and (classes := contracts.class_names(found.model)):
+        found.model.ir.metadata_props["classes"] = json.dumps(classes)
     found.model.save(path)
     log.info("comparing with the source on random inputs")
     ours = _ort.runner(path)
@@ -105,7 +119,25 @@ def convert_here(
     }
     before = _digest(Path(source)) if isinstance(source, str) else ""
     step = Step(f"converters/{name}", __version__, options, before, found.model.digest())
-    found.model.with_step(step).save(path)
+    made = _with_contract(found.model.with_step(step), contract)
+    if fold:
+        log.info("moving the preprocessing into the graph, and comparing on pictures")
+        made = folded(made)
+    made.save(path)
+
+
+def _with_contract(model: Model, contract: Mapping[str, Any] | None) -> Model:
+    """The model with the contract given, else with the one that its metadata tells, if that fits its input."""
+    if contract is not None:
+        found = Preprocessing.from_json(contract).fitted(model.inputs)
+        return model.retold(found.to_json(), model.history)
+    try:
+        told = contracts.of(model)
+        fitted = None if told is None else told.fitted(model.inputs).to_json()
+    except EdgerunError as error:
+        log.info("the preprocessing contract in the metadata is left out: %s", error)
+        fitted = None
+    return model.retold(fitted, model.history)
 
 
 def _refuse_needless_trust(name: str, is_file: bool) -> None:

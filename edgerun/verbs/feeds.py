@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgerun import contracts
 from edgerun.data import Data, Feeds, open_data
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import Unsupported
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 from edgerun.verbs.load import load
@@ -49,14 +49,14 @@ def feeds_for(
 ) -> Data:
     """Data for a model's inputs; Data that is already open is taken as it is.
 
-    A folder takes its preprocessing contract from `preprocessing` (the contract, or its JSON file), else from the
-    model's own file.
+    A folder takes its preprocessing contract from `preprocessing` (the contract, or a file that `edgerun.contracts`
+    reads), else from the model's own file.
     """
     if isinstance(source, Data):
         return source
     contract: Any = preprocessing
     if isinstance(preprocessing, (str, Path)):
-        contract = _contract_file(Path(preprocessing))
+        contract = contracts.read(Path(preprocessing))
     elif contract is None and isinstance(source, (str, Path)) and Path(source).is_dir():
         contract = _contract_of(model)
     return open_data(source, inputs, preprocessing=contract, batch=batch, limit=limit)
@@ -71,18 +71,6 @@ def tracked(data: Data, progress: Callable[[float], None] | None) -> Iterator[Fe
             progress(done / total)
 
 
-def _contract_file(path: Path) -> Any:
-    try:
-        contract = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EdgerunError(
-            "cannot read the preprocessing contract", got=f"{path}: {error}", wanted="a JSON file"
-        ) from error
-    if not isinstance(contract, dict):
-        raise EdgerunError("the preprocessing contract is not an object", got=path, wanted='{"size": [224, 224], …}')
-    return contract
-
-
 def _contract_of(model: Runnable) -> Any:
     """The contract in an ONNX file's metadata. Other files, and machines without onnx, have none: open_data says so."""
     if not isinstance(model, (str, Path)) or (path := located(model, None)[0]).suffix != ".onnx":
@@ -90,6 +78,6 @@ def _contract_of(model: Runnable) -> Any:
     try:
         from edgerun.model import Model
 
-        return Model.load(path).preprocessing
+        return contracts.of(Model.load(path))
     except Unsupported:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,19 +33,19 @@ def fold_back(graph: ir.Graph) -> int:
     return folded
 
 
-def fold_on(graph: ir.Graph) -> int:
-    """Fold each remaining map into the Conv or Gemm that alone reads it; return how many.
+def fold_on(graph: ir.Graph, nodes: Sequence[ir.Node] | None = None) -> int:
+    """Fold each remaining map (of `nodes`, where given) into the Conv or Gemm that alone reads it; return how many.
 
     The usual place is Conv -> Relu -> BatchNormalization -> [MaxPool, Flatten …] -> Conv. Exact where nothing is padded
     in between (padding would put zeros where the shift belongs) and, behind a MaxPool, where every gain is positive.
     """
     folded = 0
-    for node in reversed(list(graph)):
+    for node in reversed(list(graph) if nodes is None else nodes):
         found = _map(node)
         if found is None:
             continue
         source, gain, shift = found
-        reader = _affine_reader(node.outputs[0], bool((gain > 0).all()))
+        reader = reader_of_map(node.outputs[0], bool((gain > 0).all()))
         if reader is not None and _into_reader(graph, reader, gain, shift):
             _drop(graph, node, source)
             folded += 1
@@ -115,7 +116,7 @@ def _swapped(graph: ir.Graph, node: ir.Node, gain: np.ndarray, shift: np.ndarray
     if node.op_type not in ("Mul", "Div") or add is None or add.op_type != "Add" or not gain.all():
         return False
     found = _map(add)
-    reader = _affine_reader(add.outputs[0], bool((gain > 0).all()))
+    reader = reader_of_map(add.outputs[0], bool((gain > 0).all()))
     if found is None or reader is None or not _into_reader(graph, reader, gain, np.zeros_like(gain)):
         return False
     rank = len(node.outputs[0].shape or ())
@@ -131,7 +132,7 @@ def _drop(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
     drop_node(graph, node)
 
 
-def _affine_reader(value: ir.Value, positive: bool) -> ir.Node | None:
+def reader_of_map(value: ir.Value, positive: bool) -> ir.Node | None:
     """The Conv, Gemm or MatMul that alone reads `value`, looking through what keeps a per-channel map in place."""
     node = sole_consumer(value)
     while node is not None and node.domain == "":

@@ -22,7 +22,7 @@ PYTHONS = ("python3.10", "python3.11")  # Jetson's, and ours
 DEVICE = {"edgerun", "numpy", "click", "onnxruntime"}
 WORKSTATION = {
     "onnx", "onnx-ir", "onnx_ir", "onnxscript", "torch", "keras", "tensorflow", "tensorflow-cpu", "tf2onnx", "openvino",
-    "pillow", "scikit-learn", "skl2onnx", "skops", "tensorrt-rtx",
+    "pillow", "scikit-learn", "skl2onnx", "skops", "tensorrt-rtx", "xgboost", "xgboost-cpu", "lightgbm", "onnxmltools",
 }  # fmt: skip
 WEIGHT = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 

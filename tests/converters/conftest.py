@@ -1,15 +1,20 @@
-"""TensorFlow modules and SavedModels made here; a test that asks for `tf` skips where it is not installed."""
+"""TensorFlow modules and SavedModels made here; a test that asks for `tf` skips where it is not installed. And how
+hostile files are given to `convert`."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from edgerun import sandbox
+from edgerun.sandbox import Limits
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +55,53 @@ def saved(tf: Any, module: Callable[..., Any]) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+# `convert` itself, many times in one limited child in place of a child each: what reads the file is the same. Each file
+# has the working folder for itself; told are its error as JSON values (None: it was converted) and what it left there.
+JOB = """
+def run(files):
+    import os, traceback
+    from edgerun import errors
+    from edgerun.verbs import convert
+    convert.sandbox.call = lambda function, arguments, folder, limits: convert.convert_here(**arguments)
+    told = {}
+    for name, (path, options) in files.items():
+        os.chdir(os.path.dirname(path))
+        before, error = set(os.listdir()), None
+        try:
+            convert.convert(path, output="out.onnx", **options)
+        except errors.EdgerunError as caught:
+            error = errors.to_json(caught)
+        except Exception as caught:
+            error = {"kind": "bug", "what": traceback.format_exc()}
+        told[name] = [error, sorted(set(os.listdir()) - before)]
+    return told
+"""
+Told = dict[str, tuple[dict[str, Any] | None, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def given_to_convert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Told]:
+    """`given_to_convert(makers, **options)`: how `convert` ends on each file of `makers` (its name: what writes it)."""
+
+    def given(makers: dict[str, Callable[[Path], object]], **options: Any) -> Told:
+        files, top = {}, tmp_path_factory.mktemp("hostile")
+        (top / "edgerun_hostile_job.py").write_text(JOB)
+        (top / "secret").write_bytes(b"s" * 64)
+        for number, (name, make) in enumerate(makers.items()):
+            folder = top / str(number)
+            folder.mkdir()
+            make(folder / name)
+            files[name] = (str(folder / name), options)
+        (top / "answer").mkdir()
+        sys.path.insert(0, str(top))
+        try:
+            limits = Limits(memory=6 << 30)
+            found: Told = sandbox.call("edgerun_hostile_job:run", {"files": files}, top / "answer", limits)
+        finally:
+            sys.path.remove(str(top))
+        assert not list(top.rglob("canary")), "a file's code ran"
+        return found
+
+    return given

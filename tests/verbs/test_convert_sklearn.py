@@ -77,7 +77,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "half.joblib": good[: len(good) // 2],
         "hostile.pkl": pickle.dumps(Bomb(tmp_path / "mark")),
         "moved.joblib": good.replace(b"_multilayer_perceptron", b"_multilayer_perceptrom"),
-        "boosted.pickle": b"cxgboost.sklearn\nXGBClassifier\n.",
+        "boosted.pickle": b"ccatboost.core\nCatBoostClassifier\n.",
         "bundle.pickle": pickle.dumps({"model": 1, "scaler": 2}),
     }
     for name, content in contents.items():
@@ -110,7 +110,7 @@ def test_another_version_is_said(files: Path, cli: Callable[..., Ran]) -> None:
         (["half.skops"], 2, ["skops cannot read the file"]),
         (["half.joblib", "--trust"], 2, ["cannot read the file"]),
         (["moved.joblib", "--trust"], 2, ["cannot read the file", "_multilayer_perceptrom", "that wrote it"]),
-        (["boosted.pickle", "--trust"], 2, ["xgboost", "only scikit-learn's own estimators"]),
+        (["boosted.pickle", "--trust"], 2, ["catboost", "only scikit-learn's, xgboost's"]),
         (["bundle.pickle", "--trust"], 2, ["no scikit-learn estimator", "model, scaler"]),
         (["good.onnx", "--trust"], 2, ["never runs a file's code", "--trust with sklearn"]),
     ],

@@ -1,0 +1,179 @@
+"""Hostile pickles and PyTorch files, made here: one clear error each, with nothing run and nothing written.
+
+Each program among them would make the file `canary`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+MAKERS: dict[str, Callable[[Path], object]] = {}
+
+
+class Runs:
+    """Unpickling it calls `function` on `arguments`."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.function, self.arguments
+
+
+SYSTEM = Runs(os.system, "touch canary")
+EVAL = Runs(eval, "__import__('os').system('touch canary')")
+POPEN = Runs(subprocess.Popen, ("touch", "canary"))
+TEXT = b"cos\nsystem\n(S'touch canary'\ntR."  # protocol 0, by hand
+CHAIN = b"cbuiltins\ngetattr\n(c__builtin__\n__import__\n(S'os'\ntRS'system'\ntR(S'touch canary'\ntR."
+
+
+def hostile(name: str) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
+    def keep(maker: Callable[[Path], object]) -> Callable[[Path], object]:
+        MAKERS[name] = maker
+        return maker
+
+    return keep
+
+
+def written(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
+
+
+def packed(*members: tuple[str, bytes], compressed: bool = False) -> bytes:
+    """A zip archive of the members in order, the same name twice where it is given twice."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
+        for name, data in members:
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED)
+    return buffer.getvalue()
+
+
+# --- Pickles ----------------------------------------------------------------------------------------------------------
+MAKERS |= {
+    "system.pt": written(pickle.dumps(SYSTEM)),
+    "eval.pth": written(pickle.dumps(EVAL, protocol=5)),
+    "nested.pt": written(pickle.dumps({"state_dict": {"w": [1, (SYSTEM,)]}})),
+    "popen.pt": written(pickle.dumps({"model": POPEN})),
+    "text.pt": written(TEXT),
+    "chain.pt": written(CHAIN),
+    "system.pkl": written(pickle.dumps(SYSTEM)),
+    "eval.pickle": written(pickle.dumps([EVAL])),
+    "text.joblib": written(TEXT),
+    "memo_bomb.pt": written(b"\x80\x04" + b"]" * 1000 + b"\x94" * 1000 + b"N."),
+    "lists_without_end.pt": written(b"\x80\x02" + b"(" * 200_000 + b"l" * 200_000 + b"."),
+    "bytes_of_terabytes.pt": written(b"\x80\x04\x8e" + struct.pack("<Q", 1 << 42) + b"x."),
+}  # fmt: skip
+
+
+@hostile("archive.pt")
+def _(path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.ones(2), "evil": SYSTEM}, path)
+
+
+@hostile("compressed.joblib")
+def _(path: Path) -> None:
+    pytest.importorskip("joblib").dump({"a": np.ones(3), "b": SYSTEM}, path, compress=3)
+
+
+# --- PyTorch archives -------------------------------------------------------------------------------------------------
+
+
+def changed(source: Path, path: Path, change: Callable[[str, bytes], bytes], *more: tuple[str, bytes]) -> None:
+    with zipfile.ZipFile(source) as archive:
+        members = [(name, change(name, archive.read(name))) for name in archive.namelist()]
+    path.write_bytes(packed(*members, *more))
+
+
+def scripted(path: Path) -> Path:
+    torch = pytest.importorskip("torch")
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(4, 3), torch.ones(1, 4)), str(path))
+    return path
+
+
+def exported(path: Path) -> Path:
+    torch = pytest.importorskip("torch")
+    torch.export.save(torch.export.export(torch.nn.Linear(4, 3), (torch.ones(1, 4),)), path)
+    return path
+
+
+def of(make: Callable[[Path], Path], change: Callable[[str, bytes], bytes]) -> Callable[[Path], object]:
+    return lambda path: changed(make(path.with_name("good.pt")), path, change)
+
+
+def halved(make: Callable[[Path], Path], ending: str) -> Callable[[Path], object]:
+    def cut(path: Path) -> None:
+        data = make(path.with_name(f"good{ending}")).read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+
+    return cut
+
+
+def flipped(make: Callable[[Path], Path], ending: str) -> Callable[[Path], object]:
+    def flip(path: Path) -> None:
+        data = bytearray(make(path.with_name(f"good{ending}")).read_bytes())
+        for place in range(30, len(data), max(1, len(data) // 40)):
+            data[place] ^= 0x5A
+        path.write_bytes(data)
+
+    return flip
+
+
+def _graph(text: str, replaced: str) -> Callable[[str, bytes], bytes]:
+    def change(name: str, data: bytes) -> bytes:
+        return data.replace(text.encode(), replaced.encode()) if name.endswith("model.json") else data
+
+    return change
+
+
+EVIL = "__import__('os').system('touch canary')"
+MAKERS |= {
+    "script_with_a_pickle.pt": of(scripted, lambda name, data: TEXT if name.endswith(".pkl") else data),
+    "script_with_code.pt": of(
+        scripted, lambda name, data: b"import os\nos.system('touch canary')\n" if name.endswith(".py") else data
+    ),
+    "half_script.pt": halved(scripted, ".pt"),
+    "flipped_script.pt": flipped(scripted, ".pt"),
+    "target_of_a_stranger.pt2": of(exported, _graph("torch.ops.aten.linear.default", "torch.os.system")),
+    "half_program.pt2": halved(exported, ".pt2"),
+    "flipped_program.pt2": flipped(exported, ".pt2"),
+    "pickle_for_weights.pt2": of(
+        exported, lambda name, data: pickle.dumps(SYSTEM) if "weight" in name or "constant" in name else data
+    ),
+    "json_without_end.pt2": of(exported, lambda name, data: b"[" * 200_000 if name.endswith("model.json") else data),
+    "library.pt2": lambda path: changed(
+        exported(path.with_name("good.pt2")), path, lambda n, d: d, ("m/data/aotinductor/model/evil.so", b"\x7fELF")
+    ),
+    "symbol_that_is_code.pt2": lambda path: changed(
+        exported(path.with_name("good.pt2")), path, lambda n, d: d,
+        ("m/extra/x.json", json.dumps({"expr_str": EVIL}).encode()),
+    ),
+    "paths.pt": written(packed(("../../canary", b"x"), ("/tmp/canary", b"x"), ("m/data.pkl", TEXT))),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told(given_to_convert: Any) -> Any:
+    pytest.importorskip("torch")
+    return given_to_convert(MAKERS, inputs=["x:float32[1,4]"], factory="torch.nn:Identity")
+
+
+@pytest.mark.parametrize("name", list(MAKERS))
+def test_one_clear_error_and_nothing_left(told: Any, name: str) -> None:
+    error, left = told[name]
+    assert error is not None, "it was converted"
+    assert error["kind"] in ("EdgerunError", "Unsupported"), error["what"]
+    assert left == []
