@@ -24,11 +24,24 @@ Runner = Callable[[Feeds], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
+class Tap:
+    """What the source computes at one value of the converted model, and `source`, the place where it does."""
+
+    source: str
+    value: np.ndarray
+
+
+Taps = Callable[[Feeds], Mapping[str, Tap]]  # by the names of the model's values; those that have gone are left out
+
+
+@dataclass(frozen=True)
 class Conversion:
     """A converter's result: the model, and the source as two functions to compare with.
 
     `run` computes in the source's own precision, `run64` in float64 (None where the source cannot). `feeds` are what to
     compare on where random feeds would not reach what the source has learnt, and `data` says what they are.
+    `taps` find the first node that differs when the comparison fails, tried in order; `told` are JSON values on how it
+    was converted, for the history.
     """
 
     model: Model
@@ -36,6 +49,8 @@ class Conversion:
     run64: Runner | None = None
     feeds: Sequence[Feeds] = ()
     data: str = ""
+    taps: Sequence[Taps] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Converter(Protocol):
