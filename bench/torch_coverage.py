@@ -1,7 +1,7 @@
 """PyTorch networks through `convert`, one after the other: `python -m bench.torch_coverage`; writes ../docs/pytorch.md.
 
-Plain networks of `torch_nets` and `torch_graphs`, and families of `transformers` where that is installed. With onnxslim
-installed, each graph is counted beside what it makes of the same export. Results are kept by name in
+Plain networks of `torch_nets`, `torch_sequences` and `torch_graphs`, and families of `transformers` where that is
+installed. With onnxslim installed, each graph is counted beside what it makes of the same export. Results are kept by name in
 results/pytorch.json: what is named on the command line, or missing, runs again.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import torch_families, torch_graphs, torch_nets, torch_page
+from bench import torch_families, torch_nets, torch_page
 from edgerun import files
 from edgerun.errors import EdgerunError
 from edgerun.verbs.convert import Parity, convert
@@ -29,7 +29,6 @@ Case = tuple[str, Callable[[], Any], tuple[str, ...]]
 
 def cases() -> dict[str, Case]:
     """Every case by name: what it is from, the factory, the inputs. Families are there where `transformers` is."""
-    assert torch_graphs.GRAPH  # its cases are registered by being imported
     found: dict[str, Case] = {name: ("plain", build, inputs) for name, (build, inputs) in torch_nets.CASES.items()}
     if importlib.util.find_spec("transformers") is not None:
         for name, (_, _, _, inputs) in torch_families.FAMILIES.items():
@@ -55,7 +54,7 @@ def row(name: str, case: Case, keep: Path | None = None) -> dict[str, Any]:
     made["seconds"] = round(time.perf_counter() - start, 1)
     parity, routes = Parity.of(found), found.history[-1].options["routes"]
     made |= {
-        "route": next(r["route"] for r in reversed(routes) if not r["failed"]) if routes else "",
+        "route": next((r["route"] for r in routes if not r["failed"]), ""),
         "failed": [r for r in routes if r["failed"]],
         "nodes": len(list(found.ir.graph)),
         "relative_error": max(output.relative_error for output in parity.outputs),
@@ -87,7 +86,7 @@ def _exports() -> Iterator[list[Any]]:
         kept.append(onnx.load(args[2]) if result is None else ir.to_proto(result.model.clone()))
         return result
 
-    torch.onnx.export = keeping  # type: ignore[assignment]
+    torch.onnx.export = keeping
     try:
         yield kept
     finally:

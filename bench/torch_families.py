@@ -117,8 +117,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
                             "num_attention_heads": 2, "mlp_ratio": 2.0}, "MobileViTModel",
         ("pixel_values:float32[batch,3,64,64]",),
     ),
-    "resnet": ("ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "bottleneck"},
-               "ResNetForImageClassification", ("pixel_values:float32[batch,3,height,width]",)),
+    "resnet": (
+        "ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}, "ResNetForImageClassification",
+        ("pixel_values:float32[batch,3,height,width]",),
+    ),
     "regnet": ("RegNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
                "RegNetModel", PICTURE),
     "efficientnet": (
@@ -140,7 +142,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
 
 
 def build(name: str) -> Any:
-    """The family's model in eval mode, its weights from seed 0."""
+    """The family's model in eval mode, its weights from seed 0; what starts as zeros, as biases do, is drawn too."""
     import torch
     import transformers  # type: ignore[import-not-found]
 
@@ -149,6 +151,10 @@ def build(name: str) -> Any:
     torch.manual_seed(0)
     owner, _, part = model.partition(".")
     whole = getattr(transformers, owner)(getattr(transformers, kind)(**values)).eval()
+    with torch.no_grad():
+        for weight in whole.parameters():
+            if not weight.any():
+                weight.normal_(0, 0.05)
     return getattr(whole, part) if part else whole
 
 

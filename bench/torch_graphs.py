@@ -65,7 +65,9 @@ class GraphSAGE(nn.Module):
         source, target = edges[0], edges[1]
         sums = torch.zeros_like(nodes)
         sums.index_add_(0, target, nodes[source])
-        degree = torch.zeros(nodes.shape[0], dtype=nodes.dtype).index_add(0, target, torch.ones_like(target, dtype=nodes.dtype))
+        degree = torch.zeros(nodes.shape[0], dtype=nodes.dtype).index_add(
+            0, target, torch.ones_like(target, dtype=nodes.dtype)
+        )
         return F.normalize(self.own(nodes) + self.near(sums / degree.clamp(min=1).unsqueeze(1)), dim=1)
 
 
@@ -170,4 +172,5 @@ class Eigenvalues(nn.Module):
         self.before = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.linalg.eigvalsh(self.before(x) @ self.before(x).mT)
+        y: Tensor = torch.linalg.eigvalsh(self.before(x) @ self.before(x).mT)
+        return y

@@ -11,11 +11,11 @@ from edgerun import files
 PAGE = Path(__file__).parents[1] / "docs" / "pytorch.md"
 HEAD = """# PyTorch networks that were converted
 
-Written by `python -m bench.torch_coverage`, torch {torch}: small networks with random weights, each written as its users
-write it. Every dimension that is a word was converted as dynamic, and compared with the source at three sizes. `error`
-is the largest error against the source in float64 (where a name has a *, in float32), relative to the largest output.
-`slim` are the nodes that onnxslim leaves of the same export. The seconds are those of `convert` with its comparison, on
-a machine that did other work too.
+Written by `python -m bench.torch_coverage`, torch {torch}: small networks with random weights, each written as its
+users write it. Every dimension that is a word was converted as dynamic, and compared with the source at three sizes.
+`error` is the largest error against the source in float64 (where a name has a *, in float32), relative to the largest
+output. `slim` are the nodes that onnxslim leaves of the same export. The seconds are those of `convert` with its
+comparison, on a machine that did other work too.
 
 {converted} of {all} are converted, {refused} refused with a reason.
 """

@@ -126,5 +126,3 @@ def _output_names(paths: Sequence[Sequence[Any]], taken: set[str]) -> list[str]:
         name = words if words and not words[0].isdigit() else f"output_{words}" if words else "output"
         names.append(f"{name}_out" if name in taken else name)
     return names
-
-

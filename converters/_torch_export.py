@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgerun.converters import _normalize
+from edgerun.converters import _normalize, _torch_graph
 from edgerun.converters._torch_call import Call
 from edgerun.converters._torch_reasons import users
 from edgerun.passes import Feeds
@@ -68,13 +68,13 @@ def exported(call: Call, example: Feeds, opset: int) -> Exported:
     return _finish(found.model, call.specs, call.outputs, opset, found.exported_program)
 
 
-def program(exported: Any, specs: Sequence[TensorSpec], outputs: Sequence[str], opset: int) -> Exported:
-    """From a program that torch.export made."""
+def from_program(program: Any, call: Call, opset: int) -> Exported:
+    """From a program that torch.export made; `call` is its module's."""
     import torch
 
-    found = torch.onnx.export(exported, dynamo=True, opset_version=max(opset, 18), verbose=False)
+    found = torch.onnx.export(program, dynamo=True, opset_version=max(opset, 18), verbose=False)
     assert found is not None
-    return _finish(found.model, specs, outputs, opset, found.exported_program)
+    return _finish(found.model, call.specs, call.outputs, opset, found.exported_program)
 
 
 def traced(call: Call, example: Feeds, opset: int) -> Exported:
@@ -90,7 +90,7 @@ def traced(call: Call, example: Feeds, opset: int) -> Exported:
             return tuple(call.invoke(tensors))
 
     with warnings.catch_warnings(record=True) as noted:
-        warnings.simplefilter("always", torch.jit.TracerWarning)
+        warnings.simplefilter("always")  # TracerWarning says which tensors became numbers
         found = _old_exporter(Flat().eval(), call, example, opset)
     places = {(w.filename, w.lineno) for w in noted if _BRANCH.search(str(w.message))}
     places = {place for place in places if users(place[0])} or places
@@ -158,6 +158,7 @@ def _finish(
     common.OutputFixPass()(model)
     modules = _name_by_module(model)
     _rename_inputs(model, specs)
+    _torch_graph.simplify(model)
     renamed: dict[str, str] = {}
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         renamed[value.name or ""] = name
@@ -192,11 +193,11 @@ def _renamed(dim: str | None, written: Mapping[str, str]) -> str | None:
 
 
 def _name_by_module(model: ir.Model) -> dict[str, list[str]]:
-    """`features.0/Conv`: where the node stands in the nn.Module tree, and its operator. Returns each module's values."""
+    """`features.0/Conv`: where the node stands in the nn.Module tree, and its operator. Returns modules' values."""
     modules: dict[str, list[str]] = {}
     for node in model.graph:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-        paths = [s for s in literal_eval(scopes)[:-1] if s] if scopes else _paths(node.name or "")
+        paths = [s for s in literal_eval(scopes)[:-1] if s[:1].strip("_")] if scopes else _paths(node.name or "")
         if paths:
             node.name = f"{paths[-1]}/{node.op_type}"
         for path in paths:

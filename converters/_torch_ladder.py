@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -84,7 +83,7 @@ class Ladder:
         return found
 
     def _check(self, found: Exported) -> tuple[str, bool]:
-        """Why the graph does not hold for other sizes and values ("" if it does), and whether it may still be judged."""
+        """Why the graph does not hold for other sizes and values ("" if it does); may it be judged yet?"""
         run = _ort.runner(found.proto.SerializeToString())
         seen: list[tuple[Feeds, dict[str, np.ndarray]]] = []
         for feeds in [self.example, *self._others(BRANCH_DRAWS if found.branches else 1)]:
@@ -101,10 +100,10 @@ class Ladder:
                 if got[name].shape != want.shape:
                     shapes = f"{list(got[name].shape)}, the source {list(want.shape)}"
                     return f"the graph holds for the example's sizes only: on {sizes}, {name!r} has {shapes}", False
-                error = Difference.of(want, got[name]).relative_error
-                if not error <= LOOSE:
+                off = Difference.of(want, got[name]).relative_error
+                if not off <= LOOSE:
                     where = f" (one side of a branch at {', '.join(found.branches)})" if found.branches else ""
-                    return f"it computes something else{where}: on {sizes}, {name!r} is off by {error:.2g}", not where
+                    return f"it computes something else{where}: on {sizes}, {name!r} is off by {off:.2g}", not where
             seen.append((feeds, wanted))
         found.proto = observed(found.proto, self.call.specs, seen)
         if found.branches:
@@ -149,7 +148,9 @@ def export(call: Call, example: Feeds, opset: int) -> tuple[Exported, list[Attem
         "PyTorch exports this model with fixed sizes only" if fixed else "PyTorch cannot export this model to ONNX",
         got="\n    ".join(f"{attempt.route}: {attempt.reason}" for attempt in ladder.tried),
         wanted="dimensions that the source leaves free" if fixed else None,
-        do="fix them, at the sizes that you need: " + " ".join(f"--input '{s}'" for s in fixed) if fixed else _torch_reasons.advice(ladder.tried),
+        do="fix them, at the sizes that you need: " + " ".join(f"--input '{s}'" for s in fixed)
+        if fixed
+        else _torch_reasons.advice(ladder.tried),
     )
     refused.tried = tuple(ladder.tried)
     raise refused
@@ -158,7 +159,9 @@ def export(call: Call, example: Feeds, opset: int) -> tuple[Exported, list[Attem
 def _fixed(call: Call, opset: int) -> tuple[TensorSpec, ...] | None:
     """The specs with the fewest kinds of dimensions fixed that a route can export: others, the batch, all."""
     example = call.example()
-    sizes = {d: n for s in call.specs for d, n in zip(s.shape, example[s.name].shape, strict=True) if isinstance(d, str)}
+    sizes = {
+        d: n for s in call.specs for d, n in zip(s.shape, example[s.name].shape, strict=True) if isinstance(d, str)
+    }
     batch = {d for d, n in draws.sizes(call.specs, 1, 0).items() if n}
     groups = [set(sizes) - batch, batch, set(sizes)]
     for group in [g for i, g in enumerate(groups) if g and g not in groups[:i]]:
@@ -177,7 +180,7 @@ def _fixed(call: Call, opset: int) -> tuple[TensorSpec, ...] | None:
 
 
 @contextlib.contextmanager
-def unlogged() -> Any:
+def unlogged() -> Iterator[None]:
     """A trial whose failures are no news."""
     log.disabled = True
     try:
@@ -187,7 +190,13 @@ def unlogged() -> Any:
 
 
 @contextlib.contextmanager
-def _silent() -> Any:
-    """Without what exporters print."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+def _silent() -> Iterator[None]:
+    """Without what exporters print: Python's to sys.stdout and sys.stderr, C++'s to the process's second stream."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -87,7 +87,9 @@ def _recorded(call: Call, feeds: Feeds) -> dict[str, tuple[tuple[Any, ...], dict
 
 def _larger(call: Call, example: Feeds) -> Feeds:
     """Other sizes that the model takes, or the example again: what differs between the two is dynamic."""
-    sizes = {d: n for s in call.specs for d, n in zip(s.shape, example[s.name].shape, strict=True) if isinstance(d, str)}
+    sizes = {
+        d: n for s in call.specs for d, n in zip(s.shape, example[s.name].shape, strict=True) if isinstance(d, str)
+    }
     for step in (1, 2, 16):
         feeds = draws.feeds(call.specs, {d: n + (1 if n < 4 else step) for d, n in sizes.items()}, seed=1)
         try:

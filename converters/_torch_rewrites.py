@@ -77,7 +77,9 @@ def plain_weights(module: Any) -> bool:
 
 def eager_attention(module: Any) -> bool:
     """Attention of `transformers` as products and a softmax, instead of one fused call."""
-    parts = [p for p in module.modules() if getattr(getattr(p, "config", None), "_attn_implementation", "eager") != "eager"]
+    parts = [
+        p for p in module.modules() if getattr(getattr(p, "config", None), "_attn_implementation", "eager") != "eager"
+    ]
     for part in parts:
         part.config._attn_implementation = "eager"
     return bool(parts)

@@ -9,7 +9,8 @@ from typing import Any
 
 from edgerun.converters._torch_call import Call
 from edgerun.converters._torch_export import Exported
-from edgerun.passes import Feeds, Tap, Taps
+from edgerun.passes import Feeds
+from edgerun.taps import Tap, Taps
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in \w+\n\s*([^\n]+)')
 

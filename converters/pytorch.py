@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerun.converters import (
-    _normalize, _torch_call, _torch_export, _torch_files, _torch_ladder, _torch_reproduction, _torch_taps,
-)  # fmt: skip
+from edgerun.converters import _normalize, _torch_files, _torch_ladder, _torch_reproduction, _torch_taps
 from edgerun.converters._ort import first_line
+from edgerun.converters._torch_call import Call, program_specs
+from edgerun.converters._torch_export import Exported, from_program
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Conversion
@@ -36,7 +36,7 @@ def recognises(source: Any) -> bool:
 
 
 def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
-    """Export by the first route that holds (torch.export, TorchScript tracing, scripting, known rewrites of the source);
+    """Export by the first route that holds (torch.export, TorchScript tracing, scripting, rewrites of the source);
     dimension names stay as the user wrote them.
 
     `factory` is called without arguments and returns the nn.Module that a state_dict fits. The model runs in eval mode.
@@ -56,7 +56,7 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
             do="give them in call order: --input 'image:float32[batch,3,224,224]'",
         )
     module.eval()
-    call = _torch_call.Call(module, inputs)
+    call = Call(module, inputs)
     example = call.example()
     try:
         found, tried = _torch_ladder.export(call, example, opset)
@@ -68,21 +68,23 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
 
 
 def _program(program: Any, inputs: Sequence[TensorSpec], opset: int) -> Conversion:
-    specs = _torch_call.program_specs(program, inputs)
-    call = _torch_call.Call(program.module(), specs, positional=True)
+    specs = program_specs(program, inputs)
+    call = Call(program.module(), specs, positional=True)
     example = call.example()
     ladder = _torch_ladder.Ladder(call, example, opset)
-    route: _torch_export.Route = lambda call, _, opset: _torch_export.program(program, specs, call.outputs, opset)
-    found = ladder.climb([(".pt2", route)]) or ladder.settle()
+    found = ladder.climb([(".pt2", lambda call, _, opset: from_program(program, call, opset))]) or ladder.settle()
     if found is None:
         raise Unsupported("PyTorch cannot export this program to ONNX", got=ladder.tried[0].reason)
     return _conversion(call, example, found, ladder.tried)
 
 
 def _conversion(
-    call: _torch_call.Call, example: dict[str, Any], found: _torch_export.Exported, tried: Sequence[_torch_ladder.Attempt]
+    call: Call,
+    example: dict[str, Any],
+    found: Exported,
+    tried: Sequence[_torch_ladder.Attempt],
 ) -> Conversion:
-    told = {"routes": [{"route": attempt.route, "failed": attempt.reason or None} for attempt in tried]}
+    told: dict[str, Any] = {"routes": [{"route": attempt.route, "failed": attempt.reason or None} for attempt in tried]}
     if found.branches:
         told["branches"] = list(found.branches)
     taps = _torch_taps.of(call, found)
@@ -143,10 +145,10 @@ def _built(factory: str) -> Any:
     return module
 
 
-def _double(call: _torch_call.Call, example: dict[str, Any]) -> Callable[..., Any] | None:
+def _double(call: Call, example: dict[str, Any]) -> Callable[..., Any] | None:
     """The source in float64, or None where its code fixes another dtype."""
     try:
-        twin = _torch_call.Call(copy.deepcopy(call.module).double(), call.specs, call.positional, double=True)
+        twin = Call(copy.deepcopy(call.module).double(), call.specs, call.positional, double=True)
         results = twin.run(example)
     except Exception as error:  # whatever a hard-coded dtype raises, or a copy that is not allowed
         log.info("the source does not run in float64: %s", first_line(error))

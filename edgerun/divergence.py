@@ -11,7 +11,8 @@ import numpy as np
 from edgerun.metrics import Difference
 from edgerun.model import EXTERNAL_ABOVE, Model
 from edgerun.parity import FLOOR, PLAIN
-from edgerun.passes import Feeds, Runner, Tap, Taps
+from edgerun.passes import Feeds, Runner
+from edgerun.taps import Tap, Taps
 
 if TYPE_CHECKING:
     import onnx
@@ -114,8 +115,14 @@ def _largest(wanted: np.ndarray, got: np.ndarray) -> tuple[tuple[int, ...], floa
     found = Difference.of(wanted, got)
     with np.errstate(invalid="ignore"):
         errors = np.abs(np.subtract(wanted, got, dtype=np.float64) if wanted.dtype != bool else wanted ^ got)
-    errors = np.where(np.isnan(errors) & (np.isnan(wanted) != np.isnan(got)), np.inf, errors) if wanted.dtype.kind == "f" else errors
-    place = np.unravel_index(int(np.nanargmax(errors)), wanted.shape) if errors.size and not np.isnan(errors).all() else ()
+    errors = (
+        np.where(np.isnan(errors) & (np.isnan(wanted) != np.isnan(got)), np.inf, errors)
+        if wanted.dtype.kind == "f"
+        else errors
+    )
+    place = (
+        np.unravel_index(int(np.nanargmax(errors)), wanted.shape) if errors.size and not np.isnan(errors).all() else ()
+    )
     return tuple(int(i) for i in place), found.max_error, found.relative_error
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgerun.checkpoint import Checkpoint
 from edgerun.runtime import Engine, Options, Session, TensorSpec
+from edgerun.taps import Taps
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
 
 Feeds = Mapping[str, np.ndarray]
 Runner = Callable[[Feeds], dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Tap:
-    """What the source computes at one value of the converted model, and `source`, the place where it does."""
-
-    source: str
-    value: np.ndarray
-
-
-Taps = Callable[[Feeds], Mapping[str, Tap]]  # by the names of the model's values; those that have gone are left out
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,18 @@ import click
     metavar="GIB",
     help="Memory for the work on the file; default: this machine's.",
 )
+@click.option(
+    "--reproduction",
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="Where PyTorch cannot export the model: write the smallest part that fails, as a program.",
+)
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
 def command(
     source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str | None,
-    device: str | None, opset: int | None, trust: bool, timeout: float, memory_cap: float, force: bool, as_json: bool,
+    device: str | None, opset: int | None, trust: bool, timeout: float, memory_cap: float,
+    reproduction: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring a trained model in: PyTorch, Keras, TensorFlow, scikit-learn or ONNX to checked ONNX.
 
@@ -63,14 +70,16 @@ def command(
     try:
         model = convert(
             source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, device=device,
-            opset=opset, trust=trust, force=force, limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
+            opset=opset, trust=trust, force=force, reproduction=reproduction,
+            limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
         )  # fmt: skip
     finally:
         logging.getLogger("edgerun").removeHandler(progress)
     parity = Parity.of(model)
     if as_json:
         doors = {"inputs": [str(s) for s in model.inputs], "outputs": [str(s) for s in model.outputs]}
-        click.echo(json.dumps({"output": str(output), "passed": parity.passed, **doors, **parity.to_json()}))
+        routes = {"routes": model.history[-1].options["routes"]} if "routes" in model.history[-1].options else {}
+        click.echo(json.dumps({"output": str(output), "passed": parity.passed, **doors, **routes, **parity.to_json()}))
         return
     click.echo(f"{output}: {', '.join(map(str, model.inputs))} -> {', '.join(map(str, model.outputs))}")
     precision = "float64" if parity.reference == "float64" else "its own precision"
