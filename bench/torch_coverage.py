@@ -1,8 +1,8 @@
 """PyTorch networks through `convert`, one after the other: `python -m bench.torch_coverage`; writes ../docs/pytorch.md.
 
 Plain networks of `torch_nets`, `torch_sequences` and `torch_graphs`, and families of `transformers` where that is
-installed. With onnxslim installed, each graph is counted beside what it makes of the same export. Results are kept by name in
-results/pytorch.json: what is named on the command line, or missing, runs again.
+installed. With onnxslim installed, each graph is counted beside what it makes of the same export. Results are kept by
+name in results/pytorch.json: what is named on the command line, or missing, runs again.
 """
 
 from __future__ import annotations

@@ -118,8 +118,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
         ("pixel_values:float32[batch,3,64,64]",),
     ),
     "resnet": (
-        "ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}, "ResNetForImageClassification",
-        ("pixel_values:float32[batch,3,height,width]",),
+        "ResNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+        "ResNetForImageClassification", ("pixel_values:float32[batch,3,height,width]",),
     ),
     "regnet": ("RegNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
                "RegNetModel", PICTURE),

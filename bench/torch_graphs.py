@@ -104,7 +104,8 @@ class _Switch(nn.Module):
             y = self.warm(x)
         else:
             y = self.cold(x)
-        return y
+        result: Tensor = y
+        return result
 
 
 @case("scripted_if", "x:float32[batch,4]")

@@ -183,7 +183,8 @@ class Capsules(nn.Module):
             found = self.squash((logits.softmax(2).unsqueeze(-1) * votes).sum(1))
             if step < 1:
                 logits = logits + (votes * found.unsqueeze(1)).sum(-1)
-        return found.norm(dim=-1)
+        result: Tensor = found.norm(dim=-1)
+        return result
 
 
 @case("pixel_shuffle", IMAGE)
@@ -293,4 +294,5 @@ class Experts(nn.Module):
         best, where = self.gate(x).topk(2, dim=1)
         every = torch.stack([expert(x) for expert in self.experts], 1)
         chosen = every.gather(1, where.unsqueeze(2).expand(-1, -1, 6))
-        return (best.softmax(1).unsqueeze(2) * chosen).sum(1)
+        result: Tensor = (best.softmax(1).unsqueeze(2) * chosen).sum(1)
+        return result

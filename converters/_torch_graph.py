@@ -20,8 +20,8 @@ def simplify(model: ir.Model) -> None:
     import onnx_ir.passes.common as common
 
     for node in list(model.graph):
-        if node.op_type == "Reshape":
-            _transposed(node) or _reshaped(node)
+        if node.op_type == "Reshape" and not _transposed(node):
+            _reshaped(node)
         elif node.op_type == "Where":
             _unguarded(node)
     common.RemoveUnusedNodesPass()(model)
@@ -104,7 +104,7 @@ def _own(value: ir.Value) -> list[Size] | None:
 
 
 def _sizes(value: ir.Value) -> list[Size] | None:
-    """The elements of a shape as sizes, followed through the arithmetic that exporters write; None where it is other."""
+    """The elements of a shape as sizes, through the arithmetic that exporters write; None where there is other."""
     if (constant := _constant(value)) is not None:
         return [int(n) for n in constant.ravel()] if constant.size <= _SMALL and constant.dtype.kind == "i" else None
     node = value.producer()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ pytest.importorskip("torch")
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+from edgerun.cli import main  # noqa: E402
 from edgerun.errors import Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
@@ -45,6 +47,23 @@ def _routes(model: Model) -> list[tuple[str, str | None]]:
     return [(told["route"], told["failed"]) for told in model.history[-1].options["routes"]]
 
 
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """Run `edgerun ARGUMENTS…` in this process, through its main door."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr("sys.argv", ["edgerun", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        printed = capsys.readouterr()
+        return SimpleNamespace(code=code, out=printed.out, err=printed.err)
+
+    return run
+
+
 class Switch(nn.Module):
     """Another layer for other data."""
 
@@ -56,7 +75,8 @@ class Switch(nn.Module):
         y = self.cold(x)
         if bool(x.mean() > 0):
             y = self.warm(x)
-        return y
+        result: torch.Tensor = y
+        return result
 
 
 def test_a_branch_on_data_keeps_both_sides() -> None:
@@ -120,7 +140,8 @@ def test_dimensions_behind_a_recurrence_keep_the_users_names() -> None:
             self.lstm = nn.LSTM(5, 4, batch_first=True, bidirectional=True)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.lstm(x)[0] * 1.0
+            result: torch.Tensor = self.lstm(x)[0] * 1.0
+            return result
 
     found = convert(Tagger(), inputs=["x:float32[batch,time,5]"])
     assert [str(spec) for spec in found.outputs] == ["output:float32[batch,time,8]"]
@@ -137,7 +158,8 @@ def test_the_source_stays_in_eval_mode_when_a_route_fails() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if bool(x.sum() > 1e9):
                 return x
-            return self.drop(x)
+            result: torch.Tensor = self.drop(x)
+            return result
 
     assert Parity.of(convert(Dropping(), inputs=["x:float32[batch,8]"])).outputs[0].relative_error == 0
 
@@ -176,7 +198,8 @@ def test_json_says_which_route(nets: Path, cli: Callable[..., Any]) -> None:
 def test_a_part_whose_call_cannot_be_written_is_recorded_by_the_program(tmp_path: Path) -> None:
     class Pair(nn.Module):
         def forward(self, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-            return torch.linalg.eigvalsh(pair[0] + pair[1])
+            result: torch.Tensor = torch.linalg.eigvalsh(pair[0] + pair[1])
+            return result
 
     class Outer(nn.Module):
         def __init__(self) -> None:
