@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OLD_EXPORTER = 17  # the newest opset in which the TorchScript exporter is complete
+SOURCE = "edgerun_source"  # what a traced module is called within the one that flattens its results
 _BRANCH = re.compile(r"to a Python (boolean|integer|float|index|number)")
 
 
@@ -84,7 +85,7 @@ def traced(call: Call, example: Feeds, opset: int) -> Exported:
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.source = call.module
+            setattr(self, SOURCE, call.module)
 
         def forward(self, *tensors: Any) -> tuple[Any, ...]:
             return tuple(call.invoke(tensors))
@@ -206,16 +207,17 @@ def _name_by_module(model: ir.Model) -> dict[str, list[str]]:
 
 
 def _paths(name: str) -> list[str]:
-    """The module paths in a name that the TorchScript exporter gave: `/source/body/body.0/a/Gemm` is in `body.0.a`.
+    """The module paths in a name that the TorchScript exporter gave: `/body/body.0/a/Gemm` is in `body.0.a`.
 
     A child of a Sequential repeats its parent's name: `body`, `body.0`.
     """
     found: list[str] = []
     for part in name.split("/")[1:-1]:
         last = found[-1] if found else ""
-        tail = last.rpartition(".")[2] if not part.startswith(f"{last}.") else last
+        tail = last if part.startswith(f"{last}.") else last.rpartition(".")[2]
         if tail and part.startswith(f"{tail}."):
             found.append(last + part[len(tail) :])
-        elif part != "source" or found:
+        else:
             found.append(f"{last}.{part}" if last else part)
-    return found
+    inner = [path.removeprefix(SOURCE).removeprefix(".") for path in found]
+    return [path for path in inner if path]

@@ -24,6 +24,8 @@ def simplify(model: ir.Model) -> None:
             _reshaped(node)
         elif node.op_type == "Where":
             _unguarded(node)
+        elif node.op_type == "Cast":
+            _cast(node)
     common.RemoveUnusedNodesPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
 
@@ -31,10 +33,14 @@ def simplify(model: ir.Model) -> None:
 def _reshaped(node: ir.Node) -> None:
     """Reshape(x, computed) where every size is x's own at the same axis (0), a number, or the only other one (-1)."""
     x, shape = node.inputs[0], node.inputs[1]
-    sizes = None if shape is None or _constant(shape) is not None else _sizes(shape)
-    if x is None or sizes is None or 0 in sizes:
+    sizes = _sizes(shape) if shape is not None else None
+    if x is None or shape is None or sizes is None or 0 in sizes:
         return
     own = _own(x)
+    if sizes == [-1] and own is not None and len(own) == 1:
+        _read_instead(node.outputs[0], x)
+    if _constant(shape) is not None:
+        return
     written = [0 if own and i < len(own) and s == own[i] else s for i, s in enumerate(sizes)]
     others = [i for i, s in enumerate(written) if not isinstance(s, int)]
     if len(others) > 1 or (others and -1 in written):
@@ -42,6 +48,13 @@ def _reshaped(node: ir.Node) -> None:
     constant = np.array([-1 if i in others else s for i, s in enumerate(written)], np.int64)
     node.replace_input_with(1, _initializer(node, constant))
     node.attributes.pop("allowzero", None)  # here a 0 is the input's own size
+
+
+def _cast(node: ir.Node) -> None:
+    """A Cast to the type that a value has is the value."""
+    x = node.inputs[0]
+    if x is not None and x.dtype is not None and x.dtype == node.attributes.get_int("to", 0):
+        _read_instead(node.outputs[0], x)
 
 
 def _transposed(node: ir.Node) -> bool:
@@ -54,7 +67,7 @@ def _transposed(node: ir.Node) -> bool:
         return False
     x, inner, outer = flat.inputs[0], flat.inputs[1], node.inputs[1]
     own = _own(x) if x is not None else None
-    if x is None or inner is None or outer is None or own is None or len(own) < 3:
+    if x is None or inner is None or outer is None or own is None or len(own) < 3 or node.outputs[0].is_graph_output():
         return False
     first, last = _sizes(inner), _sizes(outer)
     if (
@@ -84,13 +97,18 @@ def _unguarded(node: ir.Node) -> None:
     if scores is None or zero is None or (guard := _constant(zero)) is None or guard.any():
         return
     if scores.op_type == "MatMul":
-        node.outputs[0].replace_all_uses_with(softmax)
+        _read_instead(node.outputs[0], softmax)
         return
     for value in scores.inputs if scores.op_type == "Add" else ():
         mask = value.producer() if value is not None else None
         low = _constant(mask.inputs[2]) if mask is not None and mask.op_type == "Where" else None
         if mask is not None and low is not None and low.dtype.kind == "f" and (low == np.finfo(low.dtype).min).all():
             mask.replace_input_with(2, _initializer(mask, np.full_like(low, -np.inf)))
+
+
+def _read_instead(old: ir.Value, new: ir.Value) -> None:
+    if not old.is_graph_output():
+        old.replace_all_uses_with(new)
 
 
 def _own(value: ir.Value) -> list[Size] | None:

@@ -25,7 +25,8 @@ class Divergence:
     """The first value that is not the source's: `node` and `operator` write it, `source` is where the source does.
 
     `wanted` and `got` are the source's and the model's number at `index`, where they differ most; `max_error` is in
-    their unit, `relative_error` = max|e| / max|source|. `agreeing` values before it do not differ; `between` are the
+    their unit, `relative_error` = max|e| / max|source|. `shapes` are the source's and the model's where those differ,
+    and then there are no numbers (NaN). `agreeing` values before it do not differ; `between` are the
     nodes behind those that could be at fault, the last of them `node`.
     """
 
@@ -39,13 +40,16 @@ class Divergence:
     relative_error: float
     agreeing: int
     between: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def __str__(self) -> str:
-        numbers = f"at {list(self.index)} the source has {self.wanted:.6g}, the model {self.got:.6g}"
-        if not self.index and not np.isfinite(self.max_error):
-            numbers = f"its shape is {self.got:g}-dimensional or of another size"
-        errors = f"max abs error {self.max_error:.3g}, relative {self.relative_error:.2g}"
-        text = f"first difference: node {self.node!r} ({self.operator}), {self.source}: {numbers} ({errors})"
+        numbers = (
+            f"at {list(self.index)} the source has {self.wanted:.6g}, the model {self.got:.6g} "
+            f"(max abs error {self.max_error:.3g}, relative {self.relative_error:.2g})"
+        )
+        if self.shapes is not None:
+            numbers = f"its shape is {list(self.shapes[1])}, the source's {list(self.shapes[0])}"
+        text = f"first difference: node {self.node!r} ({self.operator}), {self.source}: {numbers}"
         if len(self.between) > 1:
             text += f"; the fault is in one of {len(self.between)} nodes up to it, {_few(self.between)}"
         return f"{text}; {self.agreeing} values before it agree"
@@ -100,29 +104,25 @@ def _first(
                 agreeing.add(name)
                 continue
             same = wanted.shape == got.shape
-            pair = (float(wanted[index]), float(got[index])) if same else (float(wanted.ndim), float(got.ndim))
+            pair = (float(wanted[index]), float(got[index])) if same else (np.nan, np.nan)
             between = _between(node, makers, agreeing)
             return Divergence(
-                node.name, node.op_type, tap.source, index, *pair, error, relative, len(agreeing), between
+                node.name, node.op_type, tap.source, index, *pair, error, relative, len(agreeing), between,
+                None if same else (wanted.shape, got.shape),
             )  # fmt: skip
     return None
 
 
 def _largest(wanted: np.ndarray, got: np.ndarray) -> tuple[tuple[int, ...], float, float]:
-    """Where two arrays differ most, by how much, and relative to the largest of `wanted`."""
+    """Where two arrays differ most, by how much, and relative to the largest of `wanted`; a NaN in one alone is most."""
     if wanted.shape != got.shape:
         return (), np.inf, np.inf
     found = Difference.of(wanted, got)
+    one, two = wanted.astype(np.float64), got.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        errors = np.abs(np.subtract(wanted, got, dtype=np.float64) if wanted.dtype != bool else wanted ^ got)
-    errors = (
-        np.where(np.isnan(errors) & (np.isnan(wanted) != np.isnan(got)), np.inf, errors)
-        if wanted.dtype.kind == "f"
-        else errors
-    )
-    place = (
-        np.unravel_index(int(np.nanargmax(errors)), wanted.shape) if errors.size and not np.isnan(errors).all() else ()
-    )
+        errors = np.where((one == two) | (np.isnan(one) & np.isnan(two)), 0.0, np.abs(one - two))
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    place = np.unravel_index(int(errors.argmax()), wanted.shape) if errors.size else ()
     return tuple(int(i) for i in place), found.max_error, found.relative_error
 
 

@@ -102,6 +102,14 @@ def test_what_agrees_has_no_difference(tmp_path: Path) -> None:
     assert divergence.find(model, [], _ort.runner, x) is None
 
 
+def test_another_shape_is_a_difference(tmp_path: Path) -> None:
+    model = Model.load(_chain(tmp_path / "chain.onnx"))
+    x = RNG.standard_normal((2, 4)).astype(np.float32)
+    found = divergence.find(model, [lambda _: {"b": Tap("b", np.zeros((1, 4)))}], _ort.runner, {"x": x})
+    assert found is not None and found.node == "soft_b" and found.shapes == ((1, 4), (2, 4))
+    assert "its shape is [2, 4], the source's [1, 4]" in str(found)
+
+
 def test_nan_and_infinity_are_found(tmp_path: Path) -> None:
     model = Model.load(_chain(tmp_path / "chain.onnx"))
     x = RNG.standard_normal((2, 4)).astype(np.float32)
