@@ -191,12 +191,14 @@ def unlogged() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without what exporters print: Python's to sys.stdout and sys.stderr, C++'s to the process's second stream."""
+    """Without what exporters print: Python's to sys.stdout and sys.stderr, C++'s to the process's own streams."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        kept = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
+        kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+        for stream, _ in kept:
+            os.dup2(nowhere.fileno(), stream)
         try:
             yield
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            for stream, copy in kept:
+                os.dup2(copy, stream)
+                os.close(copy)

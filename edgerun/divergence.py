@@ -114,7 +114,7 @@ def _first(
 
 
 def _largest(wanted: np.ndarray, got: np.ndarray) -> tuple[tuple[int, ...], float, float]:
-    """Where two arrays differ most, by how much, and relative to the largest of `wanted`; a NaN in one alone is most."""
+    """Where arrays differ most, by how much, and relative to the largest of `wanted`. A NaN in one alone is most."""
     if wanted.shape != got.shape:
         return (), np.inf, np.inf
     found = Difference.of(wanted, got)
