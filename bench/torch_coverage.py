@@ -20,6 +20,7 @@ from typing import Any
 
 from bench import torch_families, torch_nets, torch_page
 from edgerun import files
+from edgerun.converters import _torch_export
 from edgerun.errors import EdgerunError
 from edgerun.verbs.convert import Parity, convert
 
@@ -73,24 +74,21 @@ def row(name: str, case: Case, keep: Path | None = None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _exports() -> Iterator[list[Any]]:
-    """What torch.onnx.export makes meanwhile, as it makes it."""
-    import onnx
+    """What the exporters make meanwhile, before the converter changes it."""
     import onnx_ir as ir
-    import torch
 
     kept: list[Any] = []
-    export = torch.onnx.export
+    finish = _torch_export._finish
 
-    def keeping(*args: Any, **kwargs: Any) -> Any:
-        result = export(*args, **kwargs)
-        kept.append(onnx.load(args[2]) if result is None else ir.to_proto(result.model.clone()))
-        return result
+    def keeping(model: Any, *args: Any) -> Any:
+        kept.append(ir.to_proto(model.clone()))
+        return finish(model, *args)
 
-    torch.onnx.export = keeping
+    _torch_export._finish = keeping
     try:
         yield kept
     finally:
-        torch.onnx.export = export
+        _torch_export._finish = finish
 
 
 def _slimmed(proto: Any) -> Any:

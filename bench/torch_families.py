@@ -124,7 +124,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
     "regnet": ("RegNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
                "RegNetModel", PICTURE),
     "efficientnet": (
-        "EfficientNetConfig", {"width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 16, "image_size": 32},
+        "EfficientNetConfig", {"width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 320, "image_size": 32},
         "EfficientNetModel", PICTURE,
     ),
     "mobilenet_v1": ("MobileNetV1Config", {"depth_multiplier": 0.25, "image_size": 32}, "MobileNetV1Model", PICTURE),

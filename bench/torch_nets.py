@@ -179,6 +179,7 @@ class Capsules(nn.Module):
         capsules = self.squash(x.view(x.size(0), -1, 4))
         votes = (self.weight @ capsules[:, :, None, :, None]).squeeze(-1)
         logits = torch.zeros(x.size(0), 4 * 36, 5, dtype=x.dtype)
+        found = votes.sum(1)
         for step in range(2):
             found = self.squash((logits.softmax(2).unsqueeze(-1) * votes).sum(1))
             if step < 1:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _SMALL = 64  # elements of a constant that can be a shape
+_NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}  # the second operand that changes nothing
 _END = np.iinfo(np.int64).max
 Size = int | str | tuple[Any, ...]  # a number, a dimension's name, or (what it is computed from)
 
@@ -24,8 +25,8 @@ def simplify(model: ir.Model) -> None:
             _reshaped(node)
         elif node.op_type == "Where":
             _unguarded(node)
-        elif node.op_type == "Cast":
-            _cast(node)
+        elif node.op_type in ("Cast", "Pad", *_NEUTRAL):
+            _left_out(node)
     common.RemoveUnusedNodesPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
 
@@ -50,10 +51,21 @@ def _reshaped(node: ir.Node) -> None:
     node.attributes.pop("allowzero", None)  # here a 0 is the input's own size
 
 
-def _cast(node: ir.Node) -> None:
-    """A Cast to the type that a value has is the value."""
-    x = node.inputs[0]
-    if x is not None and x.dtype is not None and x.dtype == node.attributes.get_int("to", 0):
+def _left_out(node: ir.Node) -> None:
+    """A Cast to the type that a value has, a Pad by nothing, a product with 1 and a sum with 0 are the value."""
+    x, other = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
+    number = _constant(other)
+    if x is None:
+        return
+    if node.op_type == "Cast":
+        same = x.dtype is not None and x.dtype == node.attributes.get_int("to", 0)
+    elif node.op_type == "Pad":
+        same = number is not None and not number.any()
+    else:
+        # one number of no more axes than x has changes neither shape nor value
+        axes = number is not None and number.size == 1 and x.shape is not None and number.ndim <= len(x.shape)
+        same = number is not None and axes and bool(number.ravel()[0] == _NEUTRAL[node.op_type])
+    if same:
         _read_instead(node.outputs[0], x)
 
 

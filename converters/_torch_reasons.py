@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 import traceback
 from collections.abc import Sequence
@@ -59,5 +61,8 @@ def users(file: str) -> bool:
     """Is it a file of the user's, neither torch's nor ours?"""
     import torch
 
-    foreign = (str(Path(torch.__file__).parent), str(Path(__file__).parent), str(Path(__file__).resolve().parent), "<")
-    return not file.startswith(foreign)
+    homes = [Path(inspect.__file__), Path(torch.__file__), Path(__file__), Path(__file__).resolve()]
+    foreign = tuple(f"{home.parent}{os.sep}" for home in homes)
+    if "site-packages" in file and not file.startswith(foreign[1]):
+        return True  # a package that defines the network
+    return not file.startswith((*foreign, "<"))

@@ -146,7 +146,7 @@ def _failures(call: Call, part: Part, opset: int) -> list[Attempt]:
 
     specs = [
         TensorSpec(f"x{i}", str(leaves[at].dtype).removeprefix("torch."),
-                   tuple(dims.get(axis, n) for axis, n in enumerate(leaves[at].shape)))
+                   tuple(dims[axis] if axis in dims else int(n) for axis, n in enumerate(leaves[at].shape)))
         for i, (at, dims) in enumerate(zip(where, part.dims, strict=True))
     ]  # fmt: skip
     alone = Call(Alone().eval(), specs, positional=True)
