@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import importlib
 import importlib.util
 import json
 import logging
@@ -30,6 +31,8 @@ Case = tuple[str, Callable[[], Any], tuple[str, ...]]
 
 def cases() -> dict[str, Case]:
     """Every case by name: what it is from, the factory, the inputs. Families are there where `transformers` is."""
+    for module in ("torch_sequences", "torch_graphs"):  # which register their own
+        importlib.import_module(f"bench.{module}")
     found: dict[str, Case] = {name: ("plain", build, inputs) for name, (build, inputs) in torch_nets.CASES.items()}
     if importlib.util.find_spec("transformers") is not None:
         for name, (_, _, _, inputs) in torch_families.FAMILIES.items():

@@ -124,7 +124,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
     "regnet": ("RegNetConfig", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
                "RegNetModel", PICTURE),
     "efficientnet": (
-        "EfficientNetConfig", {"width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 320, "image_size": 32},
+        "EfficientNetConfig",
+        {"width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 320, "image_size": 32},
         "EfficientNetModel", PICTURE,
     ),
     "mobilenet_v1": ("MobileNetV1Config", {"depth_multiplier": 0.25, "image_size": 32}, "MobileNetV1Model", PICTURE),
@@ -142,7 +143,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
 
 
 def build(name: str) -> Any:
-    """The family's model in eval mode, its weights from seed 0; what starts as zeros, as biases do, is drawn too."""
+    """The family's model in eval mode, its weights from seed 0; what starts as all zeros or ones is drawn too."""
     import torch
     import transformers  # type: ignore[import-not-found]
 
@@ -153,8 +154,8 @@ def build(name: str) -> Any:
     whole = getattr(transformers, owner)(getattr(transformers, kind)(**values)).eval()
     with torch.no_grad():
         for weight in whole.parameters():
-            if not weight.any():
-                weight.normal_(0, 0.05)
+            if (weight == weight.flatten()[0]).all():
+                weight.add_(torch.randn_like(weight), alpha=0.05)
     return getattr(whole, part) if part else whole
 
 
