@@ -87,7 +87,7 @@ def _exports() -> Iterator[list[Any]]:
         kept.append(ir.to_proto(model.clone()))
         return finish(model, *args)
 
-    _torch_export._finish = keeping
+    _torch_export._finish = keeping  # type: ignore[assignment]
     try:
         yield kept
     finally:

@@ -136,8 +136,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str, tuple[str, ...]]] = {
     "yolos": ("YolosConfig", {**_VIT, "image_size": [32, 32], "num_detection_tokens": 5}, "YolosForObjectDetection",
               PICTURE),
     "dpt": (
-        "DPTConfig", {**_VIT, "backbone_out_indices": [0, 0, 1, 1], "neck_hidden_sizes": [8, 8, 8, 8],
-                      "fusion_hidden_size": 8, "reassemble_factors": [4, 2, 1, 0.5]}, "DPTForDepthEstimation", PICTURE,
+        "DPTConfig", {**_VIT, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3],
+                      "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8,
+                      "reassemble_factors": [4, 2, 1, 0.5]}, "DPTForDepthEstimation", PICTURE,
     ),
 }  # fmt: skip
 
