@@ -10,6 +10,7 @@ import numpy as np
 
 from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds, Runner
+from edgerun.taps import Tap, Taps
 
 
 def runner(model: Path | bytes) -> Runner:
@@ -18,7 +19,7 @@ def runner(model: Path | bytes) -> Runner:
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # a run that fails raises what the log would say
     source = model if isinstance(model, bytes) else str(model)
     try:
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -31,6 +32,22 @@ def runner(model: Path | bytes) -> Runner:
         return dict(zip(names, results, strict=True))
 
     return run
+
+
+def inside(model: Path | bytes) -> Taps:
+    """What a model computes at every value that one of its own nodes writes, branches and loops left out."""
+    import onnx
+
+    def taps(feeds: Feeds) -> dict[str, Tap]:
+        proto = onnx.ModelProto.FromString(model) if isinstance(model, bytes) else onnx.load(model)
+        makers = {name: node for node in proto.graph.node for name in node.output if name}
+        have = {value.name for value in proto.graph.output}
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in makers if name not in have)
+        values = runner(proto.SerializeToString())(feeds)
+        told = {name: f"{node.op_type} {node.name!r} of the source" for name, node in makers.items()}
+        return {name: Tap(told[name], value) for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    return taps
 
 
 def first_line(error: BaseException, length: int = 300) -> str:

@@ -1,22 +1,20 @@
-"""Calling a PyTorch model by named arrays, and the routes by which it becomes ONNX."""
+"""The routes by which a PyTorch model becomes ONNX, one function each: torch.export, tracing, scripting."""
 
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 import tempfile
+import warnings
 from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from edgerun import draws
-from edgerun.converters import _normalize
-from edgerun.converters._ort import first_line
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.converters import _normalize, _torch_graph
+from edgerun.converters._torch_call import Call
+from edgerun.converters._torch_reasons import users
 from edgerun.passes import Feeds
 from edgerun.runtime import TensorSpec
 
@@ -24,92 +22,31 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-log = logging.getLogger("edgerun")
-_OLD_EXPORTER = 17  # the newest opset in which the TorchScript exporter is complete
+OLD_EXPORTER = 17  # the newest opset in which the TorchScript exporter is complete
+SOURCE = "edgerun_source"  # what a traced module is called within the one that flattens its results
+_BRANCH = re.compile(r"to a Python (boolean|integer|float|index|number)")
 
 
-class Call:
-    """A module that is called with feeds by name and returns its tensors by name.
+@dataclass
+class Exported:
+    """What a route made, and what its values stand for.
 
-    Inputs go by keyword when every name is a parameter of `forward`, else in order. Outputs are named by their dict
-    keys, `output_0 …` in a sequence, `output` when there is one.
+    `program` is the torch.export program that the graph was written from, whose node names are the graph's value names
+    but for those in `renamed`. `modules` has, by a module's path, the values that nodes within it write, in order.
+    `branches` are the lines of the source where tracing turned a tensor into a number: the graph has one side of each.
     """
 
-    def __init__(
-        self, module: Any, specs: Sequence[TensorSpec], positional: bool = False, double: bool = False
-    ) -> None:
-        self.module, self.positional, self.double = module, positional, double
-        parameters = _parameters(module)
-        names = [spec.name or (parameters[i] if i < len(parameters) else f"input_{i}") for i, spec in enumerate(specs)]
-        if len(set(names)) != len(names):
-            raise EdgerunError("two inputs have the same name", got=", ".join(names))
-        self.by_name = not positional and set(names) <= set(parameters)
-        named = [TensorSpec(name, s.dtype, s.shape) for name, s in zip(names, specs, strict=True)]
-        self.specs = tuple(sorted(named, key=lambda s: parameters.index(s.name)) if self.by_name else named)
-        self.outputs: list[str] = []
-
-    def tensors(self, feeds: Feeds) -> list[Any]:
-        """One tensor per spec, in order; floating ones in float64 when `double`."""
-        import torch
-
-        arrays = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])) for spec in self.specs]
-        return [a.double() if self.double and a.is_floating_point() else a for a in arrays]
-
-    def invoke(self, tensors: Sequence[Any]) -> list[Any]:
-        """The model's tensors, flat; sets `outputs` to their names."""
-        import torch
-        from torch.utils import _pytree as tree
-
-        if self.by_name:
-            result = self.module(**{spec.name: t for spec, t in zip(self.specs, tensors, strict=True)})
-        else:
-            result = self.module(*tensors)
-        leaves = [
-            (path, leaf) for path, leaf in tree.tree_flatten_with_path(result)[0] if isinstance(leaf, torch.Tensor)
-        ]
-        self.outputs = _output_names([path for path, _ in leaves], {spec.name for spec in self.specs})
-        return [leaf for _, leaf in leaves]
-
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-        """Outputs by name, as arrays."""
-        import torch
-
-        with torch.no_grad():
-            leaves = self.invoke(self.tensors(feeds))
-        return {name: leaf.detach().numpy() for name, leaf in zip(self.outputs, leaves, strict=True)}
-
-    def example(self) -> dict[str, np.ndarray]:
-        """The first random feeds that the model takes (batch 2). Raises EdgerunError when it takes none."""
-        refusal = "it returns no tensor"
-        for other in draws.SIZES:
-            feeds = draws.feeds(self.specs, draws.sizes(self.specs, 2, other), seed=0)
-            try:
-                if self.run(feeds):
-                    return feeds
-            except Exception as error:  # the model's own code may raise anything
-                refusal = first_line(error)
-        raise EdgerunError(
-            "the model does not run on these inputs", got=refusal, wanted=", ".join(map(str, self.specs)),
-            do="check names, order, dtypes and shapes in --input",
-        )  # fmt: skip
+    proto: onnx.ModelProto
+    program: Any = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    branches: tuple[str, ...] = ()
 
 
-def ladder(routes: Sequence[tuple[str, Callable[[], onnx.ModelProto]]]) -> onnx.ModelProto:
-    """The first route's model that works; says which did, and why those before it did not."""
-    failures: list[str] = []
-    for name, route in routes:
-        try:
-            proto = route()
-        except Exception as error:  # exporters raise dozens of classes
-            failures.append(f"{name}: {_reason(error)}")
-            log.info("%s cannot export this model: %s", name, _reason(error))
-            continue
-        log.info("exported by %s", name)
-        return proto
-    raise Unsupported("PyTorch cannot export this model to ONNX", got="\n    ".join(failures))
+Route = Callable[[Call, Feeds, int], Exported]
 
 
-def exported(call: Call, example: Feeds, opset: int) -> onnx.ModelProto:
+def exported(call: Call, example: Feeds, opset: int) -> Exported:
     """Through torch.export (`dynamo=True`)."""
     import torch
 
@@ -125,40 +62,51 @@ def exported(call: Call, example: Feeds, opset: int) -> onnx.ModelProto:
         shapes = tuple(dims)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(call.module.forward).parameters.values())
         how = {"args": tuple(tensors), "dynamic_shapes": (shapes,) if variadic else shapes}
-    program = torch.onnx.export(
+    found = torch.onnx.export(
         call.module, dynamo=True, opset_version=max(opset, 18), output_names=call.outputs, verbose=False, **how
     )
-    assert program is not None
-    return _finish(program.model, call.specs, call.outputs, opset)
+    assert found is not None
+    return _finish(found.model, call.specs, call.outputs, opset, found.exported_program)
 
 
-def program(exported: Any, specs: Sequence[TensorSpec], outputs: Sequence[str], opset: int) -> onnx.ModelProto:
-    """From a program that torch.export made."""
+def from_program(program: Any, call: Call, opset: int) -> Exported:
+    """From a program that torch.export made; `call` is its module's."""
     import torch
 
-    found = torch.onnx.export(exported, dynamo=True, opset_version=max(opset, 18), verbose=False)
+    found = torch.onnx.export(program, dynamo=True, opset_version=max(opset, 18), verbose=False)
     assert found is not None
-    return _finish(found.model, specs, outputs, opset)
+    return _finish(found.model, call.specs, call.outputs, opset, found.exported_program)
 
 
-def traced(call: Call, example: Feeds, opset: int) -> onnx.ModelProto:
+def traced(call: Call, example: Feeds, opset: int) -> Exported:
     """Through TorchScript tracing (`dynamo=False`), for models that torch.export cannot follow."""
     import torch
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.source = call.module
+            setattr(self, SOURCE, call.module)
 
         def forward(self, *tensors: Any) -> tuple[Any, ...]:
             return tuple(call.invoke(tensors))
 
-    return _old_exporter(Flat(), call, example, opset)
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")  # TracerWarning says which tensors became numbers
+        found = _old_exporter(Flat().eval(), call, example, opset)
+    places = {(w.filename, w.lineno) for w in noted if _BRANCH.search(str(w.message))}
+    places = {place for place in places if users(place[0])} or places
+    found.branches = tuple(sorted(f"{Path(file).name}:{line}" for file, line in places))
+    return found
 
 
-def scripted(call: Call, example: Feeds, opset: int) -> onnx.ModelProto:
-    """From TorchScript, whose control flow stays."""
-    return _old_exporter(_without_dict(call.module), call, example, opset)
+def scripted(call: Call, example: Feeds, opset: int) -> Exported:
+    """From TorchScript, whose control flow stays; a plain module is compiled to it (`torch.jit.script`)."""
+    import torch
+
+    module = call.module
+    if not isinstance(module, torch.jit.ScriptModule):
+        module = torch.jit.script(module)
+    return _old_exporter(_without_dict(module), call, example, opset)
 
 
 def _without_dict(module: Any) -> Any:
@@ -182,7 +130,7 @@ def _without_dict(module: Any) -> Any:
     return frozen
 
 
-def _old_exporter(module: Any, call: Call, example: Feeds, opset: int) -> onnx.ModelProto:
+def _old_exporter(module: Any, call: Call, example: Feeds, opset: int) -> Exported:
     import onnx
     import onnx_ir as ir
     import torch
@@ -190,28 +138,37 @@ def _old_exporter(module: Any, call: Call, example: Feeds, opset: int) -> onnx.M
     axes = {s.name: {i: d for i, d in enumerate(s.shape) if isinstance(d, str)} for s in call.specs}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "exported.onnx"
-        torch.onnx.export(
-            module, tuple(call.tensors(example)), path, dynamo=False, opset_version=min(opset, _OLD_EXPORTER),
-            input_names=[s.name for s in call.specs], output_names=call.outputs, dynamic_axes=axes, verbose=False,
-        )  # fmt: skip
+        try:
+            torch.onnx.export(
+                module, tuple(call.tensors(example)), path, dynamo=False, opset_version=min(opset, OLD_EXPORTER),
+                input_names=[s.name for s in call.specs], output_names=call.outputs, dynamic_axes=axes, verbose=False,
+            )  # fmt: skip
+        finally:
+            call.module.eval()  # a failed export leaves it in training mode
         proto = onnx.load(path)
     return _finish(ir.from_proto(_normalize.to_opset(proto, opset)), call.specs, call.outputs, opset)
 
 
-def _finish(model: ir.Model, specs: Sequence[TensorSpec], outputs: Sequence[str], opset: int) -> onnx.ModelProto:
+def _finish(
+    model: ir.Model, specs: Sequence[TensorSpec], outputs: Sequence[str], opset: int, source: Any = None
+) -> Exported:
     """Names at the door as the user wrote them, nodes by module path, one opset, a clean graph."""
     import onnx_ir as ir
     import onnx_ir.passes.common as common
 
     common.OutputFixPass()(model)
-    _name_by_module(model)
+    modules = _name_by_module(model)
     _rename_inputs(model, specs)
+    _torch_graph.simplify(model)
+    renamed: dict[str, str] = {}
     for value, name in zip(model.graph.outputs, outputs, strict=True):
+        renamed[value.name or ""] = name
         value.name = name
     proto = _normalize.to_opset(ir.to_proto(model), opset)
     graph = _normalize.normalize(ir.from_proto(proto))
     graph.ir_version = _normalize.ir_version(opset)
-    return _normalize.infer_shapes(ir.to_proto(graph))
+    written = {path: [renamed.get(name, name) for name in names] for path, names in modules.items()}
+    return Exported(_normalize.infer_shapes(ir.to_proto(graph)), source, renamed, written)
 
 
 def _rename_inputs(model: ir.Model, specs: Sequence[TensorSpec]) -> None:
@@ -236,63 +193,31 @@ def _renamed(dim: str | None, written: Mapping[str, str]) -> str | None:
     return None if dim is None else re.sub(r"[A-Za-z_]\w*", lambda word: written.get(word[0], word[0]), dim)
 
 
-def _name_by_module(model: ir.Model) -> None:
-    """`features.0/Conv`: where the node stands in the nn.Module tree, and its operator."""
+def _name_by_module(model: ir.Model) -> dict[str, list[str]]:
+    """`features.0/Conv`: where the node stands in the nn.Module tree, and its operator. Returns modules' values."""
+    modules: dict[str, list[str]] = {}
     for node in model.graph:
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-        path = [scope for scope in literal_eval(scopes)[:-1] if scope] if scopes else []
-        if path:
-            node.name = f"{path[-1]}/{node.op_type}"
+        paths = [s for s in literal_eval(scopes)[:-1] if s[:1].strip("_")] if scopes else _paths(node.name or "")
+        if paths:
+            node.name = f"{paths[-1]}/{node.op_type}"
+        for path in paths:
+            modules.setdefault(path, []).extend(value.name or "" for value in node.outputs)
+    return modules
 
 
-def program_specs(program: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """The door of an exported program; `wanted` may rename inputs and symbolic dimensions, nothing else."""
-    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-    names = list(program.graph_signature.user_inputs)
-    have = [
-        TensorSpec(name, str(values[name].dtype).removeprefix("torch."), tuple(_dim(d) for d in values[name].shape))
-        for name in names
-    ]
-    if not wanted:
-        return have
-    fits = len(wanted) == len(have) and all(
-        w.dtype == h.dtype
-        and len(w.shape) == len(h.shape)
-        and all(x == y or (isinstance(x, str) and isinstance(y, str)) for x, y in zip(w.shape, h.shape, strict=True))
-        for w, h in zip(wanted, have, strict=True)
-    )
-    if not fits:
-        raise EdgerunError(
-            "the program was exported for other inputs", got=", ".join(map(str, wanted)),
-            wanted=", ".join(map(str, have)), do="leave --input out, or export again with these shapes",
-        )  # fmt: skip
-    return [TensorSpec(w.name or h.name, w.dtype, w.shape) for w, h in zip(wanted, have, strict=True)]
+def _paths(name: str) -> list[str]:
+    """The module paths in a name that the TorchScript exporter gave: `/body/body.0/a/Gemm` is in `body.0.a`.
 
-
-def _dim(dim: Any) -> int | str:
-    return dim if isinstance(dim, int) else re.sub(r"\W+", "_", str(dim))
-
-
-def _parameters(module: Any) -> list[str]:
-    schema = getattr(module, "code", None)
-    if isinstance(schema, str) and hasattr(module, "_c"):  # TorchScript knows its parameters by its schema
-        return [argument.name for argument in module._c._get_method("forward").schema.arguments[1:]]
-    parameters = inspect.signature(module.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-
-
-def _output_names(paths: Sequence[Sequence[Any]], taken: set[str]) -> list[str]:
-    names: list[str] = []
-    for path in paths:
-        keys = [getattr(key, "key", getattr(key, "idx", getattr(key, "name", ""))) for key in path]
-        words = "_".join(str(key) for key in keys)
-        name = words if words and not words[0].isdigit() else f"output_{words}" if words else "output"
-        names.append(f"{name}_out" if name in taken else name)
-    return names
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause's first line, without terminal colours."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return re.sub(r"\x1b\[[0-9;]*m", "", first_line(error))
+    A child of a Sequential repeats its parent's name: `body`, `body.0`.
+    """
+    found: list[str] = []
+    for part in name.split("/")[1:-1]:
+        last = found[-1] if found else ""
+        tail = last if part.startswith(f"{last}.") else last.rpartition(".")[2]
+        if tail and part.startswith(f"{tail}."):
+            found.append(last + part[len(tail) :])
+        else:
+            found.append(f"{last}.{part}" if last else part)
+    inner = [path.removeprefix(SOURCE).removeprefix(".") for path in found]
+    return [path for path in inner if path]

@@ -43,7 +43,8 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     _checked(path)
     proto = onnx.load(path)
     repaired = _normalize.repair_names(proto.graph)
-    run = _ort.runner(proto.SerializeToString() if repaired else path)
+    source = proto.SerializeToString() if repaired else path
+    run = _ort.runner(source)
     for value in (*proto.graph.input, *proto.graph.output):
         if not value.type.HasField("tensor_type"):
             raise Unsupported(f"{value.name!r} is no tensor", got=value.type.WhichOneof("value"),
@@ -56,7 +57,7 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     clean = ir.to_proto(graph)
     if proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
         clean = _normalize.infer_shapes(clean)
-    return Conversion(Model.from_proto(clean), run)
+    return Conversion(Model.from_proto(clean), run, taps=[_ort.inside(source)])
 
 
 def _checked(path: Path) -> None:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerun.converters import _normalize, _torch_export, _torch_files
+from edgerun.converters import _normalize, _torch_files, _torch_ladder, _torch_reproduction, _torch_taps
 from edgerun.converters._ort import first_line
-from edgerun.errors import EdgerunError
+from edgerun.converters._torch_call import Call, program_specs
+from edgerun.converters._torch_export import Exported, from_program
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Conversion
 from edgerun.runtime import TensorSpec
@@ -34,10 +36,12 @@ def recognises(source: Any) -> bool:
 
 
 def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
-    """Export with torch.export, or as TorchScript where that cannot; dimension names stay as the user wrote them.
+    """Export by the first route that holds (torch.export, TorchScript tracing, scripting, rewrites of the source);
+    dimension names stay as the user wrote them.
 
     `factory` is called without arguments and returns the nn.Module that a state_dict fits. The model runs in eval mode.
-    Raises EdgerunError for a pickled program, a state_dict that does not fit, or inputs the model refuses.
+    Raises EdgerunError for a pickled program, a state_dict that does not fit, or inputs the model refuses, and
+    Unsupported with the reason of every route, and the smallest part that fails, where none holds.
     """
     warnings.filterwarnings("ignore")  # the exporters' notes to their own authors
     logging.getLogger("torch").setLevel(logging.ERROR)
@@ -52,27 +56,39 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
             do="give them in call order: --input 'image:float32[batch,3,224,224]'",
         )
     module.eval()
-    call = _torch_export.Call(module, inputs)
+    call = Call(module, inputs)
     example = call.example()
-    if isinstance(module, torch.jit.ScriptModule):
-        proto = _torch_export.ladder([("TorchScript", lambda: _torch_export.scripted(call, example, opset))])
-    else:
-        proto = _torch_export.ladder(
-            [
-                ("torch.export", lambda: _torch_export.exported(call, example, opset)),
-                ("TorchScript tracing", lambda: _torch_export.traced(call, example, opset)),
-            ]
-        )
-    model = Model.from_proto(proto)
-    return Conversion(model, call.run, _double(call, example))
+    try:
+        found, tried = _torch_ladder.export(call, example, opset)
+    except _torch_ladder.NotExported as refused:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise
+        raise _torch_reproduction.explained(refused, call, example, opset, factory) from refused
+    return _conversion(call, example, found, tried)
 
 
 def _program(program: Any, inputs: Sequence[TensorSpec], opset: int) -> Conversion:
-    specs = _torch_export.program_specs(program, inputs)
-    call = _torch_export.Call(program.module(), specs, positional=True)
+    specs = program_specs(program, inputs)
+    call = Call(program.module(), specs, positional=True)
     example = call.example()
-    proto = _torch_export.ladder([(".pt2", lambda: _torch_export.program(program, specs, call.outputs, opset))])
-    return Conversion(Model.from_proto(proto), call.run, _double(call, example))
+    ladder = _torch_ladder.Ladder(call, example, opset)
+    found = ladder.climb([(".pt2", lambda call, _, opset: from_program(program, call, opset))]) or ladder.settle()
+    if found is None:
+        raise Unsupported("PyTorch cannot export this program to ONNX", got=ladder.tried[0].reason)
+    return _conversion(call, example, found, ladder.tried)
+
+
+def _conversion(
+    call: Call,
+    example: dict[str, Any],
+    found: Exported,
+    tried: Sequence[_torch_ladder.Attempt],
+) -> Conversion:
+    told: dict[str, Any] = {"routes": [{"route": attempt.route, "failed": attempt.reason or None} for attempt in tried]}
+    if found.branches:
+        told["branches"] = list(found.branches)
+    taps = _torch_taps.of(call, found)
+    return Conversion(Model.from_proto(found.proto), call.run, _double(call, example), taps=taps, told=told)
 
 
 def _module(source: Any, factory: str | None) -> Any:
@@ -129,10 +145,10 @@ def _built(factory: str) -> Any:
     return module
 
 
-def _double(call: _torch_export.Call, example: dict[str, Any]) -> Callable[..., Any] | None:
+def _double(call: Call, example: dict[str, Any]) -> Callable[..., Any] | None:
     """The source in float64, or None where its code fixes another dtype."""
     try:
-        twin = _torch_export.Call(copy.deepcopy(call.module).double(), call.specs, call.positional, double=True)
+        twin = Call(copy.deepcopy(call.module).double(), call.specs, call.positional, double=True)
         results = twin.run(example)
     except Exception as error:  # whatever a hard-coded dtype raises, or a copy that is not allowed
         log.info("the source does not run in float64: %s", first_line(error))

@@ -38,9 +38,13 @@ class GateFailed(EdgerunError):
 
 
 class Unsupported(EdgerunError):
-    """Valid, but this machine, target or version cannot do it."""
+    """Valid, but this machine, target or version cannot do it.
+
+    `reproduction` is the text of a Python program that shows it in the framework itself, where there is one.
+    """
 
     exit_code = 3
+    reproduction = ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> EdgerunError:

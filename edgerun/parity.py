@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -88,7 +89,7 @@ def check(
     Raises EdgerunError when the source refuses every feed, and GateFailed when the converted model refuses one that
     the source takes.
     """
-    drawn = [(given, source(given)) for given in feeds] or _accepted(model, source, seed)
+    drawn = [(given, source(given)) for given in feeds] or accepted(model, source, seed)
     judged64 = source64 is not None
     totals: dict[str, list[Difference]] = {}
     for inputs, wanted in drawn:
@@ -120,21 +121,24 @@ def _output(name: str, error: Difference, own: float | None, bound: float) -> Ou
     return OutputParity(name, error.max_error, error.relative_error, sqnr, own, bound)
 
 
-def _accepted(model: Model, source: Runner, seed: int) -> list[tuple[Feeds, Mapping[str, np.ndarray]]]:
-    """Feeds that the source takes, with its outputs: the first group of sizes where every draw runs."""
+def accepted(model: Model, source: Runner, seed: int = 0) -> list[tuple[Feeds, Mapping[str, np.ndarray]]]:
+    """Feeds that the source takes, with its outputs: the first group of sizes where every draw runs.
+
+    Batch 1 may be refused (one node in a graph has no other to be joined to): then larger ones are drawn.
+    """
     below = draws.index_bounds(model.ir)
     refusal: Exception | None = None
-    for other in draws.SIZES:
+    for other, batches in itertools.product(draws.SIZES, ((1, 3, 2), (4, 6, 5))):
         try:
             found: list[tuple[Feeds, Mapping[str, np.ndarray]]] = []
             for number in range(DRAWS):
                 # Doubling keeps the divisibility that a network with strides may ask for.
-                dims = draws.sizes(model.inputs, (1, 3, 2)[number % 3], other * (1, 1, 2)[number % 3])
+                dims = draws.sizes(model.inputs, batches[number % 3], other * (1, 1, 2)[number % 3])
                 feeds = draws.feeds(model.inputs, dims, seed + number, below)
                 found.append((feeds, source(feeds)))
             return found
         except Exception as error:  # any framework's own complaint about a shape
-            refusal = error
+            refusal = refusal or error
             if not draws.sizes(model.inputs, 1, 1):
                 break
     raise EdgerunError(

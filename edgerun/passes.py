@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from edgerun.runtime import Engine, Options, Session, TensorSpec
+from edgerun.taps import Taps
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -29,6 +30,8 @@ class Conversion:
 
     `run` computes in the source's own precision, `run64` in float64 (None where the source cannot). `feeds` are what to
     compare on where random feeds would not reach what the source has learnt, and `data` says what they are.
+    `taps` find the first node that differs when the comparison fails, tried in order; `told` are JSON values on how it
+    was converted, for the history.
     """
 
     model: Model
@@ -36,6 +39,8 @@ class Conversion:
     run64: Runner | None = None
     feeds: Sequence[Feeds] = ()
     data: str = ""
+    taps: Sequence[Taps] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Converter(Protocol):

@@ -57,12 +57,18 @@ import click
     metavar="GIB",
     help="Memory for the work on the file; default: this machine's.",
 )
+@click.option(
+    "--reproduction",
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="Where PyTorch cannot export the model: write the smallest part that fails, as a program.",
+)
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
 def command(
     source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str | None,
     device: str | None, opset: int | None, trust: bool, preprocessing: Path | None, fold: bool,
-    timeout: float, memory_cap: float, force: bool, as_json: bool,
+    timeout: float, memory_cap: float, reproduction: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring a trained model in: PyTorch, Keras, TensorFlow, scikit-learn or ONNX to checked ONNX.
 
@@ -78,6 +84,7 @@ def command(
         model = convert(
             source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, device=device,
             opset=opset, trust=trust, preprocessing=preprocessing, fold_preprocessing=fold, force=force,
+            reproduction=reproduction,
             limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
         )  # fmt: skip
     finally:
@@ -85,8 +92,9 @@ def command(
     parity = Parity.of(model)
     if as_json:
         doors = {"inputs": [str(s) for s in model.inputs], "outputs": [str(s) for s in model.outputs]}
+        routes = next(({"routes": s.options["routes"]} for s in model.history if "routes" in s.options), {})
         told = {"output": str(output), "passed": parity.passed, **doors, "preprocessing": model.preprocessing}
-        click.echo(json.dumps({**told, **parity.to_json()}))
+        click.echo(json.dumps({**told, **routes, **parity.to_json()}))
         return
     click.echo(f"{output}: {', '.join(map(str, model.inputs))} -> {', '.join(map(str, model.outputs))}")
     if model.preprocessing is not None:

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerun import __version__, contracts, files, guard, parity, registry, sandbox
+from edgerun import __version__, contracts, divergence, files, guard, parity, registry, sandbox
 from edgerun.converters import _ort
 from edgerun.converters._normalize import OLDEST_OPSET
 from edgerun.devices import Device
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model, Step
 from edgerun.parity import Parity
-from edgerun.passes import Converter, Trusting
+from edgerun.passes import Conversion, Converter, Trusting
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
 from edgerun.verbs import devices
@@ -41,6 +41,7 @@ def convert(
     preprocessing: Preprocessing | str | Path | None = None,
     fold_preprocessing: bool = False,
     force: bool = False,
+    reproduction: str | Path | None = None,
     limits: sandbox.Limits | None = None,
 ) -> Model:
     """Convert a model file, or a framework's model object, to a Model; write it to `output` when that is given.
@@ -49,6 +50,7 @@ def convert(
     `inputs` are specs such as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch
     state_dict; `converter` is found from the source when None; `opset` is the newest to write, at most what `target`
     (onnxruntime, or the device's) reads, on `device` (a known one, or a file) where that is given.
+    `reproduction` is a Python file to write when the framework cannot export the model: the smallest part that fails.
     `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
     user. The figures of the comparison with the source are in the history: `Parity.of(model)`.
     `preprocessing` is the contract that the model keeps (or a file that `edgerun.contracts` reads), else what the
@@ -57,8 +59,9 @@ def convert(
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
     layers or operators that cannot be converted.
     """
-    if output is not None:
-        files.refuse_overwrite(Path(output), force)
+    for path in (output, reproduction):
+        if path is not None:
+            files.refuse_overwrite(Path(path), force)
     specs = [TensorSpec.parse(spec) if isinstance(spec, str) else spec for spec in inputs]
     is_file = isinstance(source, (str, Path))
     if is_file:
@@ -78,13 +81,19 @@ def convert(
     with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
         folder, texts = Path(temporary), [str(spec).removeprefix(":") for spec in specs]
         log.info("converters/%s reads %s", name, source if is_file else type(source).__name__)
-        if is_file:
-            arguments = {"source": str(Path(source).resolve()), "folder": temporary, "name": name,
-                         "inputs": texts, "factory": factory, "opset": wanted, "trust": trust,
-                         "contract": contract, "fold": fold_preprocessing}  # fmt: skip
-            sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, limits)
-        else:
-            convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing)
+        try:
+            if is_file:
+                arguments = {"source": str(Path(source).resolve()), "folder": temporary, "name": name,
+                             "inputs": texts, "factory": factory, "opset": wanted, "trust": trust,
+                             "contract": contract, "fold": fold_preprocessing}  # fmt: skip
+                sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, limits)
+            else:
+                convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing)
+        except Unsupported:
+            if reproduction is not None and (program := folder / "reproduction.py").is_file():
+                files.write_bytes(Path(reproduction), program.read_bytes())
+                log.info("%s shows the smallest part that fails", reproduction)
+            raise
         model = _load(folder / "model.onnx")
     if issues := newest.exceeded(model):
         raise Unsupported(f"{where.name if where else chosen} does not read the model", got=issues[0].reason)
@@ -100,22 +109,32 @@ def convert_here(
     """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
     specs, converter = [TensorSpec.parse(text) for text in inputs], registry.converter(name)
     reads = converter.convert_trusted if trust and isinstance(converter, Trusting) else converter.convert
-    found = reads(source, inputs=specs, factory=factory, opset=opset)
+    try:
+        found = reads(source, inputs=specs, factory=factory, opset=opset)
+    except Unsupported as error:
+        if error.reproduction:
+            (Path(folder) / "reproduction.py").write_text(error.reproduction)
+        raise
     path = Path(folder) / "model.onnx"
     if "classes" not in found.model.ir.metadata_props and (classes := contracts.class_names(found.model)):
         found.model.ir.metadata_props["classes"] = json.dumps(classes)
     found.model.save(path)
     log.info("comparing with the source on random inputs")
     ours = _ort.runner(path)
-    result = parity.check(found.model, ours, found.run, found.run64, feeds=found.feeds, data=found.data)
+    try:
+        result = parity.check(found.model, ours, found.run, found.run64, feeds=found.feeds, data=found.data)
+    except GateFailed as error:
+        place = _divergence(found)
+        raise GateFailed(error.what, got=f"{error.got}{place}", wanted=error.wanted, do=error.do) from error
     if not result.passed:
-        raise _gate(result)
+        raise _gate(result, _divergence(found))
     options: Mapping[str, Any] = {
         "source": Path(source).name if isinstance(source, str) else type(source).__name__,
         "inputs": inputs,
         "factory": factory,
         "opset": opset,
         "parity": result.to_json(),
+        **found.told,
     }
     before = _digest(Path(source)) if isinstance(source, str) else ""
     step = Step(f"converters/{name}", __version__, options, before, found.model.digest())
@@ -149,7 +168,19 @@ def _refuse_needless_trust(name: str, is_file: bool) -> None:
                            wanted=f"--trust with {', '.join(able)}", do="leave --trust out")  # fmt: skip
 
 
-def _gate(result: Parity) -> GateFailed:
+def _divergence(found: Conversion) -> str:
+    """The first node that differs from the source, as a line of an error; "" where the converter has no taps."""
+    if not found.taps:
+        return ""
+    log.info("looking for the first node that differs")
+    drawn = list(found.feeds) or [feeds for feeds, _ in parity.accepted(found.model, found.run)]
+    for feeds in drawn:
+        if (place := divergence.find(found.model, found.taps, _ort.runner, feeds)) is not None:
+            return f"\n    {place}"
+    return "\n    no value inside that the source also has differs"
+
+
+def _gate(result: Parity, place: str) -> GateFailed:
     lines = [
         f"{o.name}: relative error {o.relative_error:.2g}, allowed {o.bound:.2g}, SQNR "
         f"{'exact' if o.sqnr_db is None else f'{o.sqnr_db:.1f} dB'}"
@@ -158,7 +189,7 @@ def _gate(result: Parity) -> GateFailed:
     ]
     return GateFailed(
         f"the converted model does not compute what its source computes (against {result.reference})",
-        got="; ".join(lines),
+        got="; ".join(lines) + place,
         do="nothing was written; try fixed sizes in --input, or another --opset",
     )
 

@@ -1,0 +1,102 @@
+"""What PyTorch's exporter writes, made smaller: the same numbers from fewer nodes, and masks as torch defines them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+from edgerun.converters import _ort  # noqa: E402
+from edgerun.model import Model  # noqa: E402
+from edgerun.verbs.convert import Parity, convert  # noqa: E402
+
+
+def _ops(model: Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.ir.graph)
+
+
+class Attention(nn.Module):
+    """Two heads of four; `keep` says which keys a query may look at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        q, k, v = (f(x).view(x.shape[0], -1, 2, 4).transpose(1, 2) for f in self.qkv)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
+        return mixed.transpose(1, 2).reshape(x.shape[0], -1, 8)
+
+
+def test_a_fully_masked_row_gives_zero_as_in_torch() -> None:
+    torch.manual_seed(0)
+    net = Attention()
+    found = convert(net, inputs=["x:float32[batch,length,8]", "keep:bool[batch,length]"])
+    assert Parity.of(found).outputs[0].relative_error <= 1e-6
+    x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
+    keep = np.array([[False, False, False], [True, False, True]])
+    got = _ort.runner(found.to_bytes())({"x": x, "keep": keep})["output"]
+    with torch.no_grad():
+        want = net.eval()(torch.from_numpy(x), torch.from_numpy(keep)).numpy()
+    assert not got[0].any() and got[1].any()
+    assert np.abs(got - want).max() <= 1e-6
+
+
+def test_attention_needs_no_arithmetic_on_shapes() -> None:
+    found = convert(Attention(), inputs=["x:float32[batch,length,8]", "keep:bool[batch,length]"])
+    ops = _ops(found)
+    assert not {"Shape", "Slice", "Concat", "Gather"} & set(ops)
+    assert ops["Reshape"] == 4 and ops["Transpose"] == 5  # q, k, v and back; the keys' own
+
+
+def test_no_mask_no_guard() -> None:
+    class Plain(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.scaled_dot_product_attention(x, x, x)
+
+    assert _ops(convert(Plain(), inputs=["x:float32[batch,2,length,4]"])) == {
+        "Transpose": 1, "Mul": 2, "MatMul": 2, "Softmax": 1,
+    }  # fmt: skip
+
+
+def test_a_recurrence_reshapes_by_constants() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(5, 4, bidirectional=True, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.lstm(x)[0]
+            return y
+
+    found = convert(Both(), inputs=["x:float32[batch,time,5]"])
+    ops = _ops(found)
+    assert ops["Reshape"] == 1 and ops["Slice"] == 1 and "Mul" not in ops  # the slice is the first state's
+    assert len({shape for shape in Parity.of(found).shapes}) == 3 and Parity.of(found).passed
+
+
+def test_what_changes_nothing_is_left_out() -> None:
+    class Idle(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = F.pad(x * 1.0 + 0.0, (0, 0)).float()
+            return torch.relu(y), x * 1.0
+
+    found = convert(Idle(), inputs=["x:float32[batch,3]"])
+    assert _ops(found) <= Counter(["Relu", "Mul"]), "a result of the model itself stays a node"
+
+
+def test_sizes_that_are_computed_stay_computed() -> None:
+    """Two sizes that only the input tells: no constant could stand for both."""
+
+    class Halves(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(x.shape[0] * x.shape[1], x.shape[2] // 2, 2)
+
+    found = convert(Halves(), inputs=["x:float32[batch,length,width]"])
+    assert Parity.of(found).passed and "Shape" in _ops(found)
