@@ -73,7 +73,7 @@ class Graph:
         from onnx import numpy_helper
 
         name = self._name(word)
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self.initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def ints(self, values: Sequence[int], word: str) -> str:

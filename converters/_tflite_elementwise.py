@@ -155,9 +155,12 @@ def _elu(graph: Graph, call: Call) -> Value:
     return graph.made_like(graph.settled(call.value()), "Elu")
 
 
-@rule("HARD_SWISH", to="HardSwish")
+@rule("HARD_SWISH", to="HardSwish; HardSigmoid, Mul below opset 14")
 def _hard_swish(graph: Graph, call: Call) -> Value:
-    return graph.made_like(graph.settled(call.value()), "HardSwish")
+    value = graph.settled(call.value())
+    if graph.opset >= 14:
+        return graph.made_like(value, "HardSwish")
+    return graph.made_like(graph.made_like(value, "HardSigmoid", alpha=1 / 6, beta=0.5), "Mul", value.name)
 
 
 @rule("GELU", to="Gelu; Erf, Mul and Add below opset 20")

@@ -24,7 +24,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Quant:
-    """real = scale·(code - zero): `scale` float32 and `zero` of the codes' dtype, both [1] or one per index of `axis`."""
+    """real = scale·(code - zero): `scale` float32, `zero` of the codes' dtype, both [1] or one per index of `axis`."""
 
     scale: np.ndarray
     zero: np.ndarray
@@ -161,8 +161,10 @@ def _quant(found: Any, dtype: str, shape: Sequence[int]) -> Quant | None:
     fits = scale.size == 1 or (0 <= axis < len(shape) and shape[axis] == scale.size)
     finite = bool(np.isfinite(scale).all() and (scale > 0).all())
     if zero.shape != scale.shape or not fits or not finite or zero.min() < limits.min or zero.max() > limits.max:
-        raise EdgerunError("a tensor's scales do not fit it", got=f"{scale.size} scales, zero points {zero[:4].tolist()}",
-                           wanted="finite positive scales, one or one per channel", do="export it again")  # fmt: skip
+        raise EdgerunError(
+            "a tensor's scales do not fit it", got=f"{scale.size} scales, zero points {zero[:4].tolist()}",
+            wanted="finite positive scales, one or one per channel", do="export it again",
+        )  # fmt: skip
     return Quant(scale, zero.astype(dtype), axis)
 
 

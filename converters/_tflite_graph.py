@@ -18,6 +18,8 @@ from edgerun.converters._layout import Shape
 from edgerun.converters._tflite_files import Net, Operator, Quant, Tensor
 from edgerun.errors import Unsupported
 
+_LEAST = 256  # elements of a float16 constant that is worth a Cast
+
 
 @dataclass(frozen=True)
 class Value(_layout.Value):
@@ -125,14 +127,15 @@ class Graph(_layout.Graph):
         """A weight with its axes in the order `perm`, as it is stored if it is constant."""
         shape = tuple(value.shape[axis] for axis in perm)
         if value.data is None:
-            name = self.plain(value).name
-            turned = name if list(perm) == sorted(perm) else self.node("Transpose", [name], perm=list(perm))
-            return Value(turned, shape, value.dtype)
+            value = self.plain(value)
+            return value if list(perm) == sorted(perm) else self.moved(value, shape, "Transpose", perm=list(perm))
         data = np.transpose(value.data, perm)
         quant = value.quant
         if quant is None:
-            name = self.const(data, word)
             half = data.dtype == np.float16 and value.dtype == "float32"
+            if half and data.size < _LEAST:
+                data, half = data.astype(np.float32), False
+            name = self.const(data, word)
             return Value(self.node("Cast", [name], to=1) if half else name, shape, value.dtype)
         if quant.scale.size > 1:
             quant = replace(quant, axis=list(perm).index(quant.axis))
@@ -156,14 +159,21 @@ class Graph(_layout.Graph):
             return self.plain(replace(value, data=value.data.reshape(()), shape=()))
         missing = rank - value.rank
         quant = value.quant and replace(value.quant, axis=value.quant.axis + missing)
-        shape: Shape = (*[1] * missing, *value.shape)
-        return self.first(replace(value, data=value.data.reshape(shape), shape=shape, quant=quant))
+        data = value.data.reshape([1] * missing + list(value.data.shape))
+        return self.first(replace(value, data=data, shape=data.shape, quant=quant))
 
     def _ordered(self, value: Value, order: np.ndarray) -> Value:
         data = value.data
         if data is None or data.ndim == 0 or data.shape[-1] != len(order):
             return self.plain(value)
         return self.plain(replace(value, data=data[..., order]))
+
+    def moved(self, value: Value, shape: Shape, op: str, *more: str, first: bool = False, **attributes: Any) -> Value:
+        """What an operator that moves elements makes of a value; of one that stands for codes it moves these."""
+        found = Value("", shape, value.dtype, first, quant=value.quant)
+        if value.codes:
+            return self.number(replace(found, codes=self.node(op, [value.codes, *more], **attributes)))
+        return replace(found, name=self.node(op, [value.name, *more], **attributes))
 
     def settled(self, value: Value) -> Value:
         """The value as it lies, with a name: constants lie plainly."""
@@ -193,7 +203,7 @@ class Graph(_layout.Graph):
         self.nodes[-1].output.extend(names[1:])
         return names
 
-    def shared(self, array: np.ndarray, word: str) -> str:
+    def shared(self, array: np.ndarray | np.generic, word: str) -> str:
         """An initializer of which one is enough however often the same content is asked for."""
         key = (word, array.dtype.str, array.shape, array.tobytes())
         if key not in self._shared:
@@ -256,7 +266,11 @@ def _written(
     found = RULES[operator.kind].emit(graph, Call(operator.kind, operator.options, inputs, outputs))
     results = [found] if isinstance(found, Value) else list(found)
     return [
-        graph.coded(value, tensor.quant) if tensor.quant is not None else value
+        replace(value, codes="")
+        if tensor.quant is None and value.data is None
+        else value
+        if tensor.quant is None
+        else graph.coded(value, tensor.quant)
         for value, tensor in zip(results, outputs, strict=True)
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -22,24 +23,25 @@ def reshaped(graph: Graph, value: Value, shape: Shape, wanted: Value | None = No
     batch = known and value.shape[0] == shape[0]
     flat = all(size == 1 for size in value.spatial)
     if value.first and batch and len(shape) == 2:
-        name = _reshape_to(graph, value, (0, *shape[1:]))
-        return Value(name, shape, value.dtype, order=None if flat else flat_order(value.shape[1:]))
+        made = _reshape_to(graph, value, shape, (0, *shape[1:]))
+        return replace(made, order=None if flat else flat_order(value.shape[1:]))
     if batch and len(shape) >= 3 and value.order is None and value.data is None and value.shape[-1] == shape[-1]:
         if value.first or (len(shape) == 4 and set(shape[1:-1]) == {1}):
-            return Value(_reshape_to(graph, value, (0, shape[-1], *shape[1:-1])), shape, value.dtype, first=True)
+            return _reshape_to(graph, value, shape, (0, shape[-1], *shape[1:-1]), first=True)
     value = graph.plain(value)
     if value.shape == shape and None not in shape[1:]:
         return value
     if shape.count(None) <= 1:
-        return Value(_reshape_to(graph, value, shape), shape, value.dtype)
+        return _reshape_to(graph, value, shape, shape)
     if wanted is None:
         raise Unsupported("to a shape that is not known is not supported")
     target = graph.node("Cast", [graph.plain(wanted).name], to=7)
-    return Value(graph.node("Reshape", [value.name, target]), shape, value.dtype)
+    return graph.moved(value, shape, "Reshape", target)
 
 
-def _reshape_to(graph: Graph, value: Value, shape: Shape) -> str:
-    return graph.node("Reshape", [value.name, graph.ints([-1 if size is None else size for size in shape], "shape")])
+def _reshape_to(graph: Graph, value: Value, shape: Shape, lying: Shape, first: bool = False) -> Value:
+    target = graph.ints([-1 if size is None else size for size in lying], "shape")
+    return graph.moved(value, shape, "Reshape", target, first=first)
 
 
 @rule("RESHAPE", to="Reshape")
@@ -71,10 +73,10 @@ def _transpose(graph: Graph, call: Call) -> Value:
     where = [graph.axis(value, axis) for axis in perm]
     lying = [where[0], where[-1], *where[1:-1]]
     if where == list(range(rank)):
-        return replace(call.made(value.name), codes=value.codes, quant=value.quant)
+        return replace(value, shape=call.outputs[0].shape, first=False, padded=None)
     if rank >= 3 and lying == list(range(rank)):
-        return replace(call.made(value.name, first=True), codes=value.codes, quant=value.quant)
-    return call.made(graph.node("Transpose", [value.name], perm=where))
+        return replace(value, shape=call.outputs[0].shape, first=True, padded=None)
+    return graph.moved(value, call.outputs[0].shape, "Transpose", perm=where)
 
 
 @rule("PAD", "PADV2", to="Pad; the padding of the next convolution", limits="constant amounts")
@@ -93,7 +95,7 @@ def _pad(graph: Graph, call: Call) -> Value:
     return replace(made, padded=(value, (*(begin for begin, _ in spatial), *(end for _, end in spatial))))
 
 
-def _padded(graph: Graph, value: Value, amounts: Sequence[tuple[int, int]], more: Sequence[str], **how: str) -> str:
+def _padded(graph: Graph, value: Value, amounts: Sequence[tuple[int, int]], more: Sequence[str], **how: Any) -> str:
     placed = [(0, 0)] * len(amounts)
     for axis, pair in enumerate(amounts):
         placed[graph.axis(value, axis)] = pair
@@ -154,8 +156,10 @@ def _range(graph: Graph, call: Call) -> Value:
     return call.made(graph.node("Range", [graph.plain(call.value(index)).name for index in range(3)]))
 
 
-@rule("ONE_HOT", to="OneHot")
+@rule("ONE_HOT", to="OneHot", limits="no codes")
 def _one_hot(graph: Graph, call: Call) -> Value:
+    if call.outputs[0].quant is not None:
+        raise Unsupported("in codes, which TFLite fills without their scale, is not supported")
     indices, depth, on, off = (graph.plain(call.value(index)) for index in range(4))
     ends = graph.node("Concat", [graph.node("Reshape", [v.name, graph.ints([1], "one")]) for v in (off, on)], axis=0)
     depth_name = graph.node("Reshape", [depth.name, graph.ints([1], "one")])

@@ -35,15 +35,15 @@ class Source:
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """The outputs, by the net's names."""
-        self._invoke(feeds)
-        return {name: self._interpreter.get_tensor(index) for name, index in self._net.outputs.items()}
+        self.invoke(feeds)
+        return {name: self.tensor(index) for name, index in self._net.outputs.items()}
 
-    def tensors(self, feeds: Feeds, indices: Sequence[int]) -> dict[int, np.ndarray]:
-        """What the net's tensors hold after a run on `feeds`."""
-        self._invoke(feeds)
-        return {index: self._interpreter.get_tensor(index) for index in indices}
+    def tensor(self, index: int) -> np.ndarray:
+        """What a tensor of the net holds after the latest run."""
+        return np.asarray(self._interpreter.get_tensor(index))
 
-    def _invoke(self, feeds: Feeds) -> None:
+    def invoke(self, feeds: Feeds) -> None:
+        """Run once; every tensor keeps what it held."""
         interpreter = self._interpreter
         sizes = {detail["index"]: detail["shape"].tolist() for detail in interpreter.get_input_details()}
         for name, index in self._inputs.items():

@@ -1,4 +1,4 @@
-"""TFLite operators with a window over the picture, or whose kernels want channels first: convolution, pooling, resize."""
+"""TFLite operators whose kernels want channels first: convolution, pooling, resizing, blocks."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _transposed(graph: Graph, call: Call) -> Value:
     if min(more) < 0 or any(extra >= s for extra, s in zip(more, strides, strict=True)):
         raise Unsupported("an output of that size is not supported", got=call.outputs[0].shape)
     names = [value.name, graph.placed(kernel, (3, 0, 1, 2), "kernel").name, *bias_of(graph, call, 3, kernel)]
-    extra = {"output_padding": more} if any(more) else {}
+    extra: dict[str, Any] = {"output_padding": more} if any(more) else {}
     name = graph.node("ConvTranspose", names, strides=strides, pads=begins + ends, **extra)
     return activate(graph, call, call.made(name, first=True))
 

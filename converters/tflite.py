@@ -1,4 +1,4 @@
-"""TFLite in: float, float16 and full INT8 `.tflite` files; codes stay the file's own, as Q/DQ, channels first inside."""
+"""TFLite in: `.tflite` files in float, float16 and INT8, whose codes stay the file's own; channels first inside."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     import onnx
 
     from edgerun.converters._tflite_files import Net
+    from edgerun.converters._tflite_graph import Value
 
 summary = "TFLite: .tflite files in float32, float16 and INT8"
 requires: tuple[str, ...] = ("ai_edge_litert", "onnx", "onnx_ir", "onnxruntime")
 extra = "tflite"
-newest_opset = _normalize.PREFERRED_OPSET
+newest_opset = 20  # at 21 ONNX Runtime 1.31 fails on int8 codes that are moved between Q/DQ pairs
 RULE_MODULES = ("_tflite_elementwise", "_tflite_windows", "_tflite_shapes", "_tflite_parts", "_tflite_sums")
 _STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE")
 
@@ -54,12 +55,14 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     specs = _door.matched(have, inputs)
     names = _unlike({spec.name for spec in specs}, list(net.outputs))
     net = replace(net, outputs=dict(zip(names, net.outputs.values(), strict=True)))
-    model = Model.from_proto(write(net, specs, opset))
+    proto, values = write(net, specs, min(opset, newest_opset))
+    model = Model.from_proto(proto)
     ran = Source(path.read_bytes(), net, [spec.name for spec in specs])
     if not _tflite_parity.coded(net):
         return Conversion(model, ran.run)
     feeds = _tflite_parity.feeds(net, model)
-    return Conversion(model, ran.run, feeds=feeds, data=_tflite_parity.DATA)
+    parts = _tflite_parity.parts(net, values, proto, ran, feeds)
+    return Conversion(model, ran.run, feeds=feeds, data=_tflite_parity.DATA, parts=parts)
 
 
 def rules() -> Mapping[str, Any]:
@@ -71,8 +74,11 @@ def rules() -> Mapping[str, Any]:
     return RULES
 
 
-def write(net: Net, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelProto:
-    """The net as ONNX with the inputs `specs`. Raises Unsupported with everything in it that has no form here."""
+def write(net: Net, specs: Sequence[TensorSpec], opset: int) -> tuple[onnx.ModelProto, dict[int, Value]]:
+    """The net as ONNX with the inputs `specs`, and how each of its tensors is called there and lies.
+
+    Raises Unsupported with everything in it that has no form here.
+    """
     from onnx import helper
 
     from edgerun.converters import _tflite_graph
@@ -83,19 +89,23 @@ def write(net: Net, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelProto:
     refused: list[str] = []
     _tflite_graph.walk(graph, net, values, refused)
     _refuse(refused)
+    doors = {spec.name for spec in specs}
     outputs, lead = [], specs[0].shape[0] if specs and specs[0].shape else "batch"
     for name, index in net.outputs.items():
         graph.scope = name
         value = graph.plain(_tflite_graph.read(graph, net, index, values))
-        graph.nodes.append(helper.make_node("Identity", [value.codes or value.name], [name]))
+        last = value.codes or value.name
+        graph.nodes.append(helper.make_node("Identity", [last], [name]))
+        if index in values and value.codes and values[index].codes == last and last not in doors:
+            values[index] = replace(values[index], codes=name)  # the Identity goes, and its name stays
         dims = [lead if axis == 0 and size is None else size for axis, size in enumerate(net.tensors[index].shape)]
         outputs.append(helper.make_tensor_value_info(name, _kind(net.tensors[index].dtype), dims))
-    doors = [helper.make_tensor_value_info(spec.name, _kind(spec.dtype), spec.shape) for spec in specs]
-    body = helper.make_graph(graph.nodes, "tflite", doors, outputs, list(graph.initializers.values()))
+    entries = [helper.make_tensor_value_info(spec.name, _kind(spec.dtype), spec.shape) for spec in specs]
+    body = helper.make_graph(graph.nodes, "tflite", entries, outputs, list(graph.initializers.values()))
     proto = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)])
     if scales := _scales(net, specs):
         proto.metadata_props.add(key="quantization", value=json.dumps(scales, sort_keys=True))
-    return _clean(proto, opset)
+    return _clean(proto, opset), values
 
 
 def _entering(graph: Any, net: Net, index: int, spec: TensorSpec) -> Any:
@@ -122,7 +132,7 @@ def _unknown(net: Net) -> list[str]:
 def _refuse(lines: Sequence[str]) -> None:
     if lines:
         raise Unsupported("the model has operators that cannot be converted", got="\n    " + "\n    ".join(lines),
-                          do="docs/tflite.md has those that can; replace the others, or export without them")  # fmt: skip
+                          do="replace them by what docs/tflite.md lists, or export without them")  # fmt: skip
 
 
 def _scales(net: Net, specs: Sequence[TensorSpec]) -> dict[str, Any]:

@@ -24,11 +24,25 @@ Runner = Callable[[Feeds], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
+class Part:
+    """A piece of a converted model that computes on codes, with what the source fed it and what it made of that.
+
+    `kind` is the source's operator; `wanted` are codes, or floats that are made of codes.
+    """
+
+    kind: str
+    run: Runner
+    feeds: Feeds
+    wanted: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Conversion:
     """A converter's result: the model, and the source as two functions to compare with.
 
     `run` computes in the source's own precision, `run64` in float64 (None where the source cannot). `feeds` are what to
-    compare on where random feeds would not reach what the source has learnt, and `data` says what they are.
+    compare on where random feeds would not reach what the source has learnt, and `data` says what they are. `parts` are
+    the whole model in pieces, where the source computes on codes: then these are judged, and not the outputs.
     """
 
     model: Model
@@ -36,6 +50,7 @@ class Conversion:
     run64: Runner | None = None
     feeds: Sequence[Feeds] = ()
     data: str = ""
+    parts: Iterable[Part] | None = None
 
 
 class Converter(Protocol):

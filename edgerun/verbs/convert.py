@@ -93,7 +93,9 @@ def convert_here(
     found.model.save(path)
     log.info("comparing with the source on random inputs")
     ours = _ort.runner(path)
-    result = parity.check(found.model, ours, found.run, found.run64, feeds=found.feeds, data=found.data)
+    result = parity.check(
+        found.model, ours, found.run, found.run64, feeds=found.feeds, data=found.data, parts=found.parts
+    )
     if not result.passed:
         raise _gate(result)
     options: Mapping[str, Any] = {
@@ -123,6 +125,11 @@ def _gate(result: Parity) -> GateFailed:
         f"{'exact' if o.sqnr_db is None else f'{o.sqnr_db:.1f} dB'}"
         for o in result.outputs
         if not o.passed
+    ]
+    lines += [
+        f"{c.kind}: {c.steps:g} steps, allowed {parity.STEPS} (floats {c.relative_error:.2g})"
+        for c in result.codes
+        if not c.passed
     ]
     return GateFailed(
         f"the converted model does not compute what its source computes (against {result.reference})",
