@@ -44,7 +44,7 @@ def limited(graph: Graph, call: Call, value: Value, low: float, high: float) -> 
 _BINARY = {"ADD": "Add", "SUB": "Sub", "MUL": "Mul", "DIV": "Div", "MAXIMUM": "Max", "MINIMUM": "Min", "POW": "Pow"}
 
 
-@rule(*_BINARY, to="the operator of that name")
+@rule(*_BINARY, to=_BINARY)
 def _binary(graph: Graph, call: Call) -> Value:
     left, right = graph.alike([call.value(0), call.value(1)])
     if call.kind == "DIV" and left.dtype.startswith("int"):
@@ -96,15 +96,24 @@ _COMPARED = {
 }  # fmt: skip
 
 
-@rule(*_COMPARED, to="the operator of that name")
+def _sides(graph: Graph, call: Call) -> list[Value]:
+    """What is compared. TFLite compares codes as multiples of 1/256, whatever their scales."""
+    sides = graph.alike([call.value(0), call.value(1)])
+    if all(value.quant is not None for value in (call.value(0), call.value(1))):
+        fine = graph.shared(np.float32(256), "fine")
+        sides = [graph.made_like(graph.made_like(side, "Mul", fine), "Round") for side in sides]
+    return sides
+
+
+@rule(*_COMPARED, to=_COMPARED)
 def _compared(graph: Graph, call: Call) -> Value:
-    left, right = graph.alike([call.value(0), call.value(1)])
+    left, right = _sides(graph, call)
     return graph.beside(call, graph.node(_COMPARED[call.kind], [left.name, right.name]), left, right)
 
 
 @rule("NOT_EQUAL", to="Equal, Not")
 def _not_equal(graph: Graph, call: Call) -> Value:
-    left, right = graph.alike([call.value(0), call.value(1)])
+    left, right = _sides(graph, call)
     return graph.beside(call, graph.node("Not", [graph.node("Equal", [left.name, right.name])]), left, right)
 
 
@@ -124,7 +133,7 @@ _UNARY = {
 }  # fmt: skip
 
 
-@rule(*_UNARY, to="the operator of that name (LOGISTIC: Sigmoid)")
+@rule(*_UNARY, to=_UNARY)
 def _unary(graph: Graph, call: Call) -> Value:
     return graph.made_like(graph.settled(call.value()), _UNARY[call.kind])
 
@@ -208,7 +217,10 @@ def _quantize(graph: Graph, call: Call) -> Value:
     return call.value()
 
 
-@rule("DEQUANTIZE", "DENSIFY", to="DequantizeLinear; Cast for float16; sparse constants are written out")
+_STORED = {"DEQUANTIZE": "DequantizeLinear; Cast for float16", "DENSIFY": "a constant without its gaps"}
+
+
+@rule(*_STORED, to=_STORED)
 def _dequantize(graph: Graph, call: Call) -> Value:
     """The real tensor, which every rule reads anyway; a constant stays one, in the form in which it is stored."""
     return replace(call.value(), dtype=call.outputs[0].dtype) if call.value().data is not None else call.value()

@@ -7,7 +7,7 @@ codes. Constants keep the form in which the file stores them: codes behind Dequa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from edgerun.converters import _layout
 from edgerun.converters._layout import Shape
 from edgerun.converters._tflite_files import Net, Operator, Quant, Tensor
-from edgerun.errors import Unsupported
+from edgerun.errors import EdgerunError, Unsupported
 
 _LEAST = 256  # elements of a float16 constant that is worth a Cast
 
@@ -76,21 +76,26 @@ Emit = Callable[["Graph", Call], "Value | Sequence[Value]"]
 
 @dataclass(frozen=True)
 class Rule:
-    """How an operator is written: `to` names the ONNX operators, `limits` what is refused."""
+    """How operators are written: `to` names the ONNX operators of each, `limits` what they must be.
+
+    Its codes are within `steps` of TFLite's own on the same codes.
+    """
 
     emit: Emit
-    to: str
+    to: Mapping[str, str]
     limits: str
+    steps: int
 
 
 RULES: dict[str, Rule] = {}
 
 
-def rule(*kinds: str, to: str, limits: str = "") -> Callable[[Emit], Emit]:
+def rule(*kinds: str, to: str | Mapping[str, str], limits: str = "", steps: int = 1) -> Callable[[Emit], Emit]:
     """Register the function that writes these operators."""
 
     def register(emit: Emit) -> Emit:
-        RULES.update({kind: Rule(emit, to, limits) for kind in kinds})
+        names = {kind: to if isinstance(to, str) else to[kind] for kind in kinds}
+        RULES.update({kind: Rule(emit, names, limits, steps) for kind in kinds})
         return emit
 
     return register
@@ -246,13 +251,18 @@ def walk(graph: Graph, net: Net, values: dict[int, Value], refused: list[str]) -
 
     An operator that cannot be written adds its line to `refused` and the walk goes on, so that one run names them all.
     """
+    unknown = set[int]()
     for operator in net.operators:
         outputs = [net.tensors[index] for index in operator.outputs]
+        if not outputs:
+            raise EdgerunError(f"the file is damaged: {operator.kind} makes nothing", do="export it again")
         graph.scope = outputs[0].name.partition(";")[0].rpartition(":")[0] or outputs[0].name or operator.kind
         try:
             made = _written(graph, net, operator, outputs, values)
         except Unsupported as error:
-            refused.append(f"{operator.kind} ({outputs[0].name[:60]}): {error.what}")
+            if not any(index in unknown for index in operator.inputs):  # else it may well follow from what was refused
+                refused.append(f"{operator.kind} ({outputs[0].name[:60]}): {error.what}")
+            unknown |= set(operator.outputs)
             made = [Value(f"refused_{i}", t.shape, "float32" if t.quant else t.dtype) for i, t in enumerate(outputs)]
         values.update(zip(operator.outputs, made, strict=True))
 
@@ -263,8 +273,17 @@ def _written(
     if operator.kind not in RULES:
         raise Unsupported("not supported")
     inputs = [None if index < 0 else read(graph, net, index, values) for index in operator.inputs]
-    found = RULES[operator.kind].emit(graph, Call(operator.kind, operator.options, inputs, outputs))
+    try:
+        found = RULES[operator.kind].emit(graph, Call(operator.kind, operator.options, inputs, outputs))
+    except EdgerunError:
+        raise
+    except Exception as error:  # whatever a rule meets in sizes, options and constants that do not belong together
+        raise EdgerunError(f"the file is damaged: {operator.kind} does not fit its tensors",
+                           got=f"{outputs[0].name[:60]}: {error}", do="export it again") from error  # fmt: skip
     results = [found] if isinstance(found, Value) else list(found)
+    if len(results) != len(outputs):
+        raise EdgerunError(f"the file is damaged: {operator.kind} does not fit its tensors",
+                           got=f"{len(outputs)} outputs", wanted=str(len(results)), do="export it again")  # fmt: skip
     return [
         replace(value, codes="")
         if tensor.quant is None and value.data is None

@@ -15,7 +15,7 @@ import numpy as np
 from edgerun import draws
 from edgerun.converters import _ort
 from edgerun.converters._tflite_files import Net, Quant
-from edgerun.converters._tflite_graph import Value
+from edgerun.converters._tflite_graph import RULES, Value
 from edgerun.converters._tflite_source import Source
 from edgerun.model import Model
 from edgerun.passes import Feeds, Part
@@ -63,7 +63,10 @@ def parts(
     makers = {name: node for node in proto.graph.node for name in node.output}
     kinds = {index: operator.kind for operator in net.operators for index in operator.outputs}
     doors = set(net.inputs.values())
-    known = {_name(value): index for index, value in values.items() if value.codes or index in doors}
+    known: dict[str, int] = {}
+    for index, value in values.items():
+        if value.codes or index in doors:  # a value that only lies otherwise has the name of another, which came first
+            known.setdefault(value.codes or value.name, index)
     known = {name: index for name, index in known.items() if name in makers or index in doors}
     targets = {name: index for name, index in known.items() if index not in doors}
     outputs = {name: index for name, index in net.outputs.items() if name not in known and index in kinds}
@@ -76,11 +79,8 @@ def parts(
             wanted = source.tensor(index)
             if name in targets:
                 wanted = _lying(wanted, values[index])
-            yield Part(kinds[index], _ort.runner(_model(proto, piece, given, name, wanted)), given, {name: wanted})
-
-
-def _name(value: Value) -> str:
-    return value.codes or value.name
+            run = _ort.runner(_model(proto, piece, given, name, wanted))
+            yield Part(kinds[index], run, given, {name: wanted}, RULES[kinds[index]].steps)
 
 
 def _lying(array: np.ndarray, value: Value) -> np.ndarray:

@@ -52,7 +52,7 @@ def _reshape(graph: Graph, call: Call) -> Value:
     return reshaped(graph, call.value(), shape, given)
 
 
-@rule("SQUEEZE", "EXPAND_DIMS", to="Reshape")
+@rule("SQUEEZE", "EXPAND_DIMS", to="Reshape; Squeeze, Unsqueeze where sizes are open")
 def _axes_of_one(graph: Graph, call: Call) -> Value:
     value, shape = call.value(), call.outputs[0].shape
     if shape.count(None) > 1:
@@ -79,7 +79,7 @@ def _transpose(graph: Graph, call: Call) -> Value:
     return graph.moved(value, call.outputs[0].shape, "Transpose", perm=where)
 
 
-@rule("PAD", "PADV2", to="Pad; the padding of the next convolution", limits="constant amounts")
+@rule("PAD", "PADV2", to="Pad; zeros join the next convolution", limits="constant amounts")
 def _pad(graph: Graph, call: Call) -> Value:
     amounts = [(int(begin), int(end)) for begin, end in call.constant(1)]
     value = call.value()
@@ -166,7 +166,10 @@ def _one_hot(graph: Graph, call: Call) -> Value:
     return call.made(graph.node("OneHot", [indices.name, depth_name, ends], axis=int(call.options.axis)))
 
 
-@rule("SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND", to="Pad, Reshape, Transpose, Slice", limits="sizes that are known")
+_BATCHED = {"SPACE_TO_BATCH_ND": "Pad, Reshape, Transpose", "BATCH_TO_SPACE_ND": "Reshape, Transpose, Slice"}
+
+
+@rule(*_BATCHED, to=_BATCHED, limits="sizes that are known")
 def _space_batch(graph: Graph, call: Call) -> Value:
     """Blocks b₁×b₂… of the picture become pictures of their own, or come back; crops and paddings per spatial axis."""
     value, blocks = graph.plain(call.value()), [int(size) for size in call.constant(1)]

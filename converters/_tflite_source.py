@@ -49,8 +49,12 @@ class Source:
         for name, index in self._inputs.items():
             if sizes[index] != list(feeds[name].shape):
                 interpreter.resize_tensor_input(index, feeds[name].shape)
-        interpreter.allocate_tensors()
-        interpreter.reset_all_variables()
-        for name, index in self._inputs.items():
-            interpreter.set_tensor(index, feeds[name])
-        interpreter.invoke()
+        try:
+            interpreter.allocate_tensors()
+            for name, index in self._inputs.items():
+                interpreter.set_tensor(index, feeds[name])
+            interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            shapes = {name: list(array.shape) for name, array in feeds.items()}
+            raise EdgerunError("TFLite's interpreter fails", got=f"{shapes}: {first_line(error)}",
+                               do="give --input with fixed sizes that the model takes") from error  # fmt: skip

@@ -76,7 +76,7 @@ def _lying(graph: Graph, value: Value, axes: list[int], keep: bool) -> tuple[Val
     return graph.plain(value), False
 
 
-@rule(*_REDUCED, *_OF_BOOLS, to="Reduce…; GlobalAveragePool for the mean of a picture", limits="constant axes")
+@rule(*_REDUCED, *_OF_BOOLS, to=_REDUCED | _OF_BOOLS, limits="constant axes")
 def _reduce(graph: Graph, call: Call) -> Value:
     axes = sorted({int(axis) % max(call.value().rank, 1) for axis in call.constant(1).reshape(-1)})
     keep = bool(call.options.keepDims)
@@ -96,12 +96,14 @@ def _reduce(graph: Graph, call: Call) -> Value:
     return call.made(graph.node("Cast", [name], to=9) if boolean else name, first=first)
 
 
-@rule("ARG_MAX", "ARG_MIN", to="ArgMax, ArgMin", limits="a constant axis")
+_ARGS = {"ARG_MAX": "ArgMax", "ARG_MIN": "ArgMin"}
+
+
+@rule(*_ARGS, to=_ARGS, limits="a constant axis")
 def _arg(graph: Graph, call: Call) -> Value:
     axis = int(call.constant(1).reshape(-1)[0]) % max(call.value().rank, 1)
     value, first = _lying(graph, call.value(), [axis], False)
-    op = "ArgMax" if call.kind == "ARG_MAX" else "ArgMin"
-    name = graph.node(op, [value.name], axis=graph.axis(value, axis), keepdims=0)
+    name = graph.node(_ARGS[call.kind], [value.name], axis=graph.axis(value, axis), keepdims=0)
     return call.made(name if call.outputs[0].dtype == "int64" else graph.node("Cast", [name], to=6), first=first)
 
 
@@ -114,14 +116,16 @@ def _topk(graph: Graph, call: Call) -> list[Value]:
     return [call.made(values), call.made(graph.node("Cast", [indices], to=6) if narrow else indices, 1)]
 
 
-@rule("SOFTMAX", "LOG_SOFTMAX", to="Softmax, LogSoftmax")
+_SOFTMAX = {"SOFTMAX": "Softmax", "LOG_SOFTMAX": "LogSoftmax"}
+
+
+@rule(*_SOFTMAX, to=_SOFTMAX)
 def _softmax(graph: Graph, call: Call) -> Value:
     value = call.value() if call.value().order is None else graph.plain(call.value())
     value, beta = graph.settled(value), float(getattr(call.options, "beta", 1.0))
     if beta != 1 and call.kind == "SOFTMAX":
         value = graph.made_like(value, "Mul", graph.shared(np.float32(beta), "beta"))
-    op = "Softmax" if call.kind == "SOFTMAX" else "LogSoftmax"
-    return graph.made_like(value, op, axis=graph.axis(value, -1))
+    return graph.made_like(value, _SOFTMAX[call.kind], axis=graph.axis(value, -1))
 
 
 @rule("L2_NORMALIZATION", to="ReduceL2, Max, Div")

@@ -85,7 +85,7 @@ def _conv(graph: Graph, call: Call) -> Value:
     return _convolve(graph, call, channels // inner, (0, 3, 1, 2))  # [out, h, w, in/group]
 
 
-@rule("DEPTHWISE_CONV_2D", to="Conv", limits="")
+@rule("DEPTHWISE_CONV_2D", to="Conv")
 def _depthwise(graph: Graph, call: Call) -> Value:
     channels = call.value(0).shape[-1]
     if not channels:
@@ -117,7 +117,10 @@ def _transposed(graph: Graph, call: Call) -> Value:
     return activate(graph, call, call.made(name, first=True))
 
 
-@rule("MAX_POOL_2D", "AVERAGE_POOL_2D", to="MaxPool, AveragePool, GlobalAveragePool")
+_POOLS = {"MAX_POOL_2D": "MaxPool", "AVERAGE_POOL_2D": "AveragePool, GlobalAveragePool"}
+
+
+@rule(*_POOLS, to=_POOLS)
 def _pool(graph: Graph, call: Call) -> Value:
     value = graph.first(call.value())
     kernel = [call.options.filterHeight, call.options.filterWidth]
@@ -155,7 +158,7 @@ def _lrn(graph: Graph, call: Call) -> Value:
     return call.made(name, first=True)
 
 
-@rule("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", to="Resize", limits="a size that is known")
+@rule("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", to="Resize", limits="a size that is known", steps=2)
 def _resize(graph: Graph, call: Call) -> Value:
     value = graph.first(call.value())
     known = call.value(1).real
@@ -184,8 +187,10 @@ def _resize(graph: Graph, call: Call) -> Value:
     return call.made(graph.node("Resize", [value.name, "", "", name], **how), first=True)
 
 
-@rule("DEPTH_TO_SPACE", "SPACE_TO_DEPTH", to="DepthToSpace, SpaceToDepth")
+_BLOCKS = {"DEPTH_TO_SPACE": "DepthToSpace", "SPACE_TO_DEPTH": "SpaceToDepth"}
+
+
+@rule(*_BLOCKS, to=_BLOCKS)
 def _blocks(graph: Graph, call: Call) -> Value:
     value, size = graph.first(call.value()), int(call.options.blockSize)
-    op = "DepthToSpace" if call.kind == "DEPTH_TO_SPACE" else "SpaceToDepth"
-    return call.made(graph.node(op, [value.name], blocksize=size), first=True)
+    return call.made(graph.node(_BLOCKS[call.kind], [value.name], blocksize=size), first=True)

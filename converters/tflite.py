@@ -97,7 +97,8 @@ def write(net: Net, specs: Sequence[TensorSpec], opset: int) -> tuple[onnx.Model
         last = value.codes or value.name
         graph.nodes.append(helper.make_node("Identity", [last], [name]))
         if index in values and value.codes and values[index].codes == last and last not in doors:
-            values[index] = replace(values[index], codes=name)  # the Identity goes, and its name stays
+            # the Identity goes, and its name stays: for all that is this value, or only lies otherwise
+            values |= {i: replace(v, codes=name) for i, v in values.items() if v.codes == last}
         dims = [lead if axis == 0 and size is None else size for axis, size in enumerate(net.tensors[index].shape)]
         outputs.append(helper.make_tensor_value_info(name, _kind(net.tensors[index].dtype), dims))
     entries = [helper.make_tensor_value_info(spec.name, _kind(spec.dtype), spec.shape) for spec in specs]

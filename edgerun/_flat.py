@@ -18,12 +18,20 @@ def number(data: memoryview, at: int, form: str) -> int:
     return int(struct.unpack_from(f"<{form}", data, at)[0])
 
 
+@dataclass
+class Budget:
+    """How many bytes of vectors may still be read: tables that share theirs would else take forever."""
+
+    left: int
+
+
 @dataclass(frozen=True)
 class Table:
     """A table at `at`; fields are asked for by their number in the schema, and absent ones have their default."""
 
     data: memoryview
     at: int
+    budget: Budget
 
     def _place(self, field: int) -> int:
         """Where the field's value stands; 0 when it is absent."""
@@ -49,6 +57,9 @@ class Table:
         count = number(self.data, start, "I")
         if start + 4 + count * size > len(self.data):
             raise Malformed(f"a vector declares {count * size} bytes, {len(self.data) - start - 4} are there")
+        self.budget.left -= count * size
+        if self.budget.left < 0:
+            raise Malformed("its vectors overlap")
         return start + 4, count
 
     def integers(self, field: int, form: str) -> list[int]:
@@ -60,9 +71,9 @@ class Table:
         """A vector of tables."""
         start, count = self.vector(field, 4)
         for place in range(start, start + 4 * count, 4):
-            yield Table(self.data, place + number(self.data, place, "I"))
+            yield Table(self.data, place + number(self.data, place, "I"), self.budget)
 
 
 def root(data: memoryview) -> Table:
     """The table that the file is."""
-    return Table(data, number(data, 0, "I"))
+    return Table(data, number(data, 0, "I"), Budget(4 * len(data)))

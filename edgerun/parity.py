@@ -21,7 +21,6 @@ FACTOR = 4.0  # how much larger than the source's own rounding error the convert
 FLOOR = 1e-5  # relative error that always passes when judged against float64
 PLAIN = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2}  # without a float64 reference; other dtypes: equal
 DRAWS = 3
-STEPS = 1  # by which codes may differ where the same numbers are rounded
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class CodesParity:
     """All pieces that end in one kind of the source's operators, each fed with what the source fed it.
 
     `steps` is the largest difference of codes, `differing` of `elements` codes differ at all; `relative_error` is that
-    of floats made of codes.
+    of floats made of codes; `bound` are the steps that pass.
     """
 
     kind: str
@@ -59,11 +58,12 @@ class CodesParity:
     differing: int
     steps: float
     relative_error: float
+    bound: int
 
     @property
     def passed(self) -> bool:
-        """Do codes differ by at most STEPS, and floats by what float32 may?"""
-        return self.steps <= STEPS and self.relative_error <= PLAIN["float32"]
+        """Do codes differ by at most `bound`, and floats by what float32 may?"""
+        return self.steps <= self.bound and self.relative_error <= PLAIN["float32"]
 
 
 @dataclass(frozen=True)
@@ -137,18 +137,18 @@ def _pieces(parts: Iterable[Part]) -> tuple[CodesParity, ...]:
     kinds: dict[str, CodesParity] = {}
     for part in parts:
         got, so_far = _run_converted(part.run, part.feeds), kinds.get(part.kind)
-        so_far = so_far or CodesParity(part.kind, 0, 0, 0, 0.0, 0.0)
+        so_far = so_far or CodesParity(part.kind, 0, 0, 0, 0.0, 0.0, part.steps)
         for name, want in part.wanted.items():
             difference = Difference.of(want, value := _same_shape(name, want, got))
-            floats = want.dtype.kind == "f"
+            if want.dtype.kind == "f":
+                error = max(so_far.relative_error, difference.relative_error)
+                so_far = replace(so_far, relative_error=error)
+                continue
             so_far = replace(
                 so_far,
-                elements=so_far.elements + (0 if floats else want.size),
-                differing=so_far.differing + (0 if floats else int((want != value).sum())),
-                steps=so_far.steps if floats else max(so_far.steps, difference.max_error),
-                relative_error=max(so_far.relative_error, difference.relative_error)
-                if floats
-                else so_far.relative_error,
+                elements=so_far.elements + want.size,
+                differing=so_far.differing + int((want != value).sum()),
+                steps=max(so_far.steps, difference.max_error),
             )
         kinds[part.kind] = replace(so_far, pieces=so_far.pieces + 1)
     return tuple(kinds[kind] for kind in sorted(kinds))

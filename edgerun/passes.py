@@ -27,13 +27,15 @@ Runner = Callable[[Feeds], dict[str, np.ndarray]]
 class Part:
     """A piece of a converted model that computes on codes, with what the source fed it and what it made of that.
 
-    `kind` is the source's operator; `wanted` are codes, or floats that are made of codes.
+    `kind` is the source's operator; `wanted` are codes, or floats that are made of codes. `steps` are the codes by
+    which the source's own rounding may differ from that of the same numbers in float.
     """
 
     kind: str
     run: Runner
     feeds: Feeds
     wanted: Mapping[str, np.ndarray]
+    steps: int = 1
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,9 @@ def command(
         bound = "-" if o.bound is None else f"{o.bound:.2g}"
         click.echo(f"{o.name:<24}{o.max_abs_error:>15.2g}{o.relative_error:>16.2g}{bound:>10}{sqnr:>12}")
     if parity.codes:
-        click.echo("computes on codes: judged piece by piece, each fed with the source's own; at most 1 step passes")
-        click.echo(f"{'operator':<32}{'pieces':>8}{'codes':>12}{'differ':>10}{'steps':>7}{'floats':>9}")
+        click.echo("computes on codes: judged piece by piece, each fed with the source's own")
+        click.echo(f"{'operator':<32}{'pieces':>8}{'codes':>12}{'differ':>10}{'steps':>7}{'allowed':>9}{'floats':>9}")
     for c in parity.codes:
         share = f"{c.differing / c.elements:.2%}" if c.elements else "-"
         floats = f"{c.relative_error:.2g}" if c.relative_error else "-"
-        click.echo(f"{c.kind:<32}{c.pieces:>8}{c.elements:>12}{share:>10}{c.steps:>7g}{floats:>9}")
+        click.echo(f"{c.kind:<32}{c.pieces:>8}{c.elements:>12}{share:>10}{c.steps:>7g}{c.bound:>9}{floats:>9}")

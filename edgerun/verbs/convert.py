@@ -127,7 +127,7 @@ def _gate(result: Parity) -> GateFailed:
         if not o.passed
     ]
     lines += [
-        f"{c.kind}: {c.steps:g} steps, allowed {parity.STEPS} (floats {c.relative_error:.2g})"
+        f"{c.kind}: {c.steps:g} steps, allowed {c.bound} (floats {c.relative_error:.2g})"
         for c in result.codes
         if not c.passed
     ]

@@ -1,15 +1,31 @@
-"""TensorFlow modules and SavedModels made here; a test that asks for `tf` skips where it is not installed."""
+"""TensorFlow modules, SavedModels and `.tflite` files made here; tests that ask for `tf` skip where there is none."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from edgerun import parity
+from edgerun.converters import _ort
+from edgerun.passes import Conversion
+
+
+def judged(path: Path, opset: int = 20) -> tuple[Conversion, parity.Parity]:
+    """A `.tflite` file's conversion, and its comparison with TFLite's interpreter, which must pass."""
+    from edgerun.converters import tflite
+
+    found = tflite.convert(path, inputs=[], factory=None, opset=opset)
+    given: dict[str, Any] = {"feeds": found.feeds, "data": found.data, "parts": found.parts}
+    result = parity.check(found.model, _ort.runner(found.model.to_bytes()), found.run, found.run64, **given)
+    assert result.passed, result
+    return found, result
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +66,34 @@ def saved(tf: Any, module: Callable[..., Any]) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture
+def lite(tf: Any, tmp_path: Path) -> Callable[..., Path]:
+    """`lite(serve, *shapes, kind="float32")`: a function of float tensors as a `.tflite` file.
+
+    `kind` is float32, float16, dynamic (weights alone in codes), or int8 and uint8 (codes at the door too), or int8f
+    (codes with floats at the door), calibrated on N(0, 1). The inputs are called a, b, …
+    """
+
+    def build(serve: Callable[..., Any], *shapes: Sequence[int | None], kind: str = "float32") -> Path:
+        signature = [tf.TensorSpec(shape, tf.float32, name="abc"[i]) for i, shape in enumerate(shapes)]
+        function = tf.function(serve, input_signature=signature, autograph=False).get_concrete_function()
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
+        if kind != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if kind == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if kind in ("int8", "int8f", "uint8"):
+            draw, sizes = np.random.default_rng(1), [[size or 1 for size in shape] for shape in shapes]
+            converter.representative_dataset = lambda: (
+                [draw.normal(size=size).astype(np.float32) for size in sizes] for _ in range(20)
+            )
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        if kind in ("int8", "uint8"):
+            converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(kind)
+        path = tmp_path / "net.tflite"
+        path.write_bytes(converter.convert())
+        return path
+
+    return build
