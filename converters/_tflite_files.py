@@ -22,6 +22,11 @@ DTYPES = {
 }  # fmt: skip
 
 
+def shifted(codes: np.ndarray) -> np.ndarray:
+    """int8 codes as uint8, 128 higher."""
+    return (codes.astype(np.int16) + 128).astype(np.uint8)
+
+
 @dataclass(frozen=True)
 class Quant:
     """real = scale·(code - zero): `scale` float32, `zero` of the codes' dtype, both [1] or one per index of `axis`."""
@@ -29,6 +34,13 @@ class Quant:
     scale: np.ndarray
     zero: np.ndarray
     axis: int = 0
+
+    @property
+    def unsigned(self) -> Quant:
+        """The same numbers in uint8, q + 128 and z + 128, for one scale in int8; else this."""
+        if self.zero.dtype != np.int8 or self.scale.size > 1:
+            return self
+        return Quant(self.scale, shifted(self.zero), self.axis)
 
     def real(self, codes: np.ndarray) -> np.ndarray:
         """float32 of the codes' shape."""

@@ -2,7 +2,8 @@
 
 A rule is written once, on real numbers. Where TFLite computes on codes, what a rule reads stands behind a
 DequantizeLinear and what it makes before a QuantizeLinear, with the file's own scales and zero points; Transposes move
-codes. Constants keep the form in which the file stores them: codes behind DequantizeLinear, float16 behind Cast.
+codes. int8 is written as uint8, 128 higher, which stands for the same numbers: what runtimes have kernels for. Weights
+stay int8. Constants keep the form in which the file stores them: codes behind DequantizeLinear, float16 behind Cast.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from edgerun.converters import _layout
 from edgerun.converters._layout import Shape
-from edgerun.converters._tflite_files import Net, Operator, Quant, Tensor
+from edgerun.converters._tflite_files import Net, Operator, Quant, Tensor, shifted
 from edgerun.errors import EdgerunError, Unsupported
 
 _LEAST = 256  # elements of a float16 constant that is worth a Cast
@@ -119,6 +120,8 @@ class Graph(_layout.Graph):
 
     def _lying(self, value: Value, first: bool) -> Value:
         if value.data is not None:
+            if value.quant is not None and value.quant.unsigned is not value.quant:
+                value = replace(value, data=shifted(value.data), quant=value.quant.unsigned)
             perm = [0, value.rank - 1, *range(1, value.rank - 1)] if first else list(range(value.rank))
             return replace(self.placed(value, perm), first=first)
         if value.first == first and value.order is None:
@@ -289,7 +292,7 @@ def _written(
         if tensor.quant is None and value.data is None
         else value
         if tensor.quant is None
-        else graph.coded(value, tensor.quant)
+        else graph.coded(value, tensor.quant.unsigned)
         for value, tensor in zip(results, outputs, strict=True)
     ]
 

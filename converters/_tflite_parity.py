@@ -14,7 +14,7 @@ import numpy as np
 
 from edgerun import draws
 from edgerun.converters import _ort
-from edgerun.converters._tflite_files import Net, Quant
+from edgerun.converters._tflite_files import Net, Quant, shifted
 from edgerun.converters._tflite_graph import RULES, Value
 from edgerun.converters._tflite_source import Source
 from edgerun.model import Model
@@ -69,7 +69,9 @@ def parts(
             known.setdefault(value.codes or value.name, index)
     known = {name: index for name, index in known.items() if name in makers or index in doors}
     targets = {name: index for name, index in known.items() if index not in doors}
-    outputs = {name: index for name, index in net.outputs.items() if name not in known and index in kinds}
+    outputs = {
+        name: index for name, index in net.outputs.items() if name not in known and index in kinds and name in makers
+    }
     for fed in feeds:
         source.invoke(fed)
         for name, index in (*targets.items(), *outputs.items()):
@@ -85,6 +87,8 @@ def parts(
 
 def _lying(array: np.ndarray, value: Value) -> np.ndarray:
     """A tensor of the source as it lies in ONNX."""
+    if array.dtype == np.int8 and value.quant is not None and value.quant.zero.dtype == np.uint8:
+        array = shifted(array)
     if value.order is not None:
         return np.ascontiguousarray(array[:, value.order])
     return np.ascontiguousarray(np.moveaxis(array, -1, 1)) if value.first else array

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from edgerun.errors import EdgerunError
+
+_MOST = 1 << 28  # elements of one tensor
 
 
 def dense(values: np.ndarray, shape: Sequence[int], sparsity: Any) -> np.ndarray:
@@ -20,6 +23,8 @@ def dense(values: np.ndarray, shape: Sequence[int], sparsity: Any) -> np.ndarray
     order, levels = [int(axis) for axis in sparsity.traversalOrder], sparsity.dimMetadata
     blocks = [] if sparsity.blockMap is None else [int(axis) for axis in sparsity.blockMap]
     rank = len(shape)
+    if math.prod(shape) > _MOST:
+        raise EdgerunError("a sparse tensor is too large", got=shape, wanted=f"at most {_MOST} elements")
     if sorted(order) != list(range(rank + len(blocks))) or len(levels) != len(order) or len(set(blocks)) < len(blocks):
         raise EdgerunError("a sparse tensor's traversal does not fit it", got=order, do="export it again")
     places = np.zeros((1, len(order)), np.int64)  # [visits, levels by axis]
@@ -33,8 +38,8 @@ def dense(values: np.ndarray, shape: Sequence[int], sparsity: Any) -> np.ndarray
             counts, found = np.diff(segments), np.asarray(level.arrayIndices.values, np.int64)
             if len(counts) != parents or (counts < 0).any() or counts.sum() != len(found):
                 raise EdgerunError("a sparse tensor's segments do not fit it", got=len(found), do="export it again")
-        if counts.sum() > max(values.size, 1):  # every visit of a level leads to at least one value
-            raise EdgerunError("a sparse tensor has fewer values than places", got=values.size, do="export it again")
+        if counts.sum() > math.prod(shape):
+            raise EdgerunError("a sparse tensor has more places than it holds", got=shape, do="export it again")
         places = np.repeat(places, counts, axis=0)
         places[:, axis] = found
     sizes = {axis: int(level.denseSize) for axis, level in zip(order, levels, strict=True)}

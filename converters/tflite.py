@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 summary = "TFLite: .tflite files in float32, float16 and INT8"
 requires: tuple[str, ...] = ("ai_edge_litert", "onnx", "onnx_ir", "onnxruntime")
 extra = "tflite"
-newest_opset = 20  # at 21 ONNX Runtime 1.31 fails on int8 codes that are moved between Q/DQ pairs
+newest_opset = _normalize.PREFERRED_OPSET
 RULE_MODULES = ("_tflite_elementwise", "_tflite_windows", "_tflite_shapes", "_tflite_parts", "_tflite_sums")
 _STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE")
 
@@ -94,6 +94,8 @@ def write(net: Net, specs: Sequence[TensorSpec], opset: int) -> tuple[onnx.Model
     for name, index in net.outputs.items():
         graph.scope = name
         value = graph.plain(_tflite_graph.read(graph, net, index, values))
+        if quant := net.tensors[index].quant:
+            value = graph.coded(value, quant)  # int8 at the door
         last = value.codes or value.name
         graph.nodes.append(helper.make_node("Identity", [last], [name]))
         if index in values and value.codes and values[index].codes == last and last not in doors:
@@ -115,7 +117,9 @@ def _entering(graph: Any, net: Net, index: int, spec: TensorSpec) -> Any:
     tensor, shape = net.tensors[index], tuple(d if isinstance(d, int) else None for d in spec.shape)
     if tensor.quant is None:
         return Value(spec.name, shape, spec.dtype)
-    return Value("", shape, "float32", quant=tensor.quant, codes=spec.name)
+    graph.scope = spec.name
+    door = graph.number(Value("", shape, "float32", quant=tensor.quant, codes=spec.name))
+    return graph.coded(door, tensor.quant.unsigned)
 
 
 def _unknown(net: Net) -> list[str]:

@@ -28,6 +28,14 @@ def judged(path: Path, opset: int = 20) -> tuple[Conversion, parity.Parity]:
     return found, result
 
 
+def packed(model: Any) -> bytes:
+    """A model of the schema's objects as a file."""
+    flatbuffers = importlib.import_module("flatbuffers")
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
 @pytest.fixture(scope="session")
 def tf() -> Any:
     for package in ("tensorflow", "tf2onnx"):

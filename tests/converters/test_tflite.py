@@ -19,7 +19,7 @@ from edgerun import registry  # noqa: E402
 from edgerun.converters import tflite  # noqa: E402
 from edgerun.errors import Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
-from tests.converters.conftest import judged  # noqa: E402
+from tests.converters.conftest import judged, packed  # noqa: E402
 from tests.converters.tflite_cases import CASES, weight  # noqa: E402
 
 Lite = Callable[..., Path]
@@ -100,14 +100,6 @@ def test_names_come_from_the_signature(tf: Any, saved: Callable[..., Path], tmp_
     path.write_bytes(packed(without))
     model = tflite.convert(path, inputs=[], factory=None, opset=20).model
     assert [s.name for s in (*model.inputs, *model.outputs)] == ["serving_default_picture", "StatefulPartitionedCall"]
-
-
-def packed(model: Any) -> bytes:
-    """A model of the schema's objects as a file."""
-    flatbuffers = importlib.import_module("flatbuffers")
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
 
 
 def test_the_command_line(lite: Lite, tf: Any, tmp_path: Path) -> None:
