@@ -130,6 +130,8 @@ def _unknown(net: Net) -> list[str]:
         stateful = kind.startswith(_STATEFUL)
         why = "a state that lives from run to run" if stateful else "a custom operator" if ":" in kind else ""
         lines.append(f"{kind} ({count}){': ' + why if why else ''}")
+    if wide := [t.name for t in net.tensors if t.quant is not None and t.data is None and t.dtype == "int16"]:
+        lines.append(f"{wide[0]} and {len(wide) - 1} more: codes of 16 bits")
     lines += [f"{t.name}: a variable tensor, a state that lives from run to run" for t in net.tensors if t.variable]
     return lines
 
