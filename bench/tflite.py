@@ -50,7 +50,7 @@ def file(name: str, folder: Path) -> Path:
 
 def peer(path: Path, output: Path) -> str:
     """tf2onnx's conversion; "" or why there is none."""
-    command = [sys.executable, "-m", "tf2onnx.convert", "--tflite", path, "--output", output, "--opset", "18"]
+    command = [sys.executable, "-m", "tf2onnx.convert", "--tflite", str(path), "--output", str(output), "--opset", "18"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     except subprocess.TimeoutExpired:

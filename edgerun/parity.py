@@ -79,7 +79,7 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Did every output, and every piece, pass?"""
-        return all(judged.passed for judged in (*self.outputs, *self.codes))
+        return all(output.passed for output in self.outputs) and all(kind.passed for kind in self.codes)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as they stand in a Step's options."""

@@ -140,17 +140,17 @@ def test_what_has_no_form_is_named_at_once(tf: Any, tmp_path: Path) -> None:
 
 
 def test_states_and_custom_operators_are_refused_by_name(tf: Any, tmp_path: Path) -> None:
-    class Counter_(tf.Module):  # type: ignore[misc]
+    class Total(tf.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             self.total = tf.Variable(tf.zeros([4]))
 
-        @tf.function(input_signature=[tf.TensorSpec([1, 4], tf.float32)])  # type: ignore[misc]
         def serve(self, x: Any) -> Any:
             self.total.assign_add(x[0])
             return tf.raw_ops.Roll(input=self.total[None] + x, shift=[1], axis=[1])
 
-    net = Counter_()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([net.serve.get_concrete_function()], net)
+    net = Total()
+    serve = tf.function(net.serve, input_signature=[tf.TensorSpec([1, 4], tf.float32)], autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], net)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     converter.experimental_enable_resource_variables = converter.allow_custom_ops = True
     path = tmp_path / "net.tflite"
