@@ -18,7 +18,8 @@ from edgerun.converters._tflite_files import Net, Quant, shifted
 from edgerun.converters._tflite_graph import RULES, Value
 from edgerun.converters._tflite_source import Source
 from edgerun.model import Model
-from edgerun.passes import Feeds, Part
+from edgerun.passes import Feeds
+from edgerun.pieces import Part
 
 if TYPE_CHECKING:
     import onnx

@@ -81,19 +81,19 @@ def write(net: Net, specs: Sequence[TensorSpec], opset: int) -> tuple[onnx.Model
     """
     from onnx import helper
 
-    from edgerun.converters import _tflite_graph
+    from edgerun.converters import _tflite_graph, _tflite_walk
 
     _refuse(_unknown(net))
     graph = _tflite_graph.Graph(opset)
     values = {index: _entering(graph, net, index, spec) for spec, index in zip(specs, net.inputs.values(), strict=True)}
     refused: list[str] = []
-    _tflite_graph.walk(graph, net, values, refused)
+    _tflite_walk.walk(graph, net, values, refused)
     _refuse(refused)
     doors = {spec.name for spec in specs}
     outputs, lead = [], specs[0].shape[0] if specs and specs[0].shape else "batch"
     for name, index in net.outputs.items():
         graph.scope = name
-        value = graph.plain(_tflite_graph.read(graph, net, index, values))
+        value = graph.plain(_tflite_walk.read(graph, net, index, values))
         if quant := net.tensors[index].quant:
             value = graph.coded(value, quant)  # int8 at the door
         last = value.codes or value.name

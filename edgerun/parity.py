@@ -12,7 +12,8 @@ import numpy as np
 from edgerun import draws
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import Difference
-from edgerun.passes import Feeds, Part, Runner
+from edgerun.passes import Feeds, Runner
+from edgerun.pieces import Part
 
 if TYPE_CHECKING:
     from edgerun.model import Model

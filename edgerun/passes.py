@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from edgerun.checkpoint import Checkpoint
+from edgerun.pieces import Part
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 
 if TYPE_CHECKING:
@@ -21,21 +22,6 @@ if TYPE_CHECKING:
 
 Feeds = Mapping[str, np.ndarray]
 Runner = Callable[[Feeds], dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Part:
-    """A piece of a converted model that computes on codes, with what the source fed it and what it made of that.
-
-    `kind` is the source's operator; `wanted` are codes, or floats that are made of codes. `steps` are the codes by
-    which the source's own rounding may differ from that of the same numbers in float.
-    """
-
-    kind: str
-    run: Runner
-    feeds: Feeds
-    wanted: Mapping[str, np.ndarray]
-    steps: int = 1
 
 
 @dataclass(frozen=True)

@@ -139,20 +139,20 @@ def test_what_has_no_form_is_named_at_once(tf: Any, tmp_path: Path) -> None:
     assert refused.value.exit_code == 3 and not (tmp_path / "out.onnx").exists()
 
 
-def test_states_and_custom_operators_are_refused_by_name(tf: Any, tmp_path: Path) -> None:
+def test_states_are_refused_by_name(tf: Any, tmp_path: Path) -> None:
     class Total(tf.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             self.total = tf.Variable(tf.zeros([4]))
 
         def serve(self, x: Any) -> Any:
             self.total.assign_add(x[0])
-            return tf.raw_ops.Roll(input=self.total[None] + x, shift=[1], axis=[1])
+            return self.total[None] + x
 
     net = Total()
     serve = tf.function(net.serve, input_signature=[tf.TensorSpec([1, 4], tf.float32)], autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], net)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
-    converter.experimental_enable_resource_variables = converter.allow_custom_ops = True
+    converter.experimental_enable_resource_variables = True
     path = tmp_path / "net.tflite"
     path.write_bytes(converter.convert())
     with pytest.raises(Unsupported) as refused:
@@ -160,7 +160,18 @@ def test_states_and_custom_operators_are_refused_by_name(tf: Any, tmp_path: Path
     text = str(refused.value)
     for part in ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "a state that lives from run to run"):
         assert part in text
-    assert "CUSTOM:Roll (1): a custom operator" in text
+
+
+def test_custom_operators_are_refused_by_name(lite: Lite, tf: Any) -> None:
+    path = lite(lambda x: tf.nn.relu(x), (None, 4))
+    schema = importlib.import_module("ai_edge_litert.schema_py_generated")
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    code = model.operatorCodes[0]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+    code.customCode = b"TFLite_Detection_PostProcess"
+    path.write_bytes(packed(model))
+    with pytest.raises(Unsupported, match=r"CUSTOM:TFLite_Detection_PostProcess \(1\): a custom operator"):
+        tflite.convert(path, inputs=[], factory=None, opset=20)
 
 
 def test_weights_in_codes_for_values_in_float_are_refused(lite: Lite, tf: Any) -> None:
