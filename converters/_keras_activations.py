@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.converters._keras_graph import Graph, Value, layer, weight
+from edgerun.converters._keras_graph import layer, weight
+from edgerun.converters._layout import Graph, Value
 from edgerun.errors import Unsupported
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgerun.converters._keras_activations import activate
-from edgerun.converters._keras_graph import Graph, Value, flat_order, layer, shape_after, weight
+from edgerun.converters._keras_graph import layer, shape_after, weight
+from edgerun.converters._layout import Graph, Value, flat_order
 from edgerun.errors import Unsupported
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.converters._keras_graph import Graph, Value, layer, shape_after, weight
+from edgerun.converters._keras_graph import layer, shape_after, weight
+from edgerun.converters._layout import Graph, Value
 from edgerun.errors import Unsupported
 
 # Keras's gate order, and where ONNX wants each: LSTM i f c o -> i o f c; GRU z r h stays.

@@ -1,7 +1,6 @@
 """Keras layers with a window over space or time: convolution, pooling, padding, cropping, upsampling.
 
-Written for one, two and three spatial axes at once. Sizes: kernel k, stride s, dilation d, input n, output ⌈n/s⌉ for
-"same" padding, which pads (⌈n/s⌉ - 1)·s + d·(k - 1) + 1 - n in all, the smaller half in front.
+Written for one, two and three spatial axes at once. Sizes: kernel k, stride s, dilation d, input n.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from edgerun.converters._keras_activations import activate
-from edgerun.converters._keras_graph import Graph, Shape, Value, layer, shape_after, weight
+from edgerun.converters._keras_graph import layer, shape_after, weight
+from edgerun.converters._layout import Graph, Shape, Value, same_pads
 from edgerun.errors import Unsupported
 
 
@@ -30,19 +30,6 @@ def _result(operation: Any, name: str, inputs: Sequence[Value]) -> Value:
     return Value(name, shape_after(operation, inputs), first=last)
 
 
-def _same(sizes: Shape, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int] | None:
-    """ONNX pads (all begins, all ends) of "same" padding; None where a stride meets an unknown size."""
-    begins, ends = [], []
-    for n, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
-        reach = d * (k - 1) + 1
-        if n is None and s > 1:
-            return None
-        total = max(reach - s if n is None else (-(-n // s) - 1) * s + reach - n, 0)
-        begins.append(total // 2)
-        ends.append(total - total // 2)
-    return begins + ends
-
-
 def _padding(
     padding: str, sizes: Shape, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> dict[str, Any]:
@@ -51,7 +38,7 @@ def _padding(
         return {"pads": [0] * (2 * len(kernel))}
     if padding == "causal":
         return {"pads": [dilations[0] * (kernel[0] - 1), 0]}
-    pads = _same(sizes, kernel, strides, dilations)
+    pads = same_pads(sizes, kernel, strides, dilations)
     return {"auto_pad": "SAME_UPPER"} if pads is None else {"pads": pads}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun.converters import _door, _keras_graph, _normalize
-from edgerun.converters._keras_graph import Graph, Value
+from edgerun.converters._layout import Graph, Value
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model

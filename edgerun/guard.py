@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgerun import _wire, _zip, files
+from edgerun import _calls, _wire, _zip, files
 from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
@@ -17,7 +17,6 @@ SAVED_MODEL = "saved_model.pb"  # what makes a folder a model
 _MOST_FILES = 10_000  # in such a folder
 _SHORT = 64  # bytes of an attribute that may stand at many nodes
 _LONGEST_NAME = 4096  # bytes of a path, on Linux
-_MOST_NODES = 1_000_000  # that one function may unfold into
 DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
 # onnx.TensorProto.DataType -> bits of one element; strings (8) have no fixed size
 BITS = {
@@ -122,36 +121,14 @@ class _Model:
                 for number, value in _wire.fields(function):
                     if number == 7:
                         self.node(_wire.message(value), 0)
-            self.calls(functions)
+            if fault := _calls.fault(functions):
+                raise self.refuse(fault[0], got=fault[1])
         except _wire.Malformed as error:
             if not ir_version or (graph is None and not isinstance(error, _wire.Truncated)):
                 raise self.refuse("not an ONNX model", got=str(error), wanted="a protobuf of onnx.ModelProto") from None
             kind = "truncated" if isinstance(error, _wire.Truncated) else "damaged"
             raise self.refuse(f"the file is {kind}", got=str(error), do="export or download it again") from None
         return frozenset(self.kinds)
-
-    def calls(self, functions: list[memoryview]) -> None:
-        """Functions that are called in a circle never end, and forty that call the next one twice each are a trillion
-        nodes: both are small files."""
-        inside = dict(_wire.function(data) for data in functions)
-        sizes: dict[_wire.Name, int] = {}
-        under_way: list[tuple[_wire.Name, bool]] = [(key, False) for key in inside]
-        opened: set[_wire.Name] = set()
-        while under_way:
-            key, done = under_way.pop()
-            known = [call for call in inside[key] if call in inside]
-            if done:
-                opened.discard(key)
-                sizes[key] = len(inside[key]) + sum(sizes[call] for call in known)
-                if sizes[key] > _MOST_NODES:
-                    raise self.refuse("functions unfold into too many nodes", got=f"{'.'.join(key[:2])}: {sizes[key]}",
-                                      wanted=f"at most {_MOST_NODES}")  # fmt: skip
-            elif key not in sizes:
-                opened.add(key)
-                under_way.append((key, True))
-                if circle := [call for call in known if call in opened]:
-                    raise self.refuse("functions call each other in a circle", got=".".join(circle[0][:2]))
-                under_way.extend((call, False) for call in known if call not in sizes)
 
     def header(self, ir_version: int, opsets: dict[str, int], graph: memoryview | None) -> None:
         if not ir_version:

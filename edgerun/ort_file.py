@@ -115,17 +115,17 @@ class _Walk:
 
     def tensor(self, tensor: _flat.Table) -> None:
         self.counted()
-        kind, dims = tensor.integer(DTYPE), tensor.longs(DIMS)
+        kind, dims = tensor.integer(DTYPE, "i"), tensor.integers(DIMS, "q")
         self.kinds.add(kind)
-        if tensor.long(OUTSIDE, -1) != -1:
+        if tensor.integer(OUTSIDE, "q", -1) != -1:
             raise _flat.Malformed(f"tensor {tensor.text(NAME)!r} lies in another file")
-        raw = tensor.vector(RAW, 1)
+        _, stored = tensor.vector(RAW, 1)
         if kind == STRINGS:
             return
-        if kind not in BITS or raw is None or any(d < 0 for d in dims):
+        if kind not in BITS or not tensor.has(RAW) or any(d < 0 for d in dims):
             raise _flat.Malformed(f"tensor {tensor.text(NAME)!r} has no size")
-        if len(raw) != (size := (math.prod(dims) * BITS[kind] + 7) // 8):
-            raise _flat.Malformed(f"tensor {tensor.text(NAME)!r} has {len(raw)} bytes and declares {size}")
+        if stored != (size := (math.prod(dims) * BITS[kind] + 7) // 8):
+            raise _flat.Malformed(f"tensor {tensor.text(NAME)!r} has {stored} bytes and declares {size}")
 
 
 def _both(attribute: _flat.Table, one: int, many: int) -> Iterator[_flat.Table]:

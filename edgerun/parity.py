@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from edgerun import draws
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import Difference
 from edgerun.passes import Feeds, Runner
+from edgerun.pieces import Part
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -29,7 +30,7 @@ class OutputParity:
     """One output over all draws. Errors are against `Parity.reference`; `source_error` is the source's own against it.
 
     `max_abs_error` is in the output's unit, `relative_error` = max|e| / max|reference|, `sqnr_db` is None when nothing
-    differs; `bound` is the relative error that passes.
+    differs; `bound` is the relative error that passes, None where pieces are judged instead (`CodesParity`).
     """
 
     name: str
@@ -37,12 +38,34 @@ class OutputParity:
     relative_error: float
     sqnr_db: float | None
     source_error: float | None
-    bound: float
+    bound: float | None
 
     @property
     def passed(self) -> bool:
         """Is the relative error within the bound?"""
-        return self.relative_error <= self.bound
+        return self.bound is None or self.relative_error <= self.bound
+
+
+@dataclass(frozen=True)
+class CodesParity:
+    """All pieces that end in one kind of the source's operators, each fed with what the source fed it.
+
+    `steps` is the largest difference of codes, `differing` of `elements` codes differ at all; `relative_error` is that
+    of floats made of codes; `bound` are the steps that pass.
+    """
+
+    kind: str
+    pieces: int
+    elements: int
+    differing: int
+    steps: float
+    relative_error: float
+    bound: int
+
+    @property
+    def passed(self) -> bool:
+        """Do codes differ by at most `bound`, and floats by what float32 may?"""
+        return self.steps <= self.bound and self.relative_error <= PLAIN["float32"]
 
 
 @dataclass(frozen=True)
@@ -53,11 +76,12 @@ class Parity:
     data: str
     shapes: tuple[str, ...]
     outputs: tuple[OutputParity, ...]
+    codes: tuple[CodesParity, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Did every output pass?"""
-        return all(output.passed for output in self.outputs)
+        """Did every output, and every piece, pass?"""
+        return all(output.passed for output in self.outputs) and all(kind.passed for kind in self.codes)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as they stand in a Step's options."""
@@ -70,7 +94,8 @@ class Parity:
             if "parity" in step.options:
                 found = dict(step.options["parity"])
                 outputs = tuple(OutputParity(**output) for output in found.pop("outputs"))
-                return cls(found["reference"], found["data"], tuple(found["shapes"]), outputs)
+                codes = tuple(CodesParity(**kind) for kind in found.get("codes", ()))
+                return cls(found["reference"], found["data"], tuple(found["shapes"]), outputs, codes)
         raise EdgerunError("the model's history holds no conversion", do="run edgerun convert on its source")
 
 
@@ -82,9 +107,10 @@ def check(
     seed: int = 0,
     feeds: Sequence[Feeds] = (),
     data: str = "",
+    parts: Iterable[Part] | None = None,
 ) -> Parity:
     """Compare on `feeds`, which `data` describes; without them on DRAWS random ones, with batch 1 and two other
-    batches where dimensions are symbolic.
+    batches where dimensions are symbolic. With `parts` these are judged, and the outputs only told.
 
     Raises EdgerunError when the source refuses every feed, and GateFailed when the converted model refuses one that
     the source takes.
@@ -102,9 +128,32 @@ def check(
             totals[name] = [a + b for a, b in zip(totals[name], pair, strict=True)] if name in totals else pair
     dtypes = {spec.name: spec.dtype for spec in model.outputs}
     outputs = tuple(_judge(name, dtypes[name], total, judged64) for name, total in totals.items())
+    if parts is not None:
+        outputs = tuple(replace(output, bound=None) for output in outputs)
     shapes = tuple(", ".join(f"{n}{list(a.shape)}" for n, a in inputs.items()) for inputs, _ in drawn)
     data = data or f"random, seed {seed}: floats N(0, 1), integers uniform"
-    return Parity("float64" if judged64 else "source", data, shapes, outputs)
+    return Parity("float64" if judged64 else "source", data, shapes, outputs, _pieces(parts or ()))
+
+
+def _pieces(parts: Iterable[Part]) -> tuple[CodesParity, ...]:
+    kinds: dict[str, CodesParity] = {}
+    for part in parts:
+        got, so_far = _run_converted(part.run, part.feeds), kinds.get(part.kind)
+        so_far = so_far or CodesParity(part.kind, 0, 0, 0, 0.0, 0.0, part.steps)
+        for name, want in part.wanted.items():
+            difference = Difference.of(want, value := _same_shape(name, want, got))
+            if want.dtype.kind == "f":
+                error = max(so_far.relative_error, difference.relative_error)
+                so_far = replace(so_far, relative_error=error)
+                continue
+            so_far = replace(
+                so_far,
+                elements=so_far.elements + want.size,
+                differing=so_far.differing + int((want != value).sum()),
+                steps=max(so_far.steps, difference.max_error),
+            )
+        kinds[part.kind] = replace(so_far, pieces=so_far.pieces + 1)
+    return tuple(kinds[kind] for kind in sorted(kinds))
 
 
 def _judge(name: str, dtype: str, total: Sequence[Difference], judged64: bool) -> OutputParity:

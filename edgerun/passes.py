@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from edgerun.effort import Effort
+from edgerun.pieces import Part
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 from edgerun.taps import Taps
 
@@ -31,7 +32,8 @@ class Conversion:
     `run` computes in the source's own precision, `run64` in float64 (None where the source cannot). `feeds` are what to
     compare on where random feeds would not reach what the source has learnt, and `data` says what they are.
     `taps` find the first node that differs when the comparison fails, tried in order; `told` are JSON values on how it
-    was converted, for the history.
+    was converted, for the history. `parts` are the whole model in pieces, where the source computes on codes: then
+    these are judged, and not the outputs.
     """
 
     model: Model
@@ -41,6 +43,7 @@ class Conversion:
     data: str = ""
     taps: Sequence[Taps] = ()
     told: Mapping[str, Any] = field(default_factory=dict)
+    parts: Iterable[Part] | None = None
 
 
 class Converter(Protocol):
@@ -142,31 +145,6 @@ class Quantization:
     flat_rows: bool = False
     timed: bool = True
     channel_scales: bool = False
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How many calibration samples each stage of a pass looks at (None: all), and whether single ranges are refined.
-
-    `ranges`: extremes, which may end after `settled` when more would not move them; `first`: everything else that is
-    known of the float model, and bias correction; `search`: each candidate; `check`: the finished model; `second`:
-    second-order rounding. A search of 0 takes the extremes as they are, a `second` of 0 rounds to nearest.
-    """
-
-    ranges: int | None = None
-    settled: float = 64
-    first: int = 40
-    search: int = 8
-    check: int = 16
-    refine: bool = False
-    second: int = 0
-
-
-PRESETS = {
-    "fast": Effort(ranges=32, first=16, search=0, check=8),
-    "default": Effort(),
-    "best": Effort(settled=math.inf, first=128, search=16, check=128, refine=True, second=128),
-}
 
 
 class Opener(Protocol):

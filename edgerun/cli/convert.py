@@ -70,7 +70,7 @@ def command(
     device: str | None, opset: int | None, trust: bool, preprocessing: Path | None, fold: bool,
     timeout: float, memory_cap: float, reproduction: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Bring a trained model in: PyTorch, Keras, TensorFlow, scikit-learn or ONNX to checked ONNX.
+    """Bring a trained model in: PyTorch, Keras, TensorFlow, TFLite, scikit-learn or ONNX to checked ONNX.
 
     Ends with a comparison with the source on random inputs; when that fails, nothing is written (exit 1).
     """
@@ -104,4 +104,12 @@ def command(
     click.echo(f"{'output':<24}{'max abs error':>15}{'relative error':>16}{'allowed':>10}{'SQNR':>12}")
     for o in parity.outputs:
         sqnr = "exact" if o.sqnr_db is None else f"{o.sqnr_db:.1f} dB"
-        click.echo(f"{o.name:<24}{o.max_abs_error:>15.2g}{o.relative_error:>16.2g}{o.bound:>10.2g}{sqnr:>12}")
+        bound = "-" if o.bound is None else f"{o.bound:.2g}"
+        click.echo(f"{o.name:<24}{o.max_abs_error:>15.2g}{o.relative_error:>16.2g}{bound:>10}{sqnr:>12}")
+    if parity.codes:
+        click.echo("computes on codes: judged piece by piece, each fed with the source's own")
+        click.echo(f"{'operator':<32}{'pieces':>8}{'codes':>12}{'differ':>10}{'steps':>7}{'allowed':>9}{'floats':>9}")
+    for c in parity.codes:
+        share = f"{c.differing / c.elements:.2%}" if c.elements else "-"
+        floats = f"{c.relative_error:.2g}" if c.relative_error else "-"
+        click.echo(f"{c.kind:<32}{c.pieces:>8}{c.elements:>12}{share:>10}{c.steps:>7g}{c.bound:>9}{floats:>9}")

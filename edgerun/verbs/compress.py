@@ -15,9 +15,10 @@ import numpy as np
 from edgerun import files, quantize, registry
 from edgerun.data import Data
 from edgerun.devices import Device
+from edgerun.effort import PRESETS
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
-from edgerun.passes import PRESETS, Quantization, Request, Target
+from edgerun.passes import Quantization, Request, Target
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs.work import layers

@@ -121,8 +121,9 @@ def convert_here(
     found.model.save(path)
     log.info("comparing with the source on random inputs")
     ours = _ort.runner(path)
+    given: dict[str, Any] = {"feeds": found.feeds, "data": found.data, "parts": found.parts}
     try:
-        result = parity.check(found.model, ours, found.run, found.run64, feeds=found.feeds, data=found.data)
+        result = parity.check(found.model, ours, found.run, found.run64, **given)
     except GateFailed as error:
         place = _divergence(found)
         raise GateFailed(error.what, got=f"{error.got}{place}", wanted=error.wanted, do=error.do) from error
@@ -186,6 +187,11 @@ def _gate(result: Parity, place: str) -> GateFailed:
         f"{'exact' if o.sqnr_db is None else f'{o.sqnr_db:.1f} dB'}"
         for o in result.outputs
         if not o.passed
+    ]
+    lines += [
+        f"{c.kind}: {c.steps:g} steps, allowed {c.bound} (floats {c.relative_error:.2g})"
+        for c in result.codes
+        if not c.passed
     ]
     return GateFailed(
         f"the converted model does not compute what its source computes (against {result.reference})",

@@ -12,9 +12,10 @@ from edgerun import quantize, registry
 from edgerun.adequacy import FeedCheck
 from edgerun.checkpoint import Checkpoint
 from edgerun.data import Data, Feeds
+from edgerun.effort import Effort
 from edgerun.errors import GateFailed, Unsupported
 from edgerun.model import Model, without_weights
-from edgerun.passes import Effort, Faster, Quantization, Request
+from edgerun.passes import Faster, Quantization, Request
 from edgerun.quantize.graphs import plausible
 from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.verbs import proof

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import io
 import pickle
@@ -88,6 +89,22 @@ tf.saved_model.save(net, sys.argv[1], signatures=net.f)
     return folder / "dense"
 
 
+def _tflite(folder: Path) -> Path:
+    """Made in a process of its own, as above."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("tensorflow, which writes such files, is not installed")
+    code = """
+import sys
+import numpy as np, tensorflow as tf
+weight = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+net = tf.function(lambda x: x @ weight, input_signature=[tf.TensorSpec([None, 6], tf.float32, name="x")])
+made = tf.lite.TFLiteConverter.from_concrete_functions([net.get_concrete_function()], tf.Module())
+open(sys.argv[1], "wb").write(made.convert())
+"""
+    subprocess.run([sys.executable, "-c", code, folder / "dense.tflite"], check=True, capture_output=True)
+    return folder / "dense.tflite"
+
+
 # One file or folder for each converter, all of them y = x·WEIGHT; a converter without one fails below.
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "onnx": _onnx,
@@ -95,6 +112,7 @@ SAMPLES: dict[str, Callable[[Path], Path]] = {
     "keras": _keras,
     "tensorflow": _tensorflow,
     "sklearn": _sklearn,
+    "tflite": _tflite,
 }
 
 
@@ -150,6 +168,7 @@ print(" ".join(sorted({{module.partition(".")[0] for module in sys.modules}})))
         "torch",
         "keras",
         "tensorflow",
+        "ai_edge_litert",
         "onnx",
         "onnx_ir",
         "onnxruntime",

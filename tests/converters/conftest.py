@@ -1,5 +1,5 @@
-"""TensorFlow modules and SavedModels made here; a test that asks for `tf` skips where it is not installed. And how
-hostile files are given to `convert`."""
+"""TensorFlow modules, SavedModels and `.tflite` files made here; tests that ask for `tf` skip where there is none. And
+how hostile files are given to `convert`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,36 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from edgerun import sandbox
+from edgerun import parity, sandbox
+from edgerun.converters import _ort
+from edgerun.passes import Conversion
 from edgerun.sandbox import Limits
+
+
+def judged(path: Path, opset: int = 20) -> tuple[Conversion, parity.Parity]:
+    """A `.tflite` file's conversion, and its comparison with TFLite's interpreter, which must pass."""
+    from edgerun.converters import tflite
+
+    found = tflite.convert(path, inputs=[], factory=None, opset=opset)
+    given: dict[str, Any] = {"feeds": found.feeds, "data": found.data, "parts": found.parts}
+    result = parity.check(found.model, _ort.runner(found.model.to_bytes()), found.run, found.run64, **given)
+    assert result.passed, result
+    return found, result
+
+
+def packed(model: Any) -> bytes:
+    """A model of the schema's objects as a file."""
+    flatbuffers = importlib.import_module("flatbuffers")
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 @pytest.fixture(scope="session")
@@ -105,3 +127,34 @@ def given_to_convert(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         return found
 
     return given
+
+
+@pytest.fixture
+def lite(tf: Any, tmp_path: Path) -> Callable[..., Path]:
+    """`lite(serve, *shapes, kind="float32")`: a function of float tensors as a `.tflite` file.
+
+    `kind` is float32, float16, dynamic (weights alone in codes), or int8 and uint8 (codes at the door too), or int8f
+    (codes with floats at the door), calibrated on N(0, 1). The inputs are called a, b, …
+    """
+
+    def build(serve: Callable[..., Any], *shapes: Sequence[int | None], kind: str = "float32") -> Path:
+        signature = [tf.TensorSpec(shape, tf.float32, name="abc"[i]) for i, shape in enumerate(shapes)]
+        function = tf.function(serve, input_signature=signature, autograph=False).get_concrete_function()
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
+        if kind != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if kind == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if kind in ("int8", "int8f", "uint8"):
+            draw, sizes = np.random.default_rng(1), [[size or 1 for size in shape] for shape in shapes]
+            converter.representative_dataset = lambda: (
+                [draw.normal(size=size).astype(np.float32) for size in sizes] for _ in range(20)
+            )
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        if kind in ("int8", "uint8"):
+            converter.inference_input_type = converter.inference_output_type = tf.dtypes.as_dtype(kind)
+        path = tmp_path / "net.tflite"
+        path.write_bytes(converter.convert())
+        return path
+
+    return build

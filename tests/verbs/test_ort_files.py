@@ -201,7 +201,7 @@ def _all_dims(data: bytes) -> list[list[int]]:
     assert graph is not None
     inner = graph.table(ort_file.GRAPH)
     assert inner is not None
-    return [tensor.longs(ort_file.DIMS) for tensor in inner.tables(ort_file.INITIALIZERS)]
+    return [tensor.integers(ort_file.DIMS, "q") for tensor in inner.tables(ort_file.INITIALIZERS)]
 
 
 def test_constants_in_subgraphs_are_seen(tmp_path: Path) -> None:

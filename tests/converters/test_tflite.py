@@ -1,0 +1,190 @@
+"""Float TFLite models: every family of operators, the layout, the door, float16 weights, what is refused."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("ai_edge_litert", reason="pip install 'edgerun[tflite]'")
+
+import edgerun  # noqa: E402
+from edgerun import registry  # noqa: E402
+from edgerun.converters import tflite  # noqa: E402
+from edgerun.errors import Unsupported  # noqa: E402
+from edgerun.model import Model  # noqa: E402
+from tests.converters.conftest import judged, packed  # noqa: E402
+from tests.converters.tflite_cases import CASES, weight  # noqa: E402
+
+Lite = Callable[..., Path]
+CPU = ["CPUExecutionProvider"]
+
+
+def ops(model: Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.ir.graph)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_operators_compute_the_same(name: str, lite: Lite, tf: Any) -> None:
+    """Within 1e-4 of the largest output on batches of 1, 3 and 2; at most one Transpose each way."""
+    shape, function = CASES[name]
+    found, result = judged(lite(lambda x: function(tf, x), shape))
+    assert len(result.shapes) == 3 and all(o.relative_error <= 1e-4 for o in result.outputs)
+    assert ops(found.model)["Transpose"] <= 2
+    onnx.checker.check_model(found.model.to_proto(), full_check=True)
+
+
+@pytest.mark.parametrize("opset", [13, 17])
+@pytest.mark.parametrize(
+    "name", ["HARD_SWISH", "GELU", "GELU-tanh", "MEAN-channels", "SUM", "L2_NORMALIZATION", "SPLIT"]
+)
+def test_older_opsets_are_written(name: str, opset: int, lite: Lite, tf: Any) -> None:
+    shape, function = CASES[name]
+    found, _ = judged(lite(lambda x: function(tf, x), shape), opset)
+    assert found.model.ir.opset_imports[""] == opset
+
+
+def _net(tf: Any, x: Any) -> Any:
+    """A small CNN: padded stem, separable block with a residual, a gate, pooling, two heads."""
+    w = weight
+    x = tf.nn.relu6(tf.nn.conv2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), w(3, 3, 3, 16), 2, "VALID") + w(16))
+    y = tf.nn.relu6(tf.nn.depthwise_conv2d(x, w(3, 3, 16, 1), [1] * 4, "SAME") + w(16))
+    x = x + tf.nn.conv2d(y, w(1, 1, 16, 16), 1, "SAME")
+    gate = tf.nn.conv2d(tf.reduce_mean(x, [1, 2], keepdims=True), w(1, 1, 16, 16), 1, "SAME")
+    x = tf.nn.max_pool2d(x * tf.sigmoid(gate), 2, 2, "SAME")
+    x = tf.image.resize(tf.concat([x, tf.nn.relu(x)], 3), [16, 16])
+    flat = tf.reshape(x, [-1, 16 * 16 * 32]) @ w(16 * 16 * 32, 5)
+    return {"scores": tf.nn.softmax(flat), "mean": tf.reduce_mean(x, [1, 2])}
+
+
+def test_one_transpose_behind_the_door(lite: Lite, tf: Any) -> None:
+    """A whole CNN: the padding joins the convolution, no Transpose but the door's, flattening moves weights instead."""
+    found, result = judged(lite(lambda x: _net(tf, x), (None, 32, 32, 3)))
+    assert [str(s) for s in found.model.inputs] == ["a:float32[batch,32,32,3]"]
+    assert sorted(s.name for s in found.model.outputs) == ["mean", "scores"]
+    count = ops(found.model)
+    assert count["Transpose"] == 1 and not count["Pad"] and count["Conv"] == 4
+    assert all(o.relative_error <= 1e-5 for o in result.outputs)
+
+
+def test_float16_weights_stay_float16(lite: Lite, tf: Any) -> None:
+    path = lite(lambda x: _net(tf, x), (None, 32, 32, 3), kind="float16")
+    found, result = judged(path)
+    stored = {v.name: v.const_value for v in found.model.ir.graph.initializers.values() if v.const_value is not None}
+    halves = [t for t in stored.values() if t.dtype.numpy() == np.float16]
+    assert halves and all(t.dtype.numpy() != np.float32 or t.size < 256 for t in stored.values())
+    assert ops(found.model)["Cast"] == len(halves) and all(o.relative_error <= 1e-5 for o in result.outputs)
+    assert found.model.weight_bytes() < path.stat().st_size
+
+
+def test_names_come_from_the_signature(tf: Any, saved: Callable[..., Path], tmp_path: Path) -> None:
+    """With a signature its names; without one the tensors' own, which end in ":0"."""
+    folder = saved(tmp_path / "net", lambda self, picture: {"answer": picture * self.w},
+                   tf.TensorSpec([None, 4], tf.float32, name="picture"))  # fmt: skip
+    path = tmp_path / "net.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert())
+    model = tflite.convert(path, inputs=[], factory=None, opset=20).model
+    assert [str(s) for s in (*model.inputs, *model.outputs)] == ["picture:float32[batch,4]", "answer:float32[batch,4]"]
+    spec = edgerun.TensorSpec.parse("image:float32[2,4]")
+    renamed = tflite.convert(path, inputs=[spec], factory=None, opset=20).model
+    assert [str(s) for s in (*renamed.inputs, *renamed.outputs)] == ["image:float32[2,4]", "answer:float32[2,4]"]
+    schema = importlib.import_module("ai_edge_litert.schema_py_generated")
+    without = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    without.signatureDefs = None
+    path.write_bytes(packed(without))
+    model = tflite.convert(path, inputs=[], factory=None, opset=20).model
+    assert [s.name for s in (*model.inputs, *model.outputs)] == ["serving_default_picture", "StatefulPartitionedCall"]
+
+
+def test_the_command_line(lite: Lite, tf: Any, tmp_path: Path) -> None:
+    cli = importlib.import_module("click.testing").CliRunner()
+    command = importlib.import_module("edgerun.cli").edgerun
+    path = lite(lambda x: _net(tf, x), (None, 32, 32, 3))
+    done = cli.invoke(command, ["convert", str(path), "-o", str(tmp_path / "net.onnx")])
+    assert done.exit_code == 0, done.output
+    assert "a:float32[batch,32,32,3]" in done.output and "3 draws" in done.output
+    history = Model.load(tmp_path / "net.onnx").history
+    assert [step.name for step in history] == ["converters/tflite"] and history[0].options["source"] == "net.tflite"
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_targets_run_the_result(target: str, lite: Lite, tf: Any, tmp_path: Path) -> None:
+    if reason := registry.target(target, usable=False).available():
+        pytest.skip(reason)
+    found, _ = judged(lite(lambda x: _net(tf, x), (None, 32, 32, 3)))
+    found.model.save(tmp_path / "net.onnx")
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    with edgerun.load(tmp_path / "net.onnx", target=target) as session:
+        got = session.run({"a": x})
+    for name, want in found.run({"a": x}).items():
+        np.testing.assert_allclose(got[name], want, atol=1e-4 * np.abs(want).max())
+
+
+def test_what_has_no_form_is_named_at_once(tf: Any, tmp_path: Path) -> None:
+    """Every operator that is not covered, with its count, in one message."""
+    serve = tf.function(lambda x: (tf.math.real(tf.signal.rfft2d(x)), tf.unique(x[0, 0])[0], tf.math.atan2(x, x)),
+                        input_signature=[tf.TensorSpec([2, 8, 8], tf.float32)], autograph=False)  # fmt: skip
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], tf.Module())
+    path = tmp_path / "net.tflite"
+    path.write_bytes(converter.convert())
+    with pytest.raises(Unsupported) as refused:
+        edgerun.convert(path, output=tmp_path / "out.onnx")
+    assert all(f"{kind} (1)" in str(refused.value) for kind in ("RFFT2D", "UNIQUE", "ATAN2"))
+    assert refused.value.exit_code == 3 and not (tmp_path / "out.onnx").exists()
+
+
+def test_states_are_refused_by_name(tf: Any, tmp_path: Path) -> None:
+    class Total(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.total = tf.Variable(tf.zeros([4]))
+
+        def serve(self, x: Any) -> Any:
+            self.total.assign_add(x[0])
+            return self.total[None] + x
+
+    net = Total()
+    serve = tf.function(net.serve, input_signature=[tf.TensorSpec([1, 4], tf.float32)], autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], net)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter.experimental_enable_resource_variables = True
+    path = tmp_path / "net.tflite"
+    path.write_bytes(converter.convert())
+    with pytest.raises(Unsupported) as refused:
+        tflite.convert(path, inputs=[], factory=None, opset=20)
+    text = str(refused.value)
+    for part in ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "a state that lives from run to run"):
+        assert part in text
+
+
+def test_custom_operators_are_refused_by_name(lite: Lite, tf: Any) -> None:
+    path = lite(lambda x: tf.nn.relu(x), (None, 4))
+    schema = importlib.import_module("ai_edge_litert.schema_py_generated")
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    code = model.operatorCodes[0]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+    code.customCode = b"TFLite_Detection_PostProcess"
+    path.write_bytes(packed(model))
+    with pytest.raises(Unsupported, match=r"CUSTOM:TFLite_Detection_PostProcess \(1\): a custom operator"):
+        tflite.convert(path, inputs=[], factory=None, opset=20)
+
+
+def test_weights_in_codes_for_values_in_float_are_refused(lite: Lite, tf: Any) -> None:
+    """Dynamic range quantization: what TFLite rounds as it comes has no Q/DQ form."""
+    path = lite(lambda x: x @ weight(64, 64), (None, 64), kind="dynamic")
+    with pytest.raises(Unsupported, match="dynamic range quantization"):
+        tflite.convert(path, inputs=[], factory=None, opset=20)
+
+
+def test_the_table_of_operators_is_current() -> None:
+    make = importlib.import_module("importlib.util")
+    folder = Path(__file__).parents[2] / "docs"
+    spec = make.spec_from_file_location("make_tflite", folder / "make_tflite.py")
+    page = make.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert (folder / "tflite.md").read_text() == page.page(), "run: make docs"
