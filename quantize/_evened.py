@@ -9,7 +9,7 @@ import numpy as np
 
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import centre, correction, equalize, factors, placement, smooth
-from edgerun.quantize.graphs.statistics import Activation, Channels
+from edgerun.quantize.graphs.activation import Activation, Channels
 
 if TYPE_CHECKING:
     import onnx_ir as ir

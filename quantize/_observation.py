@@ -15,7 +15,8 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import correction, placement
-from edgerun.quantize.graphs.statistics import Activation, Watch
+from edgerun.quantize.graphs.activation import Activation
+from edgerun.quantize.graphs.statistics import Watch
 from edgerun.quantize.numerics import coverage
 
 if TYPE_CHECKING:

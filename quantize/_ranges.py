@@ -15,7 +15,7 @@ from edgerun.metrics import Difference
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches
 from edgerun.quantize.graphs import correction, placement, qdq
-from edgerun.quantize.graphs.statistics import Activation
+from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.numerics import grid, paired, ranges
 from edgerun.quantize.numerics.grid import Grid
 from edgerun.quantize.numerics.running import Running

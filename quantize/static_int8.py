@@ -20,7 +20,7 @@ from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation, work
-from edgerun.quantize.graphs.statistics import Activation
+from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid

@@ -36,9 +36,9 @@ def folded(model: Model | str | Path, preprocessing: Preprocessing | str | Path 
     took = pictures.take_bytes(graph, contract)
     made = Model.of(graph)
     result = _compared(model, made, contract)
-    worst = max(result.outputs, key=lambda output: output.relative_error / max(output.bound, 1e-30))
+    worst = max(result.outputs, key=lambda output: output.relative_error / max(output.bound or 0.0, 1e-30))
     if not result.passed:
-        got = f"{worst.name}: relative error {worst.relative_error:.2g}, allowed {worst.bound:.2g}"
+        got = f"{worst.name}: relative error {worst.relative_error:.2g}, allowed {worst.bound or 0.0:.2g}"
         raise GateFailed("the model with its preprocessing inside computes something else", got=got,
                          do="leave --fold-preprocessing out")  # fmt: skip
     options = {"in the graph": took, "from": contract.to_json(), "relative error": worst.relative_error,

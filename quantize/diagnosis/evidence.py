@@ -10,9 +10,9 @@ import numpy as np
 
 from edgerun.quantize.diagnosis.trials import Open
 from edgerun.quantize.graphs import statistics, switches
+from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Quantizer
-from edgerun.quantize.graphs.statistics import Channels
 from edgerun.quantize.numerics import causes
 from edgerun.quantize.numerics.causes import Cause, Seen
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.edit import constant, row_bias, set_constant
 from edgerun.quantize.graphs.equalize import Chain
-from edgerun.quantize.graphs.statistics import Channels
 from edgerun.quantize.numerics import centring
 
 if TYPE_CHECKING:

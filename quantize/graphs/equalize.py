@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, row_bias, set_constant
-from edgerun.quantize.graphs.statistics import Channels
 from edgerun.quantize.numerics.equalization import Read, Reader, scales
 
 if TYPE_CHECKING:

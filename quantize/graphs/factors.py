@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize.graphs import equalize
+from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.edit import constant, drop_node, fresh_name, initializer, set_constant, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
-from edgerun.quantize.graphs.statistics import Channels
 from edgerun.quantize.numerics import equalization
 from edgerun.quantize.numerics.equalization import Reader
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize._lanes import in_lanes
+from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, set_constant
 from edgerun.quantize.graphs.placement import Plan
-from edgerun.quantize.graphs.statistics import Channels
 from edgerun.quantize.numerics.smoothing import factors
 
 if TYPE_CHECKING:

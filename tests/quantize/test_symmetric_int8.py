@@ -16,9 +16,9 @@ from edgerun.data import open_data
 from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize._ranges import intervals
+from edgerun.quantize.graphs.activation import Activation, Channels
 from edgerun.quantize.graphs.edit import constant
 from edgerun.quantize.graphs.placement import Plan
-from edgerun.quantize.graphs.statistics import Activation, Channels
 
 DOOR = "(float[n,8,8,8] x) => (float[n,p,q,r] y)"
 NETS = {

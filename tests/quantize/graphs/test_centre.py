@@ -11,7 +11,7 @@ from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import centre, equalize
-from edgerun.quantize.graphs.statistics import Channels
+from edgerun.quantize.graphs.activation import Channels
 from edgerun.verbs.compress import compress
 
 DOOR = "(float[n,8,6,6] x) => (float[n,p,q,r] y)"

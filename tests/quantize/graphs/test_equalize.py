@@ -10,7 +10,7 @@ import pytest
 from edgerun.model import Model
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import equalize
-from edgerun.quantize.graphs.statistics import Channels
+from edgerun.quantize.graphs.activation import Channels
 
 DOOR = "(float[n,8,6,6] x) => (float[n,p,q,r] y)"
 FLAT = "(float[n,8,6,6] x) => (float[n,p] y)"

@@ -13,8 +13,8 @@ from edgerun.model import Model
 from edgerun.quantize import diagnosis, fold, static_int8
 from edgerun.quantize.diagnosis import trials
 from edgerun.quantize.graphs import factors, placement
+from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.edit import constant
-from edgerun.quantize.graphs.statistics import Channels
 from edgerun.verbs.compress import compress
 from edgerun.verbs.why_wrong import opened_here
 

@@ -12,7 +12,7 @@ from edgerun.metrics import Difference
 from edgerun.model import Model
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import placement, smooth
-from edgerun.quantize.graphs.statistics import Channels
+from edgerun.quantize.graphs.activation import Channels
 from edgerun.verbs.compress import compress
 
 DOOR = "(float[n,l,16] x) => (float[n,l,16] y)"

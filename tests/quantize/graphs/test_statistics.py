@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from edgerun.quantize.fold import infer_shapes
-from edgerun.quantize.graphs.statistics import Activation, Watch
+from edgerun.quantize.graphs.activation import Activation
+from edgerun.quantize.graphs.statistics import Watch
 
 NET = "(float[n,4,6,5] x) => (float[n,3] y) { c = Conv(x, w, b) r = Relu(c) g = GlobalAveragePool(r) f = Flatten(g) " \
       "y = MatMul(f, m) }"  # fmt: skip

@@ -1,0 +1,112 @@
+"""What was seen of an activation, and how that changes when its channels are moved or scaled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+FEWEST = 8  # sampled values of a channel without which they say nothing of its mean
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Exact extremes of every part of the data, `[parts, C]`, and mean square `[C]` per channel, float64.
+
+    C = 1 where a tensor has no channels. `count` are the elements of a channel in all the data.
+    """
+
+    lows: np.ndarray
+    highs: np.ndarray
+    power: np.ndarray
+    count: float = np.inf
+
+    @property
+    def low(self) -> np.ndarray:
+        """min x `[C]`."""
+        low: np.ndarray = self.lows.min(axis=0)
+        return low
+
+    @property
+    def high(self) -> np.ndarray:
+        """max x `[C]`."""
+        high: np.ndarray = self.highs.max(axis=0)
+        return high
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """max |x| of every part `[parts, C]`."""
+        peaks: np.ndarray = np.maximum(self.highs, -self.lows)
+        return peaks
+
+    @property
+    def peak(self) -> np.ndarray:
+        """max |x| `[C]`."""
+        peak: np.ndarray = self.peaks.max(axis=0)
+        return peak
+
+    def mirrored(self) -> Channels:
+        """As a grid with zero point 0 sees them: −max |x| to max |x|."""
+        return replace(self, lows=-self.peaks, highs=self.peaks)
+
+    def scaled(self, factors: np.ndarray) -> Channels:
+        """Of f∘x, for positive f `[C]`."""
+        return replace(self, lows=self.lows * factors, highs=self.highs * factors, power=self.power * factors**2)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What was seen of one activation.
+
+    `channels` on `axis` (None: the tensor has no channels); `sample`, float32 `[m]`, is an even sample of its values,
+    and `owner`, unsigned `[m]`, the channel of each; `lows` and `highs`, `[batches]`, are the extremes of every batch;
+    `size` are the elements of the batches that were told in full.
+    """
+
+    channels: Channels
+    axis: int | None
+    sample: np.ndarray
+    owner: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+    size: float
+
+    def scaled(self, factors: np.ndarray) -> Activation:
+        """Of f∘x, for positive f `[C]`; the extremes of single batches are known no more, and those of all stand in."""
+        channels = self.channels.scaled(factors)
+        ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
+        sample = self.sample * factors[self.owner].astype(np.float32)
+        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
+
+    @property
+    def varying(self) -> Channels:
+        """With the variance in place of the mean square, by the sample; a channel hardly in it keeps its own."""
+        seen, mean, power = self._sampled()
+        share = np.where(power > 0, 1 - mean**2 / np.maximum(power, np.finfo(np.float64).tiny), 1.0)
+        share = np.where(seen < FEWEST, 1.0, np.maximum(share, 0.0))
+        return replace(self.channels, power=self.channels.power * share)
+
+    def _sampled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How many values of each channel the sample has, their mean, and their mean square, `[C]` each."""
+        channels, values = len(self.channels.power), self.sample.astype(np.float64)
+        seen = np.bincount(self.owner, minlength=channels)
+        mean, power = (np.bincount(self.owner, v, channels) / np.maximum(seen, 1) for v in (values, values**2))
+        return seen, mean, power
+
+    def moved(self, offsets: np.ndarray) -> Activation:
+        """Of x − o, o `[C]`; the mean that E[(x − o)²] needs is that of the sample. Extremes as in `scaled`."""
+        _, mean, _ = self._sampled()
+        power = self.varying.power + (mean - offsets) ** 2
+        lows, highs = (end - offsets for end in (self.channels.lows, self.channels.highs))
+        channels = replace(self.channels, lows=lows, highs=highs, power=power)
+        ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
+        sample = self.sample - offsets[self.owner].astype(np.float32)
+        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
+
+    def within(self, low: float, high: float) -> Activation:
+        """Of min(max(x, low), high); the mean squares stay those of x."""
+        ends = (np.clip(end, low, high) for end in (self.channels.lows, self.channels.highs, self.lows, self.highs))
+        lowest, highest, lows, highs = ends
+        sample = np.clip(self.sample, np.float32(low), np.float32(high))
+        channels = replace(self.channels, lows=lowest, highs=highest)
+        return replace(self, channels=channels, sample=sample, lows=lows, highs=highs)
