@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgerun.converters._keras_graph import LAYERS, key_of
+from edgerun.converters._keras_graph import LAYERS
+from edgerun.converters._keras_walk import key_of
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 

@@ -28,7 +28,7 @@ class Value:
 
     `first`: the ONNX tensor is channels-first. `order` (rank 2): ONNX column p is Keras's column order[p].
     `padded`: it is zero padding, (begin…, end…) per spatial axis, of another value; a convolution takes that in.
-    `positive`: no element is below zero.
+    `positive`: no element is below zero. `mask`: Keras's mask, booleans [batch, steps], that goes with the tensor.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Value:
     order: np.ndarray | None = None
     padded: tuple[Value, tuple[int, ...]] | None = None
     positive: bool = False
+    mask: Value | None = None
 
     @property
     def rank(self) -> int:
@@ -50,16 +51,34 @@ class Value:
         return self.shape[1:-1]
 
 
-Emit = Callable[["Graph", Any, list[Value]], Value]
+Emit = Callable[["Graph", Any, list[Value]], Any]
+Rule = Callable[..., Any]
 LAYERS: dict[str, Emit] = {}
+OPS: dict[str, Rule] = {}
 
 
 def layer(*names: str) -> Callable[[Emit], Emit]:
-    """Register the function that writes these layer classes of Keras."""
+    """Register the function that writes these layer classes: (graph, layer, its tensors) -> a Value or several.
+
+    The layer's other arguments, a mask among them, are in `graph.arguments`.
+    """
 
     def register(emit: Emit) -> Emit:
         LAYERS.update(dict.fromkeys(names, emit))
         return emit
+
+    return register
+
+
+def op(*names: str) -> Callable[[Rule], Rule]:
+    """Register the function that writes these operations of keras.ops: (graph, operation, *arguments as called).
+
+    It returns the ONNX names of the results, whose tensors lie in Keras's order, or Values.
+    """
+
+    def register(rule: Rule) -> Rule:
+        OPS.update(dict.fromkeys(names, rule))
+        return rule
 
     return register
 
@@ -74,9 +93,12 @@ def weight(variable: Any) -> np.ndarray:
 class Graph:
     """Nodes and initializers under construction; `scope` prefixes their names with the layer being written."""
 
-    def __init__(self, opset: int) -> None:
+    def __init__(self, opset: int, backend: str = "") -> None:
         self.opset = opset
         self.scope = ""
+        self.arguments: dict[str, Any] = {}  # of the layer being written, by the names of its call
+        self.backend = backend  # that the model is known to be meant for, or ""
+        self.walk: Any = None  # the Walk that drives this: rules write inner layers and calls through it
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._taken: set[str] = set()
@@ -101,22 +123,41 @@ class Graph:
         """An int64 initializer; its name."""
         return self.const(np.asarray(values, np.int64), word)
 
-    def number(self, item: Any) -> Value:
-        """A plain number beside a tensor, as `x + 3` has it."""
-        if not isinstance(item, (int, float)):
-            raise Unsupported(f"an operator with {type(item).__name__} beside a tensor is not supported")
-        return Value(self.const(np.float32(item), "number"), ())
+    def value(self, item: Any, dtype: str = "") -> Value:
+        """What stands in a call as a Value lying in Keras's order: a Value, a number, an array or a variable."""
+        if isinstance(item, Value):
+            return self.plain(item)
+        array = np.asarray(item if isinstance(item, (bool, int, float, np.generic)) else weight(item))
+        if isinstance(item, float) or array.dtype == np.float64:
+            array = array.astype(np.float32)
+        elif isinstance(item, int) and not isinstance(item, bool):
+            array = array.astype(np.int32)
+        array = array.astype(dtype) if dtype else array
+        return Value(self.const(array, "constant"), array.shape, str(array.dtype))
 
-    def node(self, op: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> str:
-        """A node; the name of its first output, or with `outputs` > 1 of the last one, the others being unnamed."""
+    def cast(self, value: Value, dtype: str) -> Value:
+        """The value in another dtype, lying as it does."""
+        from onnx import helper
+
+        if value.dtype == dtype:
+            return value
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return replace(value, name=self.node("Cast", [value.name], to=kind), dtype=dtype, padded=None)
+
+    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """A node of one output; its name."""
+        return self.several(op, inputs, 1, **attributes)[0]
+
+    def several(self, op: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
+        """A node of `count` outputs; their names."""
         from onnx import defs, helper
 
         if not defs.has(op, self.opset):
             raise Unsupported(f"{op} is not in opset {self.opset}")
         name = self._name(op)
-        results = [""] * (outputs - 1) + [name]
+        results = [name] if count == 1 else [f"{name}:{index}" for index in range(count)]
         self.nodes.append(helper.make_node(op, list(inputs), results, name, **attributes))
-        return results[-1]
+        return results
 
     def first(self, value: Value) -> Value:
         """The value with its ONNX tensor channels-first."""
@@ -152,7 +193,7 @@ class Graph:
     def like(self, value: Value, op: str, *more: str, **attributes: Any) -> Value:
         """An elementwise operator: same shape, same lie."""
         name = self.node(op, [value.name, *more], **attributes)
-        return replace(value, name=name, padded=None, positive=op == "Relu")
+        return replace(value, name=name, padded=None, positive=op in ("Relu", "Sigmoid", "Exp"))
 
     def spread(self, array: np.ndarray, value: Value, word: str) -> str:
         """A constant of one number per channel, or of Keras's shape without batch, lying as `value` does."""
@@ -166,73 +207,20 @@ class Graph:
         return self.const(array, word)
 
 
+def alike(graph: Graph, inputs: list[Value]) -> list[Value]:
+    """Values of one rank, brought to lie the same way."""
+    if any(value.first for value in inputs):
+        return [graph.first(value) for value in inputs]
+    orders = [value.order for value in inputs if value.order is not None]
+    same = len(orders) == len(inputs) and all(np.array_equal(order, orders[0]) for order in orders)
+    return inputs if same else [graph.plain(value) for value in inputs]
+
+
 def flat_order(shape: Shape) -> np.ndarray:
     """order[p] for `Value.order`: `shape` is channels-last without batch, p counts channels-first."""
     sizes = [int(size or 0) for size in shape]
     logical = np.arange(math.prod(sizes)).reshape(sizes)
     return np.moveaxis(logical, -1, 0).reshape(-1)
-
-
-def walk(graph: Graph, model: Any, values: Sequence[Value], refused: list[str], prefix: str = "") -> list[Value]:
-    """Write every layer of a functional or sequential model; its outputs, one Value each.
-
-    A layer that cannot be written adds its line to `refused` and the walk goes on, so that one run names them all.
-    """
-    from keras import tree
-
-    model = getattr(model, "_functional", None) or model
-    known = {id(tensor): value for tensor, value in zip(model.inputs, values, strict=True)}
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if node.is_input or any(id(tensor) not in known for tensor in node.input_tensors):
-                continue
-            args, kwargs = node.arguments.fill_in(known)
-            inputs = [item for item in tree.flatten([args, kwargs]) if isinstance(item, Value)]
-            if _key(node.operation).startswith("ops."):
-                inputs = [item if isinstance(item, Value) else graph.number(item) for item in args]
-            results = _one(graph, node.operation, inputs, node.outputs, refused, prefix)
-            known.update({id(tensor): value for tensor, value in zip(node.outputs, results, strict=True)})
-    return [known[id(tensor)] for tensor in model.outputs]
-
-
-def _one(
-    graph: Graph, operation: Any, inputs: list[Value], outputs: Sequence[Any], refused: list[str], prefix: str
-) -> list[Value]:
-    name = f"{prefix}{operation.name}"
-    unknown = [Value("", tuple(tensor.shape), tensor.dtype) for tensor in outputs]
-    if hasattr(operation, "_nodes_by_depth") or hasattr(operation, "_functional"):
-        return walk(graph, operation, inputs, refused, f"{name}/")
-    if (reason := refusal(operation)) is not None:
-        refused.append(f"{name}: {reason}")
-        return unknown
-    graph.scope = name
-    try:
-        return [LAYERS[_key(operation)](graph, operation, inputs)]
-    except Unsupported as error:
-        refused.append(f"{name}: {error.what}")
-        return unknown
-
-
-def _key(operation: Any) -> str:
-    """A layer's class name, `ops.` and its class name for an operator on tensors, "" for a stranger's class."""
-    return key_of(type(operation).__module__, type(operation).__name__)
-
-
-def key_of(module: str, name: str) -> str:
-    """The name under which a class of Keras is registered in LAYERS, from where it is defined or saved."""
-    if module.startswith("keras.src.ops."):
-        return f"ops.{name}"
-    return name if module == "keras" or module.startswith(("keras.layers", "keras.src.layers.")) else ""
-
-
-def refusal(operation: Any) -> str | None:
-    """Why this layer cannot be written, or None."""
-    kind = type(operation)
-    if _key(operation) not in LAYERS:
-        return f"{kind.__name__} is not supported"
-    if getattr(operation, "compute_dtype", "float32") not in ("float32", "int32", "int64"):
-        return f"{kind.__name__} computes in {operation.compute_dtype}, wanted float32"
-    return None
 
 
 def shape_after(operation: Any, inputs: Sequence[Value]) -> Shape:

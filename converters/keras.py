@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _door, _keras_graph, _normalize
+from edgerun.converters import _door, _keras_graph, _keras_walk, _normalize
 from edgerun.converters._keras_graph import Graph, Value
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
@@ -27,12 +27,10 @@ requires: tuple[str, ...] = ("keras", "h5py", "torch", "onnx", "onnx_ir", "onnxr
 extra = "keras"
 newest_opset = _normalize.PREFERRED_OPSET
 log = logging.getLogger("edgerun")
-_LAYER_MODULES = (
-    "_keras_activations",
-    "_keras_layers",
-    "_keras_windows",
-    "_keras_recurrent",
-)  # importing one registers its layers
+_RULES = (
+    "activations", "attention", "elementwise", "images", "layers", "merging", "pooling", "preprocessing", "recurrent",
+    "reductions", "shapes", "windows",
+)  # fmt: skip
 
 
 def recognises(source: Any) -> bool:
@@ -53,16 +51,17 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     """
     if factory is not None:
         raise EdgerunError("a Keras model needs no factory", got=factory, do="leave --factory out")
+    told = not isinstance(source, (str, Path)) or "KERAS_BACKEND" in os.environ
     os.environ.setdefault("KERAS_BACKEND", "torch")
-    for module in _LAYER_MODULES:
-        importlib.import_module(f"edgerun.converters.{module}")
+    for name in _RULES:  # importing one registers its layers and operations
+        importlib.import_module(f"edgerun.converters._keras_{name}")
     from edgerun.converters import _keras_files
 
     model = _keras_files.load(Path(source)) if isinstance(source, (str, Path)) else source
     if not getattr(model, "inputs", None):
         model = _built(model, inputs)
     specs = _specs(model, inputs)
-    proto = _clean(_write(model, specs, opset), opset)
+    proto = _clean(_write(model, specs, opset, _backend(told)), opset)
     return Conversion(Model.from_proto(proto), _runner(model, specs), _double(model, specs))
 
 
@@ -86,15 +85,22 @@ def _specs(model: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
     return _door.matched(have, wanted)
 
 
-def _write(model: Any, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelProto:
+def _backend(told: bool) -> str:
+    """Keras's backend where that is the user's choice: some layers compute otherwise on another one. Else ""."""
+    from keras import backend  # type: ignore[import-untyped]
+
+    return str(backend.backend()) if told else ""
+
+
+def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) -> onnx.ModelProto:
     from onnx import helper
 
-    graph = Graph(opset)
+    graph = Graph(opset, backend)
+    walk = _keras_walk.Walk(graph)
     values = [Value(s.name, tuple(d if isinstance(d, int) else None for d in s.shape), s.dtype) for s in specs]
-    refused: list[str] = []
-    results = _keras_graph.walk(graph, model, values, refused)
-    if refused:
-        raise Unsupported("the model has layers that cannot be converted", got="\n    " + "\n    ".join(refused),
+    results = walk.model(model, values)
+    if walk.refused:
+        raise Unsupported("the model has layers that cannot be converted", got="\n    " + "\n    ".join(walk.refused),
                           do="replace them by built-in layers")  # fmt: skip
     outputs = []
     for name, value in zip(_output_names(model, specs), results, strict=True):
