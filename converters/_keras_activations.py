@@ -89,7 +89,10 @@ def _glu(graph: Graph, value: Value, axis: int = -1) -> Value:
 
 
 def _sparsemax(graph: Graph, value: Value, axis: int = -1) -> Value:
-    """max(x - τ, 0), the projection onto the simplex (Martins and Astudillo 2016, algorithm 1)."""
+    """max(x - τ, 0) with τ = (Σ S_j - 1)/k over the k sums S_j = x_1 + … + x_j of sorted x with j·x_j + 1 > S_j.
+
+    Martins and Astudillo 2016, algorithm 1, but for τ, where they take the last S_j alone: so Keras computes it.
+    """
     value = graph.plain(value)
     axis %= value.rank
     size = value.shape[axis]
@@ -101,9 +104,8 @@ def _sparsemax(graph: Graph, value: Value, axis: int = -1) -> Value:
     ranks = np.arange(1, size + 1, dtype=np.float32).reshape(column)
     inside = apply(graph, "Greater", apply(graph, "Add", apply(graph, "Mul", ordered, ranks), 1.0), sums)
     count = reduce(graph, "ReduceSum", graph.cast(inside, "float32"), [axis], True)
-    place = apply(graph, "Sub", graph.cast(count, "int64"), np.int64(1))
-    last = Value(graph.node("GatherElements", [sums.name, place.name], axis=axis), count.shape)
-    threshold = apply(graph, "Div", apply(graph, "Sub", last, 1.0), count)
+    total = reduce(graph, "ReduceSum", apply(graph, "Where", inside, sums, 0.0), [axis], True)
+    threshold = apply(graph, "Div", apply(graph, "Sub", total, 1.0), count)
     return graph.like(apply(graph, "Sub", value, threshold), "Relu")
 
 
@@ -200,9 +202,12 @@ def _prelu(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
 def _softmax_layer(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
     """Softmax over one axis or several; where a mask says False, -1e9 is added, as Keras does."""
     value, mask = inputs[0], graph.arguments.get("mask")
-    if mask is not None:
-        value = masked_scores(graph, value, mask if mask.dtype == "bool" else apply(graph, "Greater", mask, 0.5))
-    return softmax_over(graph, value, axes_of(operation.axis, value.rank))
+    axes = axes_of(operation.axis, value.rank)
+    if mask is None:
+        return softmax_over(graph, value, axes)
+    mask = mask if mask.dtype == "bool" else apply(graph, "Greater", mask, 0.5)
+    found = softmax_over(graph, masked_scores(graph, value, mask), axes)
+    return apply(graph, "Where", mask, found, 0.0)  # a row of which nothing is held
 
 
 def softmax_over(graph: Graph, value: Value, axes: list[int]) -> Value:

@@ -39,7 +39,9 @@ def _heads(graph: Graph, operation: Any, gate: Any, scale: float, window: int | 
     denses = (operation._query_dense, operation._key_dense, operation._value_dense)
     q, k, v = (graph.walk.layer(dense, item)[0] for dense, item in zip(denses, (query, key, value), strict=True))
     if q.rank == 4:
-        found, weights = attend(graph, q, k, v, mask, scale, repeats)
+        plain = getattr(operation, "_dropout", None) or getattr(operation, "dropout", 0)
+        zeroed = bool(told.get("return_attention_scores")) or plain > 0
+        found, weights = attend(graph, q, k, v, mask, scale, repeats, zeroed)
     else:
         found, weights = _over_axes(graph, operation, q, k, v, mask, scale)
     if opening is not None:
@@ -49,11 +51,12 @@ def _heads(graph: Graph, operation: Any, gate: Any, scale: float, window: int | 
 
 
 def attend(
-    graph: Graph, q: Value, k: Value, v: Value, mask: Value | None, scale: float, repeats: int = 1
+    graph: Graph, q: Value, k: Value, v: Value, mask: Value | None, scale: float, repeats: int = 1, zeroed: bool = False
 ) -> tuple[Value, Value]:
     """[B, T, N, H] from q [B, T, N, H], k and v [B, S, N/repeats, H], and the weights [B, N, T, S].
 
-    `mask` is boolean and spreads to the weights' shape; one of rank 3 is for all heads.
+    `mask` is boolean and spreads to the weights' shape; one of rank 3 is for all heads. Where it holds nothing of a row,
+    the weights are even, or where `zeroed` zero: Keras has a path for each.
     """
     across = [_turned(graph, item, perm) for item, perm in ((q, (0, 2, 1, 3)), (k, (0, 2, 3, 1)), (v, (0, 2, 1, 3)))]
     if repeats > 1:
@@ -64,9 +67,10 @@ def attend(
     product = graph.node("MatMul", [across[0].name, across[1].name])
     scores = Value(product, (q.shape[0], q.shape[2], q.shape[1], k.shape[1]))
     scores = apply(graph, "Mul", scores, float(scale))
-    if mask is not None:
-        scores = masked_scores(graph, scores, _with_axes(graph, mask, [1]) if mask.rank == 3 else mask)
-    weights = softmax_over(graph, scores, [3])
+    mask = _with_axes(graph, mask, [1]) if mask is not None and mask.rank == 3 else mask
+    weights = softmax_over(graph, scores if mask is None else masked_scores(graph, scores, mask), [3])
+    if mask is not None and zeroed:
+        weights = apply(graph, "Where", mask, weights, 0.0)
     made = Value(graph.node("MatMul", [weights.name, across[2].name]), (*scores.shape[:3], v.shape[3]))
     return _turned(graph, made, (0, 2, 1, 3)), weights
 
@@ -80,11 +84,14 @@ def _over_axes(
     shape: tuple[int | None, ...] = (None,) * operation._softmax.axis[0] + (None,) * axes
     product = graph.node("Einsum", [k.name, q.name], equation=operation._dot_product_equation)
     scores = Value(product, (None,) * len(operation._dot_product_equation.split("->")[1]) or shape)
-    if mask is not None:
-        missing = scores.rank - mask.rank
+    across = [axis % scores.rank for axis in operation._softmax.axis]
+    if mask is None:
+        weights = softmax_over(graph, scores, across)
+    else:
         front = mask.rank - 2 * axes
-        scores = masked_scores(graph, scores, _with_axes(graph, mask, list(range(front, front + missing))))
-    weights = softmax_over(graph, scores, [axis % scores.rank for axis in operation._softmax.axis])
+        mask = _with_axes(graph, mask, list(range(front, front + scores.rank - mask.rank)))
+        weights = softmax_over(graph, masked_scores(graph, scores, mask), across)
+        weights = apply(graph, "Where", mask, weights, 0.0)
     made = graph.node("Einsum", [weights.name, v.name], equation=operation._combine_equation)
     return Value(made, (*q.shape[:-1], v.shape[-1])), weights
 

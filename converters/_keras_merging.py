@@ -21,8 +21,9 @@ def _merge(graph: Graph, operation: Any, inputs: list[Value]) -> Any:
     kind = type(operation).__name__
     if kind in ("Multiply", "Maximum", "Minimum") and any(value.mask is not None for value in inputs):
         return graph.walk.trace(operation.call, inputs)  # masked elements do not count
-    if len({value.rank for value in inputs}) > 1:
-        return graph.walk.trace(operation.call, inputs)
+    rank = max(value.rank for value in inputs)
+    if any(value.rank != rank for value in inputs):
+        inputs = [_raised(graph, value, rank) for value in inputs]
     inputs = [graph.cast(value, "float32") for value in alike(graph, inputs)]
     op = _MERGES[kind]
     shape = shape_after(operation, inputs)
@@ -36,6 +37,15 @@ def _merge(graph: Graph, operation: Any, inputs: list[Value]) -> Any:
     else:
         name = graph.node(op, names)
     return replace(inputs[0], name=name, shape=shape, padded=None, positive=False)
+
+
+def _raised(graph: Graph, value: Value, rank: int) -> Value:
+    """Axes of one element behind the batch, until there are `rank` axes."""
+    value, more = graph.plain(value), rank - value.rank
+    if not more:
+        return value
+    name = graph.node("Unsqueeze", [value.name, graph.ints(range(1, 1 + more), "axes")])
+    return replace(value, name=name, shape=(value.shape[0], *[1] * more, *value.shape[1:]))
 
 
 @layer("Concatenate")

@@ -61,11 +61,11 @@ def scan(
     carried = [*begins, *([_nothing(graph, output, value)] if carries else [])]
     steps = [value.name, *([graph.plain(mask).name] if mask is not None else [])]
     backwards, count = bool(operation.go_backwards), 1 if operation.return_sequences else 0
+    told: dict[str, Any] = {"scan_output_axes": [1], "scan_output_directions": [int(in_order)]} if count else {}
     made = graph.several(
         "Scan", [*(item.name for item in carried), *steps], len(carried) + count, body=inside,
         num_scan_inputs=len(steps), scan_input_axes=[1] * len(steps),
-        scan_input_directions=[int(backwards)] * len(steps), scan_output_axes=[1] * count,
-        scan_output_directions=[int(in_order)] * count,
+        scan_input_directions=[int(backwards)] * len(steps), **told,
     )  # fmt: skip
     ends = [Value(name, state.shape) for name, state in zip(made, begins, strict=False)]
     if operation.return_sequences:

@@ -87,8 +87,6 @@ class Walk:
     def _layer(self, operation: Any, args: Any, kwargs: Any) -> list[Value]:
         if (reason := refusal(operation)) is not None:
             raise Unsupported(reason)
-        if kwargs.get("training"):
-            raise Unsupported(f"{type(operation).__name__} is called with training=True: its results would be random")
         arguments = dict(inspect.signature(operation.call).bind_partial(*args, **kwargs).arguments)
         arguments |= arguments.pop("kwargs", {})
         tensors = {word: item for word, item in arguments.items() if _values(item)}

@@ -102,10 +102,14 @@ def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) ->
     if walk.refused:
         raise Unsupported("the model has layers that cannot be converted", got="\n    " + "\n    ".join(walk.refused),
                           do="replace them by built-in layers")  # fmt: skip
-    outputs = []
+    outputs, written = [], set[str]()
     for name, value in zip(_output_names(model, specs), results, strict=True):
         graph.scope = name
-        graph.nodes.append(helper.make_node("Identity", [graph.plain(value).name], [name]))
+        value = graph.plain(value)
+        again = value.name in written  # an Identity would be taken away, and with it one of the names
+        told = {"to": helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))} if again else {}
+        graph.nodes.append(helper.make_node("Cast" if again else "Identity", [value.name], [name], **told))
+        written.add(value.name)
         dims = [specs[0].shape[0] if axis == 0 and d is None else d for axis, d in enumerate(value.shape)]
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
         outputs.append(helper.make_tensor_value_info(name, dtype, dims))
