@@ -1,6 +1,6 @@
 """Every layer of Keras in the options that change what it computes: what docs/keras.md lists and the tests convert.
 
-A line is the shapes of the inputs without the batch (`;` between several, `:int32` and the like behind one that is not
+A line is the shapes of the inputs without the batch (with it behind `@`; `;` between several, `:int32` and the like behind one that is not
 float32) and the layer, or what is made of `x`. The first name in it is the layer that it stands for.
 """
 
@@ -80,7 +80,7 @@ None,3      Bidirectional(GRU(4, return_sequences=True), merge_mode='ave')
 9,8,3;4,8,3 Concatenate(axis=1)
 5;3         Concatenate()
 7:int32;7:int32 Concatenate(axis=1)([Embedding(3, 5, mask_zero=True)(x[0]), Embedding(3, 5)(x[1])])
-32,32,3     ContrastLimitedAdaptiveHistogramEqualization(value_range=(0, 1))
+@2,32,24,3  ContrastLimitedAdaptiveHistogramEqualization(tile_grid_size=(4, 4))
 12,3        Conv1D(4, 3, padding='causal', dilation_rate=2)
 12,3        Conv1D(4, 3, strides=2, padding='same', activation='gelu')
 3,12        Conv1D(4, 3, data_format='channels_first')
@@ -258,6 +258,7 @@ None,6      MultiHeadAttention(2, 3, sliding_window=2)(x, x, use_causal_mask=Tru
 None,None,3 Resizing(6, 6, interpolation='nearest')
 9,8,3       Resizing(12, 7, interpolation='bicubic')
 12,9,3      Resizing(5, 4, antialias=True)
+12,9,3      Resizing(5, 14, interpolation='bicubic', antialias=True)
 9,8,3       Resizing(6, 6, crop_to_aspect_ratio=True)
 9,8,3       Resizing(6, 6, pad_to_aspect_ratio=True, fill_value=0.5)
 3,9,8       Resizing(6, 6, data_format='channels_first')
@@ -322,20 +323,30 @@ def layer_of(case: str) -> str:
 def build(case: str) -> Any:
     """The case as a model, its weights drawn."""
     import keras  # type: ignore[import-untyped]
+    import numpy as np
 
     keras.utils.set_random_seed(11)
     shapes, text = case.split(maxsplit=1)
     inputs = []
     for told in shapes.split(";"):
         sizes, _, dtype = told.partition(":")
-        shape = [None if size == "None" else int(size) for size in sizes.split(",")]
-        inputs.append(keras.Input(shape, dtype=dtype or "float32"))
+        shape = [None if size == "None" else int(size) for size in sizes.strip("@").split(",")]
+        word = "batch_shape" if sizes.startswith("@") else "shape"
+        inputs.append(keras.Input(**{word: shape}, dtype=dtype or "float32"))
     x = inputs if len(inputs) > 1 else inputs[0]
     names = {name: getattr(keras.layers, name) for name in dir(keras.layers)}
-    found = eval(text, {**names, "keras": keras, "x": x})  # the lines above, and nothing else
+    names |= {"keras": keras, "ops": keras.ops, "np": np, "x": x, "w": _weights}
+    found = eval(text, names)  # the lines above, and nothing else
     if isinstance(found, keras.layers.InputLayer):
         return shaken(keras.Sequential([found, keras.layers.Dense(3)]))
     return shaken(keras.Model(inputs, found(x) if isinstance(found, keras.layers.Layer) else found))
+
+
+def _weights(*shape: int) -> Any:
+    """An array of that shape, of numbers from 0 to 1."""
+    import numpy as np
+
+    return np.linspace(0, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape)
 
 
 def shaken(model: Any) -> Any:

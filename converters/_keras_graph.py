@@ -87,7 +87,8 @@ def weight(variable: Any) -> np.ndarray:
     """A Keras variable as a numpy array, from any backend."""
     from keras import ops  # type: ignore[import-untyped]
 
-    return np.asarray(ops.convert_to_numpy(variable))
+    array = np.asarray(ops.convert_to_numpy(variable))
+    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 class Graph:
@@ -116,7 +117,7 @@ class Graph:
         from onnx import numpy_helper
 
         name = self._name(word)
-        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        self.initializers[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def ints(self, values: Sequence[int], word: str) -> str:

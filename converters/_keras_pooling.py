@@ -11,7 +11,7 @@ from edgerun.converters._keras_elementwise import apply
 from edgerun.converters._keras_graph import Graph, Shape, Value, layer, op, shape_after
 from edgerun.converters._keras_reductions import reduce
 from edgerun.converters._keras_walk import spec_after
-from edgerun.converters._keras_windows import every, padding_of, result, window
+from edgerun.converters._keras_windows import every, last, padding_of, result, window
 from edgerun.errors import Unsupported
 
 
@@ -84,15 +84,15 @@ def _masked_mean(graph: Graph, operation: Any, value: Value, mask: Value) -> Val
 
 @layer(*(f"Adaptive{kind}Pooling{n}D" for kind in ("Max", "Average") for n in (1, 2, 3)))
 def _adaptive_layer(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    return _adaptive(graph, operation, inputs[0], shape_after(operation, inputs))
+    return _adaptive(graph, operation, inputs[0])
 
 
 @op("AdaptiveMaxPool", "AdaptiveAveragePool")
 def _adaptive_op(graph: Graph, operation: Any, inputs: Value) -> Value:
-    return _adaptive(graph, operation, inputs, spec_after(operation, [inputs], {})[0].shape)
+    return _adaptive(graph, operation, inputs)
 
 
-def _adaptive(graph: Graph, operation: Any, value: Value, shape: Shape) -> Value:
+def _adaptive(graph: Graph, operation: Any, value: Value) -> Value:
     """Output i of m over n elements covers ⌊i·n/m⌋ … ⌈(i + 1)·n/m⌉ of them.
 
     One pooling where m divides n; else axis by axis a product with a matrix of shares, or the windows one by one.
@@ -103,6 +103,8 @@ def _adaptive(graph: Graph, operation: Any, value: Value, shape: Shape) -> Value
         raise Unsupported("adaptive pooling of an unknown size is not supported: fix it with --input")
     sizes = [int(size or 0) for size in value.spatial]
     largest = "Max" in type(operation).__name__
+    ends = (value.shape[0], value.shape[-1])
+    shape = (ends[0], *wanted, ends[1]) if last(operation) else (*ends, *wanted)
     if all(n % m == 0 for n, m in zip(sizes, wanted, strict=True)):
         kernel = [n // m for n, m in zip(sizes, wanted, strict=True)]
         made = graph.node("MaxPool" if largest else "AveragePool", [value.name], kernel_shape=kernel, strides=kernel)

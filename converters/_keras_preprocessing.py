@@ -59,7 +59,7 @@ def _one_hot(graph: Graph, operation: Any, x: Value) -> Any:
 def _multi_hot(graph: Graph, operation: Any, inputs: Value) -> Value:
     if operation.axis not in (-1, inputs.rank - 1):
         raise Unsupported("keras.ops: multi_hot along another axis than the last is not supported")
-    found = one_hot(graph, inputs, operation.num_tokens, operation.dtype or "float32")
+    found = one_hot(graph, inputs, operation.num_classes, operation.dtype or "float32")
     return reduce(graph, "ReduceMax", found, [max(found.rank - 2, 0)], False) if inputs.rank > 1 else found
 
 

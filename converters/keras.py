@@ -62,7 +62,7 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
         model = _built(model, inputs)
     specs = _specs(model, inputs)
     proto = _clean(_write(model, specs, opset, _backend(told)), opset)
-    return Conversion(Model.from_proto(proto), _runner(model, specs), _double(model, specs))
+    return Conversion(Model.from_proto(proto), _runner(model, specs, _output_names(model, specs)), _double(model, specs))
 
 
 def _built(model: Any, inputs: Sequence[TensorSpec]) -> Any:
@@ -141,8 +141,8 @@ def _clean(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     return _normalize.infer_shapes(ir.to_proto(graph))
 
 
-def _runner(model: Any, specs: Sequence[TensorSpec], dtype: str = "") -> Runner:
-    """The model as a function of feeds; floating feeds are cast to `dtype` when it is given."""
+def _runner(model: Any, specs: Sequence[TensorSpec], names: Sequence[str], dtype: str = "") -> Runner:
+    """The model as a function of feeds to outputs of these names; floating feeds are cast to `dtype` when given."""
     import contextlib
 
     from keras import backend, ops, tree  # type: ignore[import-untyped]
@@ -153,7 +153,6 @@ def _runner(model: Any, specs: Sequence[TensorSpec], dtype: str = "") -> Runner:
         quiet: Any = torch.no_grad
     else:
         quiet = contextlib.nullcontext
-    names = _output_names(model, specs)
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
         arrays = [feeds[spec.name] for spec in specs]
@@ -176,7 +175,7 @@ def _double(model: Any, specs: Sequence[TensorSpec]) -> Runner | None:
         twin = type(model).from_config(_policy(model.get_config()))
         twin.build(model.input_shape) if not twin.built else None
         twin.set_weights([_keras_graph.weight(w).astype("float64") for w in model.weights])
-        run = _runner(twin, specs, "float64")
+        run = _runner(twin, specs, _output_names(model, specs), "float64")
         results = run(draws.feeds(specs, draws.sizes(specs, 2, 64), seed=0))
     except Exception as error:  # a layer that fixes float32 somewhere
         log.info("the source does not run in float64: %s", first_line(error))
