@@ -41,7 +41,6 @@ OPERATIONS = """
 4,6         ops.clip(x, -0.5, 0.5)
 4,6;4,6     ops.concatenate([x[0], x[1]], axis=-1)
 9,8,3       ops.conv(x, w(3, 3, 3, 2), padding='same')
-9,8,3       ops.conv_transpose(x, w(3, 3, 2, 3), strides=2, padding='valid')
 4,6         ops.copy(x)
 4,6         ops.cos(x)
 4,6         ops.cosh(x)

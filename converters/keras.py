@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgerun.converters import _door, _keras_graph, _keras_walk, _normalize
-from edgerun.converters._keras_graph import Graph, Value
+from edgerun.converters._keras_graph import Emit, Graph, Value
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
@@ -46,22 +46,35 @@ def recognises(source: Any) -> bool:
 def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
     """Write the model's layers as ONNX; the door keeps Keras's own layout (NHWC), one Transpose behind it.
 
-    `inputs` may rename inputs and fix or name their free dimensions. Raises Unsupported with every layer that has no
-    ONNX form here, and EdgerunError for a file that is damaged or asks for other inputs.
+    `inputs` may rename inputs and fix or name their free dimensions; a subclassed model needs them, in call order.
+    `factory` is called without arguments and returns the model whose weights a file holds: for subclassed models,
+    layers of one's own, Lambdas. Raises Unsupported with every layer that has no ONNX form here, and EdgerunError for a
+    file that is damaged or asks for other inputs.
     """
-    if factory is not None:
-        raise EdgerunError("a Keras model needs no factory", got=factory, do="leave --factory out")
-    told = not isinstance(source, (str, Path)) or "KERAS_BACKEND" in os.environ
+    is_file = isinstance(source, (str, Path))
+    if factory is not None and not is_file:
+        raise EdgerunError("a model object needs no factory", got=factory, do="leave factory out")
+    told = not is_file or "KERAS_BACKEND" in os.environ
     os.environ.setdefault("KERAS_BACKEND", "torch")
     for name in _RULES:  # importing one registers its layers and operations
         importlib.import_module(f"edgerun.converters._keras_{name}")
-    from edgerun.converters import _keras_files
+    from edgerun.converters import _keras_files, _keras_objects
 
-    model = _keras_files.load(Path(source)) if isinstance(source, (str, Path)) else source
-    if not getattr(model, "inputs", None):
-        model = _built(model, inputs)
-    specs = _specs(model, inputs)
-    proto = _clean(_write(model, specs, opset, _backend(told)), opset)
+    model = source
+    if is_file:
+        model = _keras_files.load(Path(source)) if factory is None else _keras_files.built(factory)
+    if not _keras_objects.layered(model):
+        specs = _keras_objects.specs(model, inputs)
+        model = _keras_objects.Called(model, specs)
+    else:
+        model = model if getattr(model, "inputs", None) else _built(model, inputs)
+        specs = _specs(model, inputs)
+    if factory is not None:
+        _keras_files.fill(getattr(model, "source", model), Path(source))
+    try:
+        proto = _clean(_write(model, specs, opset, _backend(told)), opset)
+    except Unsupported as error:
+        return _keras_objects.exported(model, specs, opset, error)
     return Conversion(Model.from_proto(proto), _runner(model, specs, _output_names(model, specs)), _double(model, specs))
 
 
@@ -73,9 +86,6 @@ def _built(model: Any, inputs: Sequence[TensorSpec]) -> Any:
         model.build(tuple(None if isinstance(dim, str) else dim for dim in inputs[0].shape))
     except Exception as error:  # whatever its layers raise
         raise EdgerunError("the model does not fit this input", got=f"{inputs[0]}: {first_line(error)}") from error
-    if not getattr(model, "inputs", None):
-        raise Unsupported("a subclassed Keras model has no layer graph", got=type(model).__name__,
-                          do="build it with the functional API")  # fmt: skip
     return model
 
 
@@ -83,6 +93,19 @@ def _specs(model: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
     """The door: free dimensions are `batch` and `NAME_axis`, or what the user calls or sets them."""
     have = [_door.spec(tensor.name, str(tensor.dtype), tensor.shape) for tensor in model.inputs]
     return _door.matched(have, wanted)
+
+
+def rule(kind: type) -> Callable[[Emit], Emit]:
+    """Register the function that writes a layer class of your own: (graph, layer, its tensors) -> a Value or several.
+
+    Without one a layer is written by the operations of its `call`. CONTRIBUTING.md has an example.
+    """
+
+    def register(emit: Emit) -> Emit:
+        _keras_walk.RULES[kind] = emit
+        return emit
+
+    return register
 
 
 def _backend(told: bool) -> str:
@@ -98,7 +121,7 @@ def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) ->
     graph = Graph(opset, backend)
     walk = _keras_walk.Walk(graph)
     values = [Value(s.name, tuple(d if isinstance(d, int) else None for d in s.shape), s.dtype) for s in specs]
-    results = walk.model(model, values)
+    results = model.write(walk, values) if hasattr(model, "write") else walk.model(model, values)
     if walk.refused:
         raise Unsupported("the model has layers that cannot be converted", got="\n    " + "\n    ".join(walk.refused),
                           do="replace them by built-in layers")  # fmt: skip
@@ -126,7 +149,7 @@ def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) ->
 def _output_names(model: Any, specs: Sequence[TensorSpec]) -> list[str]:
     """The names of the layers that end the model; each once, and none an input's."""
     names: list[str] = []
-    for name in (getattr(model, "_functional", None) or model).output_names:
+    for name in getattr(model, "names", None) or (getattr(model, "_functional", None) or model).output_names:
         while name in {*names, *(spec.name for spec in specs)}:
             name += "_out"
         names.append(name)
