@@ -234,9 +234,11 @@ _OPS: dict[str, Callable[[Graph, Value, Any], Value]] = {
     "Squareplus": lambda graph, value, told: _squareplus(graph, value, told.b),
     "Sparsemax": lambda graph, value, told: _sparsemax(graph, value, told.axis),
     "Softmax": lambda graph, value, told: softmax_over(graph, value, axes_of(told.axis, value.rank)),
-    "LogSoftmax": lambda graph, value, told: graph.like(
-        softmax_over(graph, value, axes_of(told.axis, value.rank)), "Log"
-    ) if not isinstance(told.axis, int) else _softmax(graph, value, "LogSoftmax", told.axis),
+    "LogSoftmax": lambda graph, value, told: (
+        graph.like(softmax_over(graph, value, axes_of(told.axis, value.rank)), "Log")
+        if not isinstance(told.axis, int)
+        else _softmax(graph, value, "LogSoftmax", told.axis)
+    ),
     "Threshold": lambda graph, value, told: apply(
         graph, "Where", apply(graph, "Greater", value, float(told.threshold)), value, float(told.default_value)
     ),

@@ -153,7 +153,14 @@ def _with_axes(graph: Graph, value: Value, axes: list[int]) -> Value:
 
 @op("DotProductAttention")
 def _dot_product(
-    graph: Graph, operation: Any, query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None, scale: Any = None
+    graph: Graph,
+    operation: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    bias: Any = None,
+    mask: Any = None,
+    scale: Any = None,
 ) -> Value:
     q, k, v = (graph.value(item) for item in (query, key, value))
     if bias is not None or operation.attn_logits_soft_cap is not None:

@@ -162,7 +162,9 @@ def _where(graph: Graph, operation: Any, condition: Operand, x1: Operand, x2: Op
 @op("Round")
 def _round(graph: Graph, operation: Any, x: Value) -> Value:
     factor = 10.0**operation.decimals
-    return apply(graph, "Round", x) if factor == 1 else _over(graph, apply(graph, "Round", _by(graph, x, factor)), factor)
+    return (
+        apply(graph, "Round", x) if factor == 1 else _over(graph, apply(graph, "Round", _by(graph, x, factor)), factor)
+    )
 
 
 def _by(graph: Graph, x: Operand, y: Operand) -> Value:

@@ -17,7 +17,7 @@ from edgerun.errors import Unsupported
 
 
 @layer(
-    "AugMix", "CutMix", "Equalization", "MaxNumBoundingBoxes", "MixUp", "RandAugment", "RandomBrightness",
+    "AugMix", "CutMix", "MaxNumBoundingBoxes", "MixUp", "RandAugment", "RandomBrightness",
     "RandomColorDegeneration", "RandomColorJitter", "RandomContrast", "RandomCrop", "RandomElasticTransform",
     "RandomErasing", "RandomFlip", "RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert",
     "RandomPerspective", "RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness", "RandomShear",
@@ -91,9 +91,7 @@ def _smoothed(graph: Graph, told: Any, value: Value, goal: tuple[int, int], shap
     """Resizing whose filter widens with the scale, rows and columns by a matrix of shares each; runtimes differ here."""
     if None in value.spatial:
         raise Unsupported("resizing a picture of unknown size with antialias is not supported: fix it with --input")
-    height, width = (
-        _shares(int(n or 0), m, told.interpolation) for n, m in zip(value.spatial, goal, strict=True)
-    )
+    height, width = (_shares(int(n or 0), m, told.interpolation) for n, m in zip(value.spatial, goal, strict=True))
     name = graph.node("MatMul", [graph.const(height, "rows"), value.name])
     return result(told, graph.node("MatMul", [name, graph.const(width.T, "columns")]), shape)
 

@@ -76,7 +76,9 @@ def _einsum_dense(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
         return activate(graph, operation.activation, made)
     found = contract(graph, operation.equation, [value, graph.value(operation.kernel)])
     made = Value(str(found), shape)
-    return activate(graph, operation.activation, made if operation.bias is None else apply(graph, "Add", made, operation.bias))
+    return activate(
+        graph, operation.activation, made if operation.bias is None else apply(graph, "Add", made, operation.bias)
+    )
 
 
 def _joined(graph: Graph, value: Value, front: int, sizes: tuple[int, ...]) -> str:

@@ -102,7 +102,9 @@ def _integers(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
     if operation.invert:
         outside = np.append(words, np.int64(operation.oov_token))
         size = np.int64(len(words))
-        inside = apply(graph, "And", apply(graph, "GreaterOrEqual", value, np.int64(0)), apply(graph, "Less", value, size))
+        inside = apply(
+            graph, "And", apply(graph, "GreaterOrEqual", value, np.int64(0)), apply(graph, "Less", value, size)
+        )
         place = apply(graph, "Where", inside, value, size)
         return Value(graph.node("Gather", [graph.ints(outside.tolist(), "words"), place.name]), value.shape, "int64")
     special = operation._oov_start_index() + operation.num_oov_indices
@@ -154,7 +156,11 @@ def _stft(graph: Graph, operation: Any, x: Value) -> Sequence[Value]:
         frames = graph.node("Conv", [row, kernel], strides=[operation.sequence_stride])
         turned = graph.node("Transpose", [frames], perm=[0, 2, 1])
         bins = [n // 2 + 1]
-        shape = [*(-1 if size is None else size for size in x.shape[:-1]), -1 if None not in x.shape[:-1] else spec.shape[-2], *bins]
+        shape = [
+            *(-1 if size is None else size for size in x.shape[:-1]),
+            -1 if None not in x.shape[:-1] else spec.shape[-2],
+            *bins,
+        ]
         name = turned if x.rank == 2 else graph.node("Reshape", [turned, graph.ints(shape, "shape")])
         found.append(Value(name, tuple(spec.shape)))
     return found

@@ -75,7 +75,9 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
         proto = _clean(_write(model, specs, opset, _backend(told)), opset)
     except Unsupported as error:
         return _keras_objects.exported(model, specs, opset, error)
-    return Conversion(Model.from_proto(proto), _runner(model, specs, _output_names(model, specs)), _double(model, specs))
+    return Conversion(
+        Model.from_proto(proto), _runner(model, specs, _output_names(model, specs)), _double(model, specs)
+    )
 
 
 def _built(model: Any, inputs: Sequence[TensorSpec]) -> Any:
