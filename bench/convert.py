@@ -1,8 +1,8 @@
 """How long it takes to convert MobileNetV2 from Keras: edgerun beside tf2onnx, `python -m bench.convert`.
 
-Whole processes from the same `.keras` file to an ONNX file, in turns, wall time; tf2onnx gets the SavedModel that
-Keras on TensorFlow exports, which is counted, as that is what a user of it has to do, and once more without it. edgerun's
-time has its comparison with the source in it; tf2onnx compares nothing. Prints medians and the span of all rounds.
+Whole processes from the same `.keras` file to an ONNX file, in turns, wall time. tf2onnx gets the SavedModel that Keras
+on TensorFlow exports: told with that export, as a user of it has to make it, and without. edgerun's time has its
+comparison with the source in it; tf2onnx compares nothing. Prints medians and the span of all rounds.
 """
 
 from __future__ import annotations

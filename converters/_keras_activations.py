@@ -15,8 +15,8 @@ from edgerun.errors import Unsupported
 
 def _composed(*ops: str) -> Callable[[Graph, Value], Value]:
     def write(graph: Graph, value: Value) -> Value:
-        for op in ops:
-            value = graph.like(value, op)
+        for name in ops:
+            value = graph.like(value, name)
         return value
 
     return write
@@ -143,7 +143,7 @@ ACTIVATIONS: dict[str, Callable[[Graph, Value], Value]] = {
 
 
 def activate(graph: Graph, function: Any, value: Value) -> Value:
-    """Write an activation that a layer carries: a function of keras.activations, any other of keras.ops, a layer, None."""
+    """Write an activation that a layer carries: a function of keras.activations, one of your own, a layer, None."""
     if function is None:
         return value
     name = getattr(function, "__name__", type(function).__name__)

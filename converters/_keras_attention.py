@@ -55,8 +55,8 @@ def attend(
 ) -> tuple[Value, Value]:
     """[B, T, N, H] from q [B, T, N, H], k and v [B, S, N/repeats, H], and the weights [B, N, T, S].
 
-    `mask` is boolean and spreads to the weights' shape; one of rank 3 is for all heads. Where it holds nothing of a row,
-    the weights are even, or where `zeroed` zero: Keras has a path for each.
+    `mask` is boolean and spreads to the weights' shape; one of rank 3 is for all heads. Where it holds nothing of a
+    row, the weights are even, or where `zeroed` zero: Keras has a path for each.
     """
     across = [_turned(graph, item, perm) for item, perm in ((q, (0, 2, 1, 3)), (k, (0, 2, 3, 1)), (v, (0, 2, 1, 3)))]
     if repeats > 1:

@@ -88,7 +88,7 @@ def _resize(graph: Graph, operation: Any, images: Value) -> Value:
 
 
 def _smoothed(graph: Graph, told: Any, value: Value, goal: tuple[int, int], shape: tuple[int | None, ...]) -> Value:
-    """Resizing whose filter widens with the scale, rows and columns by a matrix of shares each; runtimes differ here."""
+    """Resizing whose filter widens with the scale, by a matrix of shares each way: runtimes differ in it."""
     if None in value.spatial:
         raise Unsupported("resizing a picture of unknown size with antialias is not supported: fix it with --input")
     height, width = (_shares(int(n or 0), m, told.interpolation) for n, m in zip(value.spatial, goal, strict=True))

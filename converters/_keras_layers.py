@@ -11,7 +11,6 @@ from edgerun.converters._keras_activations import activate
 from edgerun.converters._keras_elementwise import apply
 from edgerun.converters._keras_graph import Graph, Value, layer, op, shape_after, weight
 from edgerun.converters._keras_reductions import axes_of, contract, moments, reduce
-from edgerun.converters._keras_walk import spec_after
 from edgerun.errors import Unsupported
 
 

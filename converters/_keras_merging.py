@@ -7,7 +7,6 @@ from typing import Any
 
 from edgerun.converters._keras_graph import Graph, Value, alike, flat_order, layer, shape_after
 from edgerun.converters._keras_layers import unit
-from edgerun.errors import Unsupported
 
 _MERGES = {
     "Add": "Sum", "Subtract": "Sub", "Multiply": "Mul", "Average": "Mean", "Maximum": "Max",

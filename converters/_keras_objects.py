@@ -11,6 +11,7 @@ from edgerun import draws
 from edgerun.converters._keras_graph import Value
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
+from edgerun.model import Model
 from edgerun.passes import Conversion
 from edgerun.runtime import TensorSpec
 
@@ -77,10 +78,13 @@ def exported(model: Any, door: Sequence[TensorSpec], opset: int, why: Unsupporte
 
     if not isinstance(model, Called) or backend.backend() != "torch":
         raise why
-    from edgerun.converters import pytorch
+    from edgerun.converters import _torch_export
 
-    log.info("not by its layers (%s): by torch.export", why.what)
+    log.info("not by the operations of keras.ops: by torch.export")
     try:
-        return pytorch.convert(model.source, inputs=door, factory=None, opset=opset)
-    except (EdgerunError, Unsupported) as error:
+        call = _torch_export.Call(model.source, door)
+        example = call.example()
+        routes = [("torch.export", lambda: _torch_export.exported(call, example, opset))]
+        return Conversion(Model.from_proto(_torch_export.ladder(routes)), call.run)
+    except EdgerunError as error:
         raise Unsupported(why.what, got=f"{why.got or ''}; and torch.export: {error.what}", do=why.do) from error

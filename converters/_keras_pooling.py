@@ -75,8 +75,9 @@ def _masked_mean(graph: Graph, operation: Any, value: Value, mask: Value) -> Val
     """The mean over the steps that the mask keeps."""
     axis = 1 if operation.data_format == "channels_last" else 2
     row = graph.node("Unsqueeze", [graph.plain(mask).name, graph.ints([3 - axis], "axes")])
-    shares = graph.cast(Value(row, (mask.shape[0], mask.shape[1], 1) if axis == 1 else (mask.shape[0], 1, mask.shape[1]),
-                              mask.dtype), "float32")  # fmt: skip
+    batch, steps = mask.shape
+    held = Value(row, (batch, steps, 1) if axis == 1 else (batch, 1, steps), mask.dtype)
+    shares = graph.cast(held, "float32")
     kept = apply(graph, "Mul", graph.plain(value), shares)
     sums = [reduce(graph, "ReduceSum", v, [axis], operation.keepdims) for v in (kept, shares)]
     return apply(graph, "Div", *sums)

@@ -1,4 +1,4 @@
-"""Keras's recurrent layers: as ONNX LSTM, GRU and RNN where those say the same, else as a Scan over the cell's steps."""
+"""Keras's recurrent layers: as ONNX LSTM, GRU and RNN where those say the same, else as a Scan over steps."""
 
 from __future__ import annotations
 

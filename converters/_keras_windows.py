@@ -15,7 +15,6 @@ import numpy as np
 from edgerun.converters._keras_activations import activate
 from edgerun.converters._keras_graph import Graph, Shape, Value, layer, op, shape_after, weight
 from edgerun.converters._keras_walk import spec_after
-from edgerun.errors import Unsupported
 
 
 def last(operation: Any) -> bool:
@@ -163,7 +162,7 @@ def _transposed_op(graph: Graph, operation: Any, inputs: Value, kernel: Any) -> 
 
 
 def _upwards(graph: Graph, operation: Any, value: Value, kernel: Any, bias: Any) -> str:
-    """One ConvTranspose; `kernel` is [k…, out, in]. Its (n - 1)·s + K elements, K = d·(k - 1) + 1, are cut at both ends.
+    """One ConvTranspose; `kernel` is [k…, out, in]. The (n - 1)·s + K, K = d·(k - 1) + 1, are cut at both ends.
 
     "valid" leaves n·s + max(K - s, 0), "same" n·s, and with output_padding p (n - 1)·s + (K, or K mod 2) + p.
     """
