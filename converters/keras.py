@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _door, _keras_graph, _keras_walk, _normalize
+from edgerun.converters import _door, _keras_fold, _keras_graph, _keras_walk, _normalize
 from edgerun.converters._keras_graph import Emit, Graph, Value
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
@@ -128,7 +128,8 @@ def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) ->
         raise Unsupported("the model has layers that cannot be converted", got="\n    " + "\n    ".join(walk.refused),
                           do="replace them by built-in layers")  # fmt: skip
     outputs, written = [], set[str]()
-    for name, value in zip(_output_names(model, specs), results, strict=True):
+    names = _output_names(model, specs)
+    for name, value in zip(names, results, strict=True):
         graph.scope = name
         value = graph.plain(value)
         again = value.name in written  # an Identity would be taken away, and with it one of the names
@@ -138,6 +139,7 @@ def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) ->
         dims = [specs[0].shape[0] if axis == 0 and d is None else d for axis, d in enumerate(value.shape)]
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
         outputs.append(helper.make_tensor_value_info(name, dtype, dims))
+    _keras_fold.fold(graph, names)
     doors = [
         helper.make_tensor_value_info(s.name, helper.np_dtype_to_tensor_dtype(np.dtype(s.dtype)), s.shape)
         for s in specs

@@ -43,8 +43,8 @@ def convert(
     A file, or a SavedModel's folder, is read and compared in a limited child process (`limits`); an object in this one.
     `inputs` are specs such as `image:float32[batch,3,224,224]`; `factory` is `module:callable`, which builds the model
     whose weights a PyTorch state_dict or a Keras file holds; `converter` is found from the source when None; `opset` is
-    the newest to write, at most what `target` (onnxruntime, or the device's) reads, on `device` (a known one, or a file)
-    where that is given.
+    the newest to write, at most what `target` (onnxruntime, or the device's) reads, on `device` (a known one, or a
+    file) where that is given.
     `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
     user. The figures of the comparison with the source are in the last Step of the history: `Parity.of(model)`.
 

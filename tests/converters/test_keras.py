@@ -205,6 +205,22 @@ def test_flatten_costs_no_transpose() -> None:
     assert _ops(found) == Counter(Transpose=1, Conv=1, Flatten=1, Gemm=1)
 
 
+def test_batch_normalization_goes_into_the_layer_before_it() -> None:
+    layers = (
+        L.Conv2D(4, 3), L.BatchNormalization(), L.DepthwiseConv2D(2, use_bias=False), L.BatchNormalization(),
+        L.Conv2DTranspose(3, 2), L.BatchNormalization(), L.Flatten(), L.Dense(5), L.BatchNormalization(),
+    )  # fmt: skip
+    found = _converted(_stack(PICTURE, *layers))
+    assert _ops(found) == Counter(Transpose=1, Conv=2, ConvTranspose=1, Flatten=1, Gemm=1)
+
+
+def test_batch_normalization_stays_where_something_else_reads_its_input() -> None:
+    x = keras.Input(PICTURE)
+    y = L.Conv2D(4, 3)(x)
+    found = _converted(keras.Model(x, [L.GlobalAveragePooling2D()(L.BatchNormalization()(y)), L.Flatten()(y)]))
+    assert _ops(found)["BatchNormalization"] == 1
+
+
 def test_zero_padding_becomes_the_convolutions_own() -> None:
     found = _converted(_stack(PICTURE, L.ZeroPadding2D(((0, 1), (2, 1))), L.Conv2D(4, 3, strides=2)))
     assert _ops(found) == Counter(Transpose=2, Conv=1)
