@@ -39,8 +39,7 @@ def _heads(graph: Graph, operation: Any, gate: Any, scale: float, window: int | 
     denses = (operation._query_dense, operation._key_dense, operation._value_dense)
     q, k, v = (graph.walk.layer(dense, item)[0] for dense, item in zip(denses, (query, key, value), strict=True))
     if q.rank == 4:
-        plain = getattr(operation, "_dropout", None) or getattr(operation, "dropout", 0)
-        zeroed = bool(told.get("return_attention_scores")) or plain > 0
+        zeroed = bool(told.get("return_attention_scores")) or operation.dropout > 0
         found, weights = attend(graph, q, k, v, mask, scale, repeats, zeroed)
     else:
         found, weights = _over_axes(graph, operation, q, k, v, mask, scale)

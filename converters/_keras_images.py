@@ -106,7 +106,8 @@ def _shares(n: int, m: int, kind: str) -> np.ndarray:
     else:
         near, beyond = (1.5 * far - 2.5) * far**2 + 1, ((2.5 - 0.5 * far) * far - 4) * far + 2
         found = np.where(far < 1, near, np.where(far < 2, beyond, 0))
-    return (found / found.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: np.ndarray = found / found.sum(axis=1, keepdims=True)
+    return shares.astype(np.float32)
 
 
 def _proportioned(graph: Graph, value: Value, height: int, width: int, told: Any) -> Value:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from edgerun.converters._keras_elementwise import apply
-from edgerun.converters._keras_graph import Graph, Value, op
+from edgerun.converters._keras_graph import Graph, Shape, Value, op
 from edgerun.converters._keras_reductions import axes_in_order, graph_free
 from edgerun.converters._keras_walk import spec_after
 from edgerun.errors import Unsupported
@@ -127,12 +128,16 @@ def _tile(graph: Graph, operation: Any, x: Value) -> str:
 def _repeat(graph: Graph, operation: Any, x: Value) -> str:
     x, axis = graph.plain(x), operation.axis
     if axis is None:
-        x, axis = Value(reshape(graph, x, [-1]), (int(np.prod(x.shape)) if None not in x.shape else None,), x.dtype), 0
+        x, axis = Value(reshape(graph, x, [-1]), (_count(x.shape),), x.dtype), 0
     size = x.shape[axis % x.rank]
     if size is None:
         raise Unsupported("keras.ops: Repeat along an unknown size is not supported")
     places = np.repeat(np.arange(size), np.asarray(graph_free(operation.repeats)))
     return graph.node("Gather", [x.name, graph.ints(places.tolist(), "places")], axis=axis % x.rank)
+
+
+def _count(shape: Shape) -> int | None:
+    return None if None in shape else math.prod(size or 0 for size in shape)
 
 
 @op("BroadcastTo")

@@ -21,7 +21,7 @@ def last(operation: Any) -> bool:
     """Does this layer or operation count channels last? What is not told is what Keras is configured to."""
     from keras import config  # type: ignore[import-untyped]
 
-    return (getattr(operation, "data_format", None) or config.image_data_format()) == "channels_last"
+    return str(getattr(operation, "data_format", None) or config.image_data_format()) == "channels_last"
 
 
 def window(operation: Any, graph: Graph, value: Value) -> Value:

@@ -133,7 +133,7 @@ def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) ->
         graph.scope = name
         value = graph.plain(value)
         again = value.name in written  # an Identity would be taken away, and with it one of the names
-        told = {"to": helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))} if again else {}
+        told: dict[str, Any] = {"to": helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))} if again else {}
         graph.nodes.append(helper.make_node("Cast" if again else "Identity", [value.name], [name], **told))
         written.add(value.name)
         dims = [specs[0].shape[0] if axis == 0 and d is None else d for axis, d in enumerate(value.shape)]
@@ -172,7 +172,7 @@ def _runner(model: Any, specs: Sequence[TensorSpec], names: Sequence[str], dtype
     """The model as a function of feeds to outputs of these names; floating feeds are cast to `dtype` when given."""
     import contextlib
 
-    from keras import backend, ops, tree  # type: ignore[import-untyped]
+    from keras import backend, ops, tree
 
     if backend.backend() == "torch":
         import torch

@@ -47,7 +47,8 @@ def page() -> str:
     """The whole page."""
     table = keras_coverage.kept()
     rows = [_row("architecture", "parameters", "error", "nodes", "seconds"), _row(*["---"] * 5)]
-    for name, found in sorted(table["applications"].items()):
+    for name in keras_coverage.architectures():
+        found = table["applications"].get(name, {"refused": "not measured yet"})
         cells = (_error(found), _cell(found, "nodes"), _cell(found, "seconds"))
         rows.append(_row(name, f"{found.get('parameters', 0) / 1e6:.1f} M" if "parameters" in found else "", *cells))
     parts = [HEAD.format(version=table["keras"]), APPLICATIONS, "\n".join(rows), "\n\n", LAYERS]
