@@ -28,7 +28,7 @@ def architectures() -> list[str]:
     """The names of keras.applications that build a model."""
     import keras  # type: ignore[import-untyped]
 
-    return [name for name in dir(keras.applications) if name[0].isupper() and not name.endswith("Base")]
+    return [name for name in dir(keras.applications) if name[0].isupper()]
 
 
 def application(name: str) -> Any:

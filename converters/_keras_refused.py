@@ -12,6 +12,7 @@ REASONS = {
     "JaxLayer": "it is a JAX function, not operations of Keras",
     "FlaxLayer": "it is a Flax module, not operations of Keras",
     "TFSMLayer": "it is a TensorFlow SavedModel: convert that folder itself",
+    "ContrastLimitedAdaptiveHistogramEqualization": "it looks tables up by the number of the sample: not written here",
     "Equalization": "Keras cannot put it into a model: it returns its own input, which Keras takes for a cycle",
     "TorchModuleWrapper": "it is a PyTorch module: convert that itself",
 }
