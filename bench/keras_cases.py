@@ -32,8 +32,8 @@ def build(case: str) -> Any:
     for told in shapes.split(";"):
         sizes, _, dtype = told.partition(":")
         shape = [None if size == "None" else int(size) for size in sizes.strip("@").split(",")]
-        word = "batch_shape" if sizes.startswith("@") else "shape"
-        inputs.append(keras.Input(**{word: shape}, dtype=dtype or "float32"))
+        told: Any = {"batch_shape" if sizes.startswith("@") else "shape": shape, "dtype": dtype or "float32"}
+        inputs.append(keras.Input(**told))
     x = inputs if len(inputs) > 1 else inputs[0]
     names = {name: getattr(keras.layers, name) for name in dir(keras.layers)}
     names |= {"keras": keras, "ops": keras.ops, "np": np, "x": x, "w": _weights}

@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> None:
         return
     import keras
 
-    table = kept() | {"keras": keras.__version__}
+    table: dict[str, Any] = kept() | {"keras": keras.__version__}
     if not arguments or "layers" in arguments:
         table |= {"layers": layers(), "operations": operations()}
     for name in [n for n in architectures() if n in arguments or not arguments]:

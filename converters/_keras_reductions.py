@@ -146,10 +146,11 @@ def _top(graph: Graph, operation: Any, x: Value) -> list[str]:
 
 @op("Sort", "Argsort")
 def _sort(graph: Graph, operation: Any, x: Value) -> str:
-    size = None if operation.axis is None else x.shape[operation.axis]
-    if size is None:
+    axis = operation.axis
+    size = None if axis is None else x.shape[axis]
+    if axis is None or size is None:
         raise Unsupported(f"keras.ops: {type(operation).__name__} over an unknown size is not supported")
-    values, places = top(graph, x, size, operation.axis, largest=False)
+    values, places = top(graph, x, size, axis, largest=False)
     return values if type(operation).__name__ == "Sort" else graph.node("Cast", [places], to=6)
 
 

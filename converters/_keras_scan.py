@@ -36,8 +36,8 @@ def scan(
         found = graph.walk.layer(operation.cell, x, tree.pack_sequence_as(structure, held))
         output, new = graph.plain(found[0]), [graph.plain(state) for state in found[1:]]
         last = Value(f"{graph.scope}/last", output.shape)
+        keeps = Value(f"{graph.scope}/keeps", (value.shape[0],), "bool")
         if mask is not None:
-            keeps = Value(f"{graph.scope}/keeps", (value.shape[0],), "bool")
             shown = last if repeats else graph.value(0.0)
             output = apply(graph, "Where", _ranked(graph, keeps, output.rank), output, shown)
             new = [

@@ -157,7 +157,8 @@ class Walk:
             if id(tensor := waiting[-1]) in known:
                 waiting.pop()
                 continue
-            node = tensor._keras_history.operation._inbound_nodes[tensor._keras_history.node_index]
+            history: Any = getattr(tensor, "_keras_history")  # noqa: B009  (not part of its type)
+            node = history.operation._inbound_nodes[history.node_index]
             if before := [entry for entry in node.input_tensors if id(entry) not in known]:
                 waiting += before
             else:
@@ -228,7 +229,7 @@ def _symbol(item: Any, known: dict[int, Any]) -> Any:
 
     if not isinstance(item, Value):
         return item
-    tensor = keras.KerasTensor(item.shape, item.dtype)
+    tensor: Any = keras.KerasTensor(item.shape, item.dtype)
     known[id(tensor)] = item
     known.setdefault(0, []).append(tensor)  # while it is alive, no other object takes its id
     if item.mask is not None:
