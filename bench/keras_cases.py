@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from bench.keras_layers import LAYERS, STANDS_FOR
-
-CASES = [line.strip() for line in LAYERS.strip().splitlines()]
+from bench.keras_layers import CASES as CASES
+from bench.keras_layers import STANDS_FOR
 
 
 def layer_of(case: str) -> str:
@@ -29,8 +28,8 @@ def build(case: str) -> Any:
     keras.utils.set_random_seed(11)
     shapes, text = case.split(maxsplit=1)
     inputs = []
-    for told in shapes.split(";"):
-        sizes, _, dtype = told.partition(":")
+    for text_of_one in shapes.split(";"):
+        sizes, _, dtype = text_of_one.partition(":")
         shape = [None if size == "None" else int(size) for size in sizes.strip("@").split(",")]
         told: Any = {"batch_shape" if sizes.startswith("@") else "shape": shape, "dtype": dtype or "float32"}
         inputs.append(keras.Input(**told))

@@ -82,6 +82,7 @@ def exported(model: Any, door: Sequence[TensorSpec], opset: int, why: Unsupporte
 
     log.info("not by the operations of keras.ops: by torch.export")
     try:
+        model.source.eval()  # torch modules inside of it; Keras's own layers are told at each call
         call = _torch_export.Call(model.source, door)
         example = call.example()
         routes = [("torch.export", lambda: _torch_export.exported(call, example, opset))]
