@@ -36,10 +36,11 @@ format: $(READY)  ## Rewrite the sources in the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## Write docs/cli.md from the command line's own help, docs/devices.md from the devices, docs/tflite.md
+docs: $(READY)  ## Write docs/cli.md, docs/devices.md, docs/tflite.md and docs/keras.md from what they tell of
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_devices.py
 	$(BIN)/python docs/make_tflite.py
+	$(BIN)/python docs/make_keras.py
 
 zoo: $(READY)  ## Fetch and convert the real models into the cache (360 MB)
 	$(BIN)/python -m bench.zoo

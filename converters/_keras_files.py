@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgerun.converters._keras_graph import LAYERS, key_of
+from edgerun.converters._keras_graph import LAYERS
+from edgerun.converters._keras_refused import REASONS
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 
 _LARGEST_CONFIG = 64 << 20  # bytes
 _CONTAINERS = {"Functional", "Model", "Sequential", "InputLayer"}
+_WAY_OUT = "name the Python that builds the model: --factory module:callable; the file then gives the weights alone"
 
 
 def load(path: Path) -> Any:
     """The model. Raises Unsupported naming every layer that cannot be converted, EdgerunError for a damaged file."""
     config = _config(path)
+    kind, module = str(config.get("class_name", "")), str(config.get("module") or "keras")
+    if kind not in _CONTAINERS or not module.startswith("keras"):
+        raise Unsupported(f"the file's model is a {kind[:80]} of {module[:80]}, whose code is not in it", do=_WAY_OUT)
     if strangers := sorted(set(_strangers(config["config"]))):
         raise EdgerunError(
             "the file asks for what is not Keras's: building it would run code", got=", ".join(strangers[:8]),
@@ -27,7 +34,7 @@ def load(path: Path) -> Any:
     if refused := list(_refused(config.get("config", {}).get("layers", []), "")):
         raise Unsupported(
             "the model has layers that cannot be converted", got="\n    " + "\n    ".join(refused),
-            do="replace them by built-in layers; a Lambda is a program in the file and is never run",
+            do=f"replace them by built-in layers, or {_WAY_OUT} (a Lambda in a file is a program and is never run)",
         )  # fmt: skip
     import keras  # type: ignore[import-untyped]
 
@@ -37,6 +44,39 @@ def load(path: Path) -> Any:
         raise EdgerunError(
             "Keras cannot read the file", got=first_line(error), do="save it again with model.save"
         ) from error
+
+
+def built(factory: str) -> Any:
+    """The model that the user's own function builds; it may live in the working folder."""
+    import keras
+
+    name, _, attribute = factory.partition(":")
+    if not name or not attribute:
+        raise EdgerunError("the factory is not understood", got=factory, wanted="module:callable, as nets:small")
+    sys.path.insert(0, "")
+    try:
+        model = getattr(importlib.import_module(name), attribute)()
+    except Exception as error:  # the user's code may raise anything
+        raise EdgerunError(
+            f"the factory {factory} failed", got=f"{type(error).__name__}: {first_line(error)}",
+            wanted="a callable without arguments, importable from here, that returns a keras.Model",
+        ) from error  # fmt: skip
+    finally:
+        sys.path.remove("")
+    if not isinstance(model, keras.Model):
+        raise EdgerunError(f"the factory {factory} returned no keras.Model", got=type(model).__name__)
+    return model
+
+
+def fill(model: Any, path: Path) -> None:
+    """Give a model the weights of a file: a whole model's or weights alone."""
+    try:
+        model.load_weights(path)
+    except Exception as error:  # h5py's, zipfile's and Keras's own
+        raise EdgerunError(
+            "the file's weights do not fit the model that the factory builds", got=first_line(error),
+            do="name the factory of exactly this model",
+        ) from error  # fmt: skip
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -93,7 +133,7 @@ def _h5_config(path: Path) -> str | bytes:
 
     with h5py.File(path, "r") as file:
         if "model_config" not in file.attrs:
-            raise ValueError("the .h5 holds weights without a model")
+            raise ValueError("the .h5 holds weights without a model: name what builds it with --factory")
         text: Any = file.attrs["model_config"]
         return text if isinstance(text, bytes) else str(text)
 
@@ -106,6 +146,15 @@ def _refused(layers: Any, prefix: str) -> Iterator[str]:
         module = entry.get("module") or "keras"
         if kind in _CONTAINERS:
             yield from _refused(config.get("layers", []), f"{name}/")
-        elif key_of(module, kind) not in LAYERS:
+        elif kind in REASONS and module.startswith("keras"):
+            yield f"{name}: {kind} is not supported: {REASONS[kind]}"
+        elif kind == "Lambda" or not _keras_own(module, kind):
             package = "" if module.startswith("keras") else f" of {module}"
             yield f"{name}: {kind}{package} is not supported"
+
+
+def _keras_own(module: str, kind: str) -> bool:
+    """Is this a class that Keras itself has?"""
+    from keras import layers
+
+    return module.startswith("keras.src.") or (module.startswith("keras") and (kind in LAYERS or hasattr(layers, kind)))

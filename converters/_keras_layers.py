@@ -1,4 +1,4 @@
-"""Keras layers without a window: dense, normalization, merging, reshaping, embedding."""
+"""Keras layers with weights and no window: dense, embedding, normalization; and those that work in training only."""
 
 from __future__ import annotations
 
@@ -8,19 +8,26 @@ from typing import Any
 import numpy as np
 
 from edgerun.converters._keras_activations import activate
-from edgerun.converters._keras_graph import layer, shape_after, weight
-from edgerun.converters._layout import Graph, Value, flat_order
+from edgerun.converters._keras_elementwise import apply
+from edgerun.converters._keras_graph import Graph, layer, op, shape_after, weight
+from edgerun.converters._keras_reductions import axes_of, contract, moments, reduce
+from edgerun.converters._layout import Value
 from edgerun.errors import Unsupported
 
 
 @layer(
     "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianDropout", "GaussianNoise",
-    "AlphaDropout", "ActivityRegularization", "Identity", "RandomFlip", "RandomRotation", "RandomZoom",
-    "RandomTranslation", "RandomContrast", "RandomBrightness",
+    "AlphaDropout", "ActivityRegularization", "Identity",
 )  # fmt: skip
 def _nothing(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
     """Layers that work in training only."""
     return inputs[0]
+
+
+@layer("SpectralNormalization")
+def _wrapped(graph: Graph, operation: Any, inputs: list[Value]) -> Any:
+    """Training normalizes the layer's kernel in place: what stands in it is what counts."""
+    return graph.walk.layer(operation.layer, *inputs)
 
 
 @layer("Dense")
@@ -43,187 +50,226 @@ def _dense(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
     return activate(graph, operation.activation, result)
 
 
+@layer("EinsumDense")
+def _einsum_dense(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
+    """einsum(x, W) + b; where W's first axes are x's last ones, which are summed, one product of matrices."""
+    value, kernel = graph.plain(inputs[0]), weight(operation.kernel)
+    left, _, out = operation.equation.replace(" ", "").partition("->")
+    terms, shape = left.split(","), shape_after(operation, inputs)
+    terms = [term.replace("...", "") for term in terms]
+    summed = [letter for letter in terms[1] if letter not in out]
+    fresh = [letter for letter in terms[1] if letter in out]
+    kept = terms[0][: len(terms[0]) - len(summed)]
+    in_order = terms[1] == "".join(summed + fresh) and terms[0] == kept + "".join(summed)
+    if in_order and summed and out.replace("...", "") == kept + "".join(fresh):
+        rows = int(np.prod(kernel.shape[: len(summed)]))
+        name = value.name
+        if len(summed) > 1:
+            name = _joined(graph, value, value.rank - len(summed), (rows,))
+        name = graph.node("MatMul", [name, graph.const(kernel.reshape(rows, -1), "kernel")])
+        made: Value = Value(name, (*value.shape[: value.rank - len(summed)], kernel.size // rows))
+        bias = None if operation.bias is None else np.broadcast_to(weight(operation.bias), kernel.shape[len(summed) :])
+        if bias is not None:
+            made = apply(graph, "Add", made, np.ascontiguousarray(bias).reshape(-1))
+        if len(fresh) != 1:
+            made = replace(made, name=_joined(graph, made, made.rank - 1, kernel.shape[len(summed) :]), shape=shape)
+        return activate(graph, operation.activation, made)
+    found = contract(graph, operation.equation, [value, graph.value(operation.kernel)])
+    made = Value(str(found), shape)
+    return activate(
+        graph, operation.activation, made if operation.bias is None else apply(graph, "Add", made, operation.bias)
+    )
+
+
+def _joined(graph: Graph, value: Value, front: int, sizes: tuple[int, ...]) -> str:
+    """The value with the axes from `front` on taking these sizes."""
+    before = [0 if size is None else size for size in value.shape[:front]]
+    return graph.node("Reshape", [value.name, graph.ints([*before, *sizes], "shape")])
+
+
 @layer("BatchNormalization")
 def _batch_norm(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
     value = inputs[0]
     mean, variance = weight(operation.moving_mean), weight(operation.moving_variance)
     scale = weight(operation.gamma) if operation.gamma is not None else np.ones_like(mean)
     shift = weight(operation.beta) if operation.beta is not None else np.zeros_like(mean)
-    axis = operation.axis % value.rank
+    return _normalized(graph, value, operation.axis, (scale, shift, mean, variance), float(operation.epsilon))
+
+
+@op("BatchNorm")
+def _batch_norm_op(
+    graph: Graph, operation: Any, x: Value, mean: Any, variance: Any, offset: Any = None, scale: Any = None
+) -> Value:
+    told = [mean, variance, offset, scale]
+    if any(isinstance(item, Value) for item in told):
+        raise Unsupported("keras.ops: batch_normalization with computed statistics is not supported")
+    mean, variance, offset, scale = (None if item is None else weight(item) for item in told)
+    scale = np.ones_like(mean) if scale is None else scale
+    parts = (scale, np.zeros_like(mean) if offset is None else offset, mean, variance)
+    return _normalized(graph, x, operation.axis, parts, float(operation.epsilon))
+
+
+def _normalized(graph: Graph, value: Value, axis: int, parts: tuple[np.ndarray, ...], epsilon: float) -> Value:
+    """One BatchNormalization where the axis is the last or the second one, else x·m + b."""
+    axis %= value.rank
+    if axis not in (1, value.rank - 1):
+        scale, shift, mean, variance = parts
+        column = [-1 if a == axis else 1 for a in range(value.rank)]
+        factor = scale / np.sqrt(variance + np.float32(epsilon))
+        found = apply(graph, "Mul", value, factor.reshape(column))
+        return apply(graph, "Add", found, (shift - mean * factor).reshape(column))
     if axis == value.rank - 1:
         value = graph.first(value) if value.rank > 2 else value
-    elif axis == 1:
-        value = graph.plain(value)
     else:
-        raise Unsupported(f"BatchNormalization over axis {operation.axis} is not supported")
-    parts = {"scale": scale, "shift": shift, "mean": mean, "variance": variance}
+        value = graph.plain(value)
+    words = ("scale", "shift", "mean", "variance")
     order = slice(None) if value.order is None else value.order
-    names = [graph.const(array[order], word) for word, array in parts.items()]
-    return graph.like(value, "BatchNormalization", *names, epsilon=float(operation.epsilon))
+    names = [graph.const(array[order], word) for array, word in zip(parts, words, strict=True)]
+    return graph.like(value, "BatchNormalization", *names, epsilon=epsilon)
 
 
 @layer("LayerNormalization")
 def _layer_norm(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    value = graph.plain(inputs[0])
-    axes = sorted(a % value.rank for a in np.atleast_1d(operation.axis).tolist())
-    if axes != list(range(axes[0], value.rank)) or getattr(operation, "rms_scaling", False):
-        raise Unsupported("LayerNormalization over other than the last axes is not supported")
+    if getattr(operation, "rms_scaling", False):
+        value = inputs[0]
+        axes = axes_of(operation.axis, value.rank)
+        deviation = apply(graph, "Sqrt", apply(graph, "Add", moments(graph, value, axes, True)[1], operation.epsilon))
+        return apply(graph, "Mul", apply(graph, "Div", value, deviation), _along(operation.gamma, axes, value.rank))
+    return _over_axes(graph, inputs[0], operation.axis, operation.gamma, operation.beta, float(operation.epsilon))
+
+
+@op("LayerNorm")
+def _layer_norm_op(graph: Graph, operation: Any, x: Value, gamma: Any = None, beta: Any = None) -> Value:
+    if operation.rms_scaling or any(isinstance(item, Value) for item in (gamma, beta)):
+        raise Unsupported("keras.ops: layer_normalization with rms_scaling or computed weights is not supported")
+    return _over_axes(graph, x, operation.axis, gamma, beta, float(operation.epsilon or 1e-7))
+
+
+def _over_axes(graph: Graph, value: Value, axis: Any, gamma: Any, beta: Any, epsilon: float) -> Value:
+    """LayerNormalization where the axes are the last ones, else by its formula."""
+    axes = axes_of(axis, value.rank)
+    if axes != list(range(axes[0], value.rank)):
+        mean, variance = moments(graph, value, axes, True)
+        deviation = apply(graph, "Sqrt", apply(graph, "Add", variance, epsilon))
+        found = apply(graph, "Div", apply(graph, "Sub", value, mean), deviation)
+        found = found if gamma is None else apply(graph, "Mul", found, _along(gamma, axes, value.rank))
+        return found if beta is None else apply(graph, "Add", found, _along(beta, axes, value.rank))
+    value = graph.plain(value)
     sizes = tuple(int(value.shape[axis] or 0) for axis in axes)
-    scale = weight(operation.gamma) if operation.gamma is not None else np.ones(sizes, np.float32)
+    scale = weight(gamma) if gamma is not None else np.ones(sizes, np.float32)
     names = [graph.const(scale, "scale")]
-    if operation.beta is not None:
-        names.append(graph.const(weight(operation.beta), "shift"))
-    return graph.like(value, "LayerNormalization", *names, axis=axes[0], epsilon=float(operation.epsilon))
+    if beta is not None:
+        names.append(graph.const(weight(beta), "shift"))
+    return graph.like(value, "LayerNormalization", *names, axis=axes[0], epsilon=epsilon)
 
 
-@layer("Rescaling")
-def _rescaling(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    value = _as_float(graph, inputs[0])
-    scale, offset = np.asarray(operation.scale, np.float32), np.asarray(operation.offset, np.float32)
-    value = graph.like(value, "Mul", graph.spread(scale, value, "scale"))
-    return graph.like(value, "Add", graph.spread(offset, value, "offset")) if offset.any() else value
+def _along(variable: Any, axes: list[int], rank: int) -> np.ndarray:
+    """A weight with one axis per normalized axis, in Keras's rank."""
+    array = weight(variable)
+    return array.reshape([array.shape[axes.index(a)] if a in axes else 1 for a in range(rank)])
 
 
-@layer("Normalization")
-def _normalization(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    if getattr(operation, "invert", False):
-        raise Unsupported("an inverted Normalization is not supported")
-    value = _as_float(graph, inputs[0])
-    mean, variance = weight(operation.mean), weight(operation.variance)
-    value = graph.plain(value) if mean.ndim not in (0, value.rank) else value
-    deviation = np.maximum(np.sqrt(variance), 1e-7)  # Keras's epsilon
-    mean, deviation = (a[0] if a.ndim == value.rank else a for a in (mean, deviation))
-    value = graph.like(value, "Sub", graph.spread(mean, value, "mean"))
-    return graph.like(value, "Div", graph.spread(deviation, value, "deviation"))
+@layer("RMSNormalization")
+def _rms_norm(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
+    return _rms(graph, inputs[0], operation.axis, operation.scale, operation.epsilon)
 
 
-def _as_float(graph: Graph, value: Value) -> Value:
-    return value if value.dtype == "float32" else replace(graph.like(value, "Cast", to=1), dtype="float32")
+@op("RMSNorm")
+def _rms_norm_op(graph: Graph, operation: Any, x: Value, scale: Any = None) -> Value:
+    return _rms(graph, x, operation.axis, scale, operation.epsilon)
 
 
-_MERGES = {
-    "Add": ("Sum",), "Subtract": ("Sub",), "Multiply": ("Mul",), "Average": ("Mean",), "Maximum": ("Max",),
-    "Minimum": ("Min",),
-}  # fmt: skip
+def _rms(graph: Graph, value: Value, axis: Any, scale: Any, epsilon: Any) -> Value:
+    """x / √(E[x²] + ε) · scale (Zhang and Sennrich 2019); one operator from opset 23 on, over last axes."""
+    axes, epsilon = axes_of(axis, value.rank), float(np.finfo(np.float32).eps if epsilon is None else epsilon)
+    last = axes == list(range(axes[0], value.rank))
+    if graph.opset >= 23 and last and scale is not None and not isinstance(scale, Value):
+        value = graph.plain(value)
+        factor = graph.const(weight(scale), "scale")
+        return graph.like(value, "RMSNormalization", factor, axis=axes[0], epsilon=epsilon)
+    square = reduce(graph, "ReduceMean", apply(graph, "Mul", value, value), axes, True)
+    found = apply(graph, "Div", value, apply(graph, "Sqrt", apply(graph, "Add", square, epsilon)))
+    if scale is None:
+        return found
+    if isinstance(scale, Value):
+        return apply(graph, "Mul", found, scale)
+    array = weight(scale)
+    return apply(graph, "Mul", found, _along(scale, axes, value.rank) if array.ndim == len(axes) else array)
 
 
-@layer(*_MERGES)
-def _merge(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    """Elementwise over several values, which are first brought to lie the same way."""
-    if len({value.rank for value in inputs}) > 1:
-        raise Unsupported("merging values of different rank is not supported")
-    inputs = _alike(graph, inputs)
-    op, kind = _MERGES[type(operation).__name__][0], type(operation).__name__
-    shape = shape_after(operation, inputs)
-    if kind == "Add" and len(inputs) == 2:
-        op = "Add"
-    names = [value.name for value in inputs]
-    if op == "Mul":
-        name = names[0]
-        for other in names[1:]:
-            name = graph.node(op, [name, other])
-    else:
-        name = graph.node(op, names)
-    return replace(inputs[0], name=name, shape=shape, padded=None, positive=False)
+@layer("UnitNormalization")
+def _unit_norm(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
+    return unit(graph, inputs[0], axes_of(operation.axis, inputs[0].rank), 1e-12)
 
 
-def _alike(graph: Graph, inputs: list[Value]) -> list[Value]:
-    if any(value.first for value in inputs):
-        return [graph.first(value) for value in inputs]
-    orders = [value.order for value in inputs if value.order is not None]
-    same = len(orders) == len(inputs) and all(np.array_equal(order, orders[0]) for order in orders)
-    return inputs if same else [graph.plain(value) for value in inputs]
+@op("Normalize")
+def _normalize(graph: Graph, operation: Any, x: Value) -> Value:
+    if operation.order != 2:
+        raise Unsupported(f"keras.ops: normalize of order {operation.order} is not supported")
+    epsilon = operation.epsilon
+    return unit(graph, x, axes_of(operation.axis, x.rank), 1e-7**2 if epsilon is None else float(epsilon) ** 2)
 
 
-@layer("ops.Add", "ops.Subtract", "ops.Multiply", "ops.TrueDivide", "ops.Divide")
-def _arithmetic(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    """`x + y` between layers, where one side may be a number."""
-    tensors = [value for value in inputs if value.rank]
-    if len({value.rank for value in tensors}) > 1 or any(value.dtype != "float32" for value in tensors):
-        raise Unsupported("arithmetic on values of different rank or on integers is not supported")
-    alike = iter(_alike(graph, tensors))
-    sides = [next(alike) if value.rank else value for value in inputs]
-    op = {"Add": "Add", "Subtract": "Sub", "Multiply": "Mul"}.get(type(operation).__name__, "Div")
-    shape = tensors[0].shape if len(tensors) == 1 else np.broadcast_shapes(*_known(tensors))
-    like = next(value for value in sides if value.rank)
-    sizes = tuple(None if size == 0 else size for size in shape)
-    return replace(like, name=graph.node(op, [v.name for v in sides]), shape=sizes, padded=None, positive=False)
+def unit(graph: Graph, value: Value, axes: list[int], least: float) -> Value:
+    """x / √max(Σ x², least)"""
+    square = reduce(graph, "ReduceSum", apply(graph, "Mul", value, value), axes, True)
+    return apply(graph, "Div", value, apply(graph, "Sqrt", apply(graph, "Max", square, least)))
 
 
-def _known(values: list[Value]) -> list[tuple[int, ...]]:
-    """Shapes with 0 for unknown sizes, which all values must have in the same places."""
-    if len({tuple(size is None for size in value.shape) for value in values}) > 1:
-        raise Unsupported("arithmetic that spreads over an unknown size is not supported")
-    return [tuple(size or 0 for size in value.shape) for value in values]
-
-
-@layer("Concatenate")
-def _concatenate(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    shape = shape_after(operation, inputs)
-    axis = operation.axis % len(shape)
-    inputs = _alike(graph, inputs) if len(shape) > 2 else [graph.plain(value) for value in inputs]
-    if inputs[0].first:
-        axis = 1 if axis == len(shape) - 1 else axis + (axis > 0)
-    name = graph.node("Concat", [value.name for value in inputs], axis=axis)
-    return replace(inputs[0], name=name, shape=shape, padded=None, positive=False)
-
-
-@layer("Dot")
-def _dot(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    axes = np.atleast_1d(operation.axes).tolist()
-    if any(value.rank != 2 for value in inputs) or any(a not in (1, -1) for a in axes) or operation.normalize:
-        raise Unsupported("Dot of other than two rank-2 values over axis 1 is not supported")
-    left, right = (graph.plain(value) for value in inputs)
-    product = graph.node("Mul", [left.name, right.name])
-    name = graph.node("ReduceSum", [product, graph.ints([1], "axes")], keepdims=1)
-    return Value(name, (left.shape[0], 1))
-
-
-@layer("Flatten")
-def _flatten(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    """Channels-first pictures are flattened as they lie; `order` tells the next layer."""
-    value = inputs[0]
-    shape = shape_after(operation, inputs)
-    if value.rank == 2:
-        return value
-    if operation.data_format == "channels_first" and value.rank > 2:
-        value = replace(graph.plain(value), shape=(value.shape[0], *value.shape[2:], value.shape[1]), first=True)
-    name = graph.node("Flatten", [value.name], axis=1)
-    moved = value.first and any(size != 1 for size in value.spatial)
-    if moved and any(size is None for size in value.shape[1:]):
-        return Value(graph.node("Flatten", [graph.plain(value).name], axis=1), shape, value.dtype)
-    return Value(name, shape, value.dtype, order=flat_order(value.shape[1:]) if moved else None)
-
-
-@layer("Reshape")
-def _reshape(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    value = graph.plain(inputs[0])
-    target = [-1 if size is None else int(size) for size in operation.target_shape]
-    name = graph.node("Reshape", [value.name, graph.ints([0, *target], "shape")])
-    return Value(name, shape_after(operation, inputs), value.dtype)
-
-
-@layer("Permute")
-def _permute(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    value = graph.plain(inputs[0])
-    name = graph.node("Transpose", [value.name], perm=[0, *operation.dims])
-    return Value(name, shape_after(operation, inputs), value.dtype)
-
-
-@layer("RepeatVector")
-def _repeat(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    value = graph.plain(inputs[0])
-    row = graph.node("Unsqueeze", [value.name, graph.ints([1], "axes")])
-    name = graph.node("Expand", [row, graph.ints([1, operation.n, 1], "shape")])
-    return Value(name, shape_after(operation, inputs), value.dtype)
+@layer("GroupNormalization")
+def _group_norm(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
+    """Over the axes but the batch and the groups: channels first, [N, G, -1] by InstanceNormalization, then back."""
+    value, axis = inputs[0], operation.axis % inputs[0].rank
+    if axis not in (1, value.rank - 1):
+        raise Unsupported(f"GroupNormalization over axis {operation.axis} is not supported")
+    last = axis == value.rank - 1 and value.rank > 2
+    value = graph.first(value) if last else graph.plain(value)
+    channels, groups = int(value.shape[axis] or 0), operation.groups
+    if graph.opset >= 21:
+        scale = np.ones(channels, np.float32) if operation.gamma is None else weight(operation.gamma)
+        shift = np.zeros(channels, np.float32) if operation.beta is None else weight(operation.beta)
+        names = [graph.const(scale, "scale"), graph.const(shift, "shift")]
+        return graph.like(value, "GroupNormalization", *names, num_groups=groups, epsilon=float(operation.epsilon))
+    flat = graph.node("Reshape", [value.name, graph.ints([0, groups, -1], "groups")])
+    ones = [graph.const(np.full(groups, number, np.float32), "unit") for number in (1, 0)]
+    made = graph.node("InstanceNormalization", [flat, *ones], epsilon=float(operation.epsilon))
+    found = replace(value, name=graph.node("Reshape", [made, graph.node("Shape", [value.name])]), padded=None)
+    column = (-1,) if last or value.rank == 2 else (-1, *[1] * (value.rank - 2))
+    for name, variable in (("Mul", operation.gamma), ("Add", operation.beta)):
+        found = found if variable is None else apply(graph, name, found, weight(variable).reshape(column))
+    return found
 
 
 @layer("Embedding")
 def _embedding(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
-    if operation.mask_zero:
-        raise Unsupported("Embedding with mask_zero is not supported: masks are not followed")
-    value = graph.plain(inputs[0])
+    return _looked_up(graph, operation, inputs[0], shape_after(operation, inputs))
+
+
+def _looked_up(graph: Graph, operation: Any, value: Value, shape: tuple[int | None, ...]) -> Value:
+    value = graph.plain(value)
     whole = value.dtype in ("int32", "int64")
     index = value.name if whole else graph.node("Cast", [value.name], to=6)  # int32, as Keras does
-    table = graph.const(weight(operation.embeddings), "table")
-    return Value(graph.node("Gather", [table, index], axis=0), shape_after(operation, inputs))
+    table = weight(operation.embeddings)
+    if getattr(operation, "lora_enabled", False):
+        table = table + operation.lora_alpha / operation.lora_rank * (
+            weight(operation.lora_embeddings_a) @ weight(operation.lora_embeddings_b)
+        )
+    return Value(graph.node("Gather", [graph.const(table, "table"), index], axis=0), shape)
+
+
+@layer("ReversibleEmbedding")
+def _reversible(graph: Graph, operation: Any, inputs: list[Value]) -> Value:
+    """A table of rows, or the product with it turned over."""
+    value = inputs[0]
+    if not graph.arguments.get("reverse"):
+        shape = tuple(operation.compute_output_shape(value.shape))
+        found = _looked_up(graph, operation, value, shape)
+        if operation.mask_zero:
+            found = replace(found, mask=apply(graph, "Not", apply(graph, "Equal", graph.plain(value), 0)))
+        return found
+    table = weight(operation.embeddings).T if operation.tie_weights else weight(operation.reverse_embeddings)
+    name = graph.node("MatMul", [graph.plain(value).name, graph.const(table, "table")])
+    found, cap = Value(name, (*value.shape[:-1], table.shape[1])), operation.logit_soft_cap
+    if cap is None:
+        return found
+    return apply(graph, "Mul", apply(graph, "Tanh", apply(graph, "Div", found, float(cap))), float(cap))

@@ -28,7 +28,7 @@ class Value:
 
     `first`: the ONNX tensor is channels-first. `order` (rank 2): ONNX column p is the source's column order[p].
     `padded`: it is zero padding, (begin…, end…) per spatial axis, of another value; a convolution takes that in.
-    `positive`: no element is below zero.
+    `positive`: no element is below zero. `mask`: booleans [batch, steps] that go with the tensor, as Keras's do.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Value:
     order: np.ndarray | None = None
     padded: tuple[Value, tuple[int, ...]] | None = None
     positive: bool = False
+    mask: Value | None = None
 
     @property
     def rank(self) -> int:
@@ -80,16 +81,29 @@ class Graph:
         """An int64 initializer; its name."""
         return self.const(np.asarray(values, np.int64), word)
 
-    def node(self, op: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> str:
-        """A node; the name of its first output, or with `outputs` > 1 of the last one, the others being unnamed."""
+    def cast(self, value: Value, dtype: str) -> Value:
+        """The value in another dtype, lying as it does."""
+        from onnx import helper
+
+        if value.dtype == dtype:
+            return value
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return replace(value, name=self.node("Cast", [value.name], to=kind), dtype=dtype, padded=None)
+
+    def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """A node of one output; its name."""
+        return self.several(op, inputs, 1, **attributes)[0]
+
+    def several(self, op: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
+        """A node of `count` outputs; their names."""
         from onnx import defs, helper
 
         if not defs.has(op, self.opset):
             raise Unsupported(f"{op} is not in opset {self.opset}")
         name = self._name(op)
-        results = [""] * (outputs - 1) + [name]
+        results = [name] if count == 1 else [f"{name}:{index}" for index in range(count)]
         self.nodes.append(helper.make_node(op, list(inputs), results, name, **attributes))
-        return results[-1]
+        return results
 
     def first(self, value: Value) -> Value:
         """The value with its ONNX tensor channels-first."""
@@ -125,7 +139,7 @@ class Graph:
     def like(self, value: Value, op: str, *more: str, **attributes: Any) -> Value:
         """An elementwise operator: same shape, same lie."""
         name = self.node(op, [value.name, *more], **attributes)
-        return replace(value, name=name, padded=None, positive=op == "Relu")
+        return replace(value, name=name, padded=None, positive=op in ("Relu", "Sigmoid", "Exp"))
 
     def spread(self, array: np.ndarray, value: Value, word: str) -> str:
         """A constant of one number per channel, or of the source's shape without batch, lying as `value` does."""
@@ -137,6 +151,15 @@ class Graph:
         elif value.first:
             array = np.moveaxis(array, -1, 0)
         return self.const(array, word)
+
+
+def alike(graph: Graph, inputs: list[Value]) -> list[Value]:
+    """Values of one rank, brought to lie the same way."""
+    if any(value.first for value in inputs):
+        return [graph.first(value) for value in inputs]
+    orders = [value.order for value in inputs if value.order is not None]
+    same = len(orders) == len(inputs) and all(np.array_equal(order, orders[0]) for order in orders)
+    return inputs if same else [graph.plain(value) for value in inputs]
 
 
 def flat_order(shape: Shape) -> np.ndarray:

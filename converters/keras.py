@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _door, _keras_graph, _normalize
-from edgerun.converters._layout import Graph, Value
+from edgerun.converters import _door, _keras_fold, _keras_graph, _keras_walk, _normalize
+from edgerun.converters._keras_graph import Emit, Graph
+from edgerun.converters._layout import Value
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
@@ -27,12 +28,10 @@ requires: tuple[str, ...] = ("keras", "h5py", "torch", "onnx", "onnx_ir", "onnxr
 extra = "keras"
 newest_opset = _normalize.PREFERRED_OPSET
 log = logging.getLogger("edgerun")
-_LAYER_MODULES = (
-    "_keras_activations",
-    "_keras_layers",
-    "_keras_windows",
-    "_keras_recurrent",
-)  # importing one registers its layers
+_RULES = (
+    "activations", "attention", "elementwise", "images", "layers", "merging", "pooling", "preprocessing", "recurrent",
+    "reductions", "shapes", "windows",
+)  # fmt: skip
 
 
 def recognises(source: Any) -> bool:
@@ -48,22 +47,38 @@ def recognises(source: Any) -> bool:
 def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
     """Write the model's layers as ONNX; the door keeps Keras's own layout (NHWC), one Transpose behind it.
 
-    `inputs` may rename inputs and fix or name their free dimensions. Raises Unsupported with every layer that has no
-    ONNX form here, and EdgerunError for a file that is damaged or asks for other inputs.
+    `inputs` may rename inputs and fix or name their free dimensions; a subclassed model needs them, in call order.
+    `factory` is called without arguments and returns the model whose weights a file holds: for subclassed models,
+    layers of one's own, Lambdas. Raises Unsupported with every layer that has no ONNX form here, and EdgerunError for a
+    file that is damaged or asks for other inputs.
     """
-    if factory is not None:
-        raise EdgerunError("a Keras model needs no factory", got=factory, do="leave --factory out")
+    is_file = isinstance(source, (str, Path))
+    if factory is not None and not is_file:
+        raise EdgerunError("a model object needs no factory", got=factory, do="leave factory out")
+    told = not is_file or "KERAS_BACKEND" in os.environ
     os.environ.setdefault("KERAS_BACKEND", "torch")
-    for module in _LAYER_MODULES:
-        importlib.import_module(f"edgerun.converters.{module}")
-    from edgerun.converters import _keras_files
+    for name in _RULES:  # importing one registers its layers and operations
+        importlib.import_module(f"edgerun.converters._keras_{name}")
+    from edgerun.converters import _keras_files, _keras_objects
 
-    model = _keras_files.load(Path(source)) if isinstance(source, (str, Path)) else source
-    if not getattr(model, "inputs", None):
-        model = _built(model, inputs)
-    specs = _specs(model, inputs)
-    proto = _clean(_write(model, specs, opset), opset)
-    return Conversion(Model.from_proto(proto), _runner(model, specs), _double(model, specs))
+    model = source
+    if is_file:
+        model = _keras_files.load(Path(source)) if factory is None else _keras_files.built(factory)
+    if not _keras_objects.layered(model):
+        specs = _keras_objects.specs(model, inputs)
+        model = _keras_objects.Called(model, specs)
+    else:
+        model = model if getattr(model, "inputs", None) else _built(model, inputs)
+        specs = _specs(model, inputs)
+    if factory is not None:
+        _keras_files.fill(getattr(model, "source", model), Path(source))
+    try:
+        proto = _clean(_write(model, specs, opset, _backend(told)), opset)
+    except Unsupported as error:
+        return _keras_objects.exported(model, specs, opset, error)
+    return Conversion(
+        Model.from_proto(proto), _runner(model, specs, _output_names(model, specs)), _double(model, specs)
+    )
 
 
 def _built(model: Any, inputs: Sequence[TensorSpec]) -> Any:
@@ -74,9 +89,6 @@ def _built(model: Any, inputs: Sequence[TensorSpec]) -> Any:
         model.build(tuple(None if isinstance(dim, str) else dim for dim in inputs[0].shape))
     except Exception as error:  # whatever its layers raise
         raise EdgerunError("the model does not fit this input", got=f"{inputs[0]}: {first_line(error)}") from error
-    if not getattr(model, "inputs", None):
-        raise Unsupported("a subclassed Keras model has no layer graph", got=type(model).__name__,
-                          do="build it with the functional API")  # fmt: skip
     return model
 
 
@@ -86,23 +98,49 @@ def _specs(model: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:
     return _door.matched(have, wanted)
 
 
-def _write(model: Any, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelProto:
+def rule(kind: type) -> Callable[[Emit], Emit]:
+    """Register the function that writes a layer class of your own: (graph, layer, its tensors) -> a Value or several.
+
+    Without one a layer is written by the operations of its `call`. CONTRIBUTING.md has an example.
+    """
+
+    def register(emit: Emit) -> Emit:
+        _keras_walk.RULES[kind] = emit
+        return emit
+
+    return register
+
+
+def _backend(told: bool) -> str:
+    """Keras's backend where that is the user's choice: some layers compute otherwise on another one. Else ""."""
+    from keras import backend  # type: ignore[import-untyped]
+
+    return str(backend.backend()) if told else ""
+
+
+def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) -> onnx.ModelProto:
     from onnx import helper
 
-    graph = Graph(opset)
+    graph = Graph(opset, backend)
+    walk = _keras_walk.Walk(graph)
     values = [Value(s.name, tuple(d if isinstance(d, int) else None for d in s.shape), s.dtype) for s in specs]
-    refused: list[str] = []
-    results = _keras_graph.walk(graph, model, values, refused)
-    if refused:
-        raise Unsupported("the model has layers that cannot be converted", got="\n    " + "\n    ".join(refused),
+    results = model.write(walk, values) if hasattr(model, "write") else walk.model(model, values)
+    if walk.refused:
+        raise Unsupported("the model has layers that cannot be converted", got="\n    " + "\n    ".join(walk.refused),
                           do="replace them by built-in layers")  # fmt: skip
-    outputs = []
-    for name, value in zip(_output_names(model, specs), results, strict=True):
+    outputs, written = [], set[str]()
+    names = _output_names(model, specs)
+    for name, value in zip(names, results, strict=True):
         graph.scope = name
-        graph.nodes.append(helper.make_node("Identity", [graph.plain(value).name], [name]))
+        value = graph.plain(value)
+        again = value.name in written  # an Identity would be taken away, and with it one of the names
+        told: dict[str, Any] = {"to": helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))} if again else {}
+        graph.nodes.append(helper.make_node("Cast" if again else "Identity", [value.name], [name], **told))
+        written.add(value.name)
         dims = [specs[0].shape[0] if axis == 0 and d is None else d for axis, d in enumerate(value.shape)]
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
         outputs.append(helper.make_tensor_value_info(name, dtype, dims))
+    _keras_fold.fold(graph, names)
     doors = [
         helper.make_tensor_value_info(s.name, helper.np_dtype_to_tensor_dtype(np.dtype(s.dtype)), s.shape)
         for s in specs
@@ -116,7 +154,7 @@ def _write(model: Any, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelPro
 def _output_names(model: Any, specs: Sequence[TensorSpec]) -> list[str]:
     """The names of the layers that end the model; each once, and none an input's."""
     names: list[str] = []
-    for name in (getattr(model, "_functional", None) or model).output_names:
+    for name in getattr(model, "names", None) or (getattr(model, "_functional", None) or model).output_names:
         while name in {*names, *(spec.name for spec in specs)}:
             name += "_out"
         names.append(name)
@@ -131,11 +169,11 @@ def _clean(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     return _normalize.infer_shapes(ir.to_proto(graph))
 
 
-def _runner(model: Any, specs: Sequence[TensorSpec], dtype: str = "") -> Runner:
-    """The model as a function of feeds; floating feeds are cast to `dtype` when it is given."""
+def _runner(model: Any, specs: Sequence[TensorSpec], names: Sequence[str], dtype: str = "") -> Runner:
+    """The model as a function of feeds to outputs of these names; floating feeds are cast to `dtype` when given."""
     import contextlib
 
-    from keras import backend, ops, tree  # type: ignore[import-untyped]
+    from keras import backend, ops, tree
 
     if backend.backend() == "torch":
         import torch
@@ -143,7 +181,6 @@ def _runner(model: Any, specs: Sequence[TensorSpec], dtype: str = "") -> Runner:
         quiet: Any = torch.no_grad
     else:
         quiet = contextlib.nullcontext
-    names = _output_names(model, specs)
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
         arrays = [feeds[spec.name] for spec in specs]
@@ -166,7 +203,7 @@ def _double(model: Any, specs: Sequence[TensorSpec]) -> Runner | None:
         twin = type(model).from_config(_policy(model.get_config()))
         twin.build(model.input_shape) if not twin.built else None
         twin.set_weights([_keras_graph.weight(w).astype("float64") for w in model.weights])
-        run = _runner(twin, specs, "float64")
+        run = _runner(twin, specs, _output_names(model, specs), "float64")
         results = run(draws.feeds(specs, draws.sizes(specs, 2, 64), seed=0))
     except Exception as error:  # a layer that fixes float32 somewhere
         log.info("the source does not run in float64: %s", first_line(error))

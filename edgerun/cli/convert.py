@@ -19,7 +19,9 @@ import click
     metavar="NAME:DTYPE[DIMS]",
     help="An input as image:float32[batch,3,224,224]; words are dynamic dimensions. Repeat in call order.",
 )
-@click.option("--factory", metavar="MODULE:CALLABLE", help="Builds the nn.Module that a state_dict belongs to.")
+@click.option(
+    "--factory", metavar="MODULE:CALLABLE", help="Builds the nn.Module or keras.Model that a file's weights belong to."
+)
 @click.option("--from", "converter", metavar="NAME", help="The converter to use, instead of asking the file.")
 @click.option("--target", metavar="NAME", help="Whose opset and IR limits to keep (onnxruntime, or the device's).")
 @click.option("--device", metavar="NAME|FILE.toml", help="The device whose limits to keep (edgerun devices).")

@@ -47,9 +47,10 @@ def convert(
     """Convert a model file, or a framework's model object, to a Model; write it to `output` when that is given.
 
     A file, or a SavedModel's folder, is read and compared in a limited child process (`limits`); an object in this one.
-    `inputs` are specs such as `image:float32[batch,3,224,224]`; `factory` is `module:callable` for a PyTorch
-    state_dict; `converter` is found from the source when None; `opset` is the newest to write, at most what `target`
-    (onnxruntime, or the device's) reads, on `device` (a known one, or a file) where that is given.
+    `inputs` are specs such as `image:float32[batch,3,224,224]`; `factory` is `module:callable`, which builds the model
+    whose weights a PyTorch state_dict or a Keras file holds; `converter` is found from the source when None; `opset` is
+    the newest to write, at most what `target` (onnxruntime, or the device's) reads, on `device` (a known one, or a
+    file) where that is given.
     `reproduction` is a Python file to write when the framework cannot export the model: the smallest part that fails.
     `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
     user. The figures of the comparison with the source are in the history: `Parity.of(model)`.
