@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgerun.converters import _factory
 from edgerun.converters._keras_graph import LAYERS
 from edgerun.converters._keras_refused import REASONS
 from edgerun.converters._ort import first_line
@@ -47,25 +46,10 @@ def load(path: Path) -> Any:
 
 
 def built(factory: str) -> Any:
-    """The model that the user's own function builds; it may live in the working folder."""
+    """The model that the user's own function builds."""
     import keras
 
-    name, _, attribute = factory.partition(":")
-    if not name or not attribute:
-        raise EdgerunError("the factory is not understood", got=factory, wanted="module:callable, as nets:small")
-    sys.path.insert(0, "")
-    try:
-        model = getattr(importlib.import_module(name), attribute)()
-    except Exception as error:  # the user's code may raise anything
-        raise EdgerunError(
-            f"the factory {factory} failed", got=f"{type(error).__name__}: {first_line(error)}",
-            wanted="a callable without arguments, importable from here, that returns a keras.Model",
-        ) from error  # fmt: skip
-    finally:
-        sys.path.remove("")
-    if not isinstance(model, keras.Model):
-        raise EdgerunError(f"the factory {factory} returned no keras.Model", got=type(model).__name__)
-    return model
+    return _factory.built(factory, keras.Model, "keras.Model")
 
 
 def fill(model: Any, path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from edgerun.converters._keras_activations import activate
 from edgerun.converters._keras_graph import Graph, layer, op, shape_after, weight
 from edgerun.converters._keras_walk import spec_after
-from edgerun.converters._layout import Shape, Value
+from edgerun.converters._layout import Shape, Value, same_pads
 
 
 def last(operation: Any) -> bool:
@@ -43,19 +43,6 @@ def every(amount: Any, axes: int) -> list[int]:
     return [int(amount)] * axes if np.ndim(amount) == 0 else [int(number) for number in amount]
 
 
-def same(sizes: Shape, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> list[int] | None:
-    """ONNX pads (all begins, all ends) of "same" padding; None where a stride meets an unknown size."""
-    begins, ends = [], []
-    for n, k, s, d in zip(sizes, kernel, strides, dilations, strict=True):
-        reach = d * (k - 1) + 1
-        if n is None and s > 1:
-            return None
-        total = max(reach - s if n is None else (-(-n // s) - 1) * s + reach - n, 0)
-        begins.append(total // 2)
-        ends.append(total - total // 2)
-    return begins + ends
-
-
 def padding_of(
     padding: str, sizes: Shape, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> dict[str, Any]:
@@ -64,7 +51,7 @@ def padding_of(
         return {"pads": [0] * (2 * len(kernel))}
     if padding == "causal":
         return {"pads": [dilations[0] * (kernel[0] - 1), 0]}
-    pads = same(sizes, kernel, strides, dilations)
+    pads = same_pads(sizes, kernel, strides, dilations)
     return {"auto_pad": "SAME_UPPER"} if pads is None else {"pads": pads}
 
 

@@ -204,13 +204,6 @@ class Graph(_layout.Graph):
             return axis
         return 1 if axis == value.rank - 1 else axis + 1
 
-    def several(self, op: str, inputs: Sequence[str], count: int, **attributes: Any) -> list[str]:
-        """A node with `count` outputs; their names."""
-        names = [self.node(op, inputs, **attributes)]
-        names += [self._name(op) for _ in range(count - 1)]
-        self.nodes[-1].output.extend(names[1:])
-        return names
-
     def shared(self, array: np.ndarray | np.generic, word: str) -> str:
         """An initializer of which one is enough however often the same content is asked for."""
         key = (word, array.dtype.str, array.shape, array.tobytes())

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerun.converters import _normalize, _torch_files, _torch_ladder, _torch_reproduction, _torch_taps
+from edgerun.converters import _factory, _normalize, _torch_files, _torch_ladder, _torch_reproduction, _torch_taps
 from edgerun.converters._ort import first_line
 from edgerun.converters._torch_call import Call, program_specs
 from edgerun.converters._torch_export import Exported, from_program
@@ -96,6 +94,8 @@ def _module(source: Any, factory: str | None) -> Any:
         if factory is not None:
             raise EdgerunError("a model object needs no factory", got=factory, do="leave factory out")
         return copy.deepcopy(source) if not hasattr(source, "graph_signature") else source
+    import torch
+
     path = Path(source)
     kind = _torch_files.kind(path)
     if kind != "pickle":
@@ -108,7 +108,7 @@ def _module(source: Any, factory: str | None) -> Any:
             "a state_dict holds tensors, not the network", got=f"{len(tensors)} tensors in {path.name}",
             do="name what builds the network: --factory module:callable",
         )  # fmt: skip
-    module = _built(factory)
+    module = _factory.built(factory, torch.nn.Module, "nn.Module")
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
@@ -117,31 +117,6 @@ def _module(source: Any, factory: str | None) -> Any:
             f"the state_dict does not fit what {factory} builds", got="; ".join(lines)[:500],
             do="name the factory of exactly this network",
         ) from error  # fmt: skip
-    return module
-
-
-def _built(factory: str) -> Any:
-    """What the user's own function builds; it may live in the working folder."""
-    import torch
-
-    name, _, attribute = factory.partition(":")
-    if not name or not attribute:
-        raise EdgerunError(
-            "the factory is not understood", got=factory, wanted="module:callable, for example nets:small"
-        )
-    sys.path.insert(0, "")
-    try:
-        build: Callable[[], Any] = getattr(importlib.import_module(name), attribute)
-        module = build()
-    except Exception as error:  # the user's code may raise anything
-        raise EdgerunError(
-            f"the factory {factory} failed", got=f"{type(error).__name__}: {first_line(error)}",
-            wanted="a callable without arguments, importable from here, that returns an nn.Module",
-        ) from error  # fmt: skip
-    finally:
-        sys.path.remove("")
-    if not isinstance(module, torch.nn.Module):
-        raise EdgerunError(f"the factory {factory} returned no nn.Module", got=type(module).__name__)
     return module
 
 
