@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -103,10 +106,24 @@ def log(trt: Any) -> Any:
     return Log()
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected inside. TensorRT logs, which runs Python, while it holds a lock that the end of an old
+    builder wants: a collection at that moment waits for ever (seen with tensorrt_rtx 1.7.1)."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
 def builder(trt: Any, logger: Any) -> Any:
     """A Builder. Raises Unsupported where the library finds nothing to build for."""
     try:
-        return trt.Builder(logger)
+        with uncollected():
+            return trt.Builder(logger)
     except (TypeError, RuntimeError) as error:  # pybind11's, when the factory gives nothing
         raise Unsupported(
             f"{name_of(trt)} cannot build here", got=reason(logger.errors) or str(error), do="build where a GPU is"

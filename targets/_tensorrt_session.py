@@ -40,7 +40,8 @@ class TensorrtSession(Session):
 
     def _open(self, trt: Any, plan: bytes, dla: int | None) -> None:
         self._logger = tensorrt.log(trt)
-        self._runtime: Any = trt.Runtime(self._logger)
+        with tensorrt.uncollected():
+            self._runtime: Any = trt.Runtime(self._logger)
         if dla is not None:
             self._runtime.DLA_core = dla
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)

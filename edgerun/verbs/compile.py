@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun import draws, files, registry
+from edgerun import files, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.passes import Feeds, Finishing, Issue, Target, Writing
-from edgerun.runtime import Engine, Options, SelfCheck, Session, dtypes
-from edgerun.runtime.spec import DTYPES
+from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.verbs import work
 from edgerun.verbs.auto import AUTO, candidates, first
 from edgerun.verbs.judging import Pair, judged
+from edgerun.verbs.truths import HEAVY, Truth, truths
 from edgerun.verbs.written_out import or_written_out
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
     from edgerun.model import Model
-
-LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
-BATCHES = (1, 3)
 
 
 def compile(
@@ -128,7 +126,7 @@ def reference(model: Model, target: str, options: Options, feeds: Sequence[Feeds
 
     Raises EdgerunError when there is none.
     """
-    truth = next(_truths(model, Engine(target, b""), options, feeds))
+    truth = next(truths(model, Engine(target, b""), options, feeds))
     return truth.label, truth.pairs
 
 
@@ -171,12 +169,16 @@ def self_check(
     refusal: GateFailed | None = None
     near = partial(exact, original) if original is not None else None
     rounds = work.rounds(model) if rounds is None else rounds
-    with _opening(engine, options) as opened:
-        for truth in _truths(model, engine, options, feeds):
+    found = truths(model, engine, options, feeds)
+    with _beside(lambda: next(found), lambda: registry.target(engine.target).load(engine, options)) as (
+        first,
+        session,
+    ):
+        for truth in itertools.chain([first], found):
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
             try:
-                return judged(opened.result(), engine.target, truth.label, truth.pairs, rounds, near)
+                return judged(session, engine.target, truth.label, truth.pairs, rounds, near)
             except GateFailed as error:
                 refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises
@@ -184,15 +186,25 @@ def self_check(
 
 
 @contextmanager
-def _opening(engine: Engine, options: Options) -> Iterator[Future[Session]]:
-    """The engine's session, which opens in a thread of its own while the reference computes; closed at the end."""
+def _beside(reference: Callable[[], Truth], load: Callable[[], Session]) -> Iterator[tuple[Truth, Session]]:
+    """What the reference computes, in a thread, and the engine's session, which opens meanwhile; closed at the end.
+
+    It opens in this thread: GPUs' contexts and OpenVINO in a forked process are tied to theirs.
+    """
     with ThreadPoolExecutor(1) as pool:
-        opened = pool.submit(registry.target(engine.target).load, engine, options)
+        computed = pool.submit(reference)
         try:
-            yield opened
+            opened: Session | Exception = load()
+        except Exception as error:  # told after what the reference has to say
+            opened = error
+        try:
+            first = computed.result()
+            if isinstance(opened, Exception):
+                raise opened
+            yield first, opened
         finally:
-            if opened.exception() is None:
-                opened.result().close()
+            if not isinstance(opened, Exception):
+                opened.close()
 
 
 def exact(original: Model | str | Path, feeds: Sequence[Feeds]) -> list[dict[str, np.ndarray]]:
@@ -204,93 +216,3 @@ def exact(original: Model | str | Path, feeds: Sequence[Feeds]) -> list[dict[str
     target = registry.target(name)
     with target.load(target.compile(original, own), own) as session:
         return [session.run(feed) for feed in feeds]
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """Feeds with their true outputs, and who says so."""
-
-    target: str
-    label: str
-    pairs: list[Pair]
-
-
-def _truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds]) -> Iterator[_Truth]:
-    """What each reference that takes the model and the feeds computes: the ONNX evaluator (not for a heavy model, if
-    another can), then unoptimized ONNX Runtime. Raises EdgerunError when there is none.
-
-    One that is the engine itself proves nothing, and one that contradicts the model's declared outputs comes last.
-    """
-    reasons, misfits, given = [], [], False
-    heavy = work.heavy(model)
-    for name, own in (HEAVY, LIGHT) if heavy else (LIGHT, HEAVY):
-        if name == engine.target and dict(own.extra) == dict(options.extra):
-            continue
-        try:
-            truth = _computed(name, own, model, options, feeds)
-        except EdgerunError as error:
-            reasons.append(f"{name}: {error.what}: {error.got}")
-            continue
-        if not _fits(model, truth.pairs):
-            misfits.append(truth)
-            continue
-        given = True
-        yield truth
-        if heavy:
-            return
-    if misfits and not given:
-        yield from misfits
-    elif not given:
-        raise EdgerunError(
-            "no reference runs this model, so the engine cannot be checked",
-            got="; ".join(reasons),
-            do="give compile() real feeds: feeds=[...]",
-        )
-
-
-def _computed(name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds]) -> _Truth:
-    target, settings = registry.target(name), Options(options.threads, own.extra)
-    with target.load(target.compile(model, settings), settings) as session:
-        pairs = [(feed, session.run(feed)) for feed in feeds] if feeds else _drawn(model, session, options.sizes)
-    extra = "".join(f", {key}={value}" for key, value in own.extra.items())
-    return _Truth(name, f"{name} {target.device()['version']}{extra}", pairs)
-
-
-def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
-    """Do the results have the dtypes and shapes that the model declares? The evaluator has faults of its own."""
-    for spec in model.outputs:
-        for _, outputs in pairs:
-            array = outputs[spec.name]
-            if spec.kind != "tensor":
-                continue
-            if array.dtype != dtypes.dtype(spec.dtype) or array.ndim != len(spec.shape):
-                return False
-            if any(isinstance(want, int) and have != want for have, want in zip(array.shape, spec.shape, strict=True)):
-                return False
-    return True
-
-
-def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int, int]]) -> list[Pair]:
-    """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes.
-
-    Sizes lie within `ranges`, where a dimension has one.
-    """
-    if any(spec.dtype not in DTYPES or spec.kind != "tensor" for spec in model.inputs):
-        raise EdgerunError("only numbers can be drawn", got=", ".join(map(str, model.inputs)))
-    below, refusal = draws.index_bounds(model.ir), EdgerunError("")
-    for other in draws.SIZES:
-        try:
-            found: list[Pair] = []
-            for seed, batch in enumerate(2 * BATCHES):
-                sizes = draws.sizes(model.inputs, batch, other)
-                sizes |= {
-                    dim: min(max(sizes[dim], low), high) for dim, (low, _, high) in ranges.items() if dim in sizes
-                }
-                feed = draws.feeds(model.inputs, sizes, seed, below)
-                found.append((feed, reference.run(feed)))
-            return found
-        except EdgerunError as error:
-            refusal = error
-            if not draws.sizes(model.inputs, 1, 1):
-                break
-    raise EdgerunError("every random input that was tried is refused", got=refusal.got) from refusal

@@ -1,0 +1,111 @@
+"""What a model is to compute: by the references that take it, on given feeds or drawn ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgerun import draws, registry
+from edgerun.errors import EdgerunError
+from edgerun.passes import Feeds
+from edgerun.runtime import Engine, Options, Session, dtypes
+from edgerun.runtime.spec import DTYPES
+from edgerun.verbs import work
+from edgerun.verbs.judging import Pair
+
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
+LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
+BATCHES = (1, 3)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Feeds with their true outputs, and who says so."""
+
+    target: str
+    label: str
+    pairs: list[Pair]
+
+
+def truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds]) -> Iterator[Truth]:
+    """What each reference that takes the model and the feeds computes: the ONNX evaluator (not for a heavy model, if
+    another can), then unoptimized ONNX Runtime. Raises EdgerunError when there is none.
+
+    One that is the engine itself proves nothing, and one that contradicts the model's declared outputs comes last.
+    """
+    reasons, misfits, given = [], [], False
+    heavy = work.heavy(model)
+    for name, own in (HEAVY, LIGHT) if heavy else (LIGHT, HEAVY):
+        if name == engine.target and dict(own.extra) == dict(options.extra):
+            continue
+        try:
+            truth = _computed(name, own, model, options, feeds)
+        except EdgerunError as error:
+            reasons.append(f"{name}: {error.what}: {error.got}")
+            continue
+        if not _fits(model, truth.pairs):
+            misfits.append(truth)
+            continue
+        given = True
+        yield truth
+        if heavy:
+            return
+    if misfits and not given:
+        yield from misfits
+    elif not given:
+        raise EdgerunError(
+            "no reference runs this model, so the engine cannot be checked",
+            got="; ".join(reasons),
+            do="give compile() real feeds: feeds=[...]",
+        )
+
+
+def _computed(name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds]) -> Truth:
+    target, settings = registry.target(name), Options(options.threads, own.extra)
+    with target.load(target.compile(model, settings), settings) as session:
+        pairs = [(feed, session.run(feed)) for feed in feeds] if feeds else _drawn(model, session, options.sizes)
+    extra = "".join(f", {key}={value}" for key, value in own.extra.items())
+    return Truth(name, f"{name} {target.device()['version']}{extra}", pairs)
+
+
+def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
+    """Do the results have the dtypes and shapes that the model declares? The evaluator has faults of its own."""
+    for spec in model.outputs:
+        for _, outputs in pairs:
+            array = outputs[spec.name]
+            if spec.kind != "tensor":
+                continue
+            if array.dtype != dtypes.dtype(spec.dtype) or array.ndim != len(spec.shape):
+                return False
+            if any(isinstance(want, int) and have != want for have, want in zip(array.shape, spec.shape, strict=True)):
+                return False
+    return True
+
+
+def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int, int]]) -> list[Pair]:
+    """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes.
+
+    Sizes lie within `ranges`, where a dimension has one.
+    """
+    if any(spec.dtype not in DTYPES or spec.kind != "tensor" for spec in model.inputs):
+        raise EdgerunError("only numbers can be drawn", got=", ".join(map(str, model.inputs)))
+    below, refusal = draws.index_bounds(model.ir), EdgerunError("")
+    for other in draws.SIZES:
+        try:
+            found: list[Pair] = []
+            for seed, batch in enumerate(2 * BATCHES):
+                sizes = draws.sizes(model.inputs, batch, other)
+                sizes |= {
+                    dim: min(max(sizes[dim], low), high) for dim, (low, _, high) in ranges.items() if dim in sizes
+                }
+                feed = draws.feeds(model.inputs, sizes, seed, below)
+                found.append((feed, reference.run(feed)))
+            return found
+        except EdgerunError as error:
+            refusal = error
+            if not draws.sizes(model.inputs, 1, 1):
+                break
+    raise EdgerunError("every random input that was tried is refused", got=refusal.got) from refusal
