@@ -139,11 +139,11 @@ def test_too_little_data_says_how_much(tmp_path: Path, model: Path, cli: Any) ->
     labelled(tmp_path / "dev.npz", model, 90)
     ran = cli(*command(tmp_path))
     assert ran.code == 1 and "too little labelled data" in ran.err and "93 at least" in ran.err  # 1.96² · 0.96 / 0.04
-    labelled(tmp_path / "dev.npz", model, 140)
+    labelled(tmp_path / "dev.npz", model, 98)
     ran = cli(*command(tmp_path))
     assert ran.code == 1 and "needs about" in ran.err and "labelled samples" in ran.err
     needed = int(ran.err.split("needs about ")[1].split()[0])
-    assert 140 < needed < 20_000
+    assert 98 < needed < 20_000
     assert not (tmp_path / "small.onnx").exists() and ran.out == ""
 
 
