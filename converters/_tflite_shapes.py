@@ -20,7 +20,7 @@ def reshaped(graph: Graph, value: Value, shape: Shape, wanted: Value | None = No
     `wanted` is the shape as a tensor, for where more than one size is open.
     """
     known = None not in (*value.shape[1:], *shape[1:]) and value.rank > 0 and len(shape) > 0
-    batch = known and value.shape[0] == shape[0]
+    batch = known and value.shape[:1] == shape[:1]
     flat = all(size == 1 for size in value.spatial)
     if value.first and batch and len(shape) == 2:
         made = _reshape_to(graph, value, shape, (0, *shape[1:]))

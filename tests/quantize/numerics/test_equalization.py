@@ -141,8 +141,8 @@ def test_rare_channels_are_not_made_edges_of_the_grid() -> None:
     seen, unseen = drawn(64), drawn(6400)
     peaks, power, reader = seen.reshape(8, 8, 400).max(axis=1), (seen**2).mean(axis=0), Reader(np.ones(400), None, 1)
     chosen, exponent = scales([Read(peaks, power, 64.0, [reader])])
-    lost = {}
-    for a in EXPONENTS:
+    lost, cut = dict[float, float](), 0.0
+    for a in EXPONENTS:  # the last is 1
         by = factors(peaks.max(axis=0), a)
         top = (peaks * by).max()
         cut = float((np.maximum(unseen - top / by, 0) ** 2).mean(axis=0).sum())
