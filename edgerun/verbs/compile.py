@@ -189,7 +189,7 @@ def self_check(
 def _beside(reference: Callable[[], Truth], load: Callable[[], Session]) -> Iterator[tuple[Truth, Session]]:
     """What the reference computes, in a thread, and the engine's session, which opens meanwhile; closed at the end.
 
-    It opens in this thread: GPUs' contexts and OpenVINO in a forked process are tied to theirs.
+    It opens in this thread: a GPU's context is current in the thread that made it.
     """
     with ThreadPoolExecutor(1) as pool:
         computed = pool.submit(reference)
