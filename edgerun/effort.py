@@ -11,8 +11,8 @@ class Effort:
     """How many calibration samples each stage of a pass looks at (None: all), and whether single ranges are refined.
 
     `ranges`: extremes, which may end after `settled` when more would not move them; `first`: everything else that is
-    known of the float model, and bias correction; `search`: each candidate; `check`: the finished model; `second`:
-    second-order rounding. A search of 0 takes the extremes as they are, a `second` of 0 rounds to nearest.
+    known of the float model, bias correction and rounding; `search`: each candidate; `check`: the finished model.
+    A search of 0 takes the extremes as they are. `second`: weights are rounded to the second order.
     """
 
     ranges: int | None = None
@@ -21,11 +21,11 @@ class Effort:
     search: int = 8
     check: int = 16
     refine: bool = False
-    second: int = 0
+    second: bool = True
 
 
 PRESETS = {
-    "fast": Effort(ranges=32, first=16, search=0, check=8),
+    "fast": Effort(ranges=32, first=16, search=0, check=8, second=False),
     "default": Effort(),
-    "best": Effort(settled=math.inf, first=128, search=16, check=128, refine=True, second=128),
+    "best": Effort(settled=math.inf, first=128, search=16, check=128, refine=True),
 }

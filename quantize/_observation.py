@@ -56,15 +56,19 @@ def samples_in(feeds: Feeds, request: Request) -> int:
     return 1 if request.calibration.batch is None else int(next(iter(feeds.values())).shape[0])
 
 
-def observe(model: ir.Model, plan: placement.Plan, request: Request) -> tuple[dict[str, Activation], list[Truth]]:
+def observe(
+    model: ir.Model, plan: placement.Plan, request: Request, vectors: Mapping[str, int]
+) -> tuple[dict[str, Activation], list[Truth]]:
     """One float run over the data: every activation's extremes, and of its beginning everything else that is needed.
 
-    The run ends when the extremes are settled (`coverage.verdict`); the rest of the data is only looked at.
+    The run ends when the extremes are settled (`coverage.verdict`); the rest of the data is only looked at. `vectors`
+    says of which values some are kept, by name, and how many of a batch.
     """
     outputs = _numeric_outputs(model)
     # A sum may need rounding after all once the layer that it is fused into stays in float.
     every = placement.plan(model.graph, replace(request.rules, fused_sum=False), request.keep_float)
-    watch = Watch(model, [str(value.name) for value in every.points], SAMPLE_BUDGET // request.effort.first)
+    names = [str(value.name) for value in every.points]
+    watch = Watch(model, names, SAMPLE_BUDGET // request.effort.first, vectors)
     told = _Told(watch)
     data = _resumed(told, request)
     if told.rows < request.effort.first:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize._observation import batches
-from edgerun.quantize.graphs import moments, placement
+from edgerun.quantize.graphs import placement
+from edgerun.quantize.graphs.activation import Activation, Vectors
 from edgerun.quantize.graphs.edit import constant
 from edgerun.quantize.numerics import gptq
-from edgerun.quantize.numerics.grid import Grid
+from edgerun.quantize.numerics.grid import channel_bounds, symmetric
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,54 +20,69 @@ if TYPE_CHECKING:
     from edgerun.passes import Request
 
 STEPS = 127  # of a weight's grid on either side of zero
-INPUTS = 2048  # of a layer, at most: its second moments are INPUTS² numbers, and their factorization INPUTS³/3 products
-MOMENTS = 192 << 20  # bytes of second moments that are held at once
+INPUTS = 1536  # of a layer, at most: its second moments are INPUTS² numbers, and their factorization INPUTS³/3 products
+VECTORS = 768  # of each input of a layer, over all samples: 3 kB for every channel; twice as many are no better
 APART = 4  # every fourth batch judges
-Moments = dict[str, np.ndarray]
+Layer = tuple[str, list["ir.Node"]]  # a value, and the nodes that read it
 
 
-def codes(model: ir.Model, plan: placement.Plan, grids: Mapping[str, Grid], request: Request) -> dict[str, np.ndarray]:
-    """int8 codes, by node name, for the weights of the float `model` that rounding to the second order brings nearer.
+def wanted(plan: placement.Plan, request: Request) -> dict[str, int]:
+    """The values whose vectors `codes` needs, and how many of them of each batch of the first samples."""
+    assert request.calibration is not None
+    if not _pays(request):
+        return {}
+    count = max(1, VECTORS * (request.calibration.batch or 1) // request.effort.first)
+    return {name: count for name, _ in _layers(plan)}
 
-    Products and 1x1 convolutions with at most INPUTS inputs are tried; `grids` are those of all nodes. The first
-    `effort.second` samples give the moments; every fourth batch of them is kept apart and decides, layer by layer.
+
+def codes(plan: placement.Plan, seen: Mapping[str, Activation], request: Request) -> dict[str, np.ndarray]:
+    """int8 codes, by node name, for the weights of `plan` that rounding to the second order brings nearer.
+
+    Products and 1x1 convolutions with at most INPUTS inputs are tried. Every fourth batch of the vectors `seen` is kept
+    apart and decides, layer by layer. Cost: INPUTS³/3 + INPUTS²·outputs products a layer, one at a time in each lane.
     """
-    readers: dict[str, list[ir.Node]] = {}
-    for node in plan.weights:
-        if _axis(node) is not None and _matrix(node).shape[1] <= INPUTS:
-            readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
+    if not _pays(request):
+        return {}
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    layers = [layer for layer in _layers(plan) if seen[layer[0]].vectors.batches]
     found: dict[str, np.ndarray] = {}
     gains: list[float] = []
-    sizes = {name: _matrix(nodes[0]).shape[1] for name, nodes in readers.items()}
-    for names in moments.groups(sizes, MOMENTS):
-        fit, judge = _moments(model, {name: _axis(readers[name][0]) or -1 for name in names}, request)
+    with threadpool_limits(limits=1, user_api="blas"):  # lanes with two threads each wait for each other
 
-        def tried(item: tuple[str, ir.Node]) -> tuple[np.ndarray, float]:
-            name, node = item
-            return _tried(node, grids[str(node.name)], fit[name], judge.get(name, fit[name]))  # noqa: B023
+        def rounded(layer: Layer) -> list[tuple[str, np.ndarray, float]]:
+            return _rounded(layer[1], seen[layer[0]].vectors)
 
-        items = [(name, node) for name in names for node in readers[name]]
-        for (_, node), (stored, gain) in in_lanes(tried, items, request.lanes):
-            gains.append(gain)
-            request.progress("rounding", len(gains), sum(map(len, readers.values())))
-            if gain > 0:
-                found[str(node.name)] = stored
-    told = {"layers": len(found), "tried": len(gains)}
-    request.found["rounded to the second order"] = told | {
+        for told, (_, made) in enumerate(in_lanes(rounded, layers, request.lanes), 1):
+            request.progress("rounding", told, len(layers))
+            gains += [gain for _, _, gain in made]
+            found |= {name: stored for name, stored, gain in made if gain > 0}
+    request.found["rounded to the second order"] = {"layers": len(found), "tried": len(gains)} | {
         "less noise of weights, on data kept apart (median dB)": round(float(np.median(gains)), 1) if gains else None
     }
     return found
 
 
-def _axis(node: ir.Node) -> int | None:
-    """Where the channels of what `node` reads are; None where it has more to it than a matrix."""
+def _pays(request: Request) -> bool:
+    """Codes that are repaired against saturation are chosen against sums that overflow, not against noise."""
+    return request.effort.second and not request.rules.reduced_range
+
+
+def _layers(plan: placement.Plan) -> list[Layer]:
+    """The matrices of `plan`, by what they read: their inputs' second moments are the same."""
+    readers: dict[str, list[ir.Node]] = {}
+    for node in plan.weights:
+        if _is_matrix(node) and _matrix(node).shape[1] <= INPUTS:
+            readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
+    return list(readers.items())
+
+
+def _is_matrix(node: ir.Node) -> bool:
     weight = constant(node.inputs[1])
     assert weight is not None
     if node.op_type == "Conv":
-        whole = weight.ndim == 4 and weight.shape[2:] == (1, 1) and node.attributes.get_int("group", 1) == 1
-        return 1 if whole else None
-    matrix = node.op_type in ("MatMul", "Gemm") and weight.ndim == 2 and not node.attributes.get_int("transA", 0)
-    return -1 if matrix else None
+        return weight.ndim == 4 and weight.shape[2:] == (1, 1) and node.attributes.get_int("group", 1) == 1
+    return node.op_type in ("MatMul", "Gemm") and weight.ndim == 2 and not node.attributes.get_int("transA", 0)
 
 
 def _rows_first(node: ir.Node) -> bool:
@@ -81,30 +96,26 @@ def _matrix(node: ir.Node) -> np.ndarray:
     return weight.reshape(weight.shape[:2]) if _rows_first(node) else weight.T
 
 
-def _moments(model: ir.Model, axes: Mapping[str, int], request: Request) -> tuple[Moments, Moments]:
-    """Second moments `[K, K]`, float32, of these values: to round by, and to judge by (none where one batch is all)."""
-    parts: tuple[Moments, Moments] = {}, {}
-    with request.open(moments.with_outputs(model, list(axes)), lanes=request.lanes) as session:
-        items = enumerate(batches(request, request.effort.second, "second moments"))
-        for (index, _), found in in_lanes(lambda i: moments.products(session, i[1], axes), items, request.lanes):
-            part = parts[index % APART == APART - 1]
-            for name, product in found.items():
-                part[name] = part[name] + product if name in part else product
-    return parts
-
-
-def _tried(node: ir.Node, grid: Grid, fit: np.ndarray, judge: np.ndarray) -> tuple[np.ndarray, float]:
-    """Codes as the weight has its axes, and by how many dB its noise is less than nearest rounding's."""
-    weight, whole = _matrix(node), constant(node.inputs[1])
-    assert whole is not None
-    scale = np.broadcast_to(grid.scale.reshape(-1), len(weight))
-    stored = gptq.symmetric(weight, scale, fit, STEPS)
+def _rounded(nodes: list[ir.Node], vectors: Vectors) -> list[tuple[str, np.ndarray, float]]:
+    """Of every node its name, its codes as the weight has its axes, and by how many dB they lose less than nearest."""
+    batches = vectors.batches
+    apart = batches[APART - 1 :: APART] or batches
+    fit = vectors.of([batch for index, batch in enumerate(batches) if index % APART < APART - 1])
+    weights = [_matrix(node) for node in nodes]
+    weight, judge = np.concatenate(weights), vectors.of(apart)
+    scale = symmetric(channel_bounds(weight, 0), axis=0, steps=STEPS).scale.reshape(-1)
+    second = fit.T @ fit
+    if not second.any():
+        return []
+    stored = gptq.symmetric(weight, scale, second, STEPS)
     nearest = np.clip(np.rint(weight / scale[:, None]), -STEPS, STEPS)
-    before, after = (_loss(weight - c * scale[:, None], judge) for c in (nearest, stored))
-    gain = 10 * float(np.log10(before / after)) if before > 0 and after > 0 else 0.0
-    return np.ascontiguousarray(stored if _rows_first(node) else stored.T).reshape(whole.shape), gain
-
-
-def _loss(error: np.ndarray, second: np.ndarray) -> float:
-    error = error.astype(np.float32)
-    return float(np.einsum("nk,nk->", error @ second, error, dtype=np.float64))
+    lost = [np.square((weight - codes * scale[:, None]) @ judge.T).sum(axis=1) for codes in (nearest, stored)]
+    found, start = [], 0
+    for node, own in zip(nodes, weights, strict=True):
+        rows = slice(start, start := start + len(own))
+        before, after = (float(part[rows].sum(dtype=np.float64)) for part in lost)
+        gain = 10 * float(np.log10(before / after)) if before > 0 and after > 0 else 0.0
+        codes, whole = stored[rows] if _rows_first(node) else stored[rows].T, constant(node.inputs[1])
+        assert whole is not None
+        found.append((str(node.name), np.ascontiguousarray(codes).reshape(whole.shape), gain))
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +40,7 @@ def prepare(model: ir.Model, request: Request) -> static_int8.Prepared:
     if (opset := model.graph.opset_imports.get("", 0)) < OLDEST_OPSET:
         raise Unsupported("this opset has no 8-bit floats", got=opset, wanted=f"opset {OLDEST_OPSET} or newer",
                           do=f"edgerun convert the model with --opset {OLDEST_OPSET}")  # fmt: skip
-    return static_int8.prepare(model, request)
+    return static_int8.prepare(model, replace(request, effort=replace(request.effort, second=False)))
 
 
 def finish(prepared: static_int8.Prepared, request: Request) -> ir.Model:

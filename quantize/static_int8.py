@@ -20,7 +20,7 @@ from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation, work
-from edgerun.quantize.graphs.activation import Activation
+from edgerun.quantize.graphs.activation import Activation, Vectors
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
@@ -44,12 +44,14 @@ NEEDED, STEM, STEM_WORTH = 16.0, 0.06, 2.0
 class Prepared:
     """A float model ready to be quantized: folded and equalized, with what was seen of its activations.
 
-    `truths` are the float model's answers to the first batches of the calibration data.
+    `truths` are the float model's answers to the first batches of the calibration data; `codes`, by node name, those of
+    weights that are not rounded to nearest.
     """
 
     model: ir.Model
     seen: Mapping[str, Activation]
     truths: list[Truth]
+    codes: Mapping[str, np.ndarray]
 
     def copy(self) -> Prepared:
         """The same on a clone, since `finish` consumes the model; the weights are shared."""
@@ -62,7 +64,7 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
 
 
 def prepare(model: ir.Model, request: Request) -> Prepared:
-    """Fold, run the float model over the calibration data once, and equalize."""
+    """Fold, run the float model over the calibration data once, equalize, and round weights to the second order."""
     _refuse_quantized(model)
     fold.apply(model)
     if flatten.apply(model.graph, request.rules):
@@ -74,11 +76,13 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     if not plan.compute:
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
-    seen, truths = observe(model, plan, request)
+    seen, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
     seen |= {name: seen[name].within(*ends) for name, ends in reach.ends(plan).items()}
     _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     seen, means = _evened.apply(model, plan, seen, request)
-    return Prepared(model, seen, [with_moved_means(truth, means) for truth in truths])
+    codes = _rounding.codes(placement.plan(model.graph, request.rules, request.keep_float), seen, request)
+    seen = {name: replace(activation, vectors=Vectors()) for name, activation in seen.items()}
+    return Prepared(model, seen, [with_moved_means(truth, means) for truth in truths], codes)
 
 
 def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
@@ -103,7 +107,7 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     stem = work.first(plan, STEM)
     shorter = placement.plan(model.graph, request.rules, request.keep_float | stem)
     floats = {str(node.name): edit.constant(node.inputs[1]) for node in plan.weights if node.name in stem}
-    stored = _store_weights(model, plan, seen, request)
+    stored = _store_weights(model, plan, seen, prepared.codes, request)
     spare = model.clone() if stem and shorter.compute else None
     result = _finished(model, plan, stored, seen, truths, request)
     if spare is None or request.found[REACHED] >= NEEDED:
@@ -182,7 +186,11 @@ class Stored:
 
 
 def _store_weights(
-    model: ir.Model, plan: placement.Plan, seen: Mapping[str, Activation], request: Request
+    model: ir.Model,
+    plan: placement.Plan,
+    seen: Mapping[str, Activation],
+    rounded: Mapping[str, np.ndarray],
+    request: Request,
 ) -> dict[str, Stored]:
     """Put every weight onto its per-channel grid, as int8; by node name. The float weights are free to go."""
     found: dict[str, Stored] = {}
@@ -198,14 +206,10 @@ def _store_weights(
         steps, could = saturation.repair(node, weight, power) if repairs else (127, 0)
         own = grid.symmetric(bounds, axis=axis, steps=steps)
         found[str(node.name)] = Stored(own, weight.shape[axis], not weight.any(), could)
-    second = request.effort.second and not repairs  # repaired codes are chosen against sums that overflow
-    grids = {name: stored.grid for name, stored in found.items()}
-    better = _rounding.codes(model, plan, grids, request) if second else {}
-    for node in plan.weights:
-        codes = better.get(str(node.name))
+        codes = rounded.get(str(node.name))
         if codes is None:
-            codes = grids[str(node.name)].quantize(edit.constant(node.inputs[1]))  # type: ignore[arg-type]
-        qdq.store_weight(model.graph, node, grids[str(node.name)], saturation.fitted(node, codes) if repairs else codes)
+            codes = own.quantize(weight)
+        qdq.store_weight(model.graph, node, own, saturation.fitted(node, codes) if repairs else codes)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -55,12 +56,39 @@ class Channels:
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """Vectors along an activation's channels as its readers see them, `[m, C]` float32 for every batch; m = 0: none.
+
+    They are kept as they were seen, x, and told as (x − offset)·factor, so that moving and scaling copies nothing.
+    """
+
+    batches: tuple[np.ndarray, ...] = ()
+    offset: np.ndarray | float = 0.0
+    factor: np.ndarray | float = 1.0
+
+    def scaled(self, factors: np.ndarray) -> Vectors:
+        """Of f∘x, f `[C]`."""
+        return replace(self, factor=self.factor * factors)
+
+    def moved(self, offsets: np.ndarray) -> Vectors:
+        """Of x − o, o `[C]`."""
+        return replace(self, offset=self.offset + offsets / self.factor)
+
+    def of(self, batches: Sequence[np.ndarray]) -> np.ndarray:
+        """Those of some of the `batches`, `[m, C]` float32."""
+        told: np.ndarray = np.concatenate(batches)
+        told -= np.asarray(self.offset, np.float32)
+        told *= np.asarray(self.factor, np.float32)
+        return told
+
+
+@dataclass(frozen=True)
 class Activation:
     """What was seen of one activation.
 
     `channels` on `axis` (None: the tensor has no channels); `sample`, float32 `[m]`, is an even sample of its values,
     and `owner`, unsigned `[m]`, the channel of each; `lows` and `highs`, `[batches]`, are the extremes of every batch;
-    `size` are the elements of the batches that were told in full.
+    `size` are the elements of the batches that were told in full, `vectors` some of them whole, where asked for.
     """
 
     channels: Channels
@@ -70,13 +98,15 @@ class Activation:
     lows: np.ndarray
     highs: np.ndarray
     size: float
+    vectors: Vectors = Vectors()
 
     def scaled(self, factors: np.ndarray) -> Activation:
         """Of f∘x, for positive f `[C]`; the extremes of single batches are known no more, and those of all stand in."""
         channels = self.channels.scaled(factors)
         ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
         sample = self.sample * factors[self.owner].astype(np.float32)
-        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
+        vectors = self.vectors.scaled(factors)
+        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1], vectors=vectors)
 
     @property
     def varying(self) -> Channels:
@@ -101,10 +131,11 @@ class Activation:
         channels = replace(self.channels, lows=lows, highs=highs, power=power)
         ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
         sample = self.sample - offsets[self.owner].astype(np.float32)
-        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1])
+        vectors = self.vectors.moved(offsets)
+        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1], vectors=vectors)
 
     def within(self, low: float, high: float) -> Activation:
-        """Of min(max(x, low), high); the mean squares stay those of x."""
+        """Of min(max(x, low), high); the mean squares and the vectors stay those of x."""
         ends = (np.clip(end, low, high) for end in (self.channels.lows, self.channels.highs, self.lows, self.highs))
         lowest, highest, lows, highs = ends
         sample = np.clip(self.sample, np.float32(low), np.float32(high))

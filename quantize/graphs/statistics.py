@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.quantize.graphs.activation import Activation, Channels
+from edgerun.quantize.graphs.activation import Activation, Channels, Vectors
 from edgerun.quantize.graphs.edit import constant, initializer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 PREFIX = "edgerun/probe/"
-KINDS = ("low", "high", "squares", "sample", "shape")
-STATE = ("sample", "owner", "low", "high", "squares", "size", "lows", "highs")
+KINDS = ("low", "high", "squares", "sample", "shape", "vectors")
+STATE = ("sample", "owner", "low", "high", "squares", "size", "lows", "highs", "vectors", "taken")
 PARTS = 8  # of the data, whose extremes are kept apart: what a part reaches that no other did, new data does too
 NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Sqrt", "HardSigmoid"})
 KEEPS_SIGN = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Transpose"})
@@ -25,13 +26,16 @@ class Watch:
     """Grows probes on clones of a float model, and folds what they tell into one Activation per value.
 
     `full` graphs tell everything and keep the model's outputs; the others tell extremes alone, at a third of the cost.
-    Memory: a few numbers per channel and batch, and `per_batch` sampled values of each activation and full batch.
+    Memory: a few numbers per channel and batch, and of each activation and full batch `per_batch` sampled values and,
+    of those that `vectors` names, about as many vectors along the channels as it says.
     """
 
-    def __init__(self, model: ir.Model, names: Sequence[str], per_batch: int) -> None:
+    def __init__(
+        self, model: ir.Model, names: Sequence[str], per_batch: int, vectors: Mapping[str, int] | None = None
+    ) -> None:
         self._model, self._per_batch = model, per_batch
         values = {v.name: v for v in [*model.graph.inputs, *(o for node in model.graph for o in node.outputs)]}
-        self._seen = {name: _Seen(values[name], per_batch) for name in names}
+        self._seen = {name: _Seen(values[name], per_batch, (vectors or {}).get(name, 0)) for name in names}
 
     def graph(self, full: bool) -> ir.Model:
         """A clone of the model with the probes that `add` reads."""
@@ -42,6 +46,8 @@ class Watch:
             if full:
                 probes.reduce("ReduceSumSquare", value, seen.rest, f"{own}/squares")
                 probes.sample(value, own, self._per_batch)
+                if seen.wanted:
+                    probes.vectors(value, own, seen)
         return probes.model
 
     def add(self, outputs: Mapping[str, np.ndarray]) -> None:
@@ -72,7 +78,7 @@ class Watch:
 class _Seen:
     """What was seen so far of one value."""
 
-    def __init__(self, value: ir.Value, per_batch: int) -> None:
+    def __init__(self, value: ir.Value, per_batch: int, vectors: int) -> None:
         rank, self._per_batch = len(value.shape or ()), per_batch
         self.axis = _channel_axis(value)
         self.rest = [i for i in range(rank) if i != self.axis] if self.axis is not None else None
@@ -86,6 +92,8 @@ class _Seen:
         self._squares, self._size, self._told = np.array(0.0), 0.0, 0  # batches told in full
         self._samples: list[np.ndarray] = []
         self._owners: list[np.ndarray] = []
+        self.wanted = vectors if self.axis is not None else 0  # of each batch
+        self._vectors: list[np.ndarray] = []
         self.lows: list[float] = []
         self.highs: list[float] = []
 
@@ -101,6 +109,9 @@ class _Seen:
             self._size, self._told = self._size + float(np.prod(shape)), self._told + 1
             self._samples.append(np.array(told["sample"]))
             self._owners.append(self._owner(told["sample"].size, shape))
+        if "vectors" in told:
+            assert self.axis is not None
+            self._vectors.append(vectors(told["vectors"], self.axis, self.wanted))
 
     def _widen(self, low: np.ndarray, high: np.ndarray) -> None:
         """Batches go to the parts in turn."""
@@ -113,13 +124,16 @@ class _Seen:
         whole = (np.concatenate(a) for a in (self._samples, self._owners))
         size = np.array([self._size, self._told])
         ends = (self._low, self._high, self._squares, size, np.array(self.lows), np.array(self.highs))
-        return dict(zip(STATE, (*whole, *ends), strict=True))
+        taken = np.array([len(batch) for batch in self._vectors], np.int64)
+        kept = np.concatenate(self._vectors) if self._vectors else np.zeros((0, 0), np.float32)
+        return dict(zip(STATE, (*whole, *ends, kept, taken), strict=True))
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        samples, owners, low, high, self._squares, size, lows, highs = (state[kind] for kind in STATE)
+        samples, owners, low, high, self._squares, size, lows, highs, kept, taken = (state[kind] for kind in STATE)
         self._low, self._high = low.copy(), high.copy()
         self._samples, self._owners, self._size, self._told = [samples], [owners], float(size[0]), int(size[1])
         self.lows, self.highs = lows.tolist(), highs.tolist()
+        self._vectors = [part.copy() for part in np.split(kept, np.cumsum(taken)[:-1])] if len(taken) else []
 
     def _owner(self, count: int, shape: np.ndarray) -> np.ndarray:
         """The channel of each sampled value, from its place in the tensor of `shape`."""
@@ -143,6 +157,7 @@ class _Seen:
             np.array(self.lows),
             np.array(self.highs),
             self._size,
+            Vectors(tuple(self._vectors)),
         )
 
 
@@ -169,6 +184,16 @@ def _never_negative(value: ir.Value | None) -> bool:
 def _stride(size: int, per_batch: int) -> int:
     """An odd step, so that the sample does not stay in one column of an even-sized picture."""
     return size // per_batch // 2 * 2 + 1
+
+
+def vectors(array: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """About `count` evenly spread vectors along `axis`, `[m, C]`, a copy; in pictures, both ways."""
+    if array.ndim == 4 and axis == 1:
+        step = max(1, round(math.sqrt(len(array) * array.shape[2] * array.shape[3] / count)))
+        array = array[:, :, step // 2 :: step, step // 2 :: step]
+    rows = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+    step = max(1, round(len(rows) / count))
+    return rows[step // 2 :: step].copy()
 
 
 class _Probes:
@@ -212,6 +237,17 @@ class _Probes:
         step = self.emit("Add", [even, one], f"{own}/step")
         self.output(self.emit("Slice", [line, zero, end, zero, step], f"{own}/sample"), "FLOAT", [None])
         self.output(self.emit("Shape", [value], f"{own}/shape"), "INT64", [None])
+
+    def vectors(self, value: ir.Value, own: str, seen: _Seen) -> None:
+        """`own/vectors`, for `vectors` to choose from: of large pictures a part, taken in the runtime's own layout."""
+        shape = [size if isinstance(size, int) else None for size in value.shape or ()]
+        if seen.pooled and shape[2] and shape[3]:
+            step = max(1, round(math.sqrt(shape[2] * shape[3] / seen.wanted)) // 2)
+            pool: dict[str, Sequence[int]] = {"kernel_shape": [1, 1], "strides": [step, step]}
+            probe = self.emit("MaxPool", [value], f"{own}/vectors", **pool)
+        else:
+            probe = self.emit("Identity", [value], f"{own}/vectors")
+        self.output(probe, "FLOAT", [None] * len(shape))
 
     def emit(self, op: str, inputs: Sequence[ir.Value], name: str, **attributes: int | Sequence[int]) -> ir.Value:
         import onnx_ir as ir

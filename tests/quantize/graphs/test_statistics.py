@@ -16,10 +16,12 @@ NET = "(float[n,4,6,5] x) => (float[n,3] y) { c = Conv(x, w, b) r = Relu(c) g = 
 TOKENS = "(float[n,l,6] x) => (float[n,l,4] y) { y = MatMul(x, m) }"
 
 
-def watched(net: Any, request_for: Any, model: Any, feeds: np.ndarray, names: list[str], first: int) -> Any:
+def watched(
+    net: Any, request_for: Any, model: Any, feeds: np.ndarray, names: list[str], first: int, **vectors: int
+) -> Any:
     """What `Watch` saw of `feeds` in batches of 4, the first `first` of them in full."""
     infer_shapes(model.ir)
-    watch, opened = Watch(model.ir, names, per_batch=32), request_for().open
+    watch, opened = Watch(model.ir, names, 32, vectors), request_for().open
     for full in (True, False):
         with opened(watch.graph(full)) as session:
             part = feeds[:first] if full else feeds[first:]
@@ -68,6 +70,28 @@ def test_tokens_have_their_channels_last(net: Any, weights: Any, request_for: An
     assert found.axis == 2
     np.testing.assert_allclose(found.channels.high, feeds.max(axis=(0, 1)), atol=1e-6)
     assert all(np.isin(found.sample[found.owner == c], feeds[..., c]).all() for c in range(6))
+
+
+@pytest.mark.parametrize("size", [6, 40])
+def test_vectors_are_some_of_the_values(net: Any, weights: Any, request_for: Any, size: int) -> None:
+    """Pixels of a picture, tokens of a row: as they were seen, and as they are once channels were moved and scaled."""
+    pictures = net(f"(float[n,4,{size},{size}] x) => (float[n,5,{size},{size}] y) {{ y = Conv(x, w) }}",
+                   w=weights(0, 5, 4, 1, 1))  # fmt: skip
+    feeds = np.random.default_rng(5).standard_normal((8, 4, size, size)).astype(np.float32)
+    vectors = watched(net, request_for, pictures, feeds, ["x"], first=8, x=60)["x"].vectors
+    assert len(vectors.batches) == 2 and all(30 <= len(batch) <= 150 for batch in vectors.batches)
+    pixels = {pixel.tobytes() for pixel in np.ascontiguousarray(feeds.transpose(0, 2, 3, 1)).reshape(-1, 4)}
+    taken = [row.tobytes() for batch in vectors.batches for row in batch]
+    assert set(taken) <= pixels and len(set(taken)) == len(taken)
+    offsets, factors = np.array([1.0, -2.0, 0.0, 5.0]), np.array([2.0, 0.5, 1.0, 4.0])
+    changed = vectors.scaled(factors).moved(offsets).of(vectors.batches)
+    np.testing.assert_allclose(changed, np.concatenate(vectors.batches) * factors - offsets, atol=1e-5)
+
+    tokens = net(TOKENS, m=weights(0, 6, 4))
+    feeds = np.random.default_rng(4).standard_normal((4, 70, 6)).astype(np.float32)
+    (batch,) = watched(net, request_for, tokens, feeds, ["x"], first=4, x=60)["x"].vectors.batches
+    assert 50 <= len(batch) <= 70
+    assert {row.tobytes() for row in batch} <= {row.tobytes() for row in feeds.reshape(-1, 6)}
 
 
 def test_moved_and_varying_are_those_of_the_values(net: Any, weights: Any, request_for: Any) -> None:
