@@ -18,8 +18,9 @@ setup: $(READY)  ## The environment in .venv, with every extra, at the versions 
 demo: $(READY)  ## Train, convert, compress, evaluate and time small networks on handwritten digits; one table
 	@$(BIN)/python -m bench.demo
 
+# Files run side by side, for a test waits for other processes most of the time; each worker may take 3 GB.
 test: $(READY)  ## The tests; those that cannot run here say why
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: lint types test  ## All that a reviewer would check: format, lint, imports, types, tests
 

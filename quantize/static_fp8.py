@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import Unsupported
 from edgerun.quantize import static_int8
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._ranges import Stream, intervals, sqnr
+from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import correction, edit, placement, qdq
 from edgerun.quantize.numerics import float8, grid
 
@@ -81,10 +82,7 @@ def _store(graph: ir.Graph, node: ir.Node) -> None:
     weight = edit.constant(node.inputs[1])
     assert weight is not None
     axis = placement.weight_axis(node)
-    bounds = grid.channel_bounds(weight, axis)
-    if not np.isfinite(bounds).all():
-        raise EdgerunError(f"the weight of {node.name!r} is not finite", do="repair the float model")
-    own = float8.spanning(bounds, axis)
+    own = float8.spanning(grid.channel_bounds(finite(node, weight), axis), axis)
     qdq.store_weight(graph, node, own, own.quantize(weight))
 
 

@@ -19,6 +19,7 @@ from edgerun.quantize import _evened, _observation, _rounding, fold, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._ranges import Stream, choose, decibels
+from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation, work
 from edgerun.quantize.graphs.activation import Activation, Vectors
 from edgerun.quantize.graphs.work import integers as integers
@@ -199,9 +200,7 @@ def _store_weights(
         weight = edit.constant(node.inputs[1])
         assert weight is not None
         axis = placement.weight_axis(node)
-        bounds = grid.channel_bounds(weight, axis)
-        if not np.isfinite(bounds).all():
-            raise EdgerunError(f"the weight of {node.name!r} is not finite", do="repair the float model")
+        bounds = grid.channel_bounds(finite(node, weight), axis)
         power = seen[str(node.inputs[0].name)].channels.power  # type: ignore[union-attr]
         steps, could = saturation.repair(node, weight, power) if repairs else (127, 0)
         own = grid.symmetric(bounds, axis=axis, steps=steps)

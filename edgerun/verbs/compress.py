@@ -34,6 +34,16 @@ from edgerun.verbs.placements import Made
 
 log = logging.getLogger("edgerun")
 Progress = Callable[[str, int, int], None]
+Calibration = (
+    str
+    | Path
+    | Mapping[str, np.ndarray]
+    | Iterable[Any]
+    | Callable[[], Iterable[Any]]
+    | GivesNext
+    | GivesInferenceData
+    | Data
+)
 DEFAULT_CAP = 192 << 20  # bytes of activations
 OLDEST_OPSET = 13
 MOST = 4  # samples of a batch: a choice is judged on two batches or more, one on each core
@@ -47,15 +57,7 @@ def compress(
     scheme: str = "w8a8",
     target: str | None = None,
     device: Device | str | Path | None = None,
-    calibration: str
-    | Path
-    | Mapping[str, np.ndarray]
-    | Iterable[Any]
-    | Callable[[], Iterable[Any]]
-    | GivesNext
-    | GivesInferenceData
-    | Data
-    | None = None,
+    calibration: Calibration | None = None,
     output: str | Path | None = None,
     preset: str = "default",
     ranges: str = "auto",
@@ -104,11 +106,7 @@ def compress(
     name, chosen, rules = _chosen(scheme, target, output, where)
     devices.check_output(where, target, scheme, output)
     idle, placement = proof.idle(chosen, target, output, max_drop), _placement(placement, where, target)
-    check_ranges(ranges)
-    if ranges != "auto" and not registry.quantizer(name).needs_calibration:
-        raise EdgerunError(f"{scheme} has no static ranges to estimate", got=f"ranges {ranges!r}", do="leave it out")
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
+    _check_ways(name, scheme, ranges, preset)
     _check_bound(max_drop, labelled)
     if fold_preprocessing:
         model, preprocessing = folded(model, preprocessing), None
@@ -117,15 +115,7 @@ def compress(
     _check_model(first)
     devices.check_limits(first, where, target)
     _check_names(first, keep_float)
-    if calibration is None and (max_drop is not None or registry.quantizer(name).needs_calibration):
-        raise EdgerunError(
-            f"{scheme if max_drop is None else '--max-drop'} needs calibration data",
-            do="give --calibration FILE.npz, FOLDER, module:callable, or random",
-        )
-    if calibration is None or isinstance(calibration, Data):
-        data = calibration
-    else:
-        data = _data(first, calibration, preprocessing, memory_cap, limit)
+    data = _data(first, _calibration(name, scheme, calibration, max_drop), preprocessing, memory_cap, limit)
     hold = None
     if max_drop is not None and data is not None:
         hold = _held(name, data, labelled, preprocessing, target, max_drop, logits)
@@ -212,6 +202,24 @@ def _held(
     return hold
 
 
+def _check_ways(name: str, scheme: str, ranges: str, preset: str) -> None:
+    check_ranges(ranges)
+    if ranges != "auto" and not registry.quantizer(name).needs_calibration:
+        raise EdgerunError(f"{scheme} has no static ranges to estimate", got=f"ranges {ranges!r}", do="leave it out")
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+
+
+def _calibration(name: str, scheme: str, calibration: Calibration | None, max_drop: float | None) -> Calibration | None:
+    """`calibration` itself. Raises where there is none and something needs it."""
+    if calibration is None and (max_drop is not None or registry.quantizer(name).needs_calibration):
+        raise EdgerunError(
+            f"{scheme if max_drop is None else '--max-drop'} needs calibration data",
+            do="give --calibration FILE.npz, FOLDER, module:callable, or random",
+        )
+    return calibration
+
+
 def _check_bound(max_drop: float | None, labelled: Any) -> None:
     if (max_drop is None) != (labelled is None):
         given = "labelled data" if max_drop is None else f"--max-drop {max_drop:g}"
@@ -241,8 +249,10 @@ def _check_model(model: Model) -> None:
 
 def _data(
     model: Model, calibration: Any, preprocessing: Preprocessing | str | Path | None, memory_cap: int, limit: int | None
-) -> Data:
-    """The calibration data, in batches that fit the cap at the sizes which its first sample has."""
+) -> Data | None:
+    """The calibration data, if any, in batches that fit the cap at the sizes which its first sample has."""
+    if calibration is None or isinstance(calibration, Data):
+        return calibration
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
     data = feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=1, limit=limit)
     first = next(iter(data))
