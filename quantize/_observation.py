@@ -17,6 +17,7 @@ from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import correction, placement
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.statistics import Watch
+from edgerun.quantize.graphs.windows import Window
 from edgerun.quantize.numerics import coverage
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ def samples_in(feeds: Feeds, request: Request) -> int:
 
 
 def observe(
-    model: ir.Model, plan: placement.Plan, request: Request, vectors: Mapping[str, int]
+    model: ir.Model, plan: placement.Plan, request: Request, vectors: Mapping[str, Window]
 ) -> tuple[dict[str, Activation], list[Truth]]:
     """One float run over the data: every activation's extremes, and of its beginning everything else that is needed.
 
     The run ends when the extremes are settled (`coverage.verdict`); the rest of the data is only looked at. `vectors`
-    says of which values some are kept, by name, and how many of a batch.
+    says of which values some are kept, by name, and where.
     """
     outputs = _numeric_outputs(model)
     # A sum may need rounding after all once the layer that it is fused into stays in float.

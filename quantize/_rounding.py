@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize.graphs import placement
+from edgerun.quantize.graphs import placement, windows
 from edgerun.quantize.graphs.activation import Activation, Vectors
-from edgerun.quantize.graphs.edit import constant
+from edgerun.quantize.graphs.windows import Window
 from edgerun.quantize.numerics import gptq
 from edgerun.quantize.numerics.grid import channel_bounds, symmetric
 
@@ -20,26 +21,30 @@ if TYPE_CHECKING:
     from edgerun.passes import Request
 
 STEPS = 127  # of a weight's grid on either side of zero
-INPUTS = 1536  # of a layer, at most: its second moments are INPUTS² numbers, and their factorization INPUTS³/3 products
-VECTORS = 768  # of each input of a layer, over all samples: 3 kB for every channel; twice as many are no better
+INPUTS = 1536  # of an output, at most: second moments are INPUTS² numbers, and their factorization INPUTS³/3 products
+VECTORS, ENOUGH = 768, 48  # of each input of a layer, over all samples, and for each number that an output reads
 APART = 4  # every fourth batch judges
-Layer = tuple[str, list["ir.Node"]]  # a value, and the nodes that read it
+Layer = tuple[str, list["ir.Node"]]  # a value, and the nodes that read it in the same way
 
 
-def wanted(plan: placement.Plan, request: Request) -> dict[str, int]:
-    """The values whose vectors `codes` needs, and how many of them of each batch of the first samples."""
+def wanted(plan: placement.Plan, request: Request) -> dict[str, Window]:
+    """The values of which `codes` needs vectors, and at which places."""
     assert request.calibration is not None
     if not _pays(request):
         return {}
-    count = max(1, VECTORS * (request.calibration.batch or 1) // request.effort.first)
-    return {name: count for name, _ in _layers(plan)}
+    samples, rows = request.effort.first, request.calibration.batch or 1
+    found = {}
+    for name, (first, *_) in _layers(plan):
+        places = math.ceil(min(VECTORS, ENOUGH * windows.matrix(first).shape[1]) / samples)
+        found[name] = Window(places, rows, *(windows.kernel(first) or ()))
+    return found
 
 
 def codes(plan: placement.Plan, seen: Mapping[str, Activation], request: Request) -> dict[str, np.ndarray]:
     """int8 codes, by node name, for the weights of `plan` that rounding to the second order brings nearer.
 
-    Products and 1x1 convolutions with at most INPUTS inputs are tried. Every fourth batch of the vectors `seen` is kept
-    apart and decides, layer by layer. Cost: INPUTS³/3 + INPUTS²·outputs products a layer, one at a time in each lane.
+    Products and convolutions are tried whose outputs read at most INPUTS numbers. Every fourth batch of the vectors
+    `seen` is kept apart and decides, output by output. Cost: INPUTS³/3 + INPUTS²·outputs products a layer, in lanes.
     """
     if not _pays(request):
         return {}
@@ -69,53 +74,53 @@ def _pays(request: Request) -> bool:
 
 
 def _layers(plan: placement.Plan) -> list[Layer]:
-    """The matrices of `plan`, by what they read: their inputs' second moments are the same."""
+    """The layers of `plan` by what they read: the second moments are the same. Who reads a value otherwise than its
+    first reader is left out."""
     readers: dict[str, list[ir.Node]] = {}
     for node in plan.weights:
-        if _is_matrix(node) and _matrix(node).shape[1] <= INPUTS:
-            readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
+        if (kernel := windows.kernel(node)) is None or windows.matrix(node).shape[1] > INPUTS:
+            continue
+        others = readers.setdefault(str(node.inputs[0].name), [])  # type: ignore[union-attr]
+        if not others or (kernel, windows.groups(node)) == (windows.kernel(others[0]), windows.groups(others[0])):
+            others.append(node)
     return list(readers.items())
-
-
-def _is_matrix(node: ir.Node) -> bool:
-    weight = constant(node.inputs[1])
-    assert weight is not None
-    if node.op_type == "Conv":
-        return weight.ndim == 4 and weight.shape[2:] == (1, 1) and node.attributes.get_int("group", 1) == 1
-    return node.op_type in ("MatMul", "Gemm") and weight.ndim == 2 and not node.attributes.get_int("transA", 0)
-
-
-def _rows_first(node: ir.Node) -> bool:
-    return node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1
-
-
-def _matrix(node: ir.Node) -> np.ndarray:
-    """The weight as `[N, K]`."""
-    weight = constant(node.inputs[1])
-    assert weight is not None
-    return weight.reshape(weight.shape[:2]) if _rows_first(node) else weight.T
 
 
 def _rounded(nodes: list[ir.Node], vectors: Vectors) -> list[tuple[str, np.ndarray, float]]:
     """Of every node its name, its codes as the weight has its axes, and by how many dB they lose less than nearest."""
     batches = vectors.batches
-    apart = batches[APART - 1 :: APART] or batches
     fit = vectors.of([batch for index, batch in enumerate(batches) if index % APART < APART - 1])
-    weights = [_matrix(node) for node in nodes]
-    weight, judge = np.concatenate(weights), vectors.of(apart)
+    judge = vectors.of(batches[APART - 1 :: APART] or batches)
+    weights, parts = [windows.matrix(node) for node in nodes], windows.groups(nodes[0])
+    weight = np.concatenate(weights)
     scale = symmetric(channel_bounds(weight, 0), axis=0, steps=STEPS).scale.reshape(-1)
-    second = fit.T @ fit
-    if not second.any():
-        return []
-    stored = gptq.symmetric(weight, scale, second, STEPS)
-    nearest = np.clip(np.rint(weight / scale[:, None]), -STEPS, STEPS)
-    lost = [np.square((weight - codes * scale[:, None]) @ judge.T).sum(axis=1) for codes in (nearest, stored)]
+    nearest = np.clip(np.rint(weight / scale[:, None]), -STEPS, STEPS).astype(np.int8)
+    stored = _codes(weight, scale, fit, parts)
+    before, after = (_lost(weight - codes * scale[:, None], judge, parts) for codes in (nearest, stored))
+    stored = np.where((after < before)[:, None], stored, nearest)
+    kept = np.minimum(before, after)
     found, start = [], 0
     for node, own in zip(nodes, weights, strict=True):
         rows = slice(start, start := start + len(own))
-        before, after = (float(part[rows].sum(dtype=np.float64)) for part in lost)
-        gain = 10 * float(np.log10(before / after)) if before > 0 and after > 0 else 0.0
-        codes, whole = stored[rows] if _rows_first(node) else stored[rows].T, constant(node.inputs[1])
-        assert whole is not None
-        found.append((str(node.name), np.ascontiguousarray(codes).reshape(whole.shape), gain))
+        ratio = kept[rows].sum() / max(before[rows].sum(), np.finfo(np.float32).tiny)
+        gain = -10 * float(np.log10(ratio)) if 0 < ratio < 1 else 0.0
+        found.append((str(node.name), windows.like_weight(node, stored[rows]), gain))
     return found
+
+
+def _codes(weight: np.ndarray, scale: np.ndarray, fit: np.ndarray, parts: int) -> np.ndarray:
+    """int8 `[N, K]` for W `[N, K]` by vectors `[m, parts · K]`, of which every output reads those of its part."""
+    if parts == 1:
+        second = fit.T @ fit
+        return gptq.symmetric(weight, scale, second, STEPS) if second.any() else np.zeros(weight.shape, np.int8)
+    seen = fit.reshape(len(fit), parts, -1).transpose(1, 2, 0)
+    wide = weight.reshape(parts, -1, weight.shape[1])
+    return gptq.grouped(wide, scale.reshape(parts, -1), seen @ seen.transpose(0, 2, 1), STEPS).reshape(weight.shape)
+
+
+def _lost(error: np.ndarray, judge: np.ndarray, parts: int) -> np.ndarray:
+    """‖e_n·X‖² of every output `[N]`, float64, for errors `[N, K]` of a weight."""
+    seen = judge.reshape(len(judge), parts, -1).transpose(1, 2, 0)
+    error = error.astype(np.float32).reshape(parts, -1, error.shape[1])
+    lost: np.ndarray = np.square(error @ seen).sum(axis=2, dtype=np.float64).reshape(-1)
+    return lost

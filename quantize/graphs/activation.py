@@ -57,7 +57,7 @@ class Channels:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors along an activation's channels as its readers see them, `[m, C]` float32 for every batch; m = 0: none.
+    """What a layer reads at some places, `[m, C · taps]` float32 for every batch, the taps of a channel in a row.
 
     They are kept as they were seen, x, and told as (x − offset)·factor, so that moving and scaling copies nothing.
     """
@@ -75,11 +75,16 @@ class Vectors:
         return replace(self, offset=self.offset + offsets / self.factor)
 
     def of(self, batches: Sequence[np.ndarray]) -> np.ndarray:
-        """Those of some of the `batches`, `[m, C]` float32."""
+        """Those of some of the `batches`, float32."""
         told: np.ndarray = np.concatenate(batches)
-        told -= np.asarray(self.offset, np.float32)
-        told *= np.asarray(self.factor, np.float32)
+        told -= self._by_tap(self.offset, told.shape[1])
+        told *= self._by_tap(self.factor, told.shape[1])
         return told
+
+    @staticmethod
+    def _by_tap(channels: np.ndarray | float, size: int) -> np.ndarray:
+        by = np.atleast_1d(np.asarray(channels, np.float32))
+        return np.repeat(by, size // len(by))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from edgerun.quantize.graphs.activation import Activation, Channels, Vectors
 from edgerun.quantize.graphs.edit import constant, initializer
+from edgerun.quantize.graphs.windows import Window
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,15 +27,15 @@ class Watch:
 
     `full` graphs tell everything and keep the model's outputs; the others tell extremes alone, at a third of the cost.
     Memory: a few numbers per channel and batch, and of each activation and full batch `per_batch` sampled values and,
-    of those that `vectors` names, about as many vectors along the channels as it says.
+    of those that `vectors` names, what a layer reads at some places.
     """
 
     def __init__(
-        self, model: ir.Model, names: Sequence[str], per_batch: int, vectors: Mapping[str, int] | None = None
+        self, model: ir.Model, names: Sequence[str], per_batch: int, vectors: Mapping[str, Window] | None = None
     ) -> None:
         self._model, self._per_batch = model, per_batch
         values = {v.name: v for v in [*model.graph.inputs, *(o for node in model.graph for o in node.outputs)]}
-        self._seen = {name: _Seen(values[name], per_batch, (vectors or {}).get(name, 0)) for name in names}
+        self._seen = {name: _Seen(values[name], per_batch, (vectors or {}).get(name)) for name in names}
 
     def graph(self, full: bool) -> ir.Model:
         """A clone of the model with the probes that `add` reads."""
@@ -46,7 +46,7 @@ class Watch:
             if full:
                 probes.reduce("ReduceSumSquare", value, seen.rest, f"{own}/squares")
                 probes.sample(value, own, self._per_batch)
-                if seen.wanted:
+                if seen.window is not None:
                     probes.vectors(value, own, seen)
         return probes.model
 
@@ -78,7 +78,7 @@ class Watch:
 class _Seen:
     """What was seen so far of one value."""
 
-    def __init__(self, value: ir.Value, per_batch: int, vectors: int) -> None:
+    def __init__(self, value: ir.Value, per_batch: int, window: Window | None) -> None:
         rank, self._per_batch = len(value.shape or ()), per_batch
         self.axis = _channel_axis(value)
         self.rest = [i for i in range(rank) if i != self.axis] if self.axis is not None else None
@@ -92,7 +92,10 @@ class _Seen:
         self._squares, self._size, self._told = np.array(0.0), 0.0, 0  # batches told in full
         self._samples: list[np.ndarray] = []
         self._owners: list[np.ndarray] = []
-        self.wanted = vectors if self.axis is not None else 0  # of each batch
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape or ())
+        fits = window is not None and self.axis is not None and (not window.sizes or self.axis == 1)
+        self.window = window if fits else None
+        self.indices = self.window.indices(shape) if self.window is not None else None
         self._vectors: list[np.ndarray] = []
         self.lows: list[float] = []
         self.highs: list[float] = []
@@ -110,8 +113,9 @@ class _Seen:
             self._samples.append(np.array(told["sample"]))
             self._owners.append(self._owner(told["sample"].size, shape))
         if "vectors" in told:
-            assert self.axis is not None
-            self._vectors.append(vectors(told["vectors"], self.axis, self.wanted))
+            assert self.window is not None and self.axis is not None
+            taken = self.window.vectors(told["vectors"], self.axis, cut=self.indices is not None)
+            self._vectors += [taken] if len(taken) else []
 
     def _widen(self, low: np.ndarray, high: np.ndarray) -> None:
         """Batches go to the parts in turn."""
@@ -186,16 +190,6 @@ def _stride(size: int, per_batch: int) -> int:
     return size // per_batch // 2 * 2 + 1
 
 
-def vectors(array: np.ndarray, axis: int, count: int) -> np.ndarray:
-    """About `count` evenly spread vectors along `axis`, `[m, C]`, a copy; in pictures, both ways."""
-    if array.ndim == 4 and axis == 1:
-        step = max(1, round(math.sqrt(len(array) * array.shape[2] * array.shape[3] / count)))
-        array = array[:, :, step // 2 :: step, step // 2 :: step]
-    rows = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
-    step = max(1, round(len(rows) / count))
-    return rows[step // 2 :: step].copy()
-
-
 class _Probes:
     """Grows measuring nodes on a clone of a model."""
 
@@ -239,15 +233,12 @@ class _Probes:
         self.output(self.emit("Shape", [value], f"{own}/shape"), "INT64", [None])
 
     def vectors(self, value: ir.Value, own: str, seen: _Seen) -> None:
-        """`own/vectors`, for `vectors` to choose from: of large pictures a part, taken in the runtime's own layout."""
-        shape = [size if isinstance(size, int) else None for size in value.shape or ()]
-        if seen.pooled and shape[2] and shape[3]:
-            step = max(1, round(math.sqrt(shape[2] * shape[3] / seen.wanted)) // 2)
-            pool: dict[str, Sequence[int]] = {"kernel_shape": [1, 1], "strides": [step, step]}
-            probe = self.emit("MaxPool", [value], f"{own}/vectors", **pool)
-        else:
-            probe = self.emit("Identity", [value], f"{own}/vectors")
-        self.output(probe, "FLOAT", [None] * len(shape))
+        """`own/vectors`, for `Window.vectors`: the places that are looked at, or all where these are not known yet."""
+        probe = value
+        for axis, index in enumerate(seen.indices or (), 2):
+            known = self._constant("places/" + ",".join(map(str, index)), index)
+            probe = self.emit("Gather", [probe, known], f"{own}/places/{axis}", axis=axis)
+        self.output(self.emit("Identity", [probe], f"{own}/vectors"), "FLOAT", [None] * len(value.shape or ()))
 
     def emit(self, op: str, inputs: Sequence[ir.Value], name: str, **attributes: int | Sequence[int]) -> ir.Value:
         import onnx_ir as ir

@@ -55,6 +55,25 @@ def symmetric(weight: np.ndarray, scale: np.ndarray, moments: np.ndarray, steps:
     return np.ascontiguousarray(codes.T.astype(np.int8))
 
 
+def grouped(weight: np.ndarray, scale: np.ndarray, moments: np.ndarray, steps: int) -> np.ndarray:
+    """`symmetric` for W `[G, N, K]`, scales `[G, N]` and H `[G, K, K]`, all groups side by side."""
+    own = np.einsum("gkk->gk", moments)
+    order = np.argsort(own, axis=1, kind="stable")[:, None]
+    damp = SHRINK * own.mean(axis=1)
+    damped = np.take_along_axis(np.take_along_axis(moments, order, 2), order.transpose(0, 2, 1), 1)
+    damped = damped + np.where(damp > 0, damp, 1)[:, None, None] * np.eye(weight.shape[2])  # a group that reads nothing
+    lower = np.linalg.cholesky(damped).astype(np.float32)
+    wanted = np.take_along_axis(weight.astype(np.float32) / scale[..., None], order, 2)
+    codes, error = np.zeros_like(wanted), np.zeros_like(wanted)
+    for k in range(weight.shape[2] - 1, -1, -1):
+        pushed = np.einsum("gni,gi->gn", error[:, :, k + 1 :], lower[:, k + 1 :, k]) / lower[:, None, k, k]
+        codes[:, :, k] = np.clip(np.rint(wanted[:, :, k] + pushed), -steps, steps)
+        error[:, :, k] = wanted[:, :, k] - codes[:, :, k]
+    in_place = np.empty(weight.shape, np.int8)
+    np.put_along_axis(in_place, np.broadcast_to(order, weight.shape), codes.astype(np.int8), 2)
+    return in_place
+
+
 def nearest_plane(
     wanted: np.ndarray,
     scale: np.ndarray,

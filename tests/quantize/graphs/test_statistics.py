@@ -10,6 +10,7 @@ import pytest
 from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.statistics import Watch
+from edgerun.quantize.graphs.windows import Window
 
 NET = "(float[n,4,6,5] x) => (float[n,3] y) { c = Conv(x, w, b) r = Relu(c) g = GlobalAveragePool(r) f = Flatten(g) " \
       "y = MatMul(f, m) }"  # fmt: skip
@@ -17,7 +18,7 @@ TOKENS = "(float[n,l,6] x) => (float[n,l,4] y) { y = MatMul(x, m) }"
 
 
 def watched(
-    net: Any, request_for: Any, model: Any, feeds: np.ndarray, names: list[str], first: int, **vectors: int
+    net: Any, request_for: Any, model: Any, feeds: np.ndarray, names: list[str], first: int, **vectors: Window
 ) -> Any:
     """What `Watch` saw of `feeds` in batches of 4, the first `first` of them in full."""
     infer_shapes(model.ir)
@@ -72,26 +73,49 @@ def test_tokens_have_their_channels_last(net: Any, weights: Any, request_for: An
     assert all(np.isin(found.sample[found.owner == c], feeds[..., c]).all() for c in range(6))
 
 
-@pytest.mark.parametrize("size", [6, 40])
-def test_vectors_are_some_of_the_values(net: Any, weights: Any, request_for: Any, size: int) -> None:
-    """Pixels of a picture, tokens of a row: as they were seen, and as they are once channels were moved and scaled."""
-    pictures = net(f"(float[n,4,{size},{size}] x) => (float[n,5,{size},{size}] y) {{ y = Conv(x, w) }}",
-                   w=weights(0, 5, 4, 1, 1))  # fmt: skip
-    feeds = np.random.default_rng(5).standard_normal((8, 4, size, size)).astype(np.float32)
-    vectors = watched(net, request_for, pictures, feeds, ["x"], first=8, x=60)["x"].vectors
-    assert len(vectors.batches) == 2 and all(30 <= len(batch) <= 150 for batch in vectors.batches)
-    pixels = {pixel.tobytes() for pixel in np.ascontiguousarray(feeds.transpose(0, 2, 3, 1)).reshape(-1, 4)}
-    taken = [row.tobytes() for batch in vectors.batches for row in batch]
-    assert set(taken) <= pixels and len(set(taken)) == len(taken)
-    offsets, factors = np.array([1.0, -2.0, 0.0, 5.0]), np.array([2.0, 0.5, 1.0, 4.0])
-    changed = vectors.scaled(factors).moved(offsets).of(vectors.batches)
-    np.testing.assert_allclose(changed, np.concatenate(vectors.batches) * factors - offsets, atol=1e-5)
-
+def test_vectors_are_some_of_the_values(net: Any, weights: Any, request_for: Any) -> None:
+    """Tokens as they were seen, and as they are once channels were moved and scaled."""
     tokens = net(TOKENS, m=weights(0, 6, 4))
     feeds = np.random.default_rng(4).standard_normal((4, 70, 6)).astype(np.float32)
-    (batch,) = watched(net, request_for, tokens, feeds, ["x"], first=4, x=60)["x"].vectors.batches
+    vectors = watched(net, request_for, tokens, feeds, ["x"], first=4, x=Window(15, 4))["x"].vectors
+    (batch,) = vectors.batches
     assert 50 <= len(batch) <= 70
     assert {row.tobytes() for row in batch} <= {row.tobytes() for row in feeds.reshape(-1, 6)}
+    offsets, factors = np.array([1.0, -2.0, 0.0, 5.0, 1.0, 1.0]), np.array([2.0, 0.5, 1.0, 4.0, 1.0, 3.0])
+    changed = vectors.scaled(factors).moved(offsets).of(vectors.batches)
+    np.testing.assert_allclose(changed, batch * factors - offsets, atol=1e-5)
+
+
+@pytest.mark.parametrize("open_sizes", [False, True])
+@pytest.mark.parametrize(("kernel", "dilation"), [(1, 1), (3, 1), (3, 2)])
+def test_windows_are_what_a_kernel_sees(
+    net: Any, weights: Any, request_for: Any, kernel: int, dilation: int, open_sizes: bool
+) -> None:
+    """Every vector is a patch of the picture, [C, h, w] flat, no two are the same, and factors go by channel."""
+    attribute = f"<dilations=[{dilation},{dilation}]>"
+    sizes = "h,w" if open_sizes else "9,20"
+    model = net(f"(float[n,4,{sizes}] x) => (float[n,5,p,q] y) {{ y = Conv{attribute}(x, w) }}",
+                w=weights(0, 5, 4, kernel, kernel))  # fmt: skip
+    feeds = np.random.default_rng(5).standard_normal((8, 4, 9, 20)).astype(np.float32)
+    window = Window(10, 4, (kernel, kernel), (dilation, dilation))
+    vectors = watched(net, request_for, model, feeds, ["x"], first=8, x=window)["x"].vectors
+    reach = (kernel - 1) * dilation + 1
+    patches = np.lib.stride_tricks.sliding_window_view(feeds, (reach, reach), axis=(2, 3))[..., ::dilation, ::dilation]
+    known = {np.ascontiguousarray(patch).tobytes() for row in patches.transpose(0, 2, 3, 1, 4, 5) for column in row
+             for patch in column}  # fmt: skip
+    taken = [row.tobytes() for batch in vectors.batches for row in batch]
+    assert len(vectors.batches) == 2 and len(taken) == 8 * 9
+    assert set(taken) <= known and len(set(taken)) == len(taken)
+    factors = np.array([2.0, 0.5, 1.0, 4.0])
+    scaled = vectors.scaled(factors).of(vectors.batches)
+    np.testing.assert_allclose(scaled, np.concatenate(vectors.batches) * np.repeat(factors, kernel**2), rtol=1e-6)
+
+
+def test_no_kernel_fits_a_smaller_picture(net: Any, weights: Any, request_for: Any) -> None:
+    model = net("(float[n,4,2,2] x) => (float[n,5,2,2] y) { y = Conv<pads=[1,1,1,1]>(x, w) }", w=weights(0, 5, 4, 3, 3))
+    feeds = np.ones((4, 4, 2, 2), np.float32)
+    window = Window(10, 4, (3, 3), (1, 1))
+    assert watched(net, request_for, model, feeds, ["x"], first=4, x=window)["x"].vectors.batches == ()
 
 
 def test_moved_and_varying_are_those_of_the_values(net: Any, weights: Any, request_for: Any) -> None:
