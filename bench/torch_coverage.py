@@ -1,8 +1,9 @@
 """PyTorch networks through `convert`, one after the other: `python -m bench.torch_coverage`; writes ../docs/pytorch.md.
 
 Plain networks of `torch_nets`, `torch_sequences` and `torch_graphs`, and families of `transformers` where that is
-installed. With onnxslim installed, each graph is counted beside what it makes of the same export. Results are kept by
-name in results/pytorch.json: what is named on the command line, or missing, runs again.
+installed. With onnxslim installed, each graph is counted beside what it makes of the same export, and timed in turns
+with it on ONNX Runtime (`cpu_ratio`). Results are kept by name in results/pytorch.json: what is named on the command
+line, or missing, runs again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import torch_families, torch_nets, torch_page
-from edgerun import files
+from bench import cpu_ratio, torch_families, torch_nets, torch_page
+from edgerun import draws, files
 from edgerun.converters import _torch_export
 from edgerun.errors import EdgerunError
 from edgerun.verbs.convert import Parity, convert
@@ -68,11 +69,18 @@ def row(name: str, case: Case, keep: Path | None = None) -> dict[str, Any]:
     slim = _slimmed(exports[-1])
     if slim is not None:
         made["slim"] = len(slim.graph.node)
+        made["speedup"] = cpu_ratio.measured(slim.SerializeToString(), found.to_bytes(), _feeds(found))
     if keep is not None:
         found.save(keep / f"{name}.onnx")
         if slim is not None:
             (keep / f"{name}.slim.onnx").write_bytes(slim.SerializeToString())
     return made
+
+
+def _feeds(model: Any) -> dict[str, Any]:
+    """One example at batch 1, 32 along what else is free: token ids below what the model's table holds."""
+    below = draws.index_bounds(model.ir)
+    return draws.feeds(model.inputs, draws.sizes(model.inputs, 1, 32), 0, below)
 
 
 @contextlib.contextmanager
