@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import cpu_ratio
+from bench.converter_page import speed
 from edgerun import files
 
 PAGE = Path(__file__).parents[1] / "docs" / "pytorch.md"
@@ -56,18 +57,10 @@ def _table(rows: Mapping[str, Any]) -> str:
     for name, row in rows.items():
         mark = "" if row["reference"] == "float64" else "*"
         inputs = "<br>".join(f"`{spec}`" for spec in row["inputs"])
-        nodes = f"{row['nodes']} | {row.get('slim', '')} | {_speed(row.get('speedup', {}))}"
+        nodes = f"{row['nodes']} | {row.get('slim', '')} | {speed(row.get('speedup', {}))}"
         numbers = f"{nodes} | {row['relative_error']:.0e} | {row['seconds']}"
         lines.append(f"| {name}{mark} | {inputs} | {row['route']} | {numbers} |")
     return "\n".join(lines) + "\n"
-
-
-def _speed(row: Mapping[str, Any]) -> str:
-    """`1.15 [1.08, 1.19]`, bold where the interval is above or below 1; why there is none."""
-    if "value" not in row:
-        return str(row.get("failed", ""))[:60]
-    text = f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-    return text if row["low"] <= 1 <= row["high"] else f"**{text}**"
 
 
 def _why(name: str, row: Mapping[str, Any]) -> str:
