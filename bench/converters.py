@@ -7,6 +7,7 @@ results/converters.json; writes ../docs/converters.md. Without names, every row.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -62,14 +63,14 @@ def converted(row: Row, source: Path, output: Path) -> tuple[dict[str, Any], Mod
     return made, model
 
 
-def measure(name: str) -> dict[str, Any]:
-    """The row of one file: converted, counted and timed beside the other route."""
+def measure(name: str, alone: bool = False) -> dict[str, Any]:
+    """The row of one file: converted, counted and, unless `alone`, timed beside the other route."""
     row = ROWS[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = row.source(folder)
         made, model = converted(row, source, folder / "ours.onnx")
-        if model is None or row.framework in ("scikit-learn", "XGBoost"):  # whose other route is what ours goes through
+        if alone or model is None or row.framework in ("scikit-learn", "XGBoost"):  # whose other route is what ours goes through
             return made
         theirs = folder / "theirs.onnx"
         command = [sys.executable, "-m", "bench.converter_peers", name, str(source), str(theirs)]
@@ -85,8 +86,13 @@ def measure(name: str) -> dict[str, Any]:
     return made
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Measure the named rows, or all, and keep them by name. Raises EdgerunError for a name that is none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="the rows; without any, all")
+    parser.add_argument("--alone", action="store_true", help="leave the other route as it was measured before")
+    arguments = parser.parse_args()
+    names = arguments.names
     for name in names:
         if name not in ROWS:
             raise unknown("row", name, ROWS)
@@ -94,9 +100,11 @@ def main(names: list[str]) -> None:
         if package := lacking(ROWS[name]):
             print(f"{name}: skipped, {package} is not installed", flush=True)
             continue
-        made = measure(name)
+        made = measure(name, arguments.alone)
         print(name, json.dumps(made), flush=True)
         have = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # another run may have added to it
+        if arguments.alone and "refused" not in made:
+            made = {key: value for key, value in have.get(name, {}).items() if key in ("other", "speedup")} | made
         have[name] = made
         ordered = {name: have[name] for name in ROWS if name in have}
         files.write_bytes(RESULTS, (json.dumps(ordered, indent=1) + "\n").encode())
@@ -104,4 +112,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
