@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import answers, zoo_audio, zoo_build, zoo_data, zoo_fetch, zoo_images
+from bench import answers, converter_rows, zoo_audio, zoo_build, zoo_data, zoo_fetch, zoo_images
 from bench.zoo_data import Batches, Feeds
 from edgerun.errors import unknown
 from edgerun.files import replacing
@@ -274,8 +274,8 @@ def main(names: list[str]) -> None:
         build(chosen)
         print(f"{name}: {chosen.onnx}  {chosen.calibration}")
     if not names:
-        for archive in (zoo_fetch.PITCH, zoo_fetch.EFFICIENTNET, zoo_fetch.FACES, zoo_fetch.WAKE_WORDS):
-            print(f"for the tests: {zoo_fetch.fetch(archive)}")
+        for row in converter_rows.ROWS.values():
+            print(f"for the tests: {zoo_fetch.fetch(row.archive)}")
 
 
 if __name__ == "__main__":

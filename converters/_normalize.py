@@ -104,6 +104,17 @@ def repair_names(graph: onnx.GraphProto) -> bool:
     return repeated
 
 
+def repair_dims(graph: onnx.GraphProto) -> bool:
+    """Leave out dimensions that stand for no size (-1, or called ?), so that they are open; were there any?"""
+    repaired = False
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0 or dim.dim_param in ("?", "-1"):
+                dim.Clear()
+                repaired = True
+    return repaired
+
+
 def _name_nodes(model: ir.Model) -> None:
     """Give unnamed and twice-named nodes a name from operator and count: the same graph, the same names."""
     seen: Counter[str] = Counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,17 @@ def _unreadable(path: Path, error: Exception) -> EdgerunError:
             f"the file needs a module that is not installed here: {absent}", got=path.name,
             do="install what the file was made with; only scikit-learn's, xgboost's and lightgbm's estimators are read",
         )  # fmt: skip
+    wrote = " or ".join(_writers(path)) or "that wrote it"
     return EdgerunError(
         f"scikit-learn {sklearn.__version__} cannot read the file", got=_named(error),
-        do="load it with the scikit-learn that wrote it, and save it again with skops or under the version here",
+        do=f"load it with the scikit-learn {wrote}, and save it again with skops or under the version here",
     )  # fmt: skip
+
+
+def _writers(path: Path) -> list[str]:
+    """The scikit-learn versions that a pickle's estimators say they are from; [] where it is compressed."""
+    found = re.findall(rb"_sklearn_version[^0-9]{1,8}([0-9]+(?:\.[0-9]+){1,2})", path.read_bytes())
+    return sorted({version.decode(errors="replace") for version in found})
 
 
 def _tell_versions(noted: list[warnings.WarningMessage]) -> None:

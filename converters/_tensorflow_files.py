@@ -17,7 +17,7 @@ from edgerun import guard
 from edgerun.converters._ort import first_line
 from edgerun.converters._tensorflow_graph import Source, Tensor, tensor
 from edgerun.converters._tensorflow_ops import called, node_of, reached, refuse
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.passes import Feeds
 
 GRAPH = guard.SAVED_MODEL
@@ -32,12 +32,12 @@ _RESTORES = frozenset({"Restore", "RestoreSlice", "RestoreV2"})
 _TOLD = frozenset({"", "Placeholder", "PlaceholderWithDefault", "VarHandleOp", "Variable", "VariableV2"})
 
 
-def load(folder: Path) -> Source:
-    """The signature `serving_default`, or the only one. Raises EdgerunError for damage or a graph that asks for more
+def load(folder: Path, wanted: str = "") -> Source:
+    """The signature `wanted`; without it `serving_default`, or the only one. Raises EdgerunError for damage or a graph that asks for more
     than to compute, Unsupported naming every operator without an ONNX form."""
     guard.check_folder(folder)
     meta = _meta_graph(folder)
-    name, signature = _signature(meta)
+    name, signature = _signature(meta, wanted)
     inputs = [tensor(key, info.name, info.dtype, info.tensor_shape) for key, info in _sorted(signature.inputs)]
     outputs = [tensor(key, info.name, info.dtype, info.tensor_shape) for key, info in _sorted(signature.outputs)]
     roots = [node_of(entry.at) for entry in (*inputs, *outputs)]
@@ -68,14 +68,16 @@ def _meta_graph(folder: Path) -> Any:
     return found[0]
 
 
-def _signature(meta: Any) -> tuple[str, Any]:
+def _signature(meta: Any, wanted: str) -> tuple[str, Any]:
     known = {name: entry for name, entry in _sorted(meta.signature_def) if name != _INIT}
-    name = _DEFAULT if _DEFAULT in known or len(known) != 1 else next(iter(known))
+    name = wanted or (_DEFAULT if _DEFAULT in known or len(known) != 1 else next(iter(known)))
+    if wanted and name not in known:
+        raise unknown("signature", name, known)
     if name not in known:
         raise EdgerunError(
             "the SavedModel has no signature to convert" if not known else "which signature is meant is not clear",
             got=", ".join(known) or "no signature", wanted=f"{_DEFAULT!r}, or only one",
-            do="from Python: edgerun.convert(tf.saved_model.load(folder).signatures[NAME])" if known
+            do="name one: --signature NAME" if known
             else "export it with signatures=…, or a tf.function with an input_signature",
         )  # fmt: skip
     if not known[name].outputs:

@@ -13,7 +13,7 @@ from edgerun import guard_tflite
 from edgerun.converters._layout import Shape
 from edgerun.converters._ort import first_line
 from edgerun.converters._tflite_sparse import dense
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import EdgerunError, Unsupported, unknown
 
 DTYPES = {
     "FLOAT32": "float32", "FLOAT16": "float16", "FLOAT64": "float64", "INT8": "int8", "UINT8": "uint8",
@@ -80,45 +80,53 @@ class Net:
     operators: Sequence[Operator]
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
+    subgraph: int = 0
+    signature: str = ""
 
 
-def load(path: Path) -> Net:
-    """The file's signature. Raises EdgerunError for a damaged file, Unsupported for several signatures."""
+def load(path: Path, signature: str = "") -> Net:
+    """The signature of that name; without one serving_default, or the only one.
+
+    Raises EdgerunError for a damaged file or a name that is none, Unsupported where it is not clear which is meant.
+    """
     guard_tflite.check(path)
-    return parsed(path.read_bytes(), path.name)
+    return parsed(path.read_bytes(), path.name, signature)
 
 
-def parsed(data: bytes, place: str = "the file") -> Net:
+def parsed(data: bytes, place: str = "the file", signature: str = "") -> Net:
     """As `load`, for bytes that passed the guard."""
     from ai_edge_litert import schema_py_generated as schema  # type: ignore[import-untyped]
 
     try:
         model = schema.ModelT.InitFromPackedBuf(data, 0)
-        return _net(model, data, schema)
+        return _net(model, data, schema, signature)
     except EdgerunError:
         raise
     except Exception as error:  # whatever damage that the guard does not look at makes flatbuffers and numpy raise
         raise EdgerunError(f"{place}: the file is damaged", got=first_line(error), do="export it again") from error
 
 
-def _net(model: Any, data: bytes, schema: Any) -> Net:
-    signature = _signature(model.signatureDefs or [])
-    graph = model.subgraphs[signature.subgraphIndex if signature else 0]
+def _net(model: Any, data: bytes, schema: Any, wanted: str) -> Net:
+    signature = _signature(model.signatureDefs or [], wanted)
+    number = signature.subgraphIndex if signature else 0
+    graph = model.subgraphs[number]
     types = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
     builtins = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     tensors = [_tensor(entry, model.buffers, data, types) for entry in graph.tensors]
     operators = [_operator(entry, model.operatorCodes, builtins) for entry in graph.operators or ()]
     doors = [_door(tensors, graph.inputs, signature.inputs if signature else None)]
     doors.append(_door(tensors, graph.outputs, signature.outputs if signature else None))
-    return Net(tensors, operators, doors[0], doors[1])
+    return Net(tensors, operators, doors[0], doors[1], number, _text(signature.signatureKey) if signature else "")
 
 
-def _signature(found: Sequence[Any]) -> Any:
-    named = {entry.signatureKey.decode(errors="replace"): entry for entry in found}
-    if len(named) > 1 and "serving_default" not in named:
+def _signature(found: Sequence[Any], wanted: str) -> Any:
+    named = {_text(entry.signatureKey): entry for entry in found}
+    if wanted and wanted not in named:
+        raise unknown("signature", wanted, named)
+    if not wanted and len(named) > 1 and "serving_default" not in named:
         raise Unsupported("the file has several signatures", got=", ".join(sorted(named)),
-                          wanted="one, or one called serving_default", do="export the one that is needed")  # fmt: skip
-    return named.get("serving_default") or next(iter(named.values()), None)
+                          wanted="one, or one called serving_default", do="name one: --signature NAME")  # fmt: skip
+    return named.get(wanted or "serving_default") or next(iter(named.values()), None)
 
 
 def _door(tensors: Sequence[Tensor], order: Any, mapped: Any) -> dict[str, int]:
@@ -140,7 +148,8 @@ def _operator(entry: Any, codes: Sequence[Any], builtins: Mapping[int, str]) -> 
     if kind == "CUSTOM":
         kind = f"CUSTOM:{(code.customCode or b'').decode(errors='replace')}"
     indices = [() if part is None else tuple(int(i) for i in part) for part in (entry.inputs, entry.outputs)]
-    return Operator(kind, entry.builtinOptions or entry.builtinOptions2, indices[0], indices[1])
+    options = entry.customOptions if kind.startswith("CUSTOM") else entry.builtinOptions or entry.builtinOptions2
+    return Operator(kind, options, indices[0], indices[1])
 
 
 def _tensor(entry: Any, buffers: Sequence[Any], data: bytes, types: Mapping[int, str]) -> Tensor:

@@ -20,6 +20,7 @@ class Source:
     def __init__(self, data: bytes, net: Net, names: Sequence[str]) -> None:
         self._data, self._net = data, net
         self._inputs = dict(zip(names, net.inputs.values(), strict=True))
+        self._called = dict(zip(names, net.inputs, strict=True))
 
     @functools.cached_property
     def _interpreter(self) -> Any:
@@ -40,21 +41,37 @@ class Source:
 
     def tensor(self, index: int) -> np.ndarray:
         """What a tensor of the net holds after the latest run."""
-        return np.asarray(self._interpreter.get_tensor(index))
+        return np.asarray(self._interpreter.get_tensor(index, self._net.subgraph))
 
     def invoke(self, feeds: Feeds) -> None:
         """Run once; every tensor keeps what it held."""
         interpreter = self._interpreter
+        if self._net.subgraph:
+            self._signature(feeds)
+            return
         sizes = {detail["index"]: detail["shape"].tolist() for detail in interpreter.get_input_details()}
         for name, index in self._inputs.items():
             if sizes[index] != list(feeds[name].shape):
                 interpreter.resize_tensor_input(index, feeds[name].shape)
         try:
             interpreter.allocate_tensors()
+            interpreter.reset_all_variables()  # an LSTM would go on from its last run
             for name, index in self._inputs.items():
                 interpreter.set_tensor(index, feeds[name])
             interpreter.invoke()
         except (RuntimeError, ValueError) as error:
-            shapes = {name: list(array.shape) for name, array in feeds.items()}
-            raise EdgerunError("TFLite's interpreter fails", got=f"{shapes}: {first_line(error)}",
-                               do="give --input with fixed sizes that the model takes") from error  # fmt: skip
+            raise _fails(feeds, error) from error
+
+    def _signature(self, feeds: Feeds) -> None:
+        """Run another subgraph than the first, which only a signature reaches."""
+        try:
+            run = self._interpreter.get_signature_runner(self._net.signature)
+            run(**{self._called[name]: array for name, array in feeds.items()})
+        except (RuntimeError, ValueError) as error:
+            raise _fails(feeds, error) from error
+
+
+def _fails(feeds: Feeds, error: Exception) -> EdgerunError:
+    shapes = {name: list(array.shape) for name, array in feeds.items()}
+    return EdgerunError("TFLite's interpreter fails", got=f"{shapes}: {first_line(error)}",
+                        do="give --input with fixed sizes that the model takes")  # fmt: skip

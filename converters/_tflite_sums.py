@@ -50,9 +50,8 @@ def _matmul(graph: Graph, call: Call) -> Value:
         order = list(range(value.rank))
         if flipped:
             order[-2:] = order[-1], order[-2]
+        unmixed(call, value)
         names.append(graph.placed(value, order, "matrix").name)
-        if value.quant is not None and call.outputs[0].quant is None:
-            raise Unsupported("codes beside values in float (dynamic range quantization) are not supported")
     return call.made(graph.node("MatMul", names))
 
 

@@ -36,7 +36,10 @@ def _written(
 ) -> list[Value]:
     if operator.kind not in RULES:
         raise Unsupported("not supported")
-    inputs = [None if index < 0 else read(graph, net, index, values) for index in operator.inputs]
+    inputs = [
+        None if index < 0 or net.tensors[index].variable else read(graph, net, index, values)
+        for index in operator.inputs
+    ]
     try:
         found = RULES[operator.kind].emit(graph, Call(operator.kind, operator.options, inputs, outputs))
     except EdgerunError:

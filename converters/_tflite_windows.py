@@ -31,9 +31,9 @@ def bias_of(graph: Graph, call: Call, index: int, kernel: Value) -> list[str]:
 
 
 def unmixed(call: Call, kernel: Value) -> None:
-    """Raise Unsupported for weights of codes beside values in float: the kernel would round the values as they come."""
-    if kernel.quant is not None and call.outputs[0].quant is None:
-        raise Unsupported("weights in codes for values in float (dynamic range quantization) are not supported")
+    """Raise Unsupported for weights in codes that are computed, beside values in float (`_tflite_hybrid`)."""
+    if kernel.quant is not None and kernel.data is None and call.outputs[0].quant is None:
+        raise Unsupported("computed codes beside values in float are not supported")
 
 
 def _strides(options: Any) -> tuple[list[int], list[int]]:

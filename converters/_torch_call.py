@@ -75,7 +75,7 @@ class Call:
                 if self.run(feeds):
                     return feeds
             except Exception as error:  # the model's own code may raise anything
-                refusal = first_line(error)
+                refusal = _said(error)
         raise EdgerunError(
             "the model does not run on these inputs", got=refusal, wanted=", ".join(map(str, self.specs)),
             do="check names, order, dtypes and shapes in --input",
@@ -104,6 +104,14 @@ def program_specs(program: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec
             wanted=", ".join(map(str, have)), do="leave --input out, or export again with these shapes",
         )  # fmt: skip
     return [TensorSpec(w.name or h.name, w.dtype, w.shape) for w, h in zip(wanted, have, strict=True)]
+
+
+def _said(error: Exception) -> str:
+    """An error's first line; TorchScript puts the source's own words last, behind its traceback."""
+    text = str(error)
+    if "TorchScript interpreter" in text:
+        text = text.strip().splitlines()[-1].removeprefix("builtins.")
+    return first_line(RuntimeError(text))
 
 
 def _dim(dim: Any) -> int | str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgerun.converters import _normalize, _torch_graph
+from edgerun.converters import _merges, _normalize, _torch_graph
 from edgerun.converters._torch_call import Call
 from edgerun.converters._torch_reasons import users
 from edgerun.passes import Feeds
@@ -168,7 +168,8 @@ def _finish(
     graph = _normalize.normalize(ir.from_proto(proto))
     graph.ir_version = _normalize.ir_version(opset)
     written = {path: [renamed.get(name, name) for name in names] for path, names in modules.items()}
-    return Exported(_normalize.infer_shapes(ir.to_proto(graph)), source, renamed, written)
+    made = _merges.merged(_normalize.infer_shapes(ir.to_proto(graph)))
+    return Exported(_normalize.infer_shapes(made), source, renamed, written)
 
 
 def _rename_inputs(model: ir.Model, specs: Sequence[TensorSpec]) -> None:

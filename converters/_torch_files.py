@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerun.converters._ort import first_line
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 
 _LARGEST_JSON = 256 << 20  # bytes of one member that is read whole
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module")  # where training scripts keep the weights
@@ -32,7 +32,9 @@ _WAY_OUT = (
 
 
 def kind(path: Path) -> str:
-    """ "torchscript", "pt2" or "pickle", from the members' names alone."""
+    """ "folder" and "safetensors" from the name; "torchscript", "pt2" or "pickle" from the members' names alone."""
+    if path.is_dir() or path.suffix.lower() == ".safetensors":
+        return "folder" if path.is_dir() else "safetensors"
     if not zipfile.is_zipfile(path):
         return "pickle"
     with zipfile.ZipFile(path) as archive:
@@ -69,15 +71,23 @@ def state_dict(path: Path) -> dict[str, Any]:
 
 
 def torchscript(path: Path) -> Any:
-    """A ScriptModule in eval mode."""
+    """A ScriptModule in eval mode. Raises Unsupported where its `forward` keeps something for the next call."""
     import torch
 
     try:
-        return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # RuntimeError and ValueError of the archive reader
         raise EdgerunError(
             "torch cannot read the TorchScript file", got=first_line(error), do="save it again"
         ) from error
+    graph = module.inlined_graph  # the nodes live as long as it does
+    if kept := sorted({node.s("name") for node in graph.findAllNodes("prim::SetAttr", recurse=True)}):
+        parts = ", ".join(f"module.{name}" for name, _ in module.named_children())
+        raise Unsupported(
+            "the module keeps a state from run to run, which a graph has not", got=f"forward writes {', '.join(kept)}",
+            do=f"save the part within whose forward takes and returns its state, with torch.jit.save; here: {parts}",
+        )  # fmt: skip
+    return module
 
 
 def exported_program(path: Path) -> Any:

@@ -39,22 +39,22 @@ def _reshaped(node: ir.Node) -> None:
         return
     own = _own(x)
     if sizes == [-1] and own is not None and len(own) == 1:
-        _read_instead(node.outputs[0], x)
-    if _constant(shape) is not None:
+        read_instead(node.outputs[0], x)
+    if constant(shape) is not None:
         return
     written = [0 if own and i < len(own) and s == own[i] else s for i, s in enumerate(sizes)]
     others = [i for i, s in enumerate(written) if not isinstance(s, int)]
     if len(others) > 1 or (others and -1 in written):
         return
-    constant = np.array([-1 if i in others else s for i, s in enumerate(written)], np.int64)
-    node.replace_input_with(1, _initializer(node, constant))
+    fixed = np.array([-1 if i in others else s for i, s in enumerate(written)], np.int64)
+    node.replace_input_with(1, initializer(node, fixed))
     node.attributes.pop("allowzero", None)  # here a 0 is the input's own size
 
 
 def _left_out(node: ir.Node) -> None:
     """A Cast to the type that a value has, a Pad by nothing, a product with 1 and a sum with 0 are the value."""
     x, other = node.inputs[0], node.inputs[1] if len(node.inputs) > 1 else None
-    number = _constant(other)
+    number = constant(other)
     if x is None:
         return
     if node.op_type == "Cast":
@@ -66,7 +66,7 @@ def _left_out(node: ir.Node) -> None:
         axes = number is not None and number.size == 1 and x.shape is not None and number.ndim <= len(x.shape)
         same = number is not None and axes and bool(number.ravel()[0] == _NEUTRAL[node.op_type])
     if same:
-        _read_instead(node.outputs[0], x)
+        read_instead(node.outputs[0], x)
 
 
 def _transposed(node: ir.Node) -> bool:
@@ -90,7 +90,7 @@ def _transposed(node: ir.Node) -> bool:
         return False
     perm = [*range(len(own) - 2), len(own) - 1, len(own) - 2]
     made = ir.node("Transpose", [x], {"perm": perm}, name=node.name)
-    _instead(node, made)
+    instead(node, made)
     return True
 
 
@@ -106,19 +106,20 @@ def _unguarded(node: ir.Node) -> None:
     if test is None or maker is None or softmax is None or test.op_type != "IsNaN" or test.inputs[0] is not softmax:
         return
     scores = maker.inputs[0].producer() if maker.op_type == "Softmax" and maker.inputs[0] is not None else None
-    if scores is None or zero is None or (guard := _constant(zero)) is None or guard.any():
+    if scores is None or zero is None or (guard := constant(zero)) is None or guard.any():
         return
     if scores.op_type == "MatMul":
-        _read_instead(node.outputs[0], softmax)
+        read_instead(node.outputs[0], softmax)
         return
     for value in scores.inputs if scores.op_type == "Add" else ():
         mask = value.producer() if value is not None else None
-        low = _constant(mask.inputs[2]) if mask is not None and mask.op_type == "Where" else None
+        low = constant(mask.inputs[2]) if mask is not None and mask.op_type == "Where" else None
         if mask is not None and low is not None and low.dtype.kind == "f" and (low == np.finfo(low.dtype).min).all():
-            mask.replace_input_with(2, _initializer(mask, np.full_like(low, -np.inf)))
+            mask.replace_input_with(2, initializer(mask, np.full_like(low, -np.inf)))
 
 
-def _read_instead(old: ir.Value, new: ir.Value) -> None:
+def read_instead(old: ir.Value, new: ir.Value) -> None:
+    """Let whatever reads `old` read `new`, unless `old` leaves the graph."""
     if not old.is_graph_output():
         old.replace_all_uses_with(new)
 
@@ -135,8 +136,8 @@ def _own(value: ir.Value) -> list[Size] | None:
 
 def _sizes(value: ir.Value) -> list[Size] | None:
     """The elements of a shape as sizes, through the arithmetic that exporters write; None where there is other."""
-    if (constant := _constant(value)) is not None:
-        return [int(n) for n in constant.ravel()] if constant.size <= _SMALL and constant.dtype.kind == "i" else None
+    if (held := constant(value)) is not None:
+        return [int(n) for n in held.ravel()] if held.size <= _SMALL and held.dtype.kind == "i" else None
     node = value.producer()
     if node is None or node.inputs[0] is None:
         return None
@@ -152,7 +153,7 @@ def _sizes(value: ir.Value) -> list[Size] | None:
         return None
     if node.op_type in ("Squeeze", "Unsqueeze", "Reshape", "Cast", "Identity"):
         return inner
-    rest = [_constant(v) if v is not None else None for v in node.inputs[1:]]
+    rest = [constant(v) if v is not None else None for v in node.inputs[1:]]
     if node.op_type == "Slice" and len(rest) >= 2 and all(r is not None and r.size == 1 for r in rest):
         start, end = (int(r.ravel()[0]) for r in rest[:2] if r is not None)
         step = int(rest[3].ravel()[0]) if len(rest) > 3 and rest[3] is not None else 1
@@ -165,7 +166,8 @@ def _sizes(value: ir.Value) -> list[Size] | None:
     return None
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """What a small constant holds; None for another value."""
     if value is None:
         return None
     if value.const_value is not None:
@@ -177,21 +179,21 @@ def _constant(value: ir.Value | None) -> np.ndarray | None:
     return None
 
 
-def _initializer(node: ir.Node, array: np.ndarray) -> ir.Value:
-    """A new constant for one input of `node`, in its graph."""
+def initializer(node: ir.Node, array: np.ndarray, slot: int = 0) -> ir.Value:
+    """A new constant for one input of `node`, in its graph; `slot` tells several of one node apart."""
     import onnx_ir as ir
 
     graph = node.graph
     assert graph is not None
     owner = graph.graph if isinstance(graph, ir.Function) else graph
-    name = f"{node.outputs[0].name}_constant_{len(owner.initializers)}"
+    name = f"{node.outputs[0].name}_constant_{slot}_{len(owner.initializers)}"
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
                      const_value=ir.tensor(array, name=name))  # fmt: skip
     owner.register_initializer(value)
     return value
 
 
-def _instead(node: ir.Node, made: ir.Node) -> None:
+def instead(node: ir.Node, made: ir.Node) -> None:
     """Put `made` in the place of `node`, with its output's name, type and shape."""
     import onnx_ir.convenience as convenience
 

@@ -42,8 +42,8 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     guard.check_onnx(path)
     _checked(path)
     proto = onnx.load(path)
-    repaired = _normalize.repair_names(proto.graph)
-    source = proto.SerializeToString() if repaired else path
+    repaired = [_normalize.repair_names(proto.graph), _normalize.repair_dims(proto.graph)]
+    source = proto.SerializeToString() if any(repaired) else path
     run = _ort.runner(source)
     for value in (*proto.graph.input, *proto.graph.output):
         if not value.type.HasField("tensor_type"):

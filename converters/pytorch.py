@@ -1,4 +1,5 @@
-"""PyTorch in: a state_dict with its factory, TorchScript, a `torch.export` program, or an nn.Module object."""
+"""PyTorch in: a state_dict with its factory, a Hugging Face folder, TorchScript, a `torch.export` program, or an
+nn.Module object."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerun.converters import _factory, _normalize, _torch_files, _torch_ladder, _torch_reproduction, _torch_taps
+from edgerun.converters import (
+    _factory,
+    _normalize,
+    _torch_files,
+    _torch_folders,
+    _torch_ladder,
+    _torch_reproduction,
+    _torch_taps,
+)
 from edgerun.converters._ort import first_line
 from edgerun.converters._torch_call import Call, program_specs
 from edgerun.converters._torch_export import Exported, from_program
@@ -18,17 +27,18 @@ from edgerun.model import Model
 from edgerun.passes import Conversion
 from edgerun.runtime import TensorSpec
 
-summary = "PyTorch: state_dict with --factory, TorchScript, .pt2, nn.Module"
+summary = "PyTorch: state_dict or .safetensors with --factory, Hugging Face folder, TorchScript, .pt2, nn.Module"
 requires: tuple[str, ...] = ("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 extra = "torch"
 newest_opset = _normalize.PREFERRED_OPSET
+SUFFIXES = {".pt", ".pth", ".pt2", ".ts", ".torchscript", ".jit", ".safetensors"}
 log = logging.getLogger("edgerun")
 
 
 def recognises(source: Any) -> bool:
-    """A path that ends as PyTorch's files do, or an nn.Module or exported program object."""
+    """A path that ends as PyTorch's files do, a Hugging Face folder, an nn.Module or an exported program object."""
     if isinstance(source, (str, Path)):
-        return Path(source).suffix.lower() in {".pt", ".pth", ".pt2", ".ts", ".torchscript"}
+        return Path(source).suffix.lower() in SUFFIXES or _torch_folders.is_folder(Path(source))
     kinds = {f"{c.__module__}.{c.__qualname__}" for c in type(source).__mro__}
     return bool(kinds & {"torch.nn.modules.module.Module", "torch.export.exported_program.ExportedProgram"})
 
@@ -48,6 +58,8 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     module = _module(source, factory)
     if isinstance(module, torch.export.ExportedProgram):
         return _program(module, inputs, opset)
+    if not inputs and isinstance(source, (str, Path)) and factory is None and Path(source).is_dir():
+        inputs = _torch_folders.inputs(module)
     if not inputs:
         raise EdgerunError(
             "PyTorch files do not tell their inputs",
@@ -98,11 +110,13 @@ def _module(source: Any, factory: str | None) -> Any:
 
     path = Path(source)
     kind = _torch_files.kind(path)
-    if kind != "pickle":
+    if kind in ("torchscript", "pt2"):
         if factory is not None:
             raise EdgerunError(f"a {kind} file needs no factory", got=factory, do="leave --factory out")
         return _torch_files.torchscript(path) if kind == "torchscript" else _torch_files.exported_program(path)
-    tensors = _torch_files.state_dict(path)
+    if kind == "folder" and factory is None:
+        return _torch_folders.model(path)
+    tensors = _torch_files.state_dict(path) if kind == "pickle" else _torch_folders.tensors(path)
     if factory is None:
         raise EdgerunError(
             "a state_dict holds tensors, not the network", got=f"{len(tensors)} tensors in {path.name}",

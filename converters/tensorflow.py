@@ -46,13 +46,26 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     subclassed Keras model need them, in call order. Raises EdgerunError for a damaged folder or a graph that asks for
     more than to compute, Unsupported naming every operator without an ONNX form.
     """
+    return _converted(source, "", inputs, factory, opset)
+
+
+def convert_signature(
+    source: Any, *, signature: str, inputs: Sequence[TensorSpec], factory: str | None, opset: int
+) -> Conversion:
+    """The same for the signature of a SavedModel that is called so. Raises EdgerunError where there is none."""
+    return _converted(source, signature, inputs, factory, opset)
+
+
+def _converted(
+    source: Any, signature: str, inputs: Sequence[TensorSpec], factory: str | None, opset: int
+) -> Conversion:
     if factory is not None:
         raise EdgerunError("a TensorFlow model needs no factory", got=factory, do="leave --factory out")
     _quiet()
     from edgerun.converters import _tensorflow_double, _tensorflow_files, _tensorflow_graph, _tensorflow_objects
 
     if isinstance(source, (str, Path)):
-        found = _tensorflow_files.load(Path(source))
+        found = _tensorflow_files.load(Path(source), signature)
     else:
         found = _tensorflow_objects.source(source, inputs)
     specs = _specs(found.inputs, inputs)

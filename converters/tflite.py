@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
 
     from edgerun.converters._tflite_files import Net
     from edgerun.converters._tflite_graph import Value
+    from edgerun.converters._tflite_source import Source
 
 summary = "TFLite: .tflite files in float32, float16 and INT8"
 requires: tuple[str, ...] = ("ai_edge_litert", "onnx", "onnx_ir", "onnxruntime")
 extra = "tflite"
 newest_opset = _normalize.PREFERRED_OPSET
-RULE_MODULES = ("_tflite_elementwise", "_tflite_windows", "_tflite_shapes", "_tflite_parts", "_tflite_sums")
+log = logging.getLogger("edgerun")
+RULE_MODULES = ("_tflite_elementwise", "_tflite_windows", "_tflite_shapes", "_tflite_parts", "_tflite_sums",
+                "_tflite_sequences", "_tflite_boxes")  # fmt: skip
 _STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE")
 
 
@@ -43,26 +47,63 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     `inputs` may rename inputs and fix or name their free dimensions. Raises EdgerunError for a damaged file, and
     Unsupported naming every operator without an ONNX form here, states that live from run to run among them.
     """
+    return _converted(source, "", inputs, factory, opset)
+
+
+def convert_signature(
+    source: Any, *, signature: str, inputs: Sequence[TensorSpec], factory: str | None, opset: int
+) -> Conversion:
+    """The same for the signature of a file that is called so. Raises EdgerunError where there is none."""
+    return _converted(source, signature, inputs, factory, opset)
+
+
+def _converted(
+    source: Any, signature: str, inputs: Sequence[TensorSpec], factory: str | None, opset: int
+) -> Conversion:
     if factory is not None:
         raise EdgerunError("a TFLite model needs no factory", got=factory, do="leave --factory out")
-    from edgerun.converters import _tflite_files, _tflite_parity
+    from edgerun.converters import _tflite_files, _tflite_hybrid, _tflite_parity
     from edgerun.converters._tflite_source import Source
 
     rules()
     path = Path(source)
-    net = _tflite_files.load(path)
+    net = _tflite_files.load(path, signature)
     have = [_door.spec(name, net.tensors[i].dtype, net.tensors[i].shape) for name, i in net.inputs.items()]
     specs = _door.matched(have, inputs)
     names = _unlike({spec.name for spec in specs}, list(net.outputs))
     net = replace(net, outputs=dict(zip(names, net.outputs.values(), strict=True)))
     proto, values = write(net, specs, min(opset, newest_opset))
-    model = Model.from_proto(proto)
-    ran = Source(path.read_bytes(), net, [spec.name for spec in specs])
+    data = path.read_bytes()
+    model = _told(Model.from_proto(proto), data, net)
+    ran = Source(data, net, [spec.name for spec in specs])
     if not _tflite_parity.coded(net):
-        return Conversion(model, ran.run)
+        return _hybrid(model, ran, data, net) if _tflite_hybrid.weights(net) else Conversion(model, ran.run)
     feeds = _tflite_parity.feeds(net, model)
     parts = _tflite_parity.parts(net, values, proto, ran, feeds)
     return Conversion(model, ran.run, feeds=feeds, data=_tflite_parity.DATA, parts=parts)
+
+
+def _told(model: Model, data: bytes, net: Net) -> Model:
+    """The model with the contract and the classes that the file's metadata tells."""
+    from edgerun.converters import _tflite_metadata
+
+    contract, classes = _tflite_metadata.read(data, net, model.inputs)
+    if classes is not None:
+        model.ir.metadata_props["classes"] = json.dumps(classes)
+    return model if contract is None else model.retold(contract.to_json(), model.history)
+
+
+def _hybrid(model: Model, ran: Source, data: bytes, net: Net) -> Conversion:
+    """Dynamic range quantization, judged by TFLite's float kernels (`_tflite_hybrid`)."""
+    from edgerun.converters import _tflite_hybrid
+    from edgerun.converters._tflite_source import Source
+
+    exact = Source(_tflite_hybrid.twin(data, net), net, [spec.name for spec in model.inputs])
+    told = _tflite_hybrid.difference(model, ran, exact)
+    log.info("weights in codes beside values in float: computed in float; TFLite rounds those values to 8 bits as they "
+             "come, its outputs differ by %.2g (rms)", told["hybrid_kernels_differ"])  # fmt: skip
+    return Conversion(model, exact.run, told={"dynamic_range": told},
+                      data="random, seed 0: against TFLite's float kernels on the file's weights")  # fmt: skip
 
 
 def rules() -> Mapping[str, Any]:
@@ -124,6 +165,8 @@ def _entering(graph: Any, net: Net, index: int, spec: TensorSpec) -> Any:
 
 def _unknown(net: Net) -> list[str]:
     """A line for every kind of operator, and every state, that has no form here."""
+    from edgerun.converters import _tflite_sequences
+
     counts = Counter(operator.kind for operator in net.operators if operator.kind not in rules())
     lines = []
     for kind, count in sorted(counts.items()):
@@ -132,7 +175,9 @@ def _unknown(net: Net) -> list[str]:
         lines.append(f"{kind} ({count}){': ' + why if why else ''}")
     if wide := [t.name for t in net.tensors if t.quant is not None and t.data is None and t.dtype == "int16"]:
         lines.append(f"{wide[0]} and {len(wide) - 1} more: codes of 16 bits")
-    lines += [f"{t.name}: a variable tensor, a state that lives from run to run" for t in net.tensors if t.variable]
+    fused = {net.tensors[i].name for o in net.operators if o.kind == _tflite_sequences.KIND for i in o.inputs[18:20]}
+    lines += [f"{t.name}: a variable tensor, a state that lives from run to run" for t in net.tensors
+              if t.variable and t.name not in fused]  # fmt: skip
     return lines
 
 

@@ -13,7 +13,8 @@ from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
 NEWEST_IR = 14
-SAVED_MODEL = "saved_model.pb"  # what makes a folder a model
+SAVED_MODEL = "saved_model.pb"  # what makes a folder a model: this one,
+HF_CONFIG = "config.json"  # or this one beside weights
 _MOST_FILES = 10_000  # in such a folder
 _SHORT = 64  # bytes of an attribute that may stand at many nodes
 _LONGEST_NAME = 4096  # bytes of a path, on Linux
@@ -37,10 +38,10 @@ def check_file(path: Path) -> None:
 
 
 def check_source(path: Path) -> None:
-    """Raise unless `path` is what a converter may read: an ordinary file, an archive without tricks, or a SavedModel's
-    folder."""
+    """Raise unless `path` is what a converter may read: an ordinary file, an archive without tricks, or the folder of
+    a SavedModel or of Hugging Face's."""
     files.check_name(path)
-    if (path / SAVED_MODEL).exists():
+    if (path / SAVED_MODEL).exists() or (path / HF_CONFIG).exists():
         check_folder(path)
         return
     check_file(path)

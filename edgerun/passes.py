@@ -67,6 +67,15 @@ class Trusting(Converter, Protocol):
     ) -> Conversion: ...
 
 
+@runtime_checkable
+class Choosing(Converter, Protocol):
+    """A Converter whose sources may hold several models: `convert_signature` reads the one that is called so."""
+
+    def convert_signature(
+        self, source: Any, *, signature: str, inputs: Sequence[TensorSpec], factory: str | None, opset: int
+    ) -> Conversion: ...
+
+
 class Calibration(Protocol):
     """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content. `batch` is
     the samples per feed, None where a feed has no batch axis and is one sample; `samples` those of a pass, None while

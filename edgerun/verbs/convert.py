@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ from edgerun.devices import Device
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model, Step
 from edgerun.parity import Parity
-from edgerun.passes import Conversion, Converter, Trusting
+from edgerun.passes import Choosing, Conversion, Converter, Trusting
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
 from edgerun.verbs import devices
@@ -42,6 +43,7 @@ def convert(
     fold_preprocessing: bool = False,
     force: bool = False,
     reproduction: str | Path | None = None,
+    signature: str | None = None,
     limits: sandbox.Limits | None = None,
 ) -> Model:
     """Convert a model file, or a framework's model object, to a Model; write it to `output` when that is given.
@@ -52,6 +54,7 @@ def convert(
     the newest to write, at most what `target` (onnxruntime, or the device's) reads, on `device` (a known one, or a
     file) where that is given.
     `reproduction` is a Python file to write when the framework cannot export the model: the smallest part that fails.
+    `signature` names the one to convert of a SavedModel or a TFLite file that holds several.
     `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
     user. The figures of the comparison with the source are in the history: `Parity.of(model)`.
     `preprocessing` is the contract that the model keeps (or a file that `edgerun.contracts` reads), else what the
@@ -76,6 +79,10 @@ def convert(
     wanted = _opset(where.name if where else chosen, newest.opset, opset, preferred)
     if trust:
         _refuse_needless_trust(name, is_file)
+    if signature is not None and not (is_file and isinstance(registry.converter(name), Choosing)):
+        able = [n for n in registry.names("converter") if isinstance(registry.converter(n), Choosing)]
+        raise EdgerunError("this source has no signatures to choose from", got=signature,
+                           wanted=f"a file for {' or '.join(able)}", do="leave --signature out")  # fmt: skip
     if isinstance(preprocessing, (str, Path)):
         preprocessing = contracts.read(Path(preprocessing))
     contract = None if preprocessing is None else preprocessing.to_json()
@@ -86,7 +93,8 @@ def convert(
             if is_file:
                 arguments = {"source": str(Path(source).resolve()), "folder": temporary, "name": name,
                              "inputs": texts, "factory": factory, "opset": wanted, "trust": trust,
-                             "contract": contract, "fold": fold_preprocessing}  # fmt: skip
+                             "contract": contract, "fold": fold_preprocessing,
+                             "signature": signature}  # fmt: skip
                 sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, limits)
             else:
                 convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing)
@@ -105,11 +113,13 @@ def convert(
 
 def convert_here(
     source: Any, folder: str, name: str, inputs: list[str], factory: str | None, opset: int, trust: bool = False,
-    contract: Mapping[str, Any] | None = None, fold: bool = False,
+    contract: Mapping[str, Any] | None = None, fold: bool = False, signature: str | None = None,
 ) -> None:  # fmt: skip
     """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
     specs, converter = [TensorSpec.parse(text) for text in inputs], registry.converter(name)
     reads = converter.convert_trusted if trust and isinstance(converter, Trusting) else converter.convert
+    if signature is not None and isinstance(converter, Choosing):
+        reads = functools.partial(converter.convert_signature, signature=signature)
     try:
         found = reads(source, inputs=specs, factory=factory, opset=opset)
     except Unsupported as error:
@@ -135,6 +145,7 @@ def convert_here(
         "inputs": inputs,
         "factory": factory,
         "opset": opset,
+        **({} if signature is None else {"signature": signature}),
         "parity": result.to_json(),
         **found.told,
     }

@@ -142,6 +142,10 @@ def test_which_signature(tf: Any, module: Callable[..., Any], tmp_path: Path) ->
     tf.saved_model.save(net, str(tmp_path / "two"), signatures={"score": net.serve, "other": net.serve})
     with pytest.raises(EdgerunError, match="(?s)which signature.*got: other, score"):
         _convert(tmp_path / "two")
+    chosen = edgerun.convert(tmp_path / "two", signature="score")
+    assert chosen.history[-1].options["signature"] == "score" and [spec.name for spec in chosen.outputs] == ["y"]
+    with pytest.raises(EdgerunError, match="(?s)unknown signature 'scores'.*did you mean 'score'"):
+        edgerun.convert(tmp_path / "two", signature="scores")
     loaded = tf.saved_model.load(str(tmp_path / "two"))
     assert [spec.name for spec in edgerun.convert(loaded.signatures["score"]).outputs] == ["y"]
     tf.saved_model.save(tf.Module(), str(tmp_path / "none"))

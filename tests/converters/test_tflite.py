@@ -17,8 +17,9 @@ pytest.importorskip("ai_edge_litert", reason="pip install 'edgerun[tflite]'")
 import edgerun  # noqa: E402
 from edgerun import registry  # noqa: E402
 from edgerun.converters import tflite  # noqa: E402
-from edgerun.errors import Unsupported  # noqa: E402
+from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
+from edgerun.parity import Parity  # noqa: E402
 from tests.converters.conftest import judged, packed  # noqa: E402
 from tests.converters.tflite_cases import CASES, weight  # noqa: E402
 
@@ -162,23 +163,74 @@ def test_states_are_refused_by_name(tf: Any, tmp_path: Path) -> None:
         assert part in text
 
 
+def test_a_signature_is_chosen_by_name(tf: Any, tmp_path: Path) -> None:
+    """Two functions in one file: each is a subgraph of its own, and computes what TFLite's runner of that name does."""
+
+    class Net(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.w = tf.Variable(weight(4, 4))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")], autograph=False)
+        def encode(self, x: Any) -> Any:
+            return {"code": tf.nn.relu(x @ self.w)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="code")], autograph=False)
+        def decode(self, code: Any) -> Any:
+            return {"x": tf.nn.tanh(code) - 1.0}
+
+    net = Net()
+    tf.saved_model.save(net, str(tmp_path / "saved"), signatures={"encode": net.encode, "decode": net.decode})
+    path = tmp_path / "two.tflite"
+    path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved")).convert())
+    with pytest.raises(Unsupported, match="several signatures(.|\n)*decode, encode(.|\n)*--signature"):
+        edgerun.convert(path)
+    x = np.array([[0.5, -1.0, 2.0, 0.0]], np.float32)
+    for name, want in (("encode", np.maximum(x @ weight(4, 4), 0)), ("decode", np.tanh(x) - 1)):
+        model = edgerun.convert(path, signature=name, output=tmp_path / f"{name}.onnx")
+        with edgerun.load(tmp_path / f"{name}.onnx") as session:
+            (found,) = session.run({model.inputs[0].name: x}).values()
+        assert found == pytest.approx(want, abs=1e-6)
+    with pytest.raises(EdgerunError, match="unknown signature 'encoder'"):
+        edgerun.convert(path, signature="encoder")
+
+
+def test_only_what_has_signatures_takes_one() -> None:
+    with pytest.raises(EdgerunError, match="no signatures to choose from"):
+        edgerun.convert(object(), converter="tflite", signature="x")
+
+
 def test_custom_operators_are_refused_by_name(lite: Lite, tf: Any) -> None:
     path = lite(lambda x: tf.nn.relu(x), (None, 4))
     schema = importlib.import_module("ai_edge_litert.schema_py_generated")
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     code = model.operatorCodes[0]
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
-    code.customCode = b"TFLite_Detection_PostProcess"
+    code.customCode = b"TFLite_PoolingWithArgmax"
     path.write_bytes(packed(model))
-    with pytest.raises(Unsupported, match=r"CUSTOM:TFLite_Detection_PostProcess \(1\): a custom operator"):
+    with pytest.raises(Unsupported, match=r"CUSTOM:TFLite_PoolingWithArgmax \(1\): a custom operator"):
         tflite.convert(path, inputs=[], factory=None, opset=20)
 
 
-def test_weights_in_codes_for_values_in_float_are_refused(lite: Lite, tf: Any) -> None:
-    """Dynamic range quantization: what TFLite rounds as it comes has no Q/DQ form."""
-    path = lite(lambda x: x @ weight(64, 64), (None, 64), kind="dynamic")
-    with pytest.raises(Unsupported, match="dynamic range quantization"):
-        tflite.convert(path, inputs=[], factory=None, opset=20)
+def _classifier(tf: Any, x: Any) -> Any:
+    y = tf.nn.relu(tf.nn.conv2d(x, weight(3, 3, 8, 32), 1, "SAME") + weight(32))
+    y = tf.nn.depthwise_conv2d(y, weight(3, 3, 32, 1), [1] * 4, "SAME")
+    return tf.reduce_mean(y, [1, 2]) @ weight(32, 64)
+
+
+@pytest.mark.parametrize("name", ["dense", "convolutions"])
+def test_weights_in_codes_stay_so_beside_values_in_float(name: str, lite: Lite, tf: Any, tmp_path: Path) -> None:
+    """Dynamic range quantization: int8 weights, float products. Exact to TFLite's float kernels on those weights to
+    1e-5; its hybrid kernels round values to 8 bits as they come, and lie within 3 % (rms)."""
+    dense = name == "dense"
+    shape = (None, 64) if dense else (None, 12, 12, 8)
+    path = lite(lambda x: x @ weight(64, 64) if dense else _classifier(tf, x), shape, kind="dynamic")
+    model = edgerun.convert(path, output=tmp_path / "net.onnx")
+    told = model.history[-1].options["dynamic_range"]
+    assert 0 < told["hybrid_kernels_differ"] <= 0.03
+    assert all(o.relative_error <= 1e-5 for o in Parity.of(model).outputs)
+    codes = [v for v in model.ir.graph.initializers.values() if v.const_value.dtype.name == "INT8" and v.shape.rank() > 1]
+    assert len(codes) == (1 if dense else 2 + (ops(model)["DequantizeLinear"] == 3))
+    assert (tmp_path / "net.onnx").stat().st_size < 1.6 * path.stat().st_size + 2000
 
 
 def test_the_table_of_operators_is_current() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ def test_real_files_compute_the_same(name: str, tmp_path: Path) -> None:
     assert parity.passed and bool(parity.codes) == (name == "efficientnet_lite0")
     assert all(kind.steps <= 1 and kind.differing <= 0.01 * kind.elements for kind in parity.codes)
     assert sum(node.op_type == "Transpose" for node in model.ir.graph) == TRANSPOSES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "std", "last"),
+    [("efficientnet_lite0", 127 - 131 * 0.012566 * 128, 0.012566 * 128, "toilet tissue"),
+     ("deeplabv3", 127.5, 127.5, "tv")],
+)  # fmt: skip
+def test_metadata_tells_the_contract_and_the_classes(
+    name: str, mean: float, std: float, last: str, tmp_path: Path
+) -> None:
+    """Normalized by 127 and 128, or 127.5; EfficientNet's input is codes of that, 0.012566·(q - 131)."""
+    _cached(tflite.FILES[name][0])
+    model = edgerun.convert(tflite.file(name, tmp_path), output=tmp_path / "out.onnx")
+    told = model.preprocessing
+    assert told is not None and told["layout"] == "NHWC" and told["dtype"] == model.inputs[0].dtype
+    assert told["mean"] == pytest.approx([mean], rel=1e-4) and told["std"] == pytest.approx([std], rel=1e-4)
+    assert json.loads(model.ir.metadata_props["classes"])[-1] == last
 
 
 def test_wake_words_keep_a_state(tmp_path: Path) -> None:
