@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,38 +12,88 @@ from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds, Runner
 from edgerun.taps import Tap, Taps
 
+if TYPE_CHECKING:
+    import onnx
 
-def runner(model: Path | bytes) -> Runner:
-    """A function from feeds to outputs, of a file or its bytes. Raises EdgerunError when ONNX Runtime refuses it."""
-    import onnxruntime as ort  # type: ignore[import-untyped]
+    from edgerun.external import Mapped
 
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # a run that fails raises what the log would say
-    source = model if isinstance(model, bytes) else str(model)
-    try:
-        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ORT's exceptions share no base class but Exception
-        raise EdgerunError("ONNX Runtime refuses the model", got=first_line(error)) from error
+
+def runner(model: Path | bytes | onnx.ModelProto) -> Runner:
+    """A function from feeds to outputs. Raises EdgerunError when ONNX Runtime refuses the model.
+
+    Weights over 1.8 GB stay in their file, which is mapped while a run is under way and no longer: so memory never
+    holds more than one model's, however many runners there are.
+    """
+    source, weights, large = _source(model)
+
+    def opened() -> Any:
+        return _session(source, {name: tensor.numpy() for name, tensor in weights.items()}, large)
+
+    session: Any = opened()
     names = [output.name for output in session.get_outputs()]
+    if large:
+        session = None
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
-        results: Sequence[Any] = session.run(names, dict(feeds))
+        try:
+            results: Sequence[Any] = (session or opened()).run(names, dict(feeds))
+        finally:
+            for tensor in weights.values():
+                tensor.forget()
         return dict(zip(names, results, strict=True))
 
     return run
 
 
-def inside(model: Path | bytes) -> Taps:
+def _source(model: Path | bytes | onnx.ModelProto) -> tuple[str | bytes, Mapping[str, Mapped], bool]:
+    """What a session opens, the mapped weights that it is given beside that, and whether there is much of them."""
+    if isinstance(model, bytes):
+        return model, {}, False
+    import onnx
+    import onnx_ir as ir
+
+    from edgerun import external
+
+    if isinstance(model, Path):
+        return str(model), {}, external.beside(onnx.load(model, load_external_data=False)) > external.ABOVE
+    if not external.beside(model):
+        return model.SerializeToString(), {}, False
+    external.attach(graph := ir.from_proto(model))
+    data, weights = external.split(graph)
+    return data, {name: tensor for name, tensor in weights.items() if isinstance(tensor, external.Mapped)}, True
+
+
+def _session(source: str | bytes, weights: Mapping[str, np.ndarray], large: bool) -> Any:
+    import onnxruntime as ort  # type: ignore[import-untyped]
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # a run that fails raises what the log would say
+    if large:  # laid out anew they would be in memory once more
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if weights:
+        options.add_external_initializers(list(weights), [ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()])
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ORT's exceptions share no base class but Exception
+        raise EdgerunError("ONNX Runtime refuses the model", got=first_line(error)) from error
+
+
+def inside(model: Path | bytes | onnx.ModelProto) -> Taps:
     """What a model computes at every value that one of its own nodes writes, branches and loops left out."""
     import onnx
 
+    from edgerun import external
+
     def taps(feeds: Feeds) -> dict[str, Tap]:
-        proto = onnx.ModelProto.FromString(model) if isinstance(model, bytes) else onnx.load(model)
+        if isinstance(model, Path):
+            proto = external.read(model)
+        else:
+            proto = onnx.ModelProto.FromString(model if isinstance(model, bytes) else model.SerializeToString())
         makers = {name: node for node in proto.graph.node for name in node.output if name}
         have = {value.name for value in proto.graph.output}
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in makers if name not in have)
-        values = runner(proto.SerializeToString())(feeds)
+        values = runner(proto)(feeds)
         told = {name: f"{node.op_type} {node.name!r} of the source" for name, node in makers.items()}
         return {name: Tap(told[name], value) for name, value in values.items() if isinstance(value, np.ndarray)}
 

@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from edgerun.verbs.folding import folded
 
 __all__ = ["Parity", "convert"]
 log = logging.getLogger("edgerun")
+LARGE = 1 << 30  # bytes of a source from which on its files are mapped, and what is made of it is renamed
 
 
 def convert(
@@ -79,7 +81,10 @@ def convert(
     if isinstance(preprocessing, (str, Path)):
         preprocessing = contracts.read(Path(preprocessing))
     contract = None if preprocessing is None else preprocessing.to_json()
-    with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
+    size = _bytes(Path(source)) if is_file else 0
+    # A large model is renamed into its place when it has passed, which is no copy within one file system.
+    beside = Path(output).parent if output is not None and size > LARGE else None
+    with tempfile.TemporaryDirectory(prefix=".edgerun-" if beside else "edgerun-", dir=beside) as temporary:
         folder, texts = Path(temporary), [str(spec).removeprefix(":") for spec in specs]
         log.info("converters/%s reads %s", name, source if is_file else type(source).__name__)
         try:
@@ -87,7 +92,8 @@ def convert(
                 arguments = {"source": str(Path(source).resolve()), "folder": temporary, "name": name,
                              "inputs": texts, "factory": factory, "opset": wanted, "trust": trust,
                              "contract": contract, "fold": fold_preprocessing}  # fmt: skip
-                sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, limits)
+                within = replace(limits or sandbox.Limits(), mapped=size if size > LARGE else 0)
+                sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, within)
             else:
                 convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing)
         except Unsupported:
@@ -95,12 +101,30 @@ def convert(
                 files.write_bytes(Path(reproduction), program.read_bytes())
                 log.info("%s shows the smallest part that fails", reproduction)
             raise
-        model = _load(folder / "model.onnx")
-    if issues := newest.exceeded(model):
-        raise Unsupported(f"{where.name if where else chosen} does not read the model", got=issues[0].reason)
+        model = Model.load(folder / "model.onnx")
+        if issues := newest.exceeded(model):
+            raise Unsupported(f"{where.name if where else chosen} does not read the model", got=issues[0].reason)
+        if model.is_large():
+            return _moved(folder / "model.onnx", output)
     if output is not None:
         model.save(output)
     return model
+
+
+def _bytes(source: Path) -> int:
+    """Bytes of a file or folder, and of what lies beside an ONNX model."""
+    if source.is_dir():
+        return sum(part.stat().st_size for part in source.rglob("*") if part.is_file())
+    return guard.onnx_bytes(source) if source.suffix.lower() == ".onnx" else source.stat().st_size
+
+
+def _moved(made: Path, output: str | Path | None) -> Model:
+    from edgerun import external
+
+    if output is None:
+        raise EdgerunError("a model over 1.8 GB is converted into a file", do="give an output")
+    external.move(made, Path(output))
+    return Model.load(output)
 
 
 def convert_here(
@@ -120,6 +144,8 @@ def convert_here(
     if "classes" not in found.model.ir.metadata_props and (classes := contracts.class_names(found.model)):
         found.model.ir.metadata_props["classes"] = json.dumps(classes)
     found.model.save(path)
+    if found.model.is_large():  # from here on the file's, mapped: what the converter made need not stay in memory
+        found = replace(found, model=Model.load(path))
     log.info("comparing with the source on random inputs")
     ours = _ort.runner(path)
     given: dict[str, Any] = {"feeds": found.feeds, "data": found.data, "parts": found.parts}
@@ -224,15 +250,6 @@ def _usable(name: str) -> Converter:
     if reason := registry.missing(converter.requires, converter.extra):
         raise Unsupported(f"converter {name!r} is unavailable here", got=reason)
     return converter
-
-
-def _load(path: Path) -> Model:
-    """The child's model, with weights in memory: its folder is about to go."""
-    import onnx_ir as ir
-
-    model = Model.load(path)
-    ir.external_data.load_to_model(model.ir)
-    return model
 
 
 def _digest(path: Path) -> str:
