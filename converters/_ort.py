@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,6 @@ from edgerun.taps import Tap, Taps
 if TYPE_CHECKING:
     import onnx
 
-    from edgerun.external import Mapped
-
 
 def runner(model: Path | bytes | onnx.ModelProto) -> Runner:
     """A function from feeds to outputs. Raises EdgerunError when ONNX Runtime refuses the model.
@@ -24,46 +22,42 @@ def runner(model: Path | bytes | onnx.ModelProto) -> Runner:
     Weights over 1.8 GB stay in their file, which is mapped while a run is under way and no longer: so memory never
     holds more than one model's, however many runners there are.
     """
-    source, weights, large = _source(model)
-
-    def opened() -> Any:
-        return _session(source, {name: tensor.numpy() for name, tensor in weights.items()}, large)
-
-    session: Any = opened()
+    source, folder, large = _source(model)
+    session: Any = _session(source, folder, large)
     names = [output.name for output in session.get_outputs()]
     if large:
         session = None
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
-        try:
-            results: Sequence[Any] = (session or opened()).run(names, dict(feeds))
-        finally:
-            for tensor in weights.values():
-                tensor.forget()
+        results: Sequence[Any] = (session or _session(source, folder, large)).run(names, dict(feeds))
         return dict(zip(names, results, strict=True))
 
     return run
 
 
-def _source(model: Path | bytes | onnx.ModelProto) -> tuple[str | bytes, Mapping[str, Mapped], bool]:
-    """What a session opens, the mapped weights that it is given beside that, and whether there is much of them."""
+def _source(model: Path | bytes | onnx.ModelProto) -> tuple[str | bytes, Path | None, bool]:
+    """What a session opens, the folder of the weights that it names where it is no file, and whether these are large.
+
+    A graph names large weights by their absolute path (`edgerun.external`), which ONNX Runtime refuses.
+    """
     if isinstance(model, bytes):
-        return model, {}, False
+        return model, None, False
     import onnx
     import onnx_ir as ir
 
     from edgerun import external
 
     if isinstance(model, Path):
-        return str(model), {}, external.beside(onnx.load(model, load_external_data=False)) > external.ABOVE
+        return str(model), None, external.beside(onnx.load(model, load_external_data=False)) > external.ABOVE
     if not external.beside(model):
-        return model.SerializeToString(), {}, False
-    external.attach(graph := ir.from_proto(model))
-    data, weights = external.split(graph)
-    return data, {name: tensor for name, tensor in weights.items() if isinstance(tensor, external.Mapped)}, True
+        return model.SerializeToString(), None, False
+    graph = ir.from_proto(model)
+    external.attach(graph)
+    data, _, folder = external.apart(graph)
+    return data, folder, True
 
 
-def _session(source: str | bytes, weights: Mapping[str, np.ndarray], large: bool) -> Any:
+def _session(source: str | bytes, folder: Path | None, large: bool) -> Any:
     import onnxruntime as ort  # type: ignore[import-untyped]
 
     options = ort.SessionOptions()
@@ -71,8 +65,8 @@ def _session(source: str | bytes, weights: Mapping[str, np.ndarray], large: bool
     options.log_severity_level = 4  # a run that fails raises what the log would say
     if large:  # laid out anew they would be in memory once more
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if weights:
-        options.add_external_initializers(list(weights), [ort.OrtValue.ortvalue_from_numpy(w) for w in weights.values()])
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ORT's exceptions share no base class but Exception

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import math
 import mmap
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -127,22 +128,47 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in values if value.const_value is not None)
 
 
-def split(model: ir.Model, least: int = LEAST) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
-    """The graph as protobuf in which initializers of `least` bytes and more are named as external, and these tensors.
+def split(model: ir.Model) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
+    """The graph as protobuf in which initializers of `LEAST` bytes and more are named as external, and these tensors.
 
     Nothing is copied; the tensors are the model's own.
     """
-    held: dict[str, ir.TensorProtocol] = {}
-    for name, value in model.graph.initializers.items():
-        if value.const_value is not None and value.const_value.nbytes >= least:
-            tensor = held[name] = value.const_value
-            shape = ir.Shape(tensor.shape.numpy())
-            value.const_value = ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+    held = _outside(model)
+    return _graph(model, {name: _stand_in(tensor, "weights", 0) for name, tensor in held.items()}), held
+
+
+def apart(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
+    """As `split`, for a runtime: what is mapped is named by its place in the folder that is returned (None where
+    nothing is), and the rest are arrays, which share memory with `model`."""
+    held = _outside(model)
+    mapped = {name: tensor for name, tensor in held.items() if isinstance(tensor, Mapped)}
+    folder = Path(os.path.commonpath([Path(t.path).parent for t in mapped.values()])) if mapped else None
+    names = {name: _stand_in(tensor, "weights", 0) for name, tensor in held.items()}
+    for name, tensor in mapped.items():
+        names[name] = _stand_in(tensor, Path(tensor.path).relative_to(folder or "/").as_posix(), tensor.offset or 0)
+    return _graph(model, names), {name: t.numpy() for name, t in held.items() if name not in mapped}, folder
+
+
+def _outside(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.nbytes >= LEAST}
+
+
+def _stand_in(tensor: ir.TensorProtocol, location: str, offset: int) -> ir.ExternalTensor:
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.ExternalTensor(location, offset, tensor.nbytes, tensor.dtype, shape=shape, name=str(tensor.name))
+
+
+def _graph(model: ir.Model, names: Mapping[str, ir.ExternalTensor]) -> bytes:
+    """The model as protobuf with these in place of the initializers' content."""
+    values, held = model.graph.initializers, {name: model.graph.initializers[name].const_value for name in names}
+    for name, tensor in names.items():
+        values[name].const_value, tensor.name = tensor, name
     try:
-        return ir.to_proto(model).SerializeToString(deterministic=True), held
+        return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     finally:
-        for name, tensor in held.items():
-            model.graph.initializers[name].const_value = tensor
+        for name, before in held.items():
+            values[name].const_value = before
 
 
 def digest(graph: bytes, weights: Mapping[str, ir.TensorProtocol]) -> str:
@@ -174,6 +200,17 @@ def write(path: Path, graph: bytes, weights: Mapping[str, ir.TensorProtocol]) ->
             places[name] = file.tell(), tensor.nbytes
             tensor.tofile(file)
     _commit(path, proto, data, places, old)
+
+
+def rewrite(path: Path, graph: bytes, arrays: Mapping[str, np.ndarray], folder: Path | None) -> None:
+    """`write` what `apart` gave for a model."""
+    model = ir.from_proto(onnx.ModelProto.FromString(graph))
+    for name, array in arrays.items():
+        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+    if folder is not None:
+        ir.external_data.set_base_dir(model.graph, folder)
+    attach(model)
+    write(path, *split(model))
 
 
 def move(source: Path, path: Path) -> None:

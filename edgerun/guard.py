@@ -77,9 +77,9 @@ def check_onnx(path: Path) -> frozenset[int]:
     return frozenset(_walked(path).kinds)
 
 
-def onnx_bytes(path: Path) -> int:
-    """Bytes of the ONNX model at `path` and of the files beside it that hold its weights; raises as `check_onnx`."""
-    return path.stat().st_size + sum(file.stat().st_size for file in _walked(path).files)
+def beside(path: Path) -> list[Path]:
+    """The files that hold weights of the ONNX model at `path`, in name order; raises as `check_onnx`."""
+    return sorted(_walked(path).files)
 
 
 def _walked(path: Path) -> _Model:

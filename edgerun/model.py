@@ -131,13 +131,15 @@ class Model:
             raise EdgerunError("the model is over 2 GiB", do="save it to a file: weights go beside it")
         return bytes(self.to_proto().SerializeToString(deterministic=True))
 
-    def parts(self) -> tuple[bytes, dict[str, np.ndarray]]:
-        """What a runtime opens: `to_bytes` and no arrays, or of a large model the graph, and the weights that it names
-        as external as arrays over their file."""
+    def parts(self) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
+        """What a runtime opens: `to_bytes` alone, or of a large model the graph, the weights in memory that it names
+        as external, and the folder in whose files the others lie (`edgerun.external.apart`)."""
         if not self.is_large():
-            return self.to_bytes(), {}
+            return self.to_bytes(), {}, None
+        from edgerun import external
+
         self._tell()
-        return without_weights(self.ir)
+        return external.apart(self.ir)
 
     def save(self, path: str | Path) -> None:
         """Write atomically; weights over 1.8 GB go to a file beside it, one at a time (`edgerun.external.write`)."""
@@ -227,17 +229,6 @@ def _read(path: Path) -> onnx_ir.Model:
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     return model
-
-
-def without_weights(model: onnx_ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
-    """The graph as protobuf in which initializers of 1 KiB and more are named as external, and these as arrays.
-
-    Nothing is copied; the arrays share memory with `model`.
-    """
-    from edgerun import external
-
-    data, tensors = external.split(model)
-    return data, {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def _specs(values: Any) -> tuple[TensorSpec, ...]:

@@ -22,6 +22,8 @@ ARENA = "enable_cpu_mem_arena"
 FORMATS = ("onnx", "ort")  # what `compile` makes
 # It reads bytes that Python has given up by then: a segmentation fault with 1.31.
 REFUSED = {"session.use_ort_model_bytes_directly": "load an .ort file by its name: it is mapped, not copied"}
+FOLDER = "session.model_external_initializers_file_folder_path"
+PREPACKING = "session.disable_prepacking"  # "1": weights stay as they lie, instead of in memory once more
 SPINNING = "session.intra_op.allow_spinning"
 WANTED = (
     f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {ARENA}=0|1, {MEMORY}={SMALL}, {FORMAT}={'|'.join(FORMATS)}, "

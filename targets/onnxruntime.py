@@ -65,7 +65,7 @@ def check(model: Model) -> list[Issue]:
     from edgerun.passes import Issue
     from edgerun.targets import _alone as alone
 
-    reason = _refusal(model.to_bytes())
+    reason = _refusal(*model.parts())
     if reason is None:
         return []
     return limits().exceeded(model) or list(alone.blame(model.to_proto(), _refusal)) or [Issue("", "", reason)]
@@ -81,10 +81,11 @@ def compile(model: Model, options: Options) -> Engine:
     """
     here = {**device(), **providers.choice(options).device()}
     if optimized.wanted(options):
-        data = optimized.compiled(model, options, here, _open, _runtime())
+        data, weights, folder = optimized.compiled(model, options, here, _open, _runtime()), dict[str, Any](), None
     else:
-        data = model.to_bytes()
-    return Engine("onnxruntime", data, model.inputs, model.outputs, here, model.digest())
+        data, weights, folder = model.parts()
+    door = model.inputs, model.outputs
+    return Engine("onnxruntime", data, *door, here, model.digest(), weights=weights, folder=folder)
 
 
 def written(suffix: str, options: Options, device: Device | None) -> Options:
@@ -96,12 +97,17 @@ def written(suffix: str, options: Options, device: Device | None) -> Options:
 
 
 def save(engine: Engine, path: Path) -> None:
-    """Write the engine as one `.onnx` or `.ort` file, atomically."""
+    """Write the engine as one `.onnx` or `.ort` file, atomically; weights over 1.8 GB go to a file beside it."""
     if not isinstance(engine.payload, bytes):
         raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
     suffix = suffixes[ort_file.recognised(engine.payload)]
     if path.suffix != suffix:
         raise EdgerunError(f"the engine is an {suffix} file", got=path.name, wanted=f"-o NAME{suffix}")
+    if engine.folder is not None or engine.weights:
+        from edgerun import external
+
+        external.rewrite(path, engine.payload, engine.weights, engine.folder)
+        return
     files.write_bytes(path, engine.payload)
 
 
@@ -188,6 +194,10 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
         optimized.mapped(settings, options)
     faulty = float8.tamed(settings) if float8.present(engine) else []
     source = engine.payload if isinstance(engine.payload, bytes) else str(engine.payload)
+    if engine.folder is not None:
+        settings.add_session_config_entry(setting.FOLDER, str(engine.folder))
+        if options.extra.get(setting.OPTIMIZATION) == "off" and setting.PREPACKING not in options.extra:
+            settings.add_session_config_entry(setting.PREPACKING, "1")
     if engine.weights:
         settings.add_external_initializers(list(engine.weights), list(map(_value, engine.weights.values())))
     try:
@@ -218,10 +228,11 @@ def _value(array: np.ndarray) -> Any:
     return made.ortvalue_from_numpy(array)
 
 
-def _refusal(data: bytes) -> str | None:
+def _refusal(data: bytes, weights: Mapping[str, np.ndarray] | None = None, folder: Path | None = None) -> str | None:
     """Why a session with all optimizations off refuses these bytes; None when it takes them."""
+    engine = Engine("onnxruntime", data, weights=weights or {}, folder=folder)
     try:
-        load(Engine("onnxruntime", data), Options(1, {setting.OPTIMIZATION: "off"})).close()
+        load(engine, Options(1, {setting.OPTIMIZATION: "off"})).close()
     except EdgerunError as error:
         return str(error.got)
     return None

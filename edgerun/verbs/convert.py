@@ -81,7 +81,7 @@ def convert(
     if isinstance(preprocessing, (str, Path)):
         preprocessing = contracts.read(Path(preprocessing))
     contract = None if preprocessing is None else preprocessing.to_json()
-    size = _bytes(Path(source)) if is_file else 0
+    size = sum(part.stat().st_size for part in _parts(Path(source))) if is_file else 0
     # A large model is renamed into its place when it has passed, which is no copy within one file system.
     beside = Path(output).parent if output is not None and size > LARGE else None
     with tempfile.TemporaryDirectory(prefix=".edgerun-" if beside else "edgerun-", dir=beside) as temporary:
@@ -111,11 +111,11 @@ def convert(
     return model
 
 
-def _bytes(source: Path) -> int:
-    """Bytes of a file or folder, and of what lies beside an ONNX model."""
+def _parts(source: Path) -> list[Path]:
+    """The files of a source in name order: those in a folder, or the file and those beside an ONNX model."""
     if source.is_dir():
-        return sum(part.stat().st_size for part in source.rglob("*") if part.is_file())
-    return guard.onnx_bytes(source) if source.suffix.lower() == ".onnx" else source.stat().st_size
+        return sorted(part for part in source.rglob("*") if part.is_file())
+    return [source, *(guard.beside(source) if source.suffix.lower() == ".onnx" else ())]
 
 
 def _moved(made: Path, output: str | Path | None) -> Model:
@@ -253,10 +253,14 @@ def _usable(name: str) -> Converter:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and digests of its files in name order."""
-    if path.is_dir():
-        parts = sorted(part for part in path.rglob("*") if part.is_file())
-        lines = "".join(f"{part.relative_to(path).as_posix()} {_digest(part)}\n" for part in parts)
+    """SHA-256 of a file; of a folder or a file with data beside it, over the names and digests of all its files."""
+    parts, top = _parts(path), path if path.is_dir() else path.resolve().parent
+    if path.is_dir() or len(parts) > 1:
+        lines = "".join(f"{part.resolve().relative_to(top.resolve()).as_posix()} {_hashed(part)}\n" for part in parts)
         return hashlib.sha256(lines.encode()).hexdigest()
+    return _hashed(path)
+
+
+def _hashed(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
