@@ -13,6 +13,7 @@ import math
 import mmap
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -193,13 +194,41 @@ def write(path: Path, graph: bytes, weights: Mapping[str, ir.TensorProtocol]) ->
         _commit(path, proto, data, {name: (at, weights[name].nbytes) for name, at in places.items()}, old)
         return
     data = _free(path)
-    with files.replacing(data) as temporary, open(temporary, "wb") as file:
-        places = {}
+    with files.replacing(data) as temporary:
+        places = _streamed(temporary, weights)
+    _commit(path, proto, data, places, old)
+
+
+def spilled(model: ir.Model) -> tempfile.TemporaryDirectory[str] | None:
+    """Bring large weights in memory to a file, one at a time: they are mapped from then on. The folder of that file
+    goes with what is returned; None where there is nothing to bring."""
+    weights = {name: t for name, t in _outside(model).items() if not isinstance(t, ir.ExternalTensor)}
+    if sum(tensor.nbytes for tensor in weights.values()) <= ABOVE:
+        return None
+    room = tempfile.TemporaryDirectory(prefix="edgerun-")
+    path = Path(room.name).resolve() / "weights"
+    for name, (offset, _) in _streamed(path, weights).items():
+        model.graph.initializers[name].const_value = Mapped(path, offset, weights[name])
+    return room
+
+
+def _streamed(path: Path, weights: Mapping[str, ir.TensorProtocol]) -> dict[str, tuple[int, int]]:
+    """Write `weights` to `path`; the offset and the bytes of each."""
+    places = {}
+    with open(path, "wb") as file:
         for name, tensor in weights.items():
             file.seek(-file.tell() % _PAGE, 1)  # so that each can be mapped by itself
             places[name] = file.tell(), tensor.nbytes
             tensor.tofile(file)
-    _commit(path, proto, data, places, old)
+    return places
+
+
+def replace(path: Path, model: bytes) -> None:
+    """Write a model that has no data beside it; the data of the one that it replaces goes."""
+    old = _own(path)
+    files.write_bytes(path, model)
+    for file in old:
+        file.unlink(missing_ok=True)
 
 
 def rewrite(path: Path, graph: bytes, arrays: Mapping[str, np.ndarray], folder: Path | None) -> None:

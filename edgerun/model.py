@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import files, guard
+from edgerun import guard
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime.spec import TensorSpec
 
@@ -143,11 +143,11 @@ class Model:
 
     def save(self, path: str | Path) -> None:
         """Write atomically; weights over 1.8 GB go to a file beside it, one at a time (`edgerun.external.write`)."""
-        if not self.is_large():
-            files.write_bytes(path, self.to_bytes())
-            return
         from edgerun import external
 
+        if not self.is_large():
+            external.replace(Path(path), self.to_bytes())
+            return
         self._tell()
         external.write(Path(path), *external.split(self.ir))
 

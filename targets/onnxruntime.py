@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import files, ort_file, registry
+from edgerun import files, guard, ort_file, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _onnxruntime_float8 as float8
@@ -75,7 +75,8 @@ def compile(model: Model, options: Options) -> Engine:
     """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
     optimized graph in its own format.
 
-    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends), PROVIDER (CPU,
+    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends,
+    and weights in files of their own stay there), PROVIDER (CPU,
     CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA), graph_optimization_level,
     enable_mem_pattern, enable_cpu_mem_arena, and the runtime's own session.*, optimization.* and mlas.* keys.
     """
@@ -189,6 +190,8 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     providers.require(_runtime(), chosen)
     if options.extra.get(setting.MEMORY) == setting.SMALL:
         machine.give_back_at_once()
+        if isinstance(engine.payload, Path) and not optimized.is_one(engine.payload) and guard.beside(engine.payload):
+            setting.unpacked(settings, options)
     if optimized.is_one(engine.payload):
         optimized.admit(engine.payload, device())
         optimized.mapped(settings, options)
@@ -196,8 +199,8 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     source = engine.payload if isinstance(engine.payload, bytes) else str(engine.payload)
     if engine.folder is not None:
         settings.add_session_config_entry(setting.FOLDER, str(engine.folder))
-        if options.extra.get(setting.OPTIMIZATION) == "off" and setting.PREPACKING not in options.extra:
-            settings.add_session_config_entry(setting.PREPACKING, "1")
+        if options.extra.get(setting.OPTIMIZATION) == "off" or options.extra.get(setting.MEMORY) == setting.SMALL:
+            setting.unpacked(settings, options)
     if engine.weights:
         settings.add_external_initializers(list(engine.weights), list(map(_value, engine.weights.values())))
     try:

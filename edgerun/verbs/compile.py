@@ -171,7 +171,7 @@ def self_check(
     rounds = work.rounds(model) if rounds is None else rounds
     found = truths(model, engine, options, feeds)
     loading = partial(registry.target(engine.target).load, engine, options)
-    with _beside(lambda: next(found), loading, together=not model.is_large()) as (first, session):
+    with _beside(lambda: next(found), loading, together=not work.large(model)) as (first, session):
         for truth in itertools.chain([first], found):
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
