@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,38 +12,82 @@ from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds, Runner
 from edgerun.taps import Tap, Taps
 
+if TYPE_CHECKING:
+    import onnx
 
-def runner(model: Path | bytes) -> Runner:
-    """A function from feeds to outputs, of a file or its bytes. Raises EdgerunError when ONNX Runtime refuses it."""
-    import onnxruntime as ort  # type: ignore[import-untyped]
 
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # a run that fails raises what the log would say
-    source = model if isinstance(model, bytes) else str(model)
-    try:
-        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ORT's exceptions share no base class but Exception
-        raise EdgerunError("ONNX Runtime refuses the model", got=first_line(error)) from error
+def runner(model: Path | bytes | onnx.ModelProto) -> Runner:
+    """A function from feeds to outputs. Raises EdgerunError when ONNX Runtime refuses the model.
+
+    Weights over 1.8 GB stay in their file, which is mapped while a run is under way and no longer: so memory never
+    holds more than one model's, however many runners there are.
+    """
+    source, folder, large = _source(model)
+    session: Any = _session(source, folder, large)
     names = [output.name for output in session.get_outputs()]
+    if large:
+        session = None
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
-        results: Sequence[Any] = session.run(names, dict(feeds))
+        results: Sequence[Any] = (session or _session(source, folder, large)).run(names, dict(feeds))
         return dict(zip(names, results, strict=True))
 
     return run
 
 
-def inside(model: Path | bytes) -> Taps:
+def _source(model: Path | bytes | onnx.ModelProto) -> tuple[str | bytes, Path | None, bool]:
+    """What a session opens, the folder of the weights that it names where it is no file, and whether these are large.
+
+    A graph names large weights by their absolute path (`edgerun.external`), which ONNX Runtime refuses.
+    """
+    if isinstance(model, bytes):
+        return model, None, False
+    import onnx
+    import onnx_ir as ir
+
+    from edgerun import external
+
+    if isinstance(model, Path):
+        return str(model), None, external.beside(onnx.load(model, load_external_data=False)) > external.ABOVE
+    if not external.beside(model):
+        return model.SerializeToString(), None, False
+    graph = ir.from_proto(model)
+    external.attach(graph)
+    data, _, folder = external.apart(graph)
+    return data, folder, True
+
+
+def _session(source: str | bytes, folder: Path | None, large: bool) -> Any:
+    import onnxruntime as ort  # type: ignore[import-untyped]
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # a run that fails raises what the log would say
+    if large:  # laid out anew they would be in memory once more
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ORT's exceptions share no base class but Exception
+        raise EdgerunError("ONNX Runtime refuses the model", got=first_line(error)) from error
+
+
+def inside(model: Path | bytes | onnx.ModelProto) -> Taps:
     """What a model computes at every value that one of its own nodes writes, branches and loops left out."""
     import onnx
 
+    from edgerun import external
+
     def taps(feeds: Feeds) -> dict[str, Tap]:
-        proto = onnx.ModelProto.FromString(model) if isinstance(model, bytes) else onnx.load(model)
+        if isinstance(model, Path):
+            proto = external.read(model)
+        else:
+            proto = onnx.ModelProto.FromString(model if isinstance(model, bytes) else model.SerializeToString())
         makers = {name: node for node in proto.graph.node for name in node.output if name}
         have = {value.name for value in proto.graph.output}
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in makers if name not in have)
-        values = runner(proto.SerializeToString())(feeds)
+        values = runner(proto)(feeds)
         told = {name: f"{node.op_type} {node.name!r} of the source" for name, node in makers.items()}
         return {name: Tap(told[name], value) for name, value in values.items() if isinstance(value, np.ndarray)}
 

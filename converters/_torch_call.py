@@ -35,6 +35,7 @@ class Call:
         named = [TensorSpec(name, s.dtype, s.shape) for name, s in zip(names, specs, strict=True)]
         self.specs = tuple(sorted(named, key=lambda s: parameters.index(s.name)) if self.by_name else named)
         self.outputs: list[str] = []
+        self.room: Any = None  # a folder that is to live as long as this call
 
     def tensors(self, feeds: Feeds) -> list[Any]:
         """One tensor per spec, in order; floating ones in float64 when `double`."""

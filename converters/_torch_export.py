@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 import tempfile
@@ -34,6 +35,7 @@ class Exported:
     `program` is the torch.export program that the graph was written from, whose node names are the graph's value names
     but for those in `renamed`. `modules` has, by a module's path, the values that nodes within it write, in order.
     `branches` are the lines of the source where tracing turned a tensor into a number: the graph has one side of each.
+    `room` holds the weights of a large model, which `proto` names by their absolute path, for as long as it lives.
     """
 
     proto: onnx.ModelProto
@@ -41,6 +43,7 @@ class Exported:
     renamed: Mapping[str, str] = field(default_factory=dict)
     modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
     branches: tuple[str, ...] = ()
+    room: tempfile.TemporaryDirectory[str] | None = None
 
 
 Route = Callable[[Call, Feeds, int], Exported]
@@ -131,13 +134,16 @@ def _without_dict(module: Any) -> Any:
 
 
 def _old_exporter(module: Any, call: Call, example: Feeds, opset: int) -> Exported:
-    import onnx
     import onnx_ir as ir
     import torch
 
+    from edgerun import external
+
     axes = {s.name: {i: d for i, d in enumerate(s.shape) if isinstance(d, str)} for s in call.specs}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "exported.onnx"
+    room = tempfile.TemporaryDirectory()
+    with contextlib.ExitStack() as stack:
+        stack.callback(room.cleanup)
+        path = Path(room.name) / "exported.onnx"
         try:
             torch.onnx.export(
                 module, tuple(call.tensors(example)), path, dynamo=False, opset_version=min(opset, OLD_EXPORTER),
@@ -145,8 +151,12 @@ def _old_exporter(module: Any, call: Call, example: Feeds, opset: int) -> Export
             )  # fmt: skip
         finally:
             call.module.eval()  # a failed export leaves it in training mode
-        proto = onnx.load(path)
-    return _finish(ir.from_proto(_normalize.to_opset(proto, opset)), call.specs, call.outputs, opset)
+        proto = external.read(path)
+        found = _finish(ir.from_proto(_normalize.to_opset(proto, opset)), call.specs, call.outputs, opset)
+        if external.beside(found.proto):
+            found.room = room
+            stack.pop_all()
+    return found
 
 
 def _finish(
@@ -156,10 +166,13 @@ def _finish(
     import onnx_ir as ir
     import onnx_ir.passes.common as common
 
+    from edgerun import external
+
     common.OutputFixPass()(model)
     modules = _name_by_module(model)
     _rename_inputs(model, specs)
     _torch_graph.simplify(model)
+    room = external.spilled(model)
     renamed: dict[str, str] = {}
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         renamed[value.name or ""] = name
@@ -169,7 +182,7 @@ def _finish(
     graph.ir_version = _normalize.ir_version(opset)
     written = {path: [renamed.get(name, name) for name in names] for path, names in modules.items()}
     made = _merges.merged(_normalize.infer_shapes(ir.to_proto(graph)))
-    return Exported(_normalize.infer_shapes(made), source, renamed, written)
+    return Exported(_normalize.infer_shapes(made), source, renamed, written, room=room)
 
 
 def _rename_inputs(model: ir.Model, specs: Sequence[TensorSpec]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 
+LARGE = 1 << 30  # bytes of a file from which on its tensors are mapped, not read
 _LARGEST_JSON = 256 << 20  # bytes of one member that is read whole
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module")  # where training scripts keep the weights
 # Call targets are looked up by their dotted name, and `torch.os.system` is one: allow operators only.
@@ -49,7 +50,8 @@ def state_dict(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = path.stat().st_size > LARGE and zipfile.is_zipfile(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise EdgerunError(

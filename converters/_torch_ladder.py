@@ -84,7 +84,7 @@ class Ladder:
 
     def _check(self, found: Exported) -> tuple[str, bool]:
         """Why the graph does not hold for other sizes and values ("" if it does); may it be judged yet?"""
-        run = _ort.runner(found.proto.SerializeToString())
+        run = _ort.runner(found.proto)
         seen: list[tuple[Feeds, dict[str, np.ndarray]]] = []
         for feeds in [self.example, *self._others(BRANCH_DRAWS if found.branches else 1)]:
             try:

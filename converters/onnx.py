@@ -38,13 +38,17 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     import onnx
     import onnx_ir as ir
 
+    from edgerun import external
+
     path = Path(source)
     guard.check_onnx(path)
     _checked(path)
-    proto = onnx.load(path)
-    repaired = [_normalize.repair_names(proto.graph), _normalize.repair_dims(proto.graph)]
-    source = proto.SerializeToString() if any(repaired) else path
-    run = _ort.runner(source)
+    proto = external.read(path)
+    given: Path | onnx.ModelProto = path
+    if any([_normalize.repair_names(proto.graph), _normalize.repair_dims(proto.graph)]):
+        given = onnx.ModelProto()
+        given.CopyFrom(proto)
+    run = _ort.runner(given)
     for value in (*proto.graph.input, *proto.graph.output):
         if not value.type.HasField("tensor_type"):
             raise Unsupported(f"{value.name!r} is no tensor", got=value.type.WhichOneof("value"),
@@ -57,7 +61,7 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     clean = ir.to_proto(graph)
     if proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
         clean = _normalize.infer_shapes(clean)
-    return Conversion(Model.from_proto(clean), run, taps=[_ort.inside(source)])
+    return Conversion(Model.from_proto(clean), run, taps=[_ort.inside(given)])
 
 
 def _checked(path: Path) -> None:

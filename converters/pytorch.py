@@ -4,6 +4,7 @@ nn.Module object."""
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from edgerun.converters import (
     _factory,
     _normalize,
+    _torch_double,
     _torch_files,
     _torch_folders,
     _torch_ladder,
@@ -98,6 +100,7 @@ def _conversion(
     if found.branches:
         told["branches"] = list(found.branches)
     taps = _torch_taps.of(call, found)
+    call.room = found.room  # for as long as somebody may compare with the source
     return Conversion(Model.from_proto(found.proto), call.run, _double(call, example), taps=taps, told=told)
 
 
@@ -105,7 +108,7 @@ def _module(source: Any, factory: str | None) -> Any:
     if not isinstance(source, (str, Path)):
         if factory is not None:
             raise EdgerunError("a model object needs no factory", got=factory, do="leave factory out")
-        return copy.deepcopy(source) if not hasattr(source, "graph_signature") else source
+        return _copied(source) if not hasattr(source, "graph_signature") else source
     import torch
 
     path = Path(source)
@@ -124,7 +127,10 @@ def _module(source: Any, factory: str | None) -> Any:
         )  # fmt: skip
     module = _factory.built(factory, torch.nn.Module, "nn.Module")
     try:
-        module.load_state_dict(tensors)
+        # What is mapped stays so: no weight is copied into what the factory made.
+        own = module.state_dict()
+        same = all(name in own and own[name].dtype == tensor.dtype for name, tensor in tensors.items())
+        module.load_state_dict(tensors, assign=same and path.stat().st_size > _torch_files.LARGE)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise EdgerunError(
@@ -134,10 +140,26 @@ def _module(source: Any, factory: str | None) -> Any:
     return module
 
 
+def _copied(module: Any) -> Any:
+    """A copy that may be set to other modes; large weights are shared with it."""
+    shared = {}
+    if _large(module):
+        shared = {id(tensor): tensor for tensor in itertools.chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, shared)
+
+
+def _large(module: Any) -> bool:
+    """Whether it has over 1 GiB of weights, of which there shall not be two."""
+    return sum(tensor.nbytes for tensor in module.parameters()) > _torch_files.LARGE
+
+
 def _double(call: Call, example: dict[str, Any]) -> Callable[..., Any] | None:
     """The source in float64, or None where its code fixes another dtype."""
     try:
-        twin = Call(copy.deepcopy(call.module).double(), call.specs, call.positional, double=True)
+        if _large(call.module):
+            twin = _torch_double.twin(call)
+        else:
+            twin = Call(copy.deepcopy(call.module).double(), call.specs, call.positional, double=True)
         results = twin.run(example)
     except Exception as error:  # whatever a hard-coded dtype raises, or a copy that is not allowed
         log.info("the source does not run in float64: %s", first_line(error))

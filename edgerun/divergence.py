@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.metrics import Difference
-from edgerun.model import EXTERNAL_ABOVE, Model
+from edgerun.model import Model
 from edgerun.parity import FLOOR, PLAIN
 from edgerun.passes import Feeds, Runner
 from edgerun.taps import Tap, Taps
@@ -55,14 +55,12 @@ class Divergence:
         return f"{text}; {self.agreeing} values before it agree"
 
 
-def find(model: Model, taps: Sequence[Taps], opened: Callable[[bytes], Runner], feeds: Feeds) -> Divergence | None:
+def find(model: Model, taps: Sequence[Taps], opened: Callable[[onnx.ModelProto], Runner], feeds: Feeds) -> Divergence | None:
     """The first value that differs from what the source computes on `feeds`; None where nothing comparable does.
 
     The taps are tried in their order, first for errors beyond 1e-4 (float32), then for those beyond 1e-5. `opened`
-    makes a model's bytes run without optimizations, so that every value is computed as the graph says.
+    makes a model run without optimizations, so that every value is computed as the graph says.
     """
-    if model.weight_bytes() > EXTERNAL_ABOVE:
-        return None  # the model with more outputs would not fit into one protobuf
     recorded = [recorded for tap in taps if (recorded := tap(feeds))]
     if not recorded:
         return None
@@ -78,7 +76,7 @@ def find(model: Model, taps: Sequence[Taps], opened: Callable[[bytes], Runner], 
 
 
 def _values(
-    proto: onnx.ModelProto, names: set[str], opened: Callable[[bytes], Runner], feeds: Feeds
+    proto: onnx.ModelProto, names: set[str], opened: Callable[[onnx.ModelProto], Runner], feeds: Feeds
 ) -> Mapping[str, np.ndarray]:
     """What the model computes at these values: it runs with them as outputs too."""
     import onnx
@@ -86,7 +84,7 @@ def _values(
     wider = onnx.ModelProto.FromString(proto.SerializeToString())
     have = {value.name for value in wider.graph.output}
     wider.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(names - have))
-    return opened(wider.SerializeToString())(feeds)
+    return opened(wider)(feeds)
 
 
 def _first(

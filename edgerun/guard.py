@@ -75,11 +75,22 @@ def check_onnx(path: Path) -> frozenset[int]:
     Reads the structure only, through a memory map: weights are neither copied nor looked at. Says nothing about
     the meaning of the graph; that is for onnx.checker, in a limited child.
     """
+    return frozenset(_walked(path).kinds)
+
+
+def beside(path: Path) -> list[Path]:
+    """The files that hold weights of the ONNX model at `path`, in name order; raises as `check_onnx`."""
+    return sorted(_walked(path).files)
+
+
+def _walked(path: Path) -> _Model:
     check_file(path)
     with open(path, "rb") as file:
         # Unmapped when the last view of it goes: an error on its way up may still hold one.
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    return _Model(path, path.resolve().parent).check(data)
+    model = _Model(path, path.resolve().parent)
+    model.check(data)
+    return model
 
 
 def check_bytes(data: bytes, place: str | Path = "these bytes") -> frozenset[int]:
@@ -94,7 +105,7 @@ class _Model:
 
     def __init__(self, path: Path | str, folder: Path | None) -> None:
         self.path, self.folder = path, folder
-        self.kinds, self.plain = set[int](), set[bytes]()
+        self.kinds, self.plain, self.files = set[int](), set[bytes](), set[Path]()
 
     def refuse(self, what: str, **more: str) -> EdgerunError:
         return EdgerunError(f"{self.path}: {what}", **more)
@@ -262,6 +273,7 @@ class _Model:
             raise self.refuse(f"tensor {name!r} points outside the model's folder", got=location or "no location")
         if not file.is_file():
             raise self.refuse(f"the weights of {name!r} are missing", got=location, do="put the file beside the model")
+        self.files.add(file)
         status = file.stat()
         if status.st_nlink > 1:
             raise self.refuse(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import files, guard
+from edgerun import guard
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime.spec import TensorSpec
 
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 HISTORY, PREPROCESSING = "edgerun.history", "edgerun.preprocessing"
 WHOLE_BYTES = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16})  # TensorProto types that are not packed
-EXTERNAL_ABOVE = 1_800_000_000  # bytes; protobuf stops at 2 GiB, so larger models keep weights beside the file
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,13 @@ class Model:
 
     @classmethod
     def of(cls, model: onnx_ir.Model) -> Model:
-        """Take an `onnx_ir.Model`, reading history and contract out of its `metadata_props`."""
+        """Take an `onnx_ir.Model`, reading history and contract out of its `metadata_props`.
+
+        Initializers that name a file by its absolute path come into memory, or are mapped in a model over 1.8 GB.
+        """
+        from edgerun import external
+
+        external.attach(model)
         if "ai.onnx" in model.opset_imports:  # the default domain's long name
             model.opset_imports[""] = model.opset_imports.pop("ai.onnx")
         props = model.metadata_props
@@ -74,21 +78,18 @@ class Model:
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
-        """Read an `.onnx` file that passed the static guard; weights beside it come into memory up to 1.8 GB.
+        """Read an `.onnx` file that passed the static guard; weights beside it are mapped from 1.8 GB on.
 
         Raises EdgerunError when it is refused, and Unsupported where onnx is not installed (a device).
         """
         try:
-            import onnx_ir as ir
+            import onnx_ir  # noqa: F401
         except ImportError as error:
             what = "this reads the model as a graph, which takes more than a device install has"
             raise Unsupported(what, got=str(error), do="pip install 'edgerun[compress]'") from error
         guard.check_onnx(Path(path))
         try:
-            model = cls.of(_read(Path(path)))
-            if model.weight_bytes() <= EXTERNAL_ABOVE:  # what is saved later must not point into this folder
-                ir.external_data.load_to_model(model.ir)
-            return model
+            return cls.of(_read(Path(path)))
         except EdgerunError:
             raise
         except Exception as error:  # protobuf's, onnx_ir's and Python's own: damage that sizes alone don't show
@@ -118,43 +119,37 @@ class Model:
         return cls.of(ir.from_proto(proto))
 
     def to_proto(self) -> onnx.ModelProto:
-        """The model as protobuf, history and contract included."""
+        """The model as protobuf, history and contract included; what is mapped is named by its file's absolute path."""
         import onnx_ir as ir
 
-        for key, text in self._metadata().items():
-            self.ir.metadata_props[key] = text
+        self._tell()
         return ir.to_proto(self.ir)
 
     def to_bytes(self) -> bytes:
         """The model as one deterministic byte string. Raises EdgerunError at 2 GiB, protobuf's limit."""
-        if self.weight_bytes() > EXTERNAL_ABOVE:
+        if self.is_large():
             raise EdgerunError("the model is over 2 GiB", do="save it to a file: weights go beside it")
         return bytes(self.to_proto().SerializeToString(deterministic=True))
 
+    def parts(self) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
+        """What a runtime opens: `to_bytes` alone, or of a large model the graph, the weights in memory that it names
+        as external, and the folder in whose files the others lie (`edgerun.external.apart`)."""
+        if not self.is_large():
+            return self.to_bytes(), {}, None
+        from edgerun import external
+
+        self._tell()
+        return external.apart(self.ir)
+
     def save(self, path: str | Path) -> None:
-        """Write atomically; weights over 1.8 GB go to `<path>.data`, which is in place before the model is."""
-        path = Path(path)
-        if self.weight_bytes() <= EXTERNAL_ABOVE:
-            files.write_bytes(path, self.to_bytes())
+        """Write atomically; weights over 1.8 GB go to a file beside it, one at a time (`edgerun.external.write`)."""
+        from edgerun import external
+
+        if not self.is_large():
+            external.replace(Path(path), self.to_bytes())
             return
-        self._save_external(path)
-
-    def _save_external(self, path: Path) -> None:
-        import onnx_ir as ir
-
-        data = path.with_name(path.name + ".data")
-        with files.replacing(data) as temporary_data:
-            # Weights are written under the temporary name and renamed; the graph names the final one.
-            ir.save(self.ir, temporary_data.with_suffix(".onnx"), external_data=temporary_data.name)
-            proto = ir.to_proto(ir.load(temporary_data.with_suffix(".onnx")))
-            temporary_data.with_suffix(".onnx").unlink()
-        for tensor in proto.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = data.name
-        for key, text in self._metadata().items():
-            proto.metadata_props.add(key=key, value=text)
-        files.write_bytes(path, proto.SerializeToString(deterministic=True))
+        self._tell()
+        external.write(Path(path), *external.split(self.ir))
 
     def digest(self) -> str:
         """SHA-256 over the graph and then its weights; `edgerun.*` metadata is left out: history does not change it."""
@@ -162,20 +157,19 @@ class Model:
 
     @functools.cached_property
     def _digest(self) -> str:
+        from edgerun import external
+
         props = self.ir.metadata_props
         told = dict(props)
         for key in told:
             if key.startswith("edgerun."):
                 del props[key]
         try:
-            data, weights = without_weights(self.ir)
+            data, weights = external.split(self.ir)
         finally:
             props.clear()  # in their old order again
             props.update(told)
-        hashed = hashlib.sha256(data)
-        for array in weights.values():
-            hashed.update(np.ascontiguousarray(array).view(np.uint8).data)
-        return hashed.hexdigest()
+        return external.digest(data, weights)
 
     def clone(self) -> onnx_ir.Model:
         """A private copy of the graph; weights are shared until they are replaced."""
@@ -183,8 +177,15 @@ class Model:
 
     def weight_bytes(self) -> int:
         """Bytes of all initializers."""
-        values = self.ir.graph.initializers.values()
-        return sum(v.const_value.nbytes for v in values if v.const_value is not None)
+        from edgerun import external
+
+        return external.weight_bytes(self.ir)
+
+    def is_large(self) -> bool:
+        """Whether its weights lie beside the graph in a file, 1.8 GB and more: protobuf ends at 2 GiB."""
+        from edgerun import external
+
+        return self.weight_bytes() > external.ABOVE
 
     def with_step(self, step: Step) -> Model:
         """The same model with one more Step in its history."""
@@ -196,6 +197,11 @@ class Model:
         if known := vars(self).get("_digest"):
             vars(other)["_digest"] = known
         return other
+
+    def _tell(self) -> None:
+        """History and contract into the graph's metadata."""
+        for key, text in self._metadata().items():
+            self.ir.metadata_props[key] = text
 
     def _metadata(self) -> dict[str, str]:
         texts = {HISTORY: json.dumps([asdict(s) for s in self.history], sort_keys=True)} if self.history else {}
@@ -221,29 +227,8 @@ def _read(path: Path) -> onnx_ir.Model:
     model: onnx_ir.Model = ir.from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
     for name, array in arrays.items():
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    ir.external_data.set_base_dir(model.graph, path.parent)
+    ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     return model
-
-
-def without_weights(model: onnx_ir.Model, least: int = 1024) -> tuple[bytes, dict[str, np.ndarray]]:
-    """The graph as protobuf in which initializers of `least` bytes and more are named as external, and these as arrays.
-
-    Nothing is copied; the arrays share memory with `model`.
-    """
-    import onnx_ir as ir
-
-    held: dict[str, ir.TensorProtocol] = {}
-    for name, value in model.graph.initializers.items():
-        if value.const_value is not None and value.const_value.nbytes >= least:
-            tensor = held[name] = value.const_value
-            shape = ir.Shape(tensor.shape.numpy())
-            value.const_value = ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
-    try:
-        data = ir.to_proto(model).SerializeToString(deterministic=True)
-    finally:
-        for name, tensor in held.items():
-            model.graph.initializers[name].const_value = tensor
-    return data, {name: tensor.numpy() for name, tensor in held.items()}
 
 
 def _specs(values: Any) -> tuple[TensorSpec, ...]:

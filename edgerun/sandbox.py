@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ _OUT_OF_MEMORY = (
     "Unable to allocate",
     "failed to map segment",
 )
+MAPS = 4  # of a file at once: by the source and by what was made of it, each read here and run by a runtime
 _BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.sandbox import child; child({folder!r})"
 
 
@@ -46,13 +48,15 @@ def physical_memory() -> int:
 class Limits:
     """Caps for one child: address space and file size in bytes (memory 0: `physical_memory`), times in seconds.
 
-    `cpu_seconds` counts all threads together.
+    `cpu_seconds` counts all threads together. `mapped` bytes of files may be mapped on top of `memory`: that takes
+    addresses, and memory only while the system has some to spare.
     """
 
     memory: int = 0
     wall_seconds: float = 900.0
     cpu_seconds: int = 7200
     file_size: int = 64 << 30
+    mapped: int = 0
 
 
 def call(function: str, arguments: Mapping[str, Any], folder: Path, limits: Limits | None = None) -> Any:
@@ -133,6 +137,7 @@ def child(folder: str) -> None:
     log.addHandler(relay)
     log.setLevel(logging.INFO)
     log.propagate = False
+    tempfile.tempdir = folder  # which the parent removes, whatever becomes of this process
     _limit(Limits(**request["limits"]))
     result: dict[str, Any]
     try:
@@ -156,7 +161,10 @@ def _limit(limits: Limits) -> None:
 
     cap = limits.memory or physical_memory()
     for what, value in (
-        (resource.RLIMIT_AS, cap),
+        (resource.RLIMIT_AS, cap + MAPS * limits.mapped),
+        # Private writable memory, as a runtime maps weights too: without it, a file that claims to be large would lift
+        # the cap by as much.
+        (resource.RLIMIT_DATA, cap + limits.mapped),
         (resource.RLIMIT_CPU, limits.cpu_seconds),
         (resource.RLIMIT_FSIZE, limits.file_size),
         (resource.RLIMIT_CORE, 0),

@@ -22,6 +22,8 @@ ARENA = "enable_cpu_mem_arena"
 FORMATS = ("onnx", "ort")  # what `compile` makes
 # It reads bytes that Python has given up by then: a segmentation fault with 1.31.
 REFUSED = {"session.use_ort_model_bytes_directly": "load an .ort file by its name: it is mapped, not copied"}
+FOLDER = "session.model_external_initializers_file_folder_path"
+PREPACKING = "session.disable_prepacking"
 SPINNING = "session.intra_op.allow_spinning"
 WANTED = (
     f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {ARENA}=0|1, {MEMORY}={SMALL}, {FORMAT}={'|'.join(FORMATS)}, "
@@ -58,6 +60,15 @@ def settings(runtime: Any, options: Options) -> Any:
         else:
             raise EdgerunError(f"ONNX Runtime has no option {key}={value}", wanted=WANTED)
     return found
+
+
+def unpacked(settings: Any, options: Options) -> None:
+    """Let weights stay in the files that they are mapped from, unless `options` say otherwise.
+
+    Laid out for the kernels they would be in memory, which the system cannot take back; a run of one row is as fast.
+    """
+    if PREPACKING not in options.extra:
+        settings.add_session_config_entry(PREPACKING, "1")
 
 
 def runs(runtime: Any, options: Options) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import files, ort_file, registry
+from edgerun import files, guard, ort_file, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _onnxruntime_float8 as float8
@@ -65,7 +65,7 @@ def check(model: Model) -> list[Issue]:
     from edgerun.passes import Issue
     from edgerun.targets import _alone as alone
 
-    reason = _refusal(model.to_bytes())
+    reason = _refusal(*model.parts())
     if reason is None:
         return []
     return limits().exceeded(model) or list(alone.blame(model.to_proto(), _refusal)) or [Issue("", "", reason)]
@@ -75,16 +75,18 @@ def compile(model: Model, options: Options) -> Engine:
     """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
     optimized graph in its own format.
 
-    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends), PROVIDER (CPU,
+    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends,
+    and weights in files of their own stay there), PROVIDER (CPU,
     CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA), graph_optimization_level,
     enable_mem_pattern, enable_cpu_mem_arena, and the runtime's own session.*, optimization.* and mlas.* keys.
     """
     here = {**device(), **providers.choice(options).device()}
     if optimized.wanted(options):
-        data = optimized.compiled(model, options, here, _open, _runtime())
+        data, weights, folder = optimized.compiled(model, options, here, _open, _runtime()), dict[str, Any](), None
     else:
-        data = model.to_bytes()
-    return Engine("onnxruntime", data, model.inputs, model.outputs, here, model.digest())
+        data, weights, folder = model.parts()
+    door = model.inputs, model.outputs
+    return Engine("onnxruntime", data, *door, here, model.digest(), weights=weights, folder=folder)
 
 
 def written(suffix: str, options: Options, device: Device | None) -> Options:
@@ -96,12 +98,17 @@ def written(suffix: str, options: Options, device: Device | None) -> Options:
 
 
 def save(engine: Engine, path: Path) -> None:
-    """Write the engine as one `.onnx` or `.ort` file, atomically."""
+    """Write the engine as one `.onnx` or `.ort` file, atomically; weights over 1.8 GB go to a file beside it."""
     if not isinstance(engine.payload, bytes):
         raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
     suffix = suffixes[ort_file.recognised(engine.payload)]
     if path.suffix != suffix:
         raise EdgerunError(f"the engine is an {suffix} file", got=path.name, wanted=f"-o NAME{suffix}")
+    if engine.folder is not None or engine.weights:
+        from edgerun import external
+
+        external.rewrite(path, engine.payload, engine.weights, engine.folder)
+        return
     files.write_bytes(path, engine.payload)
 
 
@@ -183,11 +190,17 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     providers.require(_runtime(), chosen)
     if options.extra.get(setting.MEMORY) == setting.SMALL:
         machine.give_back_at_once()
+        if isinstance(engine.payload, Path) and not optimized.is_one(engine.payload) and guard.beside(engine.payload):
+            setting.unpacked(settings, options)
     if optimized.is_one(engine.payload):
         optimized.admit(engine.payload, device())
         optimized.mapped(settings, options)
     faulty = float8.tamed(settings) if float8.present(engine) else []
     source = engine.payload if isinstance(engine.payload, bytes) else str(engine.payload)
+    if engine.folder is not None:
+        settings.add_session_config_entry(setting.FOLDER, str(engine.folder))
+        if options.extra.get(setting.OPTIMIZATION) == "off" or options.extra.get(setting.MEMORY) == setting.SMALL:
+            setting.unpacked(settings, options)
     if engine.weights:
         settings.add_external_initializers(list(engine.weights), list(map(_value, engine.weights.values())))
     try:
@@ -218,10 +231,11 @@ def _value(array: np.ndarray) -> Any:
     return made.ortvalue_from_numpy(array)
 
 
-def _refusal(data: bytes) -> str | None:
+def _refusal(data: bytes, weights: Mapping[str, np.ndarray] | None = None, folder: Path | None = None) -> str | None:
     """Why a session with all optimizations off refuses these bytes; None when it takes them."""
+    engine = Engine("onnxruntime", data, weights=weights or {}, folder=folder)
     try:
-        load(Engine("onnxruntime", data), Options(1, {setting.OPTIMIZATION: "off"})).close()
+        load(engine, Options(1, {setting.OPTIMIZATION: "off"})).close()
     except EdgerunError as error:
         return str(error.got)
     return None

@@ -60,7 +60,8 @@ class Engine:
     `payload` is what the target's `load` reads; `device` is the fingerprint of the machine it was compiled for;
     `digest` is the SHA-256 of the Model it came from ("" when it was opened from a file without one);
     `check` is the comparison with the reference that it passed (None: opened from a file, or not compared);
-    `weights` are initializers that `payload` names as external, given as arrays instead of in a file.
+    `weights` are initializers that `payload` names as external, given as arrays instead of in a file; `folder` is where
+    the files lie that it names besides.
     `elements` are the types of the tensors in an ONNX payload, as numbers of onnx.TensorProto.DataType (None: nobody
     has looked).
     """
@@ -73,4 +74,5 @@ class Engine:
     digest: str = ""
     check: SelfCheck | None = None
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    folder: Path | None = None
     elements: frozenset[int] | None = None

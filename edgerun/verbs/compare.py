@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgerun import guard
+from edgerun.data import Data
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import Difference, correct, predicted
 from edgerun.preprocess import Preprocessing
-from edgerun.runtime import Options, Session
-from edgerun.verbs.feeds import Runnable, feeds_for, opened, tracked
+from edgerun.runtime import Options
+from edgerun.verbs.feeds import Runnable, feeds_for, located, opened, tracked
+
+LARGE = 1_800_000_000  # bytes of weights of which memory holds one model's at a time
 
 
 @dataclass(frozen=True)
@@ -61,21 +66,56 @@ def compare(
     limit: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Comparison:
-    """Run both on the same feeds; `a` is the reference. Memory holds a batch, whatever the data's size.
+    """Run both on the same feeds; `a` is the reference. Memory holds a batch, whatever the data's size, and the weights
+    of both, or of one at a time where they are over 1.8 GB: then the outputs of `a` wait on the disk.
 
     `target` serves both unless `target_b` is given. Outputs are paired by name, or by position where no name is shared.
     Raises EdgerunError when the models' doors differ.
     """
-    with opened(a, target, options) as first, opened(b, target_b or target, options) as second:
-        pairs = _pairs(first, second)
-        feeds = feeds_for(first.inputs, a, data, preprocessing=preprocessing, batch=batch, limit=limit)
-        sums = {name: _Sum() for name, _ in pairs}
-        for feed in tracked(feeds, progress):
-            reference, value = first.run(feed), second.run(feed)
-            for name, other in pairs:
-                sums[name].add(reference[name], value[other])
+    given: dict[str, Any] = {"preprocessing": preprocessing, "batch": batch, "limit": limit}
+    if _large(a) or _large(b):
+        sums, feeds = _in_turn((a, target), (b, target_b or target), data, options, given, progress)
+    else:
+        with opened(a, target, options) as first, opened(b, target_b or target, options) as second:
+            pairs = _pairs([spec.name for spec in first.outputs], [spec.name for spec in second.outputs])
+            feeds = feeds_for(first.inputs, a, data, **given)
+            sums = {name: _Sum() for name, _ in pairs}
+            for feed in tracked(feeds, progress):
+                reference, value = first.run(feed), second.run(feed)
+                for name, other in pairs:
+                    sums[name].add(reference[name], value[other])
     outputs = tuple(total.result(name) for name, total in sums.items())
     return Comparison(feeds.samples or 0, feeds.digest, outputs, feeds.notes)
+
+
+def _large(model: Runnable) -> bool:
+    """Whether it is an ONNX file with over 1.8 GB of weights beside it."""
+    if not isinstance(model, (str, Path)) or (path := located(model, None)[0]).suffix != ".onnx":
+        return False
+    return sum(file.stat().st_size for file in guard.beside(path)) > LARGE
+
+
+def _in_turn(
+    a: tuple[Runnable, str | None], b: tuple[Runnable, str | None], data: Any, options: Options | None,
+    given: Mapping[str, Any], progress: Callable[[float], None] | None,
+) -> tuple[dict[str, _Sum], Data]:  # fmt: skip
+    """All feeds through `a`, whose outputs go to the disk, and then through `b`."""
+    with tempfile.TemporaryDirectory(prefix="edgerun-") as folder:
+        with opened(*a, options) as first:
+            feeds = feeds_for(first.inputs, a[0], data, **given)
+            for index, feed in enumerate(tracked(feeds, progress and (lambda share: progress(share / 2)))):
+                for place, array in enumerate(first.run(feed).values()):
+                    np.save(Path(folder, f"{index}-{place}.npy"), array, allow_pickle=False)
+            door = [spec.name for spec in first.outputs]
+        with opened(*b, options) as second:
+            pairs = _pairs(door, [spec.name for spec in second.outputs])
+            sums = {name: _Sum() for name, _ in pairs}
+            for index, feed in enumerate(tracked(feeds, progress and (lambda share: progress(0.5 + share / 2)))):
+                value = second.run(feed)
+                for name, other in pairs:
+                    reference = np.load(Path(folder, f"{index}-{door.index(name)}.npy"), allow_pickle=False)
+                    sums[name].add(reference, value[other])
+    return sums, feeds
 
 
 class _Sum:
@@ -96,8 +136,7 @@ class _Sum:
         return OutputComparison(name, d.sqnr_db, d.max_error, d.relative_error, d.cosine, agreement)
 
 
-def _pairs(first: Session, second: Session) -> list[tuple[str, str]]:
-    ours, theirs = [spec.name for spec in first.outputs], [spec.name for spec in second.outputs]
+def _pairs(ours: list[str], theirs: list[str]) -> list[tuple[str, str]]:
     if set(ours) == set(theirs):
         return [(name, name) for name in ours]
     if len(ours) != len(theirs) or set(ours) & set(theirs):

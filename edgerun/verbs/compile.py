@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -170,10 +170,8 @@ def self_check(
     near = partial(exact, original) if original is not None else None
     rounds = work.rounds(model) if rounds is None else rounds
     found = truths(model, engine, options, feeds)
-    with _beside(lambda: next(found), lambda: registry.target(engine.target).load(engine, options)) as (
-        first,
-        session,
-    ):
+    loading = partial(registry.target(engine.target).load, engine, options)
+    with _beside(lambda: next(found), loading, together=not work.large(model)) as (first, session):
         for truth in itertools.chain([first], found):
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
@@ -186,13 +184,18 @@ def self_check(
 
 
 @contextmanager
-def _beside(reference: Callable[[], Truth], load: Callable[[], Session]) -> Iterator[tuple[Truth, Session]]:
-    """What the reference computes, in a thread, and the engine's session, which opens meanwhile; closed at the end.
+def _beside(
+    reference: Callable[[], Truth], load: Callable[[], Session], *, together: bool
+) -> Iterator[tuple[Truth, Session]]:
+    """What the reference computes, in a thread, and the engine's session, which opens meanwhile where memory may hold
+    the weights of both `together`; closed at the end.
 
     It opens in this thread: a GPU's context is current in the thread that made it.
     """
     with ThreadPoolExecutor(1) as pool:
         computed = pool.submit(reference)
+        if not together:
+            wait([computed])
         try:
             opened: Session | Exception = load()
         except Exception as error:  # told after what the reference has to say

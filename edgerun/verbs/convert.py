@@ -8,6 +8,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgerun.verbs.folding import folded
 
 __all__ = ["Parity", "convert"]
 log = logging.getLogger("edgerun")
+LARGE = 1 << 30  # bytes of a source from which on its files are mapped, and what is made of it is renamed
 
 
 def convert(
@@ -86,7 +88,10 @@ def convert(
     if isinstance(preprocessing, (str, Path)):
         preprocessing = contracts.read(Path(preprocessing))
     contract = None if preprocessing is None else preprocessing.to_json()
-    with tempfile.TemporaryDirectory(prefix="edgerun-") as temporary:
+    size = sum(part.stat().st_size for part in _parts(Path(source))) if is_file else 0
+    # A large model is renamed into its place when it has passed, which is no copy within one file system.
+    beside = Path(output).parent if output is not None and size > LARGE else None
+    with tempfile.TemporaryDirectory(prefix=".edgerun-" if beside else "edgerun-", dir=beside) as temporary:
         folder, texts = Path(temporary), [str(spec).removeprefix(":") for spec in specs]
         log.info("converters/%s reads %s", name, source if is_file else type(source).__name__)
         try:
@@ -95,7 +100,8 @@ def convert(
                              "inputs": texts, "factory": factory, "opset": wanted, "trust": trust,
                              "contract": contract, "fold": fold_preprocessing,
                              "signature": signature}  # fmt: skip
-                sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, limits)
+                within = replace(limits or sandbox.Limits(), mapped=size if size > LARGE else 0)
+                sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, within)
             else:
                 convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing)
         except Unsupported:
@@ -103,12 +109,30 @@ def convert(
                 files.write_bytes(Path(reproduction), program.read_bytes())
                 log.info("%s shows the smallest part that fails", reproduction)
             raise
-        model = _load(folder / "model.onnx")
-    if issues := newest.exceeded(model):
-        raise Unsupported(f"{where.name if where else chosen} does not read the model", got=issues[0].reason)
+        model = Model.load(folder / "model.onnx")
+        if issues := newest.exceeded(model):
+            raise Unsupported(f"{where.name if where else chosen} does not read the model", got=issues[0].reason)
+        if model.is_large():
+            return _moved(folder / "model.onnx", output)
     if output is not None:
         model.save(output)
     return model
+
+
+def _parts(source: Path) -> list[Path]:
+    """The files of a source in name order: those in a folder, or the file and those beside an ONNX model."""
+    if source.is_dir():
+        return sorted(part for part in source.rglob("*") if part.is_file())
+    return [source, *(guard.beside(source) if source.suffix.lower() == ".onnx" else ())]
+
+
+def _moved(made: Path, output: str | Path | None) -> Model:
+    from edgerun import external
+
+    if output is None:
+        raise EdgerunError("a model over 1.8 GB is converted into a file", do="give an output")
+    external.move(made, Path(output))
+    return Model.load(output)
 
 
 def convert_here(
@@ -130,6 +154,8 @@ def convert_here(
     if "classes" not in found.model.ir.metadata_props and (classes := contracts.class_names(found.model)):
         found.model.ir.metadata_props["classes"] = json.dumps(classes)
     found.model.save(path)
+    if found.model.is_large():  # from here on the file's, mapped: what the converter made need not stay in memory
+        found = replace(found, model=Model.load(path))
     log.info("comparing with the source on random inputs")
     ours = _ort.runner(path)
     given: dict[str, Any] = {"feeds": found.feeds, "data": found.data, "parts": found.parts}
@@ -237,20 +263,15 @@ def _usable(name: str) -> Converter:
     return converter
 
 
-def _load(path: Path) -> Model:
-    """The child's model, with weights in memory: its folder is about to go."""
-    import onnx_ir as ir
-
-    model = Model.load(path)
-    ir.external_data.load_to_model(model.ir)
-    return model
-
-
 def _digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and digests of its files in name order."""
-    if path.is_dir():
-        parts = sorted(part for part in path.rglob("*") if part.is_file())
-        lines = "".join(f"{part.relative_to(path).as_posix()} {_digest(part)}\n" for part in parts)
+    """SHA-256 of a file; of a folder or a file with data beside it, over the names and digests of all its files."""
+    parts, top = _parts(path), path if path.is_dir() else path.resolve().parent
+    if path.is_dir() or len(parts) > 1:
+        lines = "".join(f"{part.resolve().relative_to(top.resolve()).as_posix()} {_hashed(part)}\n" for part in parts)
         return hashlib.sha256(lines.encode()).hexdigest()
+    return _hashed(path)
+
+
+def _hashed(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

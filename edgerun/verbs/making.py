@@ -14,7 +14,7 @@ from edgerun.checkpoint import Checkpoint
 from edgerun.data import Data, Feeds
 from edgerun.effort import Effort
 from edgerun.errors import GateFailed, Unsupported
-from edgerun.model import Model, without_weights
+from edgerun.model import Model
 from edgerun.passes import Faster, Quantization, Request
 from edgerun.quantize.graphs import plausible
 from edgerun.runtime import Engine, Options, Session, machine
@@ -153,9 +153,11 @@ def loaded(model: Model | str | Path) -> Model:
 
 def opened(graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Session:
     """A session of `graph` for measuring, on this machine, that `lanes` batches go through at once."""
-    data, weights = without_weights(graph)
+    from edgerun import external
+
+    data, weights, folder = external.apart(graph)
     options = Options(max(1, machine.quota() // lanes), LEAN | (EMULATED if emulated else {}))
-    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), options)
+    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights, folder=folder), options)
 
 
 def judged(model: Model, data: Data | None) -> plausible.Judgement:

@@ -13,7 +13,7 @@ from edgerun import __version__, files, registry
 from edgerun.data import Data
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Interval, paired_drop
-from edgerun.model import Model, Step, without_weights
+from edgerun.model import Model, Step
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize import diagnosis
 from edgerun.quantize.diagnosis import Diagnosis, Finding, trials
@@ -193,8 +193,10 @@ def _three(gain: Gain) -> tuple[float, float, float]:
 
 def opened_here(graph: ir.Model) -> Session:
     """A session of the runtime that measures, for a graph in memory; its weights are not copied into the protobuf."""
-    data, weights = without_weights(graph)
-    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights), Options())
+    from edgerun import external
+
+    data, weights, folder = external.apart(graph)
+    return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights, folder=folder), Options())
 
 
 def _require_report() -> None:

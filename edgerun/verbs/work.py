@@ -34,6 +34,14 @@ def heavy(model: Model) -> bool:
     return sum(t.size for t in tensors if t is not None) > LIGHT_WEIGHTS or _macs(model) > LIGHT_MACS
 
 
+def large(model: Model) -> bool:
+    """Whether its weights are over 1.8 GB as floats, which a runtime may make of them: room for one session, not two."""
+    from edgerun import external
+
+    tensors = (value.const_value for value in model.ir.graph.initializers.values())
+    return 4 * sum(t.size for t in tensors if t is not None) > external.ABOVE
+
+
 def _macs(model: Model) -> float:
     """Multiply-accumulates of a run with every symbolic dimension 1; inf when a shape stays unknown."""
     import onnx
