@@ -131,10 +131,11 @@ class Model:
             raise EdgerunError("the model is over 2 GiB", do="save it to a file: weights go beside it")
         return bytes(self.to_proto().SerializeToString(deterministic=True))
 
-    def save(self, path: str | Path) -> None:
-        """Write atomically; weights over 1.8 GB go to `<path>.data`, which is in place before the model is."""
+    def save(self, path: str | Path, beside: int = EXTERNAL_ABOVE) -> None:
+        """Write atomically; weights over 1.8 GB, or `beside` bytes, go to `<path>.data`, which is in place before the
+        model is."""
         path = Path(path)
-        if self.weight_bytes() <= EXTERNAL_ABOVE:
+        if self.weight_bytes() <= beside:
             files.write_bytes(path, self.to_bytes())
             return
         self._save_external(path)
