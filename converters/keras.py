@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _door, _keras_fold, _keras_graph, _keras_import, _keras_walk, _normalize
+from edgerun.converters import _door, _keras_fold, _keras_graph, _keras_import, _keras_taps, _keras_walk, _normalize
 from edgerun.converters._keras_graph import Emit, Graph
 from edgerun.converters._layout import Value
 from edgerun.converters._ort import first_line
@@ -73,13 +73,15 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     if factory is not None:
         _keras_files.fill(getattr(model, "source", model), Path(source))
     try:
-        made = _clean(_write(model, specs, opset, _backend(told)), opset)
+        walk = _keras_walk.Walk(Graph(opset, _backend(told)))
+        made = _clean(_write(model, specs, walk), opset)
     except Unsupported as error:
         return _keras_objects.exported(model, specs, opset, error)
     return Conversion(
         made,
         _runner(model, specs, _output_names(model, specs)),
         _double(model, specs, Path(source) if is_file and factory is None else None),
+        taps=[_keras_taps.of(model, walk.written, lambda inside, names: _runner(inside, specs, names))],
     )
 
 
@@ -120,11 +122,10 @@ def _backend(told: bool) -> str:
     return str(backend.backend()) if told else ""
 
 
-def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) -> onnx.ModelProto:
+def _write(model: Any, specs: Sequence[TensorSpec], walk: _keras_walk.Walk) -> onnx.ModelProto:
     from onnx import helper
 
-    graph = Graph(opset, backend)
-    walk = _keras_walk.Walk(graph)
+    graph, opset = walk.graph, walk.graph.opset
     values = [Value(s.name, tuple(d if isinstance(d, int) else None for d in s.shape), s.dtype) for s in specs]
     results = model.write(walk, values) if hasattr(model, "write") else walk.model(model, values)
     if walk.refused:

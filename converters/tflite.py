@@ -59,7 +59,7 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     model = Model.from_proto(proto)
     ran = Source(path.read_bytes(), net, [spec.name for spec in specs])
     if not _tflite_parity.coded(net):
-        return Conversion(model, ran.run)
+        return Conversion(model, ran.run, taps=[_tflite_parity.taps(net, values, ran)])
     feeds = _tflite_parity.feeds(net, model)
     parts = _tflite_parity.parts(net, values, proto, ran, feeds)
     return Conversion(model, ran.run, feeds=feeds, data=_tflite_parity.DATA, parts=parts)

@@ -193,7 +193,7 @@ def _gate(result: Parity, place: str) -> GateFailed:
         if not o.passed
     ]
     lines += [
-        f"{c.kind}: {c.steps:g} steps, allowed {c.bound} (floats {c.relative_error:.2g})"
+        f"{c.kind}: {c.steps:g} steps, allowed {c.bound} (floats {c.relative_error:.2g}); {c.place}"
         for c in result.codes
         if not c.passed
     ]
