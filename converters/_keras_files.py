@@ -45,6 +45,18 @@ def load(path: Path) -> Any:
         ) from error
 
 
+def structure(path: Path) -> dict[str, Any] | None:
+    """The configuration of a `.keras` file that `load` has read, for `of`; None for an `.h5`, whose form is older."""
+    return _config(path) if zipfile.is_zipfile(path) else None
+
+
+def of(config: Any) -> Any:
+    """The model of a configuration, with weights as they are initialized."""
+    import keras
+
+    return keras.saving.deserialize_keras_object(config, safe_mode=True)
+
+
 def built(factory: str) -> Any:
     """The model that the user's own function builds."""
     import keras

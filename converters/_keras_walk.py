@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgerun.converters._keras_graph import LAYERS, OPS, Emit, Graph
+from edgerun.converters._keras_taps import Written
 from edgerun.converters._layout import Value
 from edgerun.converters._ort import first_line
 from edgerun.errors import Unsupported
@@ -26,11 +27,13 @@ _OPERATORS = {
 
 
 class Walk:
-    """One conversion: the graph being written, and a line in `refused` for everything that cannot be."""
+    """One conversion: the graph being written, a line in `refused` for everything that cannot be, and what is `written`
+    for the results of the model's own graph, nested ones left out."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.refused: list[str] = []
+        self.written: list[Written] = []
         graph.walk = self
 
     def model(self, model: Any, values: Sequence[Value], prefix: str = "") -> list[Value]:
@@ -57,6 +60,9 @@ class Walk:
             results = [Value("", tuple(tensor.shape), tensor.dtype) for tensor in node.outputs]
         # A layer may return a structure of which the graph knows the tensors only.
         known.update({id(tensor): value for tensor, value in zip(node.outputs, results, strict=True)})
+        if not prefix:
+            pairs = zip(node.outputs, results, strict=True)
+            self.written += [Written(tensor, operation, value) for tensor, value in pairs]
 
     def _written(self, operation: Any, args: Any, kwargs: Any, name: str) -> list[Value]:
         if hasattr(operation, "_nodes_by_depth") or hasattr(operation, "_functional"):

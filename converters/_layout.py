@@ -50,6 +50,12 @@ class Value:
         """Sizes between batch and channels, of a channels-last shape."""
         return self.shape[1:-1]
 
+    def lying(self, array: np.ndarray) -> np.ndarray:
+        """The source's array as the ONNX tensor lies."""
+        if self.order is not None:
+            return np.ascontiguousarray(array[:, self.order])
+        return np.ascontiguousarray(np.moveaxis(array, -1, 1)) if self.first else array
+
 
 class Graph:
     """Nodes and initializers under construction; `scope` prefixes their names with what is being written."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
+from edgerun.model import without_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -134,3 +135,15 @@ def infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnx
 
     return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+
+
+def inferred(model: ir.Model) -> ir.Model:
+    """As `infer_shapes`, of a graph that is normalized; weights go from the one into the other without a copy."""
+    import onnx
+    import onnx_ir as ir
+
+    data, weights = without_weights(model)
+    found = ir.from_proto(infer_shapes(onnx.ModelProto.FromString(data)))
+    for name in weights:
+        found.graph.initializers[name].const_value = model.graph.initializers[name].const_value
+    return found

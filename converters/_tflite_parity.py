@@ -20,6 +20,7 @@ from edgerun.converters._tflite_source import Source
 from edgerun.model import Model
 from edgerun.passes import Feeds
 from edgerun.pieces import Part
+from edgerun.taps import Tap, Taps
 
 if TYPE_CHECKING:
     import onnx
@@ -52,6 +53,22 @@ def _behind(net: Net, index: int) -> Quant | None:
     """The codes that an input is rounded to at once."""
     rounded = (o.outputs[0] for o in net.operators if o.kind == "QUANTIZE" and o.inputs[0] == index)
     return next((net.tensors[output].quant for output in rounded), None)
+
+
+def taps(net: Net, values: Mapping[int, Value], source: Source) -> Taps:
+    """What the interpreter computes at every tensor of a net of floats; `values` as in `parts`."""
+    kinds = {index: operator.kind for operator in net.operators for index in operator.outputs}
+
+    def recorded(feeds: Feeds) -> Mapping[str, Tap]:
+        source.invoke(feeds)
+        made = {index: value for index, value in values.items() if index in kinds}
+        return {
+            value.name: Tap(f"the result of {kinds[index]} {net.tensors[index].name!r}", _lying(tensor, value))
+            for index, value in made.items()
+            if (tensor := source.tensor(index)).dtype.kind == "f"
+        }
+
+    return recorded
 
 
 def parts(
@@ -90,9 +107,7 @@ def _lying(array: np.ndarray, value: Value) -> np.ndarray:
     """A tensor of the source as it lies in ONNX."""
     if array.dtype == np.int8 and value.quant is not None and value.quant.zero.dtype == np.uint8:
         array = shifted(array)
-    if value.order is not None:
-        return np.ascontiguousarray(array[:, value.order])
-    return np.ascontiguousarray(np.moveaxis(array, -1, 1)) if value.first else array
+    return value.lying(array)
 
 
 def _piece(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _door, _keras_fold, _keras_graph, _keras_walk, _normalize
+from edgerun.converters import _door, _keras_fold, _keras_graph, _keras_import, _keras_taps, _keras_walk, _normalize
 from edgerun.converters._keras_graph import Emit, Graph
 from edgerun.converters._layout import Value
 from edgerun.converters._ort import first_line
@@ -56,7 +56,7 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     if factory is not None and not is_file:
         raise EdgerunError("a model object needs no factory", got=factory, do="leave factory out")
     told = not is_file or "KERAS_BACKEND" in os.environ
-    os.environ.setdefault("KERAS_BACKEND", "torch")
+    _keras_import.imported()
     for name in _RULES:  # importing one registers its layers and operations
         importlib.import_module(f"edgerun.converters._keras_{name}")
     from edgerun.converters import _keras_files, _keras_objects
@@ -73,11 +73,15 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     if factory is not None:
         _keras_files.fill(getattr(model, "source", model), Path(source))
     try:
-        proto = _clean(_write(model, specs, opset, _backend(told)), opset)
+        walk = _keras_walk.Walk(Graph(opset, _backend(told)))
+        made = _clean(_write(model, specs, walk), opset)
     except Unsupported as error:
         return _keras_objects.exported(model, specs, opset, error)
     return Conversion(
-        Model.from_proto(proto), _runner(model, specs, _output_names(model, specs)), _double(model, specs)
+        made,
+        _runner(model, specs, _output_names(model, specs)),
+        _double(model, specs, Path(source) if is_file and factory is None else None),
+        taps=[_keras_taps.of(model, walk.written, lambda inside, names: _runner(inside, specs, names))],
     )
 
 
@@ -118,11 +122,10 @@ def _backend(told: bool) -> str:
     return str(backend.backend()) if told else ""
 
 
-def _write(model: Any, specs: Sequence[TensorSpec], opset: int, backend: str) -> onnx.ModelProto:
+def _write(model: Any, specs: Sequence[TensorSpec], walk: _keras_walk.Walk) -> onnx.ModelProto:
     from onnx import helper
 
-    graph = Graph(opset, backend)
-    walk = _keras_walk.Walk(graph)
+    graph, opset = walk.graph, walk.graph.opset
     values = [Value(s.name, tuple(d if isinstance(d, int) else None for d in s.shape), s.dtype) for s in specs]
     results = model.write(walk, values) if hasattr(model, "write") else walk.model(model, values)
     if walk.refused:
@@ -161,12 +164,12 @@ def _output_names(model: Any, specs: Sequence[TensorSpec]) -> list[str]:
     return names
 
 
-def _clean(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def _clean(proto: onnx.ModelProto, opset: int) -> Model:
     import onnx_ir as ir
 
     graph = _normalize.normalize(ir.from_proto(proto))
     graph.ir_version = _normalize.ir_version(opset)
-    return _normalize.infer_shapes(ir.to_proto(graph))
+    return Model.of(_normalize.inferred(graph))
 
 
 def _runner(model: Any, specs: Sequence[TensorSpec], names: Sequence[str], dtype: str = "") -> Runner:
@@ -195,16 +198,22 @@ def _runner(model: Any, specs: Sequence[TensorSpec], names: Sequence[str], dtype
     return run
 
 
-def _double(model: Any, specs: Sequence[TensorSpec]) -> Runner | None:
-    """A float64 twin of the model: the same configuration with another dtype policy, the same weights."""
+def _double(model: Any, specs: Sequence[TensorSpec], path: Path | None) -> Runner | None:
+    """A float64 twin of the model: the same configuration with another dtype policy, the same weights.
+
+    The configuration is the file's, where there is one: to write one down again Keras would import TensorFlow.
+    """
     from edgerun import draws
+    from edgerun.converters import _keras_files
 
     try:
-        twin = type(model).from_config(_policy(model.get_config()))
+        told = None if path is None else _keras_files.structure(path)
+        twin = type(model).from_config(_policy(model.get_config())) if told is None else _keras_files.of(_policy(told))
         twin.build(model.input_shape) if not twin.built else None
-        twin.set_weights([_keras_graph.weight(w).astype("float64") for w in model.weights])
+        for variable, known in zip(twin.weights, model.weights, strict=True):
+            variable.assign(_keras_graph.weight(known))
         run = _runner(twin, specs, _output_names(model, specs), "float64")
-        results = run(draws.feeds(specs, draws.sizes(specs, 2, 64), seed=0))
+        results = run(draws.feeds(specs, draws.sizes(specs, 1, 64), seed=0))
     except Exception as error:  # a layer that fixes float32 somewhere
         log.info("the source does not run in float64: %s", first_line(error))
         return None

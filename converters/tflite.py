@@ -77,7 +77,9 @@ def _converted(
     model = _told(Model.from_proto(proto), data, net)
     ran = Source(data, net, [spec.name for spec in specs])
     if not _tflite_parity.coded(net):
-        return _hybrid(model, ran, data, net) if _tflite_hybrid.weights(net) else Conversion(model, ran.run)
+        if _tflite_hybrid.weights(net):
+            return _hybrid(model, ran, data, net)
+        return Conversion(model, ran.run, taps=[_tflite_parity.taps(net, values, ran)])
     feeds = _tflite_parity.feeds(net, model)
     parts = _tflite_parity.parts(net, values, proto, ran, feeds)
     return Conversion(model, ran.run, feeds=feeds, data=_tflite_parity.DATA, parts=parts)

@@ -141,11 +141,12 @@ class Model:
         self._tell()
         return external.apart(self.ir)
 
-    def save(self, path: str | Path) -> None:
-        """Write atomically; weights over 1.8 GB go to a file beside it, one at a time (`edgerun.external.write`)."""
+    def save(self, path: str | Path, beside: int | None = None) -> None:
+        """Write atomically; weights over 1.8 GB, or over `beside` bytes, go to a file beside it, one at a time
+        (`edgerun.external.write`)."""
         from edgerun import external
 
-        if not self.is_large():
+        if self.weight_bytes() <= (external.ABOVE if beside is None else beside):
             external.replace(Path(path), self.to_bytes())
             return
         self._tell()

@@ -51,7 +51,7 @@ class CodesParity:
     """All pieces that end in one kind of the source's operators, each fed with what the source fed it.
 
     `steps` is the largest difference of codes, `differing` of `elements` codes differ at all; `relative_error` is that
-    of floats made of codes; `bound` are the steps that pass.
+    of floats made of codes; `bound` are the steps that pass. `place` tells the first piece that does not pass.
     """
 
     kind: str
@@ -61,6 +61,7 @@ class CodesParity:
     steps: float
     relative_error: float
     bound: int
+    place: str = ""
 
     @property
     def passed(self) -> bool:
@@ -142,7 +143,11 @@ def _pieces(parts: Iterable[Part]) -> tuple[CodesParity, ...]:
         so_far = so_far or CodesParity(part.kind, 0, 0, 0, 0.0, 0.0, part.steps)
         for name, want in part.wanted.items():
             difference = Difference.of(want, value := _same_shape(name, want, got))
-            if want.dtype.kind == "f":
+            floats = want.dtype.kind == "f"
+            beyond = difference.relative_error > PLAIN["float32"] if floats else difference.max_error > part.steps
+            if beyond and not so_far.place:
+                so_far = replace(so_far, place=_place(name, want, value))
+            if floats:
                 error = max(so_far.relative_error, difference.relative_error)
                 so_far = replace(so_far, relative_error=error)
                 continue
@@ -154,6 +159,14 @@ def _pieces(parts: Iterable[Part]) -> tuple[CodesParity, ...]:
             )
         kinds[part.kind] = replace(so_far, pieces=so_far.pieces + 1)
     return tuple(kinds[kind] for kind in sorted(kinds))
+
+
+def _place(name: str, want: np.ndarray, value: np.ndarray) -> str:
+    """Where in the value called so the two differ most, and both numbers."""
+    errors = np.abs(want.astype(np.float64) - value.astype(np.float64))
+    index = np.unravel_index(int(np.where(np.isnan(errors), np.inf, errors).argmax()), want.shape)
+    at = [int(i) for i in index]
+    return f"value {name!r} at {at}: the source has {want[index]:.6g}, the model {value[index]:.6g}"
 
 
 def _judge(name: str, dtype: str, total: Sequence[Difference], judged64: bool) -> OutputParity:

@@ -26,6 +26,7 @@ from edgerun.verbs import devices
 from edgerun.verbs.folding import folded
 
 __all__ = ["Parity", "convert"]
+BESIDE = 1 << 28  # bytes of weights beyond which they are written without a copy of them in memory
 log = logging.getLogger("edgerun")
 LARGE = 1 << 30  # bytes of a source from which on its files are mapped, and what is made of it is renamed
 
@@ -153,7 +154,7 @@ def convert_here(
     path = Path(folder) / "model.onnx"
     if "classes" not in found.model.ir.metadata_props and (classes := contracts.class_names(found.model)):
         found.model.ir.metadata_props["classes"] = json.dumps(classes)
-    found.model.save(path)
+    found.model.save(path, beside=BESIDE)
     if found.model.is_large():  # from here on the file's, mapped: what the converter made need not stay in memory
         found = replace(found, model=Model.load(path))
     log.info("comparing with the source on random inputs")
@@ -166,6 +167,8 @@ def convert_here(
         raise GateFailed(error.what, got=f"{error.got}{place}", wanted=error.wanted, do=error.do) from error
     if not result.passed:
         raise _gate(result, _divergence(found))
+    model, told = found.model, found.told
+    del found, ours, given  # the source's weights are free to go
     options: Mapping[str, Any] = {
         "source": Path(source).name if isinstance(source, str) else type(source).__name__,
         "inputs": inputs,
@@ -173,15 +176,15 @@ def convert_here(
         "opset": opset,
         **({} if signature is None else {"signature": signature}),
         "parity": result.to_json(),
-        **found.told,
+        **told,
     }
     before = _digest(Path(source)) if isinstance(source, str) else ""
-    step = Step(f"converters/{name}", __version__, options, before, found.model.digest())
-    made = _with_contract(found.model.with_step(step), contract)
+    step = Step(f"converters/{name}", __version__, options, before, model.digest())
+    made = _with_contract(model.with_step(step), contract)
     if fold:
         log.info("moving the preprocessing into the graph, and comparing on pictures")
         made = folded(made)
-    made.save(path)
+    made.save(path, beside=BESIDE)
 
 
 def _with_contract(model: Model, contract: Mapping[str, Any] | None) -> Model:
@@ -227,7 +230,7 @@ def _gate(result: Parity, place: str) -> GateFailed:
         if not o.passed
     ]
     lines += [
-        f"{c.kind}: {c.steps:g} steps, allowed {c.bound} (floats {c.relative_error:.2g})"
+        f"{c.kind}: {c.steps:g} steps, allowed {c.bound} (floats {c.relative_error:.2g}); {c.place}"
         for c in result.codes
         if not c.passed
     ]

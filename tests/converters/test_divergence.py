@@ -156,3 +156,40 @@ def test_tracing_names_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     _plant(monkeypatch, lambda proto: _add(proto, "2.one/Gemm", 3e-4))
     with pytest.raises(GateFailed, match=r"node '2.one/Gemm' \(Gemm\), the result of 2.one \(Linear\)"):
         convert(net, inputs=["input:float32[batch,4]"])
+
+
+def _operator(op_type: str, other: str) -> Callable[[onnx.ModelProto], None]:
+    """The first operator of that type becomes another one."""
+
+    def change(proto: onnx.ModelProto) -> None:
+        next(node for node in proto.graph.node if node.op_type == op_type).op_type = other
+
+    return change
+
+
+def test_keras_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels lie first inside; the folded BatchNormalization and the nested model agree before it."""
+    keras = pytest.importorskip("keras")
+    inner = keras.Sequential([keras.layers.Input((8, 8, 3)), keras.layers.Conv2D(3, 3, name="first")], name="inner")
+    x = keras.Input((8, 8, 3))
+    y = keras.layers.BatchNormalization(name="norm")(keras.layers.Conv2D(5, 3, name="conv")(inner(x)))
+    y = keras.layers.Dropout(0.5)(keras.layers.ReLU(name="cut")(y))
+    net = keras.Model(x, keras.layers.Dense(2, name="last")(keras.layers.Flatten()(y)))
+    _plant(monkeypatch, _operator("Relu", "Softplus"))
+    with pytest.raises(GateFailed, match="does not compute what its source computes") as caught:
+        convert(net)
+    told = str(caught.value.got)
+    assert "first difference: node 'cut/Relu' (Softplus), the result of cut (ReLU): at [" in told
+    assert "the source has" in told and "2 values before it agree" in told
+
+
+def test_tflite_names_the_operator(lite: Any, tf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = tf.constant(RNG.standard_normal((3, 3, 3, 4)), tf.float32)
+    path = lite(lambda x: tf.nn.softmax(tf.nn.elu(tf.nn.conv2d(x, w, 1, "SAME"))), (None, 8, 8, 3))
+    _plant(monkeypatch, _operator("Elu", "Softplus"))
+    from edgerun.verbs.convert import convert_here
+
+    with pytest.raises(GateFailed) as caught:
+        convert_here(str(path), str(path.parent), "tflite", [], None, 20)
+    told = str(caught.value.got)
+    assert "(Softplus), the result of ELU " in told and "1 values before it agree" in told
