@@ -18,7 +18,7 @@ from edgerun.targets import _onnxruntime_float8 as float8
 from edgerun.targets import _onnxruntime_ort as optimized
 from edgerun.targets import _onnxruntime_providers as providers
 from edgerun.targets import _onnxruntime_settings as setting
-from edgerun.targets._onnxruntime_session import OrtSession, first_line
+from edgerun.targets._onnxruntime_session import OrtSession, first_line, too_little
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
@@ -75,7 +75,8 @@ def compile(model: Model, options: Options) -> Engine:
     """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
     optimized graph in its own format.
 
-    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends), PROVIDER (CPU,
+    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends), SPINNING (0 or 1:
+    whether threads wait busily), PROVIDER (CPU,
     CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA), graph_optimization_level,
     enable_mem_pattern, enable_cpu_mem_arena, and the runtime's own session.*, optimization.* and mlas.* keys.
     """
@@ -181,7 +182,7 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     """The runtime's own session, on the provider of `options` and with their settings where no others are given."""
     settings, chosen = settings or _settings(options), providers.choice(options)
     providers.require(_runtime(), chosen)
-    if options.extra.get(setting.MEMORY) == setting.SMALL:
+    if setting.lean(options):
         machine.give_back_at_once()
     if optimized.is_one(engine.payload):
         optimized.admit(engine.payload, device())
@@ -192,9 +193,10 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
         settings.add_external_initializers(list(engine.weights), list(map(_value, engine.weights.values())))
     try:
         listed = chosen.listed(settings.intra_op_num_threads)
-        session = _runtime().InferenceSession(
-            source, settings, providers=listed, enable_fallback=0, disabled_optimizers=faulty
-        )
+        with setting.bounded(_runtime(), settings, options, engine.payload):
+            session = _runtime().InferenceSession(
+                source, settings, providers=listed, enable_fallback=0, disabled_optimizers=faulty
+            )
     except _errors() as error:
         raise _refused(error) from error
     session.disable_fallback()
@@ -206,6 +208,8 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
 
 
 def _refused(error: Exception) -> EdgerunError:
+    if short := too_little(error, "opening it"):
+        return short
     kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
     return kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first")
 
