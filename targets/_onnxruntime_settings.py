@@ -24,7 +24,7 @@ LEVELS = {
 MEMORY, SMALL = "MEMORY", "small"
 SPINNING = "SPINNING"
 ARENA = "enable_cpu_mem_arena"
-FORMATS = ("onnx", "ort")  # what `compile` makes
+FORMATS = ("onnx", "ort", "context")  # what `compile` makes
 # It reads bytes that Python has given up by then: a segmentation fault with 1.31.
 REFUSED = {"session.use_ort_model_bytes_directly": "load an .ort file by its name: it is mapped, not copied"}
 SPINS = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")

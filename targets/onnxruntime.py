@@ -64,7 +64,10 @@ def check(model: Model) -> list[Issue]:
     """Nodes that the CPU provider cannot run, each with the runtime's reason; nothing is folded or executed."""
     from edgerun.passes import Issue
     from edgerun.targets import _alone as alone
+    from edgerun.targets import _onnxruntime_context as context
 
+    if made := list(context.issues(model.to_proto(), _runtime())):
+        return made
     reason = _refusal(model.to_bytes())
     if reason is None:
         return []
@@ -73,16 +76,20 @@ def check(model: Model) -> list[Issue]:
 
 def compile(model: Model, options: Options) -> Engine:
     """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
-    optimized graph in its own format.
+    optimized graph in its own format, with FORMAT=context what a provider that compiles ahead made of it.
 
-    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends), SPINNING (0 or 1:
-    whether threads wait busily), PROVIDER (CPU,
-    CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA), graph_optimization_level,
-    enable_mem_pattern, enable_cpu_mem_arena, and the runtime's own session.*, optimization.* and mlas.* keys.
+    Keys: FORMAT (onnx, ort or context), MEMORY (small: what a run needs goes back to the system when it ends), SPINNING
+    (0 or 1: whether threads wait busily), PROVIDER (CPU, CUDA, TENSORRT, XNNPACK, OPENVINO or QNN), DEVICE (of the last
+    two), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA), graph_optimization_level, enable_mem_pattern,
+    enable_cpu_mem_arena, and the runtime's own session.*, optimization.* and mlas.* keys.
     """
+    from edgerun.targets import _onnxruntime_context as context
+
     here = {**device(), **providers.choice(options).device()}
     if optimized.wanted(options):
         data = optimized.compiled(model, options, here, _open, _runtime())
+    elif context.wanted(options):
+        data = context.compiled(model, options, _open, _runtime())
     else:
         data = model.to_bytes()
     return Engine("onnxruntime", data, model.inputs, model.outputs, here, model.digest())
@@ -208,8 +215,10 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
 
 
 def _refused(error: Exception) -> EdgerunError:
-    if short := too_little(error, "opening it"):
-        return short
+    from edgerun.targets import _onnxruntime_context as context
+
+    if known := too_little(error, "opening it") or context.foreign(error):
+        return known
     kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
     return kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first")
 
