@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 HISTORY, PREPROCESSING = "edgerun.history", "edgerun.preprocessing"
 WHOLE_BYTES = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16})  # TensorProto types that are not packed
+# What a provider compiled stands in a model as bytes (EPContext); onnx_ir would say so in every step.
+logging.getLogger("onnx_ir.serde").addFilter(lambda record: "ep_cache_context" not in record.getMessage())
 
 
 @dataclass(frozen=True)

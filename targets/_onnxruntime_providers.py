@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from edgerun.passes import Issue
 
 # Our keys in Options.extra.
-PROVIDER, TF32, GRAPH = "PROVIDER", "TF32", "CUDA_GRAPH"
-KEYS = frozenset({PROVIDER, TF32, GRAPH})
+PROVIDER, TF32, GRAPH, DEVICE = "PROVIDER", "TF32", "CUDA_GRAPH", "DEVICE"
+KEYS = frozenset({PROVIDER, TF32, GRAPH, DEVICE})
 RECORD = "session.record_ep_graph_assignment_info"  # the runtime's key: without it, it doesn't say where nodes run
 
 
@@ -28,7 +28,9 @@ class Provider:
 
     `library` is the part of the file's name that holds it ("": the runtime itself does; else a GPU's). `said` are its
     options that are never left to it, `switches` ours by name with its own. It has what is in `always` and cannot be
-    told otherwise. What it leaves is offered to `then` before the CPU. `install` says how to get it.
+    told otherwise. What it leaves is offered to `then` before the CPU. `install` says how to get it. `devices` are the
+    hardware that it may run on, the first where nothing is said, each with the options that say so. `threads` is its
+    option for how many, where its pool is its own. It compiles models ahead where it makes `contexts`.
     """
 
     name: str
@@ -38,6 +40,9 @@ class Provider:
     switches: Mapping[str, str] = field(default_factory=dict)
     always: frozenset[str] = frozenset()
     then: tuple[str, ...] = ()
+    devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    threads: str = ""
+    contexts: bool = False
 
 
 _GPU = "pip install 'onnxruntime-gpu[cuda,cudnn]' in place of onnxruntime"
@@ -50,20 +55,38 @@ PROVIDERS = {
     ),
     "TENSORRT": Provider(
         "TensorrtExecutionProvider", f"{_GPU}, and the TensorRT that it was built with", "tensorrt",
-        always=frozenset({TF32}), then=("CUDA",),
+        always=frozenset({TF32}), then=("CUDA",), contexts=True,
     ),
-    "XNNPACK": Provider("XnnpackExecutionProvider", "build ONNX Runtime with --use_xnnpack"),
+    "XNNPACK": Provider(
+        "XnnpackExecutionProvider", "build ONNX Runtime with --use_xnnpack", threads="intra_op_num_threads"
+    ),
+    # Its GPU and NPU compute in float16 where nothing is said; ACCURACY keeps what the model says.
+    "OPENVINO": Provider(
+        "OpenVINOExecutionProvider", "pip install onnxruntime-openvino in place of onnxruntime",
+        threads="num_of_threads",
+        devices={
+            "CPU": {"device_type": "CPU", "precision": "FP32"},
+            **{name: {"device_type": name, "precision": "ACCURACY"} for name in ("GPU", "NPU")},
+        },
+        contexts=True,
+    ),
+    "QNN": Provider(
+        "QNNExecutionProvider", "pip install onnxruntime-qnn in place of onnxruntime, on a Qualcomm device",
+        devices={"HTP": {"backend_type": "htp"}, "GPU": {"backend_type": "gpu"}, "CPU": {"backend_type": "cpu"}},
+        contexts=True,
+    ),
 }  # fmt: skip
 
-WANTED = f"{PROVIDER}={'|'.join(PROVIDERS)}, {TF32}=0|1, {GRAPH}=0|1"
+WANTED = f"{PROVIDER}={'|'.join(PROVIDERS)}, {TF32}=0|1, {GRAPH}=0|1, {DEVICE}=CPU|GPU|NPU|HTP"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The provider that is asked for, by our name, and its switches that are on."""
+    """The provider that is asked for, by our name, its switches that are on, and its hardware ("" where it has one)."""
 
     key: str
     on: frozenset[str]
+    hardware: str = ""
 
     @property
     def provider(self) -> Provider:
@@ -81,8 +104,9 @@ class Choice:
         for key in (self.key, *self.provider.then):
             of = PROVIDERS[key]
             said = dict(of.said) | {name: str(int(ours in self.on)) for ours, name in of.switches.items()}
-            if key == "XNNPACK":  # its pool is its own, beside the session's
-                said["intra_op_num_threads"] = str(threads)
+            said |= of.devices.get(self.hardware, {})
+            if of.threads:
+                said[of.threads] = str(threads)
             found.append((of.name, said))
         return found
 
@@ -94,6 +118,7 @@ class Choice:
             "provider": self.key,
             "flags": " ".join(f"{key.lower()}={int(key in self.on)}" for key in (TF32, GRAPH)),
         }
+        told |= {"hardware": self.hardware} if self.hardware else {}
         if self.provider.library and cuda.missing() is None:
             gpu = cuda.gpu()
             capability, version = ("{}.{}".format(*pair) for pair in (gpu.capability, gpu.cuda))
@@ -119,7 +144,13 @@ def choice(options: Options) -> Choice:
             names = " or ".join(name for name, other in PROVIDERS.items() if switch in {*other.switches, *other.always})
             raise EdgerunError(f"{PROVIDER}={key} has no {switch}", got=f"{switch}=1", wanted=f"{PROVIDER}={names}")
         on |= {switch} if value == "1" else set()
-    return Choice(key, frozenset(on))
+    hardware = options.extra.get(DEVICE, next(iter(of.devices), ""))
+    if hardware and hardware not in of.devices:
+        if not of.devices:
+            names = " or ".join(name for name, other in PROVIDERS.items() if other.devices)
+            raise EdgerunError(f"{PROVIDER}={key} has one {DEVICE}", got=hardware, wanted=f"{PROVIDER}={names}")
+        raise unknown(f"device of {PROVIDER}={key}", hardware, of.devices)
+    return Choice(key, frozenset(on), hardware)
 
 
 def require(runtime: Any, chosen: Choice) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.runtime import Session, TensorSpec, dtypes
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ NUMBERS = {
     "bfloat16": 16, "float8_e4m3fn": 17, "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20, "uint4": 21,
     "int4": 22, "float4_e2m1fn": 23, "float8_e8m0fnu": 24, "uint2": 25, "int2": 26,
 }  # fmt: skip
+_ENDED = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
 _TYPE = re.compile(r"(?P<optional>optional\()?(?P<sequence>seq\()?tensor\((?P<dtype>\w+)\)+")
 
 
@@ -38,6 +39,8 @@ class OrtSession(Session):
     `graphs` are its CUDA graphs, where it has any; `left` the nodes that run elsewhere than asked for; `how` the
     runtime's RunOptions of every run.
     """
+
+    saves = f"{Session.saves}; an .ort file (edgerun compile) is mapped, not copied; or a larger bound"
 
     def __init__(
         self, runtime: Any, session: Any, errors: tuple[type[Exception], ...], streams: int = 1,
@@ -129,8 +132,21 @@ def specs(arguments: Any) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
+def too_little(error: Exception, when: str) -> GateFailed | None:
+    """What an arena that ends where the bound on memory does says of it; None for other exceptions."""
+    if (found := _ENDED.search(str(error))) is None:
+        return None
+    left, asked = (f"{int(number) / 1e6:.1f} MB" for number in found.groups())
+    return GateFailed(
+        f"the model needs more memory than it may have: {when} was stopped", got=f"{asked} asked for, {left} left",
+        wanted="within Options.max_rss (--max-rss)", do=OrtSession.saves,
+    )  # fmt: skip
+
+
 def refused(error: Exception) -> EdgerunError:
     """What a run's exception says."""
+    if short := too_little(error, "a run"):
+        return short
     return EdgerunError("ONNX Runtime could not run these feeds", got=first_line(error))
 
 

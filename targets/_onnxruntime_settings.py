@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from edgerun.errors import EdgerunError, Unsupported
@@ -18,16 +22,20 @@ LEVELS = {
     "off": "ORT_DISABLE_ALL",
 }
 MEMORY, SMALL = "MEMORY", "small"
+SPINNING = "SPINNING"
 ARENA = "enable_cpu_mem_arena"
-FORMATS = ("onnx", "ort")  # what `compile` makes
+FORMATS = ("onnx", "ort", "context")  # what `compile` makes
 # It reads bytes that Python has given up by then: a segmentation fault with 1.31.
 REFUSED = {"session.use_ort_model_bytes_directly": "load an .ort file by its name: it is mapped, not copied"}
 FOLDER = "session.model_external_initializers_file_folder_path"
 PREPACKING = "session.disable_prepacking"
-SPINNING = "session.intra_op.allow_spinning"
+SPINS = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
+SHARED = "session.use_env_allocators"  # the arena that was registered last, in place of one of the session's own
+_REGISTERING = threading.Lock()
+EXACT = 1  # kSameAsRequested: an arena grows by what is asked for, and not to the next power of two
 WANTED = (
-    f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {ARENA}=0|1, {MEMORY}={SMALL}, {FORMAT}={'|'.join(FORMATS)}, "
-    f"{providers.WANTED}, a session.*, optimization.* or mlas.* key"
+    f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {ARENA}=0|1, {MEMORY}={SMALL}, {SPINNING}=0|1, "
+    f"{FORMAT}={'|'.join(FORMATS)}, {providers.WANTED}, a session.*, optimization.* or mlas.* key"
 )
 
 
@@ -39,8 +47,8 @@ def settings(runtime: Any, options: Options) -> Any:
     found.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     found.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
     # A spinning thread spends the quota that the others need; one thread alone has none to wait for.
-    if SPINNING not in options.extra and found.intra_op_num_threads > 1 and machine.quota() < machine.visible():
-        found.add_session_config_entry(SPINNING, "0")
+    if found.intra_op_num_threads > 1 and machine.quota() < max(machine.visible(), found.intra_op_num_threads):
+        found.add_session_config_entry(SPINS[0], "0")
     if providers.choice(options).key != "CPU":
         found.add_session_config_entry(providers.RECORD, "1")
         runtime.set_default_logger_severity(4)
@@ -53,6 +61,9 @@ def settings(runtime: Any, options: Options) -> Any:
             raise Unsupported(f"{key} is not safe from Python", got=value, do=REFUSED[key])
         if key == OPTIMIZATION and value in LEVELS:
             found.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
+        elif key == SPINNING and value in ("0", "1"):
+            for name in SPINS:
+                found.add_session_config_entry(name, value)
         elif key in (PATTERN, ARENA) and value in ("0", "1"):
             setattr(found, key, value == "1")
         elif key.startswith(("session.", "optimization.", "mlas.")):
@@ -71,12 +82,37 @@ def unpacked(settings: Any, options: Options) -> None:
         settings.add_session_config_entry(PREPACKING, "1")
 
 
+def lean(options: Options) -> bool:
+    """Whether memory counts more than time: freed blocks go back to the system, and so does what a run allocated."""
+    return options.extra.get(MEMORY) == SMALL or bool(options.max_rss and providers.choice(options).key == "CPU")
+
+
+@contextmanager
+def bounded(runtime: Any, settings: Any, options: Options, payload: bytes | Path) -> Iterator[None]:
+    """The session that is made inside, of `settings`, has an arena of its own, which ends where `options.max_rss` does:
+    at what the process may hold beyond now and the weights, which lie outside and are as large as `payload`."""
+    if not (options.max_rss and lean(options) and settings.enable_cpu_mem_arena):
+        yield
+        return
+    from edgerun.runtime import memory
+
+    kind = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+    settings.add_session_config_entry(SHARED, "1")
+    with _REGISTERING:
+        weights = len(payload) if isinstance(payload, bytes) else payload.stat().st_size
+        room = max(1, options.max_rss - memory.held() - weights)
+        arena = runtime.OrtArenaCfg({"max_mem": room, "arena_extend_strategy": EXACT})
+        runtime.create_and_register_allocator(kind, arena)  # replaces the last one, which its sessions keep
+        yield
+
+
 def runs(runtime: Any, options: Options) -> Any:
-    """RunOptions of `runtime` for every run, or None. With MEMORY=small what a run allocated goes back when it ends."""
-    if options.extra.get(MEMORY) != SMALL:
+    """RunOptions of `runtime` for every run, or None. Where memory is short, what a run took goes back at its end."""
+    if not lean(options):
         return None
     if providers.choice(options).key != "CPU":
         raise Unsupported(f"{MEMORY}={SMALL} is of the CPU's memory", got=f"{providers.PROVIDER} as well")
     found = runtime.RunOptions()
-    found.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    if options.extra.get(ARENA) != "0":
+        found.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return found

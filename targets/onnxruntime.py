@@ -18,7 +18,7 @@ from edgerun.targets import _onnxruntime_float8 as float8
 from edgerun.targets import _onnxruntime_ort as optimized
 from edgerun.targets import _onnxruntime_providers as providers
 from edgerun.targets import _onnxruntime_settings as setting
-from edgerun.targets._onnxruntime_session import OrtSession, first_line
+from edgerun.targets._onnxruntime_session import OrtSession, first_line, too_little
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
@@ -64,7 +64,10 @@ def check(model: Model) -> list[Issue]:
     """Nodes that the CPU provider cannot run, each with the runtime's reason; nothing is folded or executed."""
     from edgerun.passes import Issue
     from edgerun.targets import _alone as alone
+    from edgerun.targets import _onnxruntime_context as context
 
+    if made := list(context.issues(model.to_proto(), _runtime())):
+        return made
     reason = _refusal(*model.parts())
     if reason is None:
         return []
@@ -73,16 +76,21 @@ def check(model: Model) -> list[Issue]:
 
 def compile(model: Model, options: Options) -> Engine:
     """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
-    optimized graph in its own format.
+    optimized graph in its own format, with FORMAT=context what a provider that compiles ahead made of it.
 
-    Keys: FORMAT (onnx or ort), MEMORY (small: what a run needs goes back to the system when it ends,
-    and weights in files of their own stay there), PROVIDER (CPU,
-    CUDA, TENSORRT or XNNPACK), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA), graph_optimization_level,
-    enable_mem_pattern, enable_cpu_mem_arena, and the runtime's own session.*, optimization.* and mlas.* keys.
+    Keys: FORMAT (onnx, ort or context), MEMORY (small: what a run needs goes back to the system when it ends, and
+    weights in files of their own stay there), SPINNING (0 or 1: whether threads wait busily), PROVIDER (CPU, CUDA,
+    TENSORRT, XNNPACK, OPENVINO or QNN), DEVICE (of the last two), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA),
+    graph_optimization_level, enable_mem_pattern, enable_cpu_mem_arena, and the runtime's own session.*, optimization.*
+    and mlas.* keys.
     """
+    from edgerun.targets import _onnxruntime_context as context
+
     here = {**device(), **providers.choice(options).device()}
     if optimized.wanted(options):
         data, weights, folder = optimized.compiled(model, options, here, _open, _runtime()), dict[str, Any](), None
+    elif context.wanted(options):
+        data, weights, folder = context.compiled(model, options, _open, _runtime()), {}, None
     else:
         data, weights, folder = model.parts()
     door = model.inputs, model.outputs
@@ -188,7 +196,7 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     """The runtime's own session, on the provider of `options` and with their settings where no others are given."""
     settings, chosen = settings or _settings(options), providers.choice(options)
     providers.require(_runtime(), chosen)
-    if options.extra.get(setting.MEMORY) == setting.SMALL:
+    if setting.lean(options):
         machine.give_back_at_once()
         if isinstance(engine.payload, Path) and not optimized.is_one(engine.payload) and guard.beside(engine.payload):
             setting.unpacked(settings, options)
@@ -205,9 +213,10 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
         settings.add_external_initializers(list(engine.weights), list(map(_value, engine.weights.values())))
     try:
         listed = chosen.listed(settings.intra_op_num_threads)
-        session = _runtime().InferenceSession(
-            source, settings, providers=listed, enable_fallback=0, disabled_optimizers=faulty
-        )
+        with setting.bounded(_runtime(), settings, options, engine.payload):
+            session = _runtime().InferenceSession(
+                source, settings, providers=listed, enable_fallback=0, disabled_optimizers=faulty
+            )
     except _errors() as error:
         raise _refused(error) from error
     session.disable_fallback()
@@ -219,6 +228,10 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
 
 
 def _refused(error: Exception) -> EdgerunError:
+    from edgerun.targets import _onnxruntime_context as context
+
+    if known := too_little(error, "opening it") or context.foreign(error):
+        return known
     kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
     return kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,22 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...
             raise click.BadParameter(f"{key} is given twice")
         found[key] = value
     return found
+
+
+def max_rss(function: Command) -> Command:
+    """`--max-rss SIZE`: bytes, as a number `max_rss`; 0 where nothing is said."""
+    return click.option(
+        "--max-rss", default="0", metavar="SIZE", callback=_bytes,
+        help="Exit 1 if the process holds more memory than this, as 200MB or 1.5GiB; keep below it where possible.",
+    )(function)  # fmt: skip
+
+
+def _bytes(ctx: click.Context, parameter: click.Parameter, given: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kMG])(i?)B?|B)?", given.strip(), re.IGNORECASE)
+    if found is None:
+        raise click.BadParameter(f"{given!r} is no size, as 200MB or 1.5GiB")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmg".index((unit or " ").lower()))
 
 
 def sizes(given: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:

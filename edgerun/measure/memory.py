@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from contextlib import suppress
 
 from edgerun.errors import Unsupported
+from edgerun.runtime import memory
 
 
 def peak_rss() -> int:
     """The largest resident set of this process so far, in bytes. Raises Unsupported where the system cannot tell."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage: there a process that was started by a large one inherits that one's peak.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    with suppress(Unsupported):
+        return memory.peak()
     return _rusage("RUSAGE_SELF")
 
 

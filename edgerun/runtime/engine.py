@@ -20,18 +20,23 @@ class Options:
     number of threads for the most runs a second.
     `sizes` are the least, the usual and the most of a model's symbolic dimensions by name, for targets that compile for
     a range of sizes; others take any size whatever stands here.
+    `max_rss` bounds the resident memory of the whole process in bytes (0: no bound): targets hold what they can below
+    it, and `edgerun.load` measures. A model that opens, or a run that ends, above it is a GateFailed.
     """
 
     threads: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     streams: int = 1
+    max_rss: int = 0
 
     def __post_init__(self) -> None:
         if self.streams < 1:
             raise EdgerunError("the number of streams is no number of runs", got=self.streams, wanted="1 or more")
         if self.threads < 0:
             raise EdgerunError("the number of threads is negative", got=self.threads, wanted="0 (the quota) or more")
+        if self.max_rss < 0:
+            raise EdgerunError("the bound on memory is no size", got=self.max_rss, wanted="bytes, or 0 for no bound")
         for name, size in self.sizes.items():
             if len(size) != 3 or not 0 < size[0] <= size[1] <= size[2]:
                 raise EdgerunError(f"{name!r} has no range of sizes", got=size, wanted="(least, usual, most) from 1 on")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, GateFailed
 from edgerun.runtime import arrays, dtypes
 from edgerun.runtime.spec import TensorSpec
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Self  # Python 3.11; a device may have 3.10
 
     from edgerun.runtime.lanes import Lanes
+    from edgerun.runtime.memory import Bound
 
 Outputs = dict[str, np.ndarray]
 
@@ -37,9 +38,12 @@ class Session(ABC):
     this class checks what goes in, so that no backend has to.
     """
 
+    saves = "smaller feeds, fewer streams, or a model that edgerun compress made smaller"  # what would hold less memory
+
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1) -> None:
         self.inputs, self.outputs, self.streams = inputs, outputs, streams
         self._closed = False
+        self._rss: Bound | None = None
         self._specs = [_Input(spec) for spec in inputs]
         self._bound: list[_Bound] = []
         self._lanes: Lanes | None = None
@@ -61,9 +65,18 @@ class Session(ABC):
 
         `out` names arrays that outputs are written into (C-contiguous, of the right dtype and shape); the same arrays
         again cost the least. A sequence is a list of arrays, an absent optional None.
-        Raises EdgerunError for a missing or surplus input, a wrong dtype or a wrong shape.
+        Raises EdgerunError for a missing or surplus input, a wrong dtype or a wrong shape, and GateFailed where memory
+        went above its bound.
         """
         self._check_open()
+        if self._rss is None:
+            return self._ran(feeds, out)
+        self._rss.begin()
+        outputs = self._ran(feeds, out)
+        self._rss.require("in a run", self.saves)
+        return outputs
+
+    def _ran(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None) -> Outputs:
         if out is None:
             return self._run(self._checked(feeds))
         try:
@@ -110,6 +123,16 @@ class Session(ABC):
         started, times = self._started(), runs * self.streams
         for future in [started.submit(lambda: self.run(feeds), limited=False) for _ in range(times)]:
             future.result()
+
+    def within(self, bound: Bound) -> Self:
+        """Hold every run from now on to `bound`. Raises GateFailed, the session closed, where opening it went above."""
+        try:
+            bound.require("when it opened the model", self.saves)
+        except GateFailed:
+            self.close()
+            raise
+        self._rss = bound
+        return self
 
     def close(self) -> None:
         """Let runs in flight end, then end the session and free its memory; a later run raises EdgerunError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgerun import guard, ort_file, registry
@@ -27,8 +28,9 @@ def load(
     targets, or "auto" for all, mean the first whose engine agrees with the reference: the model is compiled, which
     takes more than a device install has. With `isolated` it lives in a process of its own: a crash there is an
     EdgerunError here, and so is a run of more than `timeout` seconds; the next run starts a new process
-    (`runtime.isolated.IsolatedSession`).
-    Raises EdgerunError when the file is refused and Unsupported when the target is not available; never falls back.
+    (`runtime.isolated.IsolatedSession`). `options.max_rss` bounds what the process holds, with `isolated` the model's.
+    Raises EdgerunError when the file is refused, Unsupported when the target is not available, and GateFailed where
+    memory goes above its bound; never falls back.
     """
     options = options or Options()
     if isolated:
@@ -38,13 +40,23 @@ def load(
         return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout)
     if timeout is not None:
         raise EdgerunError("only an isolated session can be ended", got=f"timeout={timeout}", do="isolated=True")
+    if not isinstance(source, Engine) and (target == "auto" or not isinstance(target, str | None)):
+        source, target = _chosen(source, target, replace(options, max_rss=0)), None
+    if options.max_rss:
+        from edgerun.runtime.memory import Bound
+
+        bound = Bound(options.max_rss)
+        return _opened(source, target, options).within(bound)
+    return _opened(source, target, options)
+
+
+def _opened(source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options) -> Session:
     if isinstance(source, Engine):
         if target not in (None, source.target):
             raise EdgerunError("the engine was compiled for another target", got=source.target, wanted=str(target))
         return registry.target(source.target).load(source, options)
     payload = source if isinstance(source, bytes) else Path(source)
-    if target == "auto" or not isinstance(target, str | None):
-        return load(_chosen(payload, target, options), None, options)
+    assert isinstance(target, str | None)
     name = target or target_for(".onnx" if isinstance(payload, bytes) else payload.suffix)
     found = registry.target(name)
     if isinstance(payload, Path):
@@ -80,8 +92,8 @@ def target_for(suffix: str) -> str:
     raise EdgerunError("no target reads this kind of file", got=suffix or "a name without a suffix", wanted=wanted)
 
 
-def _chosen(payload: bytes | Path, target: str | Sequence[str], options: Options) -> Engine:
+def _chosen(source: str | Path | bytes, target: str | Sequence[str], options: Options) -> Engine:
     from edgerun.model import Model
     from edgerun.verbs.compile import compile
 
-    return compile(Model.from_bytes(payload) if isinstance(payload, bytes) else payload, target, options)
+    return compile(Model.from_bytes(source) if isinstance(source, bytes) else source, target, options)

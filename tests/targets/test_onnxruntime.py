@@ -54,6 +54,8 @@ def test_threads_and_spinning_follow_the_quota(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(machine, "quota", lambda: 4)
     assert not settings_has(target._settings(Options(3)), "session.intra_op.allow_spinning")
     assert target._settings(Options(3)).intra_op_num_threads == 3
+    more = target._settings(Options(8))  # than there are: one that spins keeps another from its core
+    assert more.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def settings_has(settings: object, key: str) -> bool:

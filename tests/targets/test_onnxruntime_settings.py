@@ -34,12 +34,35 @@ def test_little_memory_changes_no_result(dense: Model) -> None:
             np.testing.assert_array_equal(session.run(X, out)["y"], wanted)
 
 
+def test_a_bound_on_memory_chooses_the_arena(dense: Model) -> None:
+    """One of its own that ends, exact steps, what a run took given back; none where the arena is off or on a GPU."""
+    runtime, engine = target._runtime(), target.compile(dense, Options(1))
+    for extra, wanted in (({}, "1"), ({"enable_cpu_mem_arena": "0"}, ""), ({"PROVIDER": "XNNPACK"}, "")):
+        options = Options(1, extra, max_rss=1 << 34)
+        settings = setting.settings(runtime, options)
+        with setting.bounded(runtime, settings, options, engine.payload):
+            pass
+        try:
+            shared = settings.get_session_config_entry(setting.SHARED)
+        except RuntimeError:  # nobody has said it
+            shared = ""
+        assert shared == wanted
+    bounded, plain = (edgerun.load(engine, options=Options(1, max_rss=most)) for most in (1 << 34, 0))
+    np.testing.assert_array_equal(bounded.run(X)["y"], plain.run(X)["y"])
+    off = edgerun.load(engine, options=Options(1, {"enable_cpu_mem_arena": "0", "MEMORY": "small"}, max_rss=1 << 34))
+    np.testing.assert_array_equal(off.run(X)["y"], plain.run(X)["y"])
+
+
 def test_the_runtime_is_told(dense: Model) -> None:
     runtime = target._runtime()
     asked = setting.runs(runtime, Options(1, {"MEMORY": "small"}))
     assert asked.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "cpu:0"
     assert setting.runs(runtime, Options(1)) is None
     assert setting.settings(runtime, Options(1, {"enable_cpu_mem_arena": "0"})).enable_cpu_mem_arena is False
+    for value in "01":
+        said = setting.settings(runtime, Options(2, {"SPINNING": value}))
+        for pool in ("intra_op", "inter_op"):
+            assert said.get_session_config_entry(f"session.{pool}.allow_spinning") == value
     spinning = Options(2, {"session.intra_op.allow_spinning": "0"})
     assert setting.settings(runtime, spinning).get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
@@ -48,6 +71,7 @@ def test_the_runtime_is_told(dense: Model) -> None:
     ("extra", "kind", "message"),
     [
         ({"MEMORY": "tiny"}, EdgerunError, "MEMORY=tiny"),
+        ({"SPINNING": "off"}, EdgerunError, "SPINNING=0|1"),
         ({"enable_cpu_mem_arena": "no"}, EdgerunError, "enable_cpu_mem_arena=0|1"),
         ({"FORMAT": "tflite"}, EdgerunError, "FORMAT=tflite"),
         ({"MEMORY": "small", "PROVIDER": "XNNPACK"}, Unsupported, "XNNPACK"),
