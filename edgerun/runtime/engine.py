@@ -20,12 +20,15 @@ class Options:
     number of threads for the most runs a second.
     `sizes` are the least, the usual and the most of a model's symbolic dimensions by name, for targets that compile for
     a range of sizes; others take any size whatever stands here.
+    `usual` are the shapes that most feeds have, by input: targets whose kernels are faster for known shapes have them
+    ready for these. Feeds of other shapes run as ever.
     """
 
     threads: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     streams: int = 1
+    usual: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.streams < 1:
@@ -62,7 +65,7 @@ class Engine:
     `check` is the comparison with the reference that it passed (None: opened from a file, or not compared);
     `weights` are initializers that `payload` names as external, given as arrays instead of in a file.
     `elements` are the types of the tensors in an ONNX payload, as numbers of onnx.TensorProto.DataType (None: nobody
-    has looked).
+    has looked). `usual` are the shapes of feeds, by input, that kernels are ready for.
     """
 
     target: str
@@ -74,3 +77,4 @@ class Engine:
     check: SelfCheck | None = None
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     elements: frozenset[int] | None = None
+    usual: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
