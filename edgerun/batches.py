@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,16 @@ def _joined(pieces: list[Feeds]) -> Feeds:
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
+def fitted(feeds: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], place: int = 0) -> Feeds:
+    """`feeds` in these shapes, by name: of a longer axis the `place`-th piece of that length, a shorter one repeats."""
+    found = dict(feeds)
+    for name, shape in shapes.items():
+        for axis, size in enumerate(shape):
+            if (have := found[name].shape[axis]) != size:
+                found[name] = found[name].take((place * size + np.arange(size)) % have, axis)
+    return found
+
+
 class Digest:
     """SHA-256 of feeds in order: every input's bytes, and its runs of equal row shapes."""
 
@@ -58,6 +68,11 @@ class Digest:
                 runs[-1][1] += len(array)
             else:
                 runs.append([shape, len(array)])
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the rows of every input have had one shape until now."""
+        return all(len(runs) == 1 for runs in self._runs.values())
 
     def hexdigest(self) -> str:
         parts = [[s.name, s.dtype, self._runs[s.name], self._hashes[s.name].hexdigest()] for s in self._inputs]

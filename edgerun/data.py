@@ -53,7 +53,7 @@ class Data:
         self.inputs, self.batch = tuple(inputs), batch
         self.random = isinstance(source, sources.Random)
         self._source, self._fixed, self._limit = source, fixed, limit
-        self._samples, self._digest = source.samples, ""
+        self._samples, self._digest, self._uniform = source.samples, "", False
         self._hashed = Digest(self.inputs)
         self._labels: np.ndarray | None = None
         if self._samples is not None:
@@ -97,7 +97,7 @@ class Data:
             hashed.update(feeds)
             yield feeds if self.batch else {name: array[0] for name, array in feeds.items()}
         self._refuse_too_few(count)
-        self._samples, self._digest = count, hashed.hexdigest()
+        self._samples, self._digest, self._uniform = count, hashed.hexdigest(), hashed.uniform
 
     @property
     def digest(self) -> str:
@@ -109,6 +109,12 @@ class Data:
             for _ in self:
                 continue
         return self._digest
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all samples have the same shapes; as free as the digest."""
+        _ = self.digest
+        return self._uniform
 
     @property
     def digest_so_far(self) -> str:

@@ -101,6 +101,7 @@ def told(graph: Any) -> dict[str, Any]:
         known: dict[str, Any] = json.loads(graph.get_rt_info(["edgerun"]).value)
         for door in ("inputs", "outputs"):
             known[door] = tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in known[door])
+        known["usual"] = {name: tuple(shape) for name, shape in known.get("usual", {}).items()}
         return known
     except (ValueError, TypeError, KeyError) as error:
         raise EdgerunError("the model's rt_info/edgerun is damaged", got=repr(error), do="compile it again") from error

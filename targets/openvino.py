@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
-from edgerun.runtime import Engine, Options, Session, machine
+from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.targets import _alone as alone
 from edgerun.targets import _cpu
 from edgerun.targets import _openvino_dynamic as dynamic
@@ -22,6 +23,7 @@ from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_options as asked
 from edgerun.targets import _openvino_profile as counters
+from edgerun.targets import _openvino_shapes as shapes
 from edgerun.targets._openvino_session import OvSession
 
 if TYPE_CHECKING:
@@ -106,11 +108,13 @@ def compile(model: Model, options: Options) -> Engine:
         "digest": digest,
         "weights": ir.DIGEST,
     }
+    if usual := shapes.known(model.inputs, options.usual):
+        told["usual"] = usual
     graph.set_rt_info(json.dumps(told, sort_keys=True), ["edgerun"])
     xml, weights = ir.serialized(graph)
     payload = ir.MAGIC + len(xml).to_bytes(8, "little") + xml + weights
     here = {**device(), **asked.choice(options).told()}
-    return Engine("openvino", payload, model.inputs, model.outputs, here, digest)
+    return Engine("openvino", payload, model.inputs, model.outputs, here, digest, usual=usual)
 
 
 def save(engine: Engine, path: Path) -> None:
@@ -130,11 +134,15 @@ def save(engine: Engine, path: Path) -> None:
 def load(engine: Engine, options: Options) -> Session:
     """A session with a request a stream, in f32 where the model is float and no other precision is asked for.
 
-    Raises EdgerunError when it is refused, and Unsupported where the device asked for is missing: no other is used.
+    Kernels are ready for the usual shapes that `options` or the file tell (`_openvino_shapes`). Raises EdgerunError when it is refused, and Unsupported where the device asked for is missing: no other is used.
     """
     graph = _read(engine.payload)
-    compiled, streams = _compiled(graph, options), asked.choice(options).streams
-    return OvSession(compiled, *ir.door(graph), streams or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+    usual = _usual(graph, options)
+    if not usual:
+        return _opened(graph, options, ir.door(graph))
+    door = ir.door(graph)
+    ready = _opened(shapes.settled(graph, usual), options, door)
+    return shapes.ShapedSession(ready, usual, lambda: _opened(graph, options, door))
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
@@ -144,17 +152,20 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
     """
     if (device := asked.choice(options).device) != "CPU":
         raise Unsupported("kernels are told apart on the CPU alone", got=device, do=f"profile with {asked.DEVICE}=CPU")
-    graph = _read(engine.payload)
+    graph, feeds = _read(engine.payload), iter(feeds)
+    door, usual, first = ir.door(graph), _usual(graph, options), next(feeds, None)
+    if first is None:
+        raise EdgerunError("nothing to profile", got="no feeds", wanted="at least one")
+    if usual and all(first[name].shape == shape for name, shape in usual.items()):
+        graph = shapes.settled(graph, usual)
     source = counters.Graph(graph)
     compiled = _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"}))
     runs: list[list[Any]] = []
-    with OvSession(compiled, *ir.door(graph)) as session:
-        for feed in feeds:
+    with OvSession(compiled, *door) as session:
+        for feed in itertools.chain([first], feeds):
             for _ in range(1 if runs else 2):
                 session.run(feed)
                 runs.append(list(session.kernels()))
-    if not runs:
-        raise EdgerunError("nothing to profile", got="no feeds", wanted="at least one")
     return counters.kernels(source, compiled.get_runtime_model(), runs)
 
 
@@ -164,6 +175,15 @@ def _read(payload: bytes | Path) -> Any:
     fake_quantize.fuse(graph)
     dynamic.fuse(graph, payload)
     return graph
+
+
+def _usual(graph: Any, options: Options) -> dict[str, tuple[int, ...]]:
+    return shapes.known(ir.door(graph)[0], options.usual or ir.told(graph).get("usual", {}))
+
+
+def _opened(graph: Any, options: Options, door: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]) -> OvSession:
+    compiled, streams = _compiled(graph, options), asked.choice(options).streams
+    return OvSession(compiled, *door, streams or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
 
 
 def _compiled(graph: Any, options: Options) -> Any:

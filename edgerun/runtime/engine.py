@@ -22,6 +22,8 @@ class Options:
     a range of sizes; others take any size whatever stands here.
     `max_rss` bounds the resident memory of the whole process in bytes (0: no bound): targets hold what they can below
     it, and `edgerun.load` measures. A model that opens, or a run that ends, above it is a GateFailed.
+    `usual` are the shapes that most feeds have, by input: targets whose kernels are faster for known shapes have them
+    ready for these. Feeds of other shapes run as ever.
     """
 
     threads: int = 0
@@ -29,6 +31,7 @@ class Options:
     sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     streams: int = 1
     max_rss: int = 0
+    usual: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.streams < 1:
@@ -68,7 +71,7 @@ class Engine:
     `weights` are initializers that `payload` names as external, given as arrays instead of in a file; `folder` is where
     the files lie that it names besides.
     `elements` are the types of the tensors in an ONNX payload, as numbers of onnx.TensorProto.DataType (None: nobody
-    has looked).
+    has looked). `usual` are the shapes of feeds, by input, that kernels are ready for.
     """
 
     target: str
@@ -81,3 +84,4 @@ class Engine:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     folder: Path | None = None
     elements: frozenset[int] | None = None
+    usual: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgerun import __version__, registry
+from edgerun.batches import fitted
 from edgerun.data import Data, Feeds
 from edgerun.errors import EdgerunError
 from edgerun.measure import attribution, brief
@@ -37,6 +38,7 @@ FEWEST, MOST = 10, 30
 Progress = Callable[[str, int, int], None]
 Kept = Mapping[str, str]  # node -> why it stays float
 EngineOf = Callable[[], Engine]
+Usual = Mapping[str, tuple[int, ...]]  # Options.usual
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,13 @@ class Clock:
 
     def __init__(
         self, original: Model | str | Path, target: str, feed: Feeds, timings: Timings, budget: Budget,
-        began: float, progress: Progress,
+        began: float, progress: Progress, usual: Usual,
     ) -> None:  # fmt: skip
         self.budget, self.timings, self.took = budget, timings, perf_counter() - began
         self.target, self._target, self._feed, self._progress = target, registry.target(target), feed, progress
         self.float = functools.cache(lambda: self._float(original))
+        # Both sides know the shapes that the result will know.
+        self._options = Options(1, usual=usual)
         self.timed = False
 
     @property
@@ -123,7 +127,7 @@ class Clock:
 
     def compiled(self, model: Model) -> Engine:
         """The engine of `model`."""
-        return self._target.compile(model, Options(1))
+        return self._target.compile(model, self._options)
 
     def known(self, label: str) -> list[brief.Session]:
         """The sessions of `label` that were timed before."""
@@ -170,16 +174,16 @@ class Clock:
         return [Layer(tuple(nodes), saved, cause) for nodes, saved, cause in told["layers"]], told["total"]
 
     def _profile(self, engine: Engine) -> list[Any]:
-        with self._target.load(engine, Options(1)) as session:
+        with self._target.load(engine, self._options) as session:
             session.run(self._feed)
             start = perf_counter()
             session.run(self._feed)
             count = int(np.clip(PROFILE / (perf_counter() - start), FEWEST, MOST))
-        return self._target.profile(engine, itertools.repeat(self._feed, count), Options(1))
+        return self._target.profile(engine, itertools.repeat(self._feed, count), self._options)
 
     @contextmanager
     def _opened(self, engine: EngineOf) -> Iterator[Callable[[], object]]:
-        with self._target.load(engine(), Options(1)) as session:
+        with self._target.load(engine(), self._options) as session:
             yield lambda: session.run(self._feed)
 
     def _float(self, original: Model | str | Path) -> Engine:
@@ -189,13 +193,15 @@ class Clock:
 
 
 def clock_for(
-    original: Model | str | Path, rules: Model, target: str, feed: Feeds, preset: str, began: float, progress: Progress
-) -> Clock:
+    original: Model | str | Path, rules: Model, target: str, feed: Feeds, preset: str, began: float, progress: Progress,
+    usual: Usual,
+) -> Clock:  # fmt: skip
     """A clock for the compression of `original` that gave `rules` and began at `began` (perf_counter)."""
     last, device = rules.history[-1], dict(registry.target(target).device())
     shapes = {name: [array.dtype.name, *array.shape] for name, array in feed.items()}
-    key = {"float": last.before, "rules": last.after, "device": device, "edgerun": __version__, "feed": shapes}
-    return Clock(original, target, feed, Timings(key), BUDGETS[preset], began, progress)
+    key = {"float": last.before, "rules": last.after, "device": device, "edgerun": __version__, "feed": shapes,
+           "usual": {name: list(shape) for name, shape in usual.items()}}  # fmt: skip
+    return Clock(original, target, feed, Timings(key), BUDGETS[preset], began, progress, usual)
 
 
 def feed_for(inputs: Sequence[TensorSpec], data: Data | None) -> Feeds:
@@ -205,12 +211,22 @@ def feed_for(inputs: Sequence[TensorSpec], data: Data | None) -> Feeds:
     """
     if data is None:
         return next(iter(feeds_for(inputs, "", "random:1", batch=1)))
-    feed = dict(next(iter(data.in_batches(1))))
-    for spec in inputs:
-        for axis, dim in enumerate(spec.shape):
-            if isinstance(dim, int) and feed[spec.name].shape[axis] != dim:
-                feed[spec.name] = feed[spec.name].take(np.arange(dim) % feed[spec.name].shape[axis], axis)
-    return feed
+    feed = next(iter(data.in_batches(1)))
+    own = {s.name: [d if isinstance(d, int) else n for d, n in zip(s.shape, feed[s.name].shape, strict=True)]
+           for s in inputs}  # fmt: skip
+    return fitted(feed, own)
+
+
+def usual_shapes(inputs: Sequence[TensorSpec], data: Data | None) -> dict[str, tuple[int, ...]]:
+    """The shapes of most feeds on the device, as far as they are known: as `inputs` say, else those of all samples of
+    `data`, one at a time. {} where samples differ in what is left open, or nothing says it."""
+    first = 0 if data is None or data.batch is None else 1
+    if data is not None and any(isinstance(dim, str) for s in inputs for dim in s.shape[first:]) and not data.uniform:
+        return {}
+    try:
+        return {name: array.shape for name, array in feed_for(inputs, data).items()}
+    except EdgerunError:  # noise needs every size
+        return {}
 
 
 def judged(clock: Clock, engines: Mapping[str, EngineOf], name: str, digest: str = "") -> Speed:

@@ -19,7 +19,7 @@ from edgerun.passes import Feeds, Finishing, Issue, Target, Writing
 from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.verbs import work
 from edgerun.verbs.auto import AUTO, candidates, first
-from edgerun.verbs.judging import Pair, judged
+from edgerun.verbs.judging import Pair, apart
 from edgerun.verbs.truths import HEAVY, Truth, truths
 from edgerun.verbs.written_out import or_written_out
 
@@ -176,7 +176,7 @@ def self_check(
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
             try:
-                return judged(session, engine.target, truth.label, truth.pairs, rounds, near)
+                return apart(session, engine.target, truth.label, truth.parts, rounds, near)
             except GateFailed as error:
                 refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises

@@ -124,9 +124,9 @@ def compress(
         told["device"] = where.name
     if idle:
         told["engine"] = f"compiled, not run: {idle}"
-    making = Making(name, original, target, rules, data, judged(first, data), ranges, frozenset(keep_float),
-                    PRESETS[preset], told, progress, hold)  # fmt: skip
     inputs = fixed(first.inputs, sizes)
+    making = Making(name, original, target, rules, data, inputs, judged(first, data), ranges, frozenset(keep_float),
+                    PRESETS[preset], told, progress, hold)  # fmt: skip
     del first
     made = making.whole({})
     if placement == "clock" and not idle:
@@ -151,7 +151,8 @@ def _timed(
     except EdgerunError as error:  # noise needs every size
         clocked(clock.not_timed(error))
         return made
-    own = clock.clock_for(making.original.source, made[0], making.target, feed, preset, began, making.progress)
+    told, usual = making.progress, clock.usual_shapes(inputs, making.data)
+    own = clock.clock_for(making.original.source, made[0], making.target, feed, preset, began, told, usual)
     made, speed = placements.held(made, own, space, allow_slower=allow_slower)
     clocked(replace(speed, reason=speed.reason or own.timings.lost))
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,17 @@ def judged(
         )
     shapes = dict.fromkeys(_shapes(feed) for feed in feeds)
     return SelfCheck(label, len(pairs), tuple(shapes), worst, error.relative_error, error.sqnr_db)
+
+
+def apart(
+    session: Session, target: str, label: str, parts: Sequence[Sequence[Pair]], rounds: bool, exact: Exact | None = None
+) -> SelfCheck:
+    """`judged`, each of `parts` for itself, since each is computed by kernels of its own: the worst of them, with the
+    runs and shapes of all."""
+    found = [judged(session, target, label, part, rounds, exact) for part in parts if part]
+    worst = min(found, key=lambda check: check.sqnr_db if rounds else -check.relative_error)
+    shapes = dict.fromkeys(shape for check in found for shape in check.shapes)
+    return replace(worst, runs=sum(check.runs for check in found), shapes=tuple(shapes))
 
 
 def _as_near(

@@ -17,9 +17,9 @@ from edgerun.errors import GateFailed, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Faster, Quantization, Request
 from edgerun.quantize.graphs import plausible
-from edgerun.runtime import Engine, Options, Session, machine
+from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.verbs import proof
-from edgerun.verbs.clock import Kept
+from edgerun.verbs.clock import Kept, usual_shapes
 from edgerun.verbs.placements import Made, Search
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Original:
 class Making:
     """How a model becomes a compressed one: the pass `name` with the target's `rules`, on `data` (None: without).
 
-    `judgement` is what the data's preprocessing looks like; `told` goes into every history; `hold` stands for the pass
+    `inputs` have the sizes that the device runs, as far as they were told; `judgement` is what the data's preprocessing looks like; `told` goes into every history; `hold` stands for the pass
     where a bound on the drop is to be held.
     """
 
@@ -72,6 +72,7 @@ class Making:
     target: str
     rules: Quantization
     data: Data | None
+    inputs: tuple[TensorSpec, ...]
     judgement: plausible.Judgement
     ranges: str
     keep_float: frozenset[str]
@@ -127,16 +128,17 @@ class Making:
         return asked
 
     def _proven(self, result: Model) -> Engine:
+        usual = usual_shapes(self.inputs, self.data)
         # Two batches apart from each other: neighbours may show nothing, both of them.
         few = list(itertools.islice(self.data or (), 0, 6, 5))
         try:
-            return proof.proven(result, self.original.source, self.target, few, MEASURER)
+            return proof.proven(result, self.original.source, self.target, few, MEASURER, usual)
         except GateFailed:
             # Two pictures without anything in them leave but noise to compare: many together do not.
             many = self._spread(MANY)
             if len(many) <= len(few):
                 raise
-            return proof.proven(result, self.original.source, self.target, many, MEASURER)
+            return proof.proven(result, self.original.source, self.target, many, MEASURER, usual)
 
     def _spread(self, count: int) -> list[Feeds]:
         """As many batches as that, from all over the data."""

@@ -33,12 +33,13 @@ def proven(
     target: str,
     feeds: Sequence[Mapping[str, np.ndarray]],
     measurer: str,
+    usual: Mapping[str, tuple[int, ...]],
 ) -> Engine:
-    """The engine of `result`, compared with the reference on `feeds`.
+    """The engine of `result`, for feeds that are `usual`, compared with the reference on `feeds`.
 
     Where no engine of the target runs, it is compiled, and the graph itself is compared with the target `measurer`.
     """
-    options = Options(sizes=_sizes(result, feeds))
+    options = Options(sizes=_sizes(result, feeds), usual=usual)
     if registry.target(target).runnable():
         engine = built(result, target, options)
         compile(result, measurer, feeds=feeds, original=original)

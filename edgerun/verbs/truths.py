@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgerun import draws, registry
+from edgerun.batches import fitted
 from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds
 from edgerun.runtime import Engine, Options, Session, dtypes
@@ -19,15 +21,22 @@ if TYPE_CHECKING:
 
 LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
 BATCHES = (1, 3)
+SINGLES = 4  # feeds of usual shapes that are cut out of others
+Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Feeds with their true outputs, and who says so."""
+    """Feeds with their true outputs, and who says so; an engine computes each of `parts` with other kernels."""
 
     target: str
     label: str
-    pairs: list[Pair]
+    parts: tuple[list[Pair], ...]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Those of all parts."""
+        return [pair for part in self.parts for pair in part]
 
 
 def truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds]) -> Iterator[Truth]:
@@ -42,7 +51,7 @@ def truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds
         if name == engine.target and dict(own.extra) == dict(options.extra):
             continue
         try:
-            truth = _computed(name, own, model, options, feeds)
+            truth = _computed(name, own, model, options, feeds, engine.usual)
         except EdgerunError as error:
             reasons.append(f"{name}: {error.what}: {error.got}")
             continue
@@ -63,12 +72,35 @@ def truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds
         )
 
 
-def _computed(name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds]) -> Truth:
+def _computed(name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds], usual: Shapes) -> Truth:
     target, settings = registry.target(name), Options(options.threads, own.extra)
     with target.load(target.compile(model, settings), settings) as session:
         pairs = [(feed, session.run(feed)) for feed in feeds] if feeds else _drawn(model, session, options.sizes)
+        parts = _apart(pairs, usual, session)
     extra = "".join(f", {key}={value}" for key, value in own.extra.items())
-    return Truth(name, f"{name} {target.device()['version']}{extra}", pairs)
+    return Truth(name, f"{name} {target.device()['version']}{extra}", parts)
+
+
+def _apart(pairs: list[Pair], usual: Shapes, session: Session) -> tuple[list[Pair], ...]:
+    """Pairs of the usual shapes, which an engine has kernels ready for, and of others: where the model takes both,
+    neither is empty."""
+    if not usual:
+        return (pairs,)
+    ready = [pair for pair in pairs if _usual(pair[0], usual)]
+    others = [pair for pair in pairs if not _usual(pair[0], usual)]
+    if not ready:
+        feeds = [fitted(pairs[0][0], usual, place) for place in range(SINGLES)]
+        ready = [(feed, session.run(feed)) for feed in feeds]
+    elif not others:
+        longer = {name: (2 * shape[0], *shape[1:]) for name, shape in usual.items() if shape}
+        with contextlib.suppress(EdgerunError):  # of a model without an open batch
+            feed = fitted(pairs[0][0], longer)
+            others = [(feed, session.run(feed))]
+    return ready, others
+
+
+def _usual(feed: Feeds, usual: Shapes) -> bool:
+    return all(feed[name].shape == tuple(shape) for name, shape in usual.items())
 
 
 def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
