@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.model import without_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -142,8 +141,10 @@ def inferred(model: ir.Model) -> ir.Model:
     import onnx
     import onnx_ir as ir
 
-    data, weights = without_weights(model)
+    from edgerun import external
+
+    data, weights = external.split(model)
     found = ir.from_proto(infer_shapes(onnx.ModelProto.FromString(data)))
-    for name in weights:
-        found.graph.initializers[name].const_value = model.graph.initializers[name].const_value
+    for name, tensor in weights.items():
+        found.graph.initializers[name].const_value = tensor
     return found

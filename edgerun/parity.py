@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 FACTOR = 4.0  # how much larger than the source's own rounding error the converted model's may be
 FLOOR = 1e-5  # relative error that always passes when judged against float64
 PLAIN = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2}  # without a float64 reference; other dtypes: equal
+CEILING = {
+    "float64": 1e-4,
+    "float32": 1e-2,
+    "float16": 5e-2,
+}  # beyond it, an error is none of rounding, whoever made it
 DRAWS = 3
 
 
@@ -84,19 +89,34 @@ class Parity:
         """Did every output, and every piece, pass?"""
         return all(output.passed for output in self.outputs) and all(kind.passed for kind in self.codes)
 
+    @property
+    def inconclusive(self) -> str:
+        """Of which outputs the source itself loses so much on these inputs that they prove nothing; "" of none."""
+        lost = [o for o in self.outputs if o.source_error and o.bound and FACTOR * o.source_error > o.bound]
+        return "; ".join(
+            f"the source's own {o.name!r} is off by {o.source_error:.2g} of its largest value" for o in lost
+        )
+
     def to_json(self) -> dict[str, Any]:
         """JSON values, as they stand in a Step's options."""
         return asdict(self)
 
     @classmethod
-    def of(cls, model: Model) -> Parity:
-        """The parity of the model's latest conversion, out of its history. Raises EdgerunError when it has none."""
+    def from_json(cls, told: Mapping[str, Any]) -> Parity:
+        """What `to_json` gave."""
+        outputs = tuple(OutputParity(**output) for output in told["outputs"])
+        codes = tuple(CodesParity(**kind) for kind in told.get("codes", ()))
+        return cls(told["reference"], told["data"], tuple(told["shapes"]), outputs, codes)
+
+    @classmethod
+    def of(cls, model: Model, key: str = "parity") -> Parity:
+        """The parity of the model's latest conversion, out of its history ("parity on data": on the data given).
+
+        Raises EdgerunError when it has none.
+        """
         for step in reversed(model.history):
-            if "parity" in step.options:
-                found = dict(step.options["parity"])
-                outputs = tuple(OutputParity(**output) for output in found.pop("outputs"))
-                codes = tuple(CodesParity(**kind) for kind in found.get("codes", ()))
-                return cls(found["reference"], found["data"], tuple(found["shapes"]), outputs, codes)
+            if key in step.options:
+                return cls.from_json(step.options[key])
         raise EdgerunError("the model's history holds no conversion", do="run edgerun convert on its source")
 
 
@@ -173,7 +193,7 @@ def _judge(name: str, dtype: str, total: Sequence[Difference], judged64: bool) -
     value, source, direct = total
     if judged64 and dtype in PLAIN and math.isfinite(source.max_error):
         own = source.relative_error
-        return _output(name, value, own, max(FACTOR * own, FLOOR))
+        return _output(name, value, own, min(max(FACTOR * own, FLOOR), CEILING[dtype]))
     # No float64, or the source itself overflows where float64 does not: then it must be the source that is met.
     return _output(name, direct, None, PLAIN.get(dtype, 0.0))
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from edgerun.verbs.convert import Parity
 
 
 @click.command()
@@ -45,6 +49,11 @@ import click
     help="Move scale, mean, std, channel order and layout into the graph: the input becomes uint8 NHWC.",
 )
 @click.option(
+    "--data",
+    metavar="FILE.npz|FOLDER|MODULE:CALLABLE",
+    help="Inputs of your own to compare on, beside random ones: the first 32 samples.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=900,
@@ -70,12 +79,12 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
 def command(
     source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str | None,
-    device: str | None, opset: int | None, trust: bool, preprocessing: Path | None, fold: bool,
+    device: str | None, opset: int | None, trust: bool, preprocessing: Path | None, fold: bool, data: str | None,
     timeout: float, memory_cap: float, reproduction: Path | None, signature: str | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring a trained model in: PyTorch, Keras, TensorFlow, TFLite, scikit-learn or ONNX to checked ONNX.
 
-    Ends with a comparison with the source on random inputs; when that fails, nothing is written (exit 1).
+    Ends with a comparison with the source on random inputs, and on --data; when one fails, nothing is written (exit 1).
     """
     from edgerun.sandbox import Limits
     from edgerun.verbs.convert import Parity, convert
@@ -87,21 +96,29 @@ def command(
         model = convert(
             source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, device=device,
             opset=opset, trust=trust, preprocessing=preprocessing, fold_preprocessing=fold, force=force,
-            reproduction=reproduction, signature=signature,
+            reproduction=reproduction, signature=signature, data=data,
             limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
         )  # fmt: skip
     finally:
         logging.getLogger("edgerun").removeHandler(progress)
-    parity = Parity.of(model)
+    step = next(step for step in reversed(model.history) if "parity" in step.options)
+    compared = {key: Parity.of(model, key) for key in ("parity", "parity on data") if key in step.options}
     if as_json:
         doors = {"inputs": [str(s) for s in model.inputs], "outputs": [str(s) for s in model.outputs]}
         routes = next(({"routes": s.options["routes"]} for s in model.history if "routes" in s.options), {})
-        told = {"output": str(output), "passed": parity.passed, **doors, "preprocessing": model.preprocessing}
-        click.echo(json.dumps({**told, **routes, **parity.to_json()}))
+        told = {"output": str(output), "passed": all(parity.passed for parity in compared.values()), **doors,
+                "preprocessing": model.preprocessing}  # fmt: skip
+        drawn, *own = (parity.to_json() for parity in compared.values())
+        click.echo(json.dumps({**told, **routes, **drawn, **({"on data": own[0]} if own else {})}))
         return
     click.echo(f"{output}: {', '.join(map(str, model.inputs))} -> {', '.join(map(str, model.outputs))}")
     if model.preprocessing is not None:
         click.echo(f"preprocessing: {json.dumps(model.preprocessing)}")
+    for parity in compared.values():
+        _table(parity)
+
+
+def _table(parity: Parity) -> None:
     precision = "float64" if parity.reference == "float64" else "its own precision"
     click.echo(f"compared with the source in {precision} on {len(parity.shapes)} draws; {parity.data}")
     click.echo(f"{'output':<24}{'max abs error':>15}{'relative error':>16}{'allowed':>10}{'SQNR':>12}")

@@ -12,17 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgerun import __version__, contracts, divergence, files, guard, parity, registry, sandbox
-from edgerun.converters import _ort
+import numpy as np
+
+from edgerun import __version__, contracts, files, guard, registry, sandbox
 from edgerun.converters._normalize import OLDEST_OPSET
 from edgerun.devices import Device
-from edgerun.errors import EdgerunError, GateFailed, Unsupported
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model, Step
 from edgerun.parity import Parity
-from edgerun.passes import Choosing, Conversion, Converter, Trusting
+from edgerun.passes import Choosing, Converter, Trusting
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
-from edgerun.verbs import devices
+from edgerun.verbs import devices, proving
 from edgerun.verbs.folding import folded
 
 __all__ = ["Parity", "convert"]
@@ -47,6 +48,7 @@ def convert(
     force: bool = False,
     reproduction: str | Path | None = None,
     signature: str | None = None,
+    data: Any = None,
     limits: sandbox.Limits | None = None,
 ) -> Model:
     """Convert a model file, or a framework's model object, to a Model; write it to `output` when that is given.
@@ -59,7 +61,8 @@ def convert(
     `reproduction` is a Python file to write when the framework cannot export the model: the smallest part that fails.
     `signature` names the one to convert of a SavedModel or a TFLite file that holds several.
     `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
-    user. The figures of the comparison with the source are in the history: `Parity.of(model)`.
+    user. `data`, of any kind that `edgerun.data.open_data` takes (for a file: a path, `module:callable` or a mapping
+    of arrays), is compared on beside random inputs. The figures are in the history: `Parity.of(model)`.
     `preprocessing` is the contract that the model keeps (or a file that `edgerun.contracts` reads), else what the
     source tells of it; `fold_preprocessing` moves its arithmetic into the graph (`edgerun.verbs.folding`).
 
@@ -99,12 +102,13 @@ def convert(
             if is_file:
                 arguments = {"source": str(Path(source).resolve()), "folder": temporary, "name": name,
                              "inputs": texts, "factory": factory, "opset": wanted, "trust": trust,
-                             "contract": contract, "fold": fold_preprocessing,
-                             "signature": signature}  # fmt: skip
+                             "contract": contract, "fold": fold_preprocessing, "signature": signature,
+                             "data": _kept(data, folder)}  # fmt: skip
                 within = replace(limits or sandbox.Limits(), mapped=size if size > LARGE else 0)
                 sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, within)
             else:
-                convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing)
+                convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing,
+                             data=data)  # fmt: skip
         except Unsupported:
             if reproduction is not None and (program := folder / "reproduction.py").is_file():
                 files.write_bytes(Path(reproduction), program.read_bytes())
@@ -118,6 +122,19 @@ def convert(
     if output is not None:
         model.save(output)
     return model
+
+
+def _kept(data: Any, folder: Path) -> str | None:
+    """Where the child finds `data`: arrays go into `folder`."""
+    if isinstance(data, Mapping):
+        np.savez(folder / "given.npz", **data)
+        return str(folder / "given.npz")
+    if data is None:
+        return None
+    if isinstance(data, (str, Path)):
+        return str(Path(data).resolve()) if Path(data).exists() else str(data)
+    raise EdgerunError("these data do not reach the process that reads the file", got=type(data).__name__,
+                       wanted="a path, module:callable or a mapping of arrays")  # fmt: skip
 
 
 def _parts(source: Path) -> list[Path]:
@@ -139,6 +156,7 @@ def _moved(made: Path, output: str | Path | None) -> Model:
 def convert_here(
     source: Any, folder: str, name: str, inputs: list[str], factory: str | None, opset: int, trust: bool = False,
     contract: Mapping[str, Any] | None = None, fold: bool = False, signature: str | None = None,
+    data: Any = None,
 ) -> None:  # fmt: skip
     """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
     specs, converter = [TensorSpec.parse(text) for text in inputs], registry.converter(name)
@@ -157,34 +175,25 @@ def convert_here(
     found.model.save(path, beside=BESIDE)
     if found.model.is_large():  # from here on the file's, mapped: what the converter made need not stay in memory
         found = replace(found, model=Model.load(path))
-    log.info("comparing with the source on random inputs")
-    ours = _ort.runner(path)
-    given: dict[str, Any] = {"feeds": found.feeds, "data": found.data, "parts": found.parts}
-    try:
-        result = parity.check(found.model, ours, found.run, found.run64, **given)
-    except GateFailed as error:
-        place = _divergence(found)
-        raise GateFailed(error.what, got=f"{error.got}{place}", wanted=error.wanted, do=error.do) from error
-    if not result.passed:
-        raise _gate(result, _divergence(found))
+    made = proving.proven(found, path, data, contract)
     model, told = found.model, found.told
-    del found, ours, given  # the source's weights are free to go
+    del found  # the source's weights are free to go
     options: Mapping[str, Any] = {
         "source": Path(source).name if isinstance(source, str) else type(source).__name__,
         "inputs": inputs,
         "factory": factory,
         "opset": opset,
         **({} if signature is None else {"signature": signature}),
-        "parity": result.to_json(),
+        **{key: compared.to_json() for key, compared in made.items()},
         **told,
     }
     before = _digest(Path(source)) if isinstance(source, str) else ""
     step = Step(f"converters/{name}", __version__, options, before, model.digest())
-    made = _with_contract(model.with_step(step), contract)
+    result = _with_contract(model.with_step(step), contract)
     if fold:
         log.info("moving the preprocessing into the graph, and comparing on pictures")
-        made = folded(made)
-    made.save(path, beside=BESIDE)
+        result = folded(result)
+    result.save(path, beside=BESIDE)
 
 
 def _with_contract(model: Model, contract: Mapping[str, Any] | None) -> Model:
@@ -208,37 +217,6 @@ def _refuse_needless_trust(name: str, is_file: bool) -> None:
         able = [n for n in registry.names("converter") if isinstance(registry.converter(n), Trusting)]
         raise EdgerunError(f"converter {name!r} never runs a file's code, trusted or not",
                            wanted=f"--trust with {', '.join(able)}", do="leave --trust out")  # fmt: skip
-
-
-def _divergence(found: Conversion) -> str:
-    """The first node that differs from the source, as a line of an error; "" where the converter has no taps."""
-    if not found.taps:
-        return ""
-    log.info("looking for the first node that differs")
-    drawn = list(found.feeds) or [feeds for feeds, _ in parity.accepted(found.model, found.run)]
-    for feeds in drawn:
-        if (place := divergence.find(found.model, found.taps, _ort.runner, feeds)) is not None:
-            return f"\n    {place}"
-    return "\n    no value inside that the source also has differs"
-
-
-def _gate(result: Parity, place: str) -> GateFailed:
-    lines = [
-        f"{o.name}: relative error {o.relative_error:.2g}, allowed {o.bound:.2g}, SQNR "
-        f"{'exact' if o.sqnr_db is None else f'{o.sqnr_db:.1f} dB'}"
-        for o in result.outputs
-        if not o.passed
-    ]
-    lines += [
-        f"{c.kind}: {c.steps:g} steps, allowed {c.bound} (floats {c.relative_error:.2g}); {c.place}"
-        for c in result.codes
-        if not c.passed
-    ]
-    return GateFailed(
-        f"the converted model does not compute what its source computes (against {result.reference})",
-        got="; ".join(lines) + place,
-        do="nothing was written; try fixed sizes in --input, or another --opset",
-    )
 
 
 def _opset(reader: str, newest: int, opset: int | None, preferred: int) -> int:

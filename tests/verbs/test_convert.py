@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Protocol
@@ -23,8 +24,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from edgerun import draws, parity, registry  # noqa: E402
 from edgerun.errors import EdgerunError, GateFailed, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
-from edgerun.passes import Feeds, Runner  # noqa: E402
+from edgerun.passes import Conversion, Feeds, Runner  # noqa: E402
 from edgerun.runtime import TensorSpec  # noqa: E402
+from edgerun.verbs import proving  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
 
 
@@ -78,6 +80,73 @@ def test_json(linear: Path, tmp_path: Path) -> None:
     assert found["passed"] is True and found["inputs"] == ["x:float32[n,3]"]
     assert found["outputs"][0]["name"] == "y" and found["outputs"][0]["relative_error"] <= 1e-6
     assert found["reference"] == "source" and len(found["shapes"]) == 3
+
+
+def test_data_of_ones_own(linear: Path, tmp_path: Path) -> None:
+    """Compared on beside random inputs: the first 32 samples, told in the table, in JSON and in the history."""
+    np.savez(tmp_path / "own.npz", x=np.arange(120, dtype=np.float32).reshape(40, 3))
+    ran = _cli("linear.onnx", "-o", "out.onnx", "--data", "own.npz", folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "random, seed 0" in ran.stdout and "32 samples of the data given" in ran.stdout
+    parity = Parity.of(Model.load(tmp_path / "out.onnx"), "parity on data")
+    assert parity.passed and parity.shapes == ("x[4, 3]",) * 8
+    found = convert(linear, data={"x": np.ones((2, 3), np.float32)})
+    assert Parity.of(found, "parity on data").shapes == ("x[2, 3]",)
+    told = _cli("linear.onnx", "-o", "again.onnx", "--json", "--data", "own.npz", folder=tmp_path)
+    assert json.loads(told.stdout)["on data"]["outputs"][0]["relative_error"] <= 1e-6
+    wrong = _cli("linear.onnx", "-o", "third.onnx", "--data", "none.npz", folder=tmp_path)
+    assert wrong.returncode == 2 and "none.npz" in wrong.stderr and not (tmp_path / "third.onnx").exists()
+
+
+def _found(path: Path, run: Runner, run64: Runner | None = None) -> Conversion:
+    return Conversion(Model.load(_linear(path)), run, run64)
+
+
+def test_data_may_show_what_random_inputs_do_not(tmp_path: Path) -> None:
+    """A source with a branch that N(0, 1) never takes."""
+
+    def run(feeds: Feeds) -> dict[str, np.ndarray]:
+        return {"y": feeds["x"] @ WEIGHT if np.abs(feeds["x"]).max() < 9 else feeds["x"] @ -WEIGHT}
+
+    found = _found(tmp_path / "m.onnx", run)
+    assert list(proving.proven(found, tmp_path / "m.onnx")) == ["parity"]
+    usual, rare = ({"x": np.full((2, 3), value, np.float32)} for value in (1, 10))
+    assert list(proving.proven(found, tmp_path / "m.onnx", usual)) == ["parity", "parity on data"]
+    with pytest.raises(GateFailed, match="relative error 2, allowed 0.0001"):
+        proving.proven(found, tmp_path / "m.onnx", rare)
+
+
+def test_a_source_that_loses_its_own_precision_proves_nothing(tmp_path: Path) -> None:
+    """Off from float64 by a tenth itself: four times that would let anything pass. Data on which it is exact decide."""
+
+    def run64(feeds: Feeds) -> dict[str, np.ndarray]:
+        return {"y": feeds["x"].astype(np.float64) @ WEIGHT}
+
+    def run(feeds: Feeds) -> dict[str, np.ndarray]:
+        lost = 1.0 if (feeds["x"] == 1).all() else 1.1
+        return {"y": (run64(feeds)["y"] * lost).astype(np.float32)}
+
+    found = _found(tmp_path / "m.onnx", run, run64)
+    judged = parity.check(found.model, run, run, run64)
+    assert not judged.passed and judged.outputs[0].bound == 0.01 and "'y' is off by 0.1" in judged.inconclusive
+    tilted = replace(found, run64=lambda feeds: {"y": run(feeds)["y"] * 0.98}, run=run)
+    with pytest.raises(GateFailed, match="random inputs cannot prove this conversion") as caught:
+        proving.proven(tilted, tmp_path / "m.onnx")
+    assert "--data" in (caught.value.do or "")
+    told = proving.proven(found, tmp_path / "m.onnx", {"x": np.ones((2, 3), np.float32)})
+    assert list(told) == ["parity", "parity on data"]  # the converted model itself is exact
+    refusing = replace(found, run=_only_ones(run))
+    told = proving.proven(refusing, tmp_path / "m.onnx", {"x": np.ones((2, 3), np.float32)})
+    assert list(told) == ["parity"] and "data given" in told["parity"].data
+
+
+def _only_ones(run: Runner) -> Runner:
+    def picky(feeds: Feeds) -> dict[str, np.ndarray]:
+        if not (feeds["x"] == 1).all():
+            raise ValueError("ones alone")
+        return run(feeds)
+
+    return picky
 
 
 def test_the_same_source_gives_the_same_bytes(linear: Path, tmp_path: Path) -> None:
