@@ -1,4 +1,4 @@
-"""Real trained files of strangers for `bench.converters`: where each is from, how it is converted, or why it must not be.
+"""Real trained files of strangers for `bench.converters`: where each is from, how it is converted, or why not.
 
 Archives and their hashes stand in `zoo_fetch`; nothing of them is part of this repository.
 """
@@ -90,9 +90,11 @@ def _onnx() -> dict[str, Row]:
     found = {}
     for name in ("silero_vad_16k_sequence", "silero_vad_16k_op15", "silero_vad", "silero_vad_half",
                  "silero_vad_op18_ifless", "silero_vad_openvino_16k"):  # fmt: skip
-        # The If of the first chooses by the sampling rate: with the 8 kHz branch, which any number but 16000 takes.
-        shapes = {"silero_vad": {"inputs": ["input:float32[batch,288]", "state:float32[2,batch,128]", "sr:int64[]"]}}
-        found[name] = Row("ONNX", zoo_fetch.SILERO, f"silero_vad/data/{name}.onnx", shapes.get(name, {}))
+        # Two choose their branch by the sampling rate: what is drawn takes that of 8 kHz, with frames of 256 + 32.
+        width = 288 if name in ("silero_vad", "silero_vad_op18_ifless") else 576
+        given = [f"input:float32[batch,{width}]", "state:float32[2,batch,128]"]
+        options = {} if name.endswith(("sequence", "openvino_16k")) else {"inputs": given}
+        found[name] = Row("ONNX", zoo_fetch.SILERO, f"silero_vad/data/{name}.onnx", options)
     for name in ("ch_PP-OCRv4_det_infer", "ch_PP-OCRv3_det_infer", "en_PP-OCRv3_det_infer", "ch_PP-OCRv4_rec_infer",
                  "ch_PP-OCRv3_rec_infer", "en_PP-OCRv3_rec_infer", "en_PP-OCRv4_rec", "ch_ppocr_mobile_v2.0_cls_infer",
                  "ch_ppocr_mobile_v2.0_cls_train"):  # fmt: skip

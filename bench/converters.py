@@ -70,7 +70,9 @@ def measure(name: str, alone: bool = False) -> dict[str, Any]:
         folder = Path(temporary)
         source = row.source(folder)
         made, model = converted(row, source, folder / "ours.onnx")
-        if alone or model is None or row.framework in ("scikit-learn", "XGBoost"):  # whose other route is what ours goes through
+        if (
+            alone or model is None or row.framework in ("scikit-learn", "XGBoost")
+        ):  # whose other route is what ours goes through
             return made
         theirs = folder / "theirs.onnx"
         command = [sys.executable, "-m", "bench.converter_peers", name, str(source), str(theirs)]

@@ -1,4 +1,4 @@
-"""How many times faster one graph is than another on ONNX Runtime, in CPU time: other work on the machine counts little.
+"""How many times faster one graph is than another on ONNX Runtime, in CPU time: other work counts little.
 
 One thread, in turns: in every session both are opened in an order drawn anew, and in every round both run in another.
 """
@@ -37,9 +37,7 @@ def measured(other: bytes, ours: bytes, feeds: Mapping[str, np.ndarray]) -> dict
             "verdict": stats.verdict(found.interval), "n": SESSIONS * ROUNDS, "cpu_us": micro}  # fmt: skip
 
 
-def _session(
-    models: Mapping[str, bytes], arrays: list[np.ndarray], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def _session(models: Mapping[str, bytes], arrays: list[np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Seconds of CPU time [rounds, 1] of every model, in one session of each."""
     import onnxruntime as ort  # type: ignore[import-untyped]
 

@@ -13,6 +13,7 @@ import contextlib
 import gc
 import importlib
 import importlib.util
+import itertools
 import json
 import logging
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any
 
 from bench import cpu_ratio, torch_families, torch_nets, torch_page
 from edgerun import draws, files
-from edgerun.converters import _torch_export
+from edgerun.converters import _ort, _torch_export
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
 from edgerun.verbs.convert import Parity, convert
@@ -87,9 +88,17 @@ def timed(folder: Path, name: str) -> dict[str, Any]:
 
 
 def feeds(model: Any) -> dict[str, Any]:
-    """One example at batch 1, 32 along what else is free: token ids below what the model's table holds."""
-    below = draws.index_bounds(model.ir)
-    return draws.feeds(model.inputs, draws.sizes(model.inputs, 1, 32), 0, below)
+    """One example at batch 1, or the next that the model takes, 32 or more along what else is free.
+
+    Token ids are below what the model's table holds.
+    """
+    below, run, drawn = draws.index_bounds(model.ir), _ort.runner(model.to_bytes()), dict[str, Any]()
+    for batch, other in itertools.product((1, 2), (32, *draws.SIZES[2:], 2048)):
+        drawn = draws.feeds(model.inputs, draws.sizes(model.inputs, batch, other), 0, below)
+        with contextlib.suppress(Exception):  # the model's own complaint about a size
+            run(drawn)
+            break
+    return drawn
 
 
 @contextlib.contextmanager

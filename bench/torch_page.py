@@ -21,8 +21,8 @@ that on ONNX Runtime: CPU time, one thread, batch 1, in turns, n = {n} rounds in
 interval; **bold** where the interval leaves 1. The seconds are those of `convert` with its comparison, on a machine
 that did other work too.
 
-{converted} of {all} are converted, {refused} refused with a reason. {fewer} have fewer nodes than onnxslim leaves, {same}
-as many, {more} more; {faster} run faster, {slower} slower, and of the others no difference was seen.
+{converted} of {all} are converted, {refused} refused with a reason. {fewer} have fewer nodes than onnxslim leaves,
+{same} as many, {more} more; {faster} run faster, {slower} slower, and of the others no difference was seen.
 """
 
 

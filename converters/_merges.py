@@ -136,7 +136,9 @@ def _unsqueeze(node: ir.Node) -> bool:
     if inner is None or any(axes is None or axes.min() < 0 for axes in lists):
         return False
     first, second = ({int(axis) for axis in axes.ravel()} for axes in lists if axes is not None)
-    left = [axis for axis in range(len(second) + max(first) + 1) if axis not in second]  # where inner's axes come to lie
+    left = [
+        axis for axis in range(len(second) + max(first) + 1) if axis not in second
+    ]  # where inner's axes come to lie
     both = sorted({left[axis] for axis in first} | second)
     node.replace_input_with(1, initializer(node, np.array(both, np.int64)))
     node.replace_input_with(0, inner.inputs[0])
@@ -171,7 +173,9 @@ def _slice(node: ir.Node) -> bool:
         return False
     own = _bounds(node)
     assert own is not None
-    arrays = [initializer(node, np.array([*a, *b], np.int64), i) for i, (a, b) in enumerate(zip(inner, own, strict=True))]
+    arrays = [
+        initializer(node, np.array([*a, *b], np.int64), i) for i, (a, b) in enumerate(zip(inner, own, strict=True))
+    ]
     instead(node, ir.node("Slice", [maker.inputs[0], *arrays], name=node.name))
     return True
 

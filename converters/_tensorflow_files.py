@@ -33,8 +33,11 @@ _TOLD = frozenset({"", "Placeholder", "PlaceholderWithDefault", "VarHandleOp", "
 
 
 def load(folder: Path, wanted: str = "") -> Source:
-    """The signature `wanted`; without it `serving_default`, or the only one. Raises EdgerunError for damage or a graph that asks for more
-    than to compute, Unsupported naming every operator without an ONNX form."""
+    """The signature `wanted`; without it `serving_default`, or the only one.
+
+    Raises EdgerunError for damage or a graph that asks for more than to compute, Unsupported naming every operator
+    without an ONNX form.
+    """
     guard.check_folder(folder)
     meta = _meta_graph(folder)
     name, signature = _signature(meta, wanted)

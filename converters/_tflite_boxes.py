@@ -63,7 +63,9 @@ def _detections(graph: Graph, call: Call) -> list[Value]:
     boxes = _decoded(graph, call, told)
     scores = graph.node("Squeeze", [graph.plain(call.value(1)).name, graph.ints([0], "first")])
     if (background := (call.value(1).shape[-1] or classes) - classes) > 0:
-        bounds = [graph.ints([n], word) for n, word in ((background, "skip"), (background + classes, "end"), (1, "axis"))]
+        bounds = [
+            graph.ints([n], word) for n, word in ((background, "skip"), (background + classes, "end"), (1, "axis"))
+        ]
         scores = graph.node("Slice", [scores, *bounds])
     values, kinds = graph.several("TopK", [scores, graph.ints([1], "one")], 2, axis=1)  # the first of equals, as TFLite
     flat = graph.ints([-1], "flat")
@@ -84,9 +86,7 @@ def _decoded(graph: Graph, call: Call, told: dict[str, Any]) -> str:
     """The corners [n, 4] (y, x, y, x) of the boxes."""
     anchors = call.constant(2).astype(np.float32)  # (y, x, h, w)
     centres, sizes = anchors[:, :2], anchors[:, 2:]
-    moved, grown = (
-        np.array([told[f"{a}_scale"], told[f"{b}_scale"]], np.float32) for a, b in (("y", "x"), ("h", "w"))
-    )
+    moved, grown = (np.array([told[f"{a}_scale"], told[f"{b}_scale"]], np.float32) for a, b in (("y", "x"), ("h", "w")))
     encoded = graph.node("Squeeze", [graph.plain(call.value(0)).name, graph.ints([0], "first")])
     shift, growth = graph.several("Split", [encoded, graph.ints([2, 2], "halves")], 2, axis=1)
     shift = graph.node("Mul", [graph.node("Div", [shift, graph.const(moved, "moved")]), graph.const(sizes, "sizes")])

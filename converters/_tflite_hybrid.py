@@ -52,7 +52,10 @@ def twin(data: bytes, net: Net) -> bytes:
 
 
 def difference(model: Model, hybrid: Source, exact: Source) -> dict[str, Any]:
-    """How far the hybrid kernels are from the float ones on one draw, for the history. Raises GateFailed beyond NEARBY."""
+    """How far the hybrid kernels are from the float ones on one draw, for the history.
+
+    Raises GateFailed beyond NEARBY.
+    """
     feeds = draws.feeds(model.inputs, draws.sizes(model.inputs, 1, 32), 0, draws.index_bounds(model.ir))
     got, wanted = hybrid.run(feeds), exact.run(feeds)
     far = {
@@ -62,8 +65,11 @@ def difference(model: Model, hybrid: Source, exact: Source) -> dict[str, Any]:
     }
     worst = max(far.values(), default=0.0)
     if not worst <= NEARBY:
-        raise GateFailed("TFLite's hybrid kernels compute something else than the weights in float",
-                         got=f"rms of the difference {worst:.2g} of the outputs'", wanted=f"at most {NEARBY}")  # fmt: skip
+        raise GateFailed(
+            "TFLite's hybrid kernels compute something else than the weights in float",
+            got=f"rms of the difference {worst:.2g} of the outputs'",
+            wanted=f"at most {NEARBY}",
+        )
     return {"weights": "codes, computed in float", "hybrid_kernels_differ": worst}
 
 

@@ -20,7 +20,7 @@ def _lstm(graph: Graph, call: Call) -> Value:
     """c' = f·c + i·tanh(g), h = o·tanh(c'), from zero states in every run, as the layer that was exported has it.
 
     TFLite's interpreter goes on from where its last run ended, until it is told to reset its variables. `cellClip` is
-    left out: it is 10 in what Keras exports, whose own layer clips nothing, and a cell gets there in ten steps at least.
+    left out: it is 10 in what Keras exports, whose own layer clips nothing; no cell gets there in ten steps.
     """
     options = call.options
     for wrong, what in (

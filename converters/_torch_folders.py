@@ -48,7 +48,8 @@ def tensors(path: Path) -> dict[str, Any]:
         data = np.fromfile(path, np.uint8, offset=8 + length)
         return {name: _tensor(data, **entry) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise EdgerunError(f"{path.name}: the file is truncated or damaged", got=f"{type(error).__name__}: {error}"[:300],
+        got = f"{type(error).__name__}: {error}"[:300]
+        raise EdgerunError(f"{path.name}: the file is truncated or damaged", got=got,
                            do="save or download it again") from error  # fmt: skip
 
 
@@ -73,8 +74,9 @@ def model(path: Path) -> Any:
     try:
         import transformers  # type: ignore[import-not-found]
     except ImportError:
-        raise Unsupported("the folder names a class of transformers, which is not installed",
-                          got=path.name, do="pip install transformers, or name what builds it: --factory") from None  # fmt: skip
+        do = "pip install transformers, or name what builds it: --factory module:callable"
+        raise Unsupported("the folder names a class of transformers, which is not installed", got=path.name,
+                          do=do) from None  # fmt: skip
     import torch
 
     told = _config(path)

@@ -186,3 +186,16 @@ def test_no_tensor_at_the_door(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
     with pytest.raises(Unsupported, match="'s' is no tensor"):
         _convert(tmp_path / "m.onnx")
+
+
+def test_open_sizes_that_are_numbers_or_question_marks(tmp_path: Path) -> None:
+    """Paddle's exporter writes -1, others ?: such an axis is open, and two of them are two."""
+    value = helper.make_tensor_value_info
+    dims = [-1, 3, "?", "?"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value("x", TensorProto.FLOAT, dims)],
+                              [value("y", TensorProto.FLOAT, dims)])  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "paddle.onnx").write_bytes(model.SerializeToString())
+    found = convert(tmp_path / "paddle.onnx")
+    assert len({dim for dim in found.inputs[0].shape if isinstance(dim, str)}) == 3
+    assert Parity.of(found).passed

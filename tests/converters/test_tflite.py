@@ -228,7 +228,9 @@ def test_weights_in_codes_stay_so_beside_values_in_float(name: str, lite: Lite, 
     told = model.history[-1].options["dynamic_range"]
     assert 0 < told["hybrid_kernels_differ"] <= 0.03
     assert all(o.relative_error <= 1e-5 for o in Parity.of(model).outputs)
-    codes = [v for v in model.ir.graph.initializers.values() if v.const_value.dtype.name == "INT8" and v.shape.rank() > 1]
+    codes = [
+        v for v in model.ir.graph.initializers.values() if v.const_value.dtype.name == "INT8" and v.shape.rank() > 1
+    ]
     assert len(codes) == (1 if dense else 2 + (ops(model)["DequantizeLinear"] == 3))
     assert (tmp_path / "net.onnx").stat().st_size < 1.6 * path.stat().st_size + 2000
 

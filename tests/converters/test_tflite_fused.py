@@ -47,7 +47,9 @@ class _File:
               options: Any = None, custom: bytes | None = None) -> Path:  # fmt: skip
         schema = self.schema
         model, graph, operator, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorT(), schema.OperatorCodeT()
-        code.builtinCode = schema.BuiltinOperator.CUSTOM if custom is not None else getattr(schema.BuiltinOperator, kind)
+        code.builtinCode = (
+            schema.BuiltinOperator.CUSTOM if custom is not None else getattr(schema.BuiltinOperator, kind)
+        )
         code.deprecatedBuiltinCode = min(code.builtinCode, 127)
         code.version = 1
         code.customCode = kind.encode() if custom is not None else None
@@ -75,7 +77,11 @@ def test_a_fused_lstm(time_major: bool, peepholes: bool, tmp_path: Path) -> None
     steps, batch, width, units = 7, 2, 3, 5
     file = _File()
     x = file.add(("float32", (steps, batch, width) if time_major else (batch, steps, width)))
-    inputs = [x, *(file.add(_drawn(units, width)) for _ in range(4)), *(file.add(_drawn(units, units)) for _ in range(4))]
+    inputs = [
+        x,
+        *(file.add(_drawn(units, width)) for _ in range(4)),
+        *(file.add(_drawn(units, units)) for _ in range(4)),
+    ]
     inputs += [file.add(_drawn(units) if peepholes else None) for _ in range(3)]
     inputs += [file.add(_drawn(units)) for _ in range(4)] + [-1, -1]
     inputs += [file.add(("float32", (batch, units)), variable=True) for _ in range(2)]

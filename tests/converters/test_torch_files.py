@@ -1,0 +1,144 @@
+"""PyTorch's files that bring weights without a program: safetensors, Hugging Face folders; TorchScript with a state."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from edgerun import registry  # noqa: E402
+from edgerun.converters import _torch_folders  # noqa: E402
+from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
+from edgerun.model import Model  # noqa: E402
+from edgerun.runtime import TensorSpec  # noqa: E402
+from edgerun.verbs.convert import Parity, convert  # noqa: E402
+
+
+def _read(path: Path, inputs: Sequence[str] = (), factory: str | None = None) -> Model:
+    """The converter alone, in this process."""
+    specs = [TensorSpec.parse(text) for text in inputs]
+    return registry.converter("pytorch").convert(path, inputs=specs, factory=factory, opset=21).model
+
+
+def _safetensors(path: Path, tensors: dict[str, Any], **damage: Any) -> None:
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else tensor.numpy().tobytes()
+        dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}[tensor.dtype]
+        entry = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        header[name], data = {**entry, **damage}, data + raw
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensors to the bit, and a network with them; without a factory they are no network."""
+    code = "from torch import nn\n\ndef small():\n    return nn.Sequential(nn.Linear(4, 3), nn.ReLU())\n"
+    (tmp_path / "small_nets.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    tensors = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).state_dict()
+    _safetensors(tmp_path / "small.safetensors", tensors)
+    found = _torch_folders.tensors(tmp_path / "small.safetensors")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], t) for name, t in tensors.items())
+    odd = {"half": torch.randn(3, 2).bfloat16(), "empty": torch.zeros(0, 4), "count": torch.tensor(7)}
+    _safetensors(tmp_path / "odd.safetensors", odd)
+    found = _torch_folders.tensors(tmp_path / "odd.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in odd.items())
+    model = _read(tmp_path / "small.safetensors", ["x:float32[batch,4]"], "small_nets:small")
+    assert model.outputs[0].shape == ("batch", 3)
+    with pytest.raises(EdgerunError, match="holds tensors, not the network"):
+        _read(tmp_path / "small.safetensors", ["x:float32[batch,4]"])
+
+
+@pytest.mark.parametrize(
+    "damage", [{"shape": [5]}, {"data_offsets": [0, 10**9]}, {"data_offsets": [8, 4]}, {"dtype": "F99"},
+               {"shape": [-1, 4]}, {"more": 1}],
+)  # fmt: skip
+def test_damaged_safetensors(tmp_path: Path, damage: dict[str, Any]) -> None:
+    path = tmp_path / "net.safetensors"
+    _safetensors(path, {"w": torch.randn(3, 4)}, **damage)
+    with pytest.raises(EdgerunError, match="truncated or damaged"):
+        _torch_folders.tensors(path)
+    path.write_bytes(b"\xff" * 64)
+    with pytest.raises(EdgerunError, match="truncated or damaged"):
+        _torch_folders.tensors(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A Hugging Face folder of a tiny BERT."""
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
+    config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                                     vocab_size=64, max_position_embeddings=64)  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertModel(config).eval().save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def test_a_hugging_face_folder_tells_its_inputs(folder: Path) -> None:
+    found = convert(folder)
+    assert [str(spec) for spec in found.inputs] == [
+        f"{name}:int64[batch,length]" for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+    assert Parity.of(found).passed and found.outputs[0].shape == ("batch", "length", 16)
+
+
+def test_a_folder_asks_for_nothing_but_its_weights(folder: Path) -> None:
+    """Code that it names is left alone; what is missing, or quantized by others, is refused."""
+    config = json.loads((folder / "config.json").read_text())
+    told = {**config, "auto_map": {"AutoModel": "evil.Model"}, "_attn_implementation": "stranger/kernels"}
+    (folder / "config.json").write_text(json.dumps(told))
+    (folder / "evil.py").write_text(f"open({str(folder / 'canary')!r}, 'w')")
+    assert _torch_folders.model(folder).training is False and not (folder / "canary").exists()
+    for change, message in (({"quantization_config": {"quant_method": "awq"}}, "quantized by another tool"),
+                            ({"architectures": ["Pipeline"]}, "does not know the model"),
+                            ({"num_hidden_layers": 2}, "lacks weights")):  # fmt: skip
+        (folder / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(EdgerunError, match=message):
+            _torch_folders.model(folder)
+
+
+def test_a_folder_without_transformers_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "config.json").write_text("{}")
+    _safetensors(tmp_path / "model.safetensors", {"w": torch.randn(2)})
+    with pytest.raises(Unsupported, match="(?s)not installed.*pip install transformers.*--factory"):
+        _torch_folders.model(tmp_path)
+
+
+class _Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = torch.zeros(1)
+        self.part = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = self.seen + x.sum()
+        return self.part(x) + self.seen
+
+
+def test_torchscript_with_a_state_is_refused_by_name(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(_Counting().eval()), tmp_path / "net.jit")
+    with pytest.raises(Unsupported, match="(?s)keeps a state.*forward writes seen.*module.part"):
+        _read(tmp_path / "net.jit", ["x:float32[batch,4]"])
+
+
+class _Picky(nn.Module):
+    def forward(self, x: torch.Tensor, rate: int) -> torch.Tensor:
+        if rate != 16000:
+            raise ValueError("supported rates: 16000")
+        return x * 2
+
+
+def test_torchscript_says_the_sources_own_words(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(_Picky().eval()), tmp_path / "net.jit")
+    with pytest.raises(EdgerunError, match="got: .*supported rates: 16000"):
+        _read(tmp_path / "net.jit", ["x:float32[batch,4]", "rate:int64[]"])
