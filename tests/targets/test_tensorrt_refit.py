@@ -77,6 +77,16 @@ def test_where_weights_come_from(tmp_path: Path) -> None:
             refit.weights(header, given, source)
 
 
+def test_a_model_of_another_writer_is_known_again(dense: Model, tmp_path: Path) -> None:
+    """The builder saw what edgerun makes of the file, not its bytes."""
+    proto = dense.to_proto()
+    proto.producer_name = ""
+    proto.doc_string = "written otherwise"
+    theirs = bytes(proto.SerializeToString())
+    saw = Model.from_bytes(theirs).to_bytes()
+    assert refit.weights({"weights": "stripped", "source": hashlib.sha256(saw).hexdigest()}, None, theirs) == saw
+
+
 class _Jit:
     """What a runtime cache is to us: bytes in, or refused where they are of another version; more bytes out."""
 
