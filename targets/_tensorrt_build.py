@@ -27,6 +27,17 @@ CAPABILITY, LEVEL, TF32, CACHE = "COMPUTE_CAPABILITY", "OPTIMIZATION_LEVEL", "TF
 DLA, GRAPH, WEIGHTS, JIT = "DLA", "CUDA_GRAPH", "WEIGHTS", "RUNTIME_CACHE"
 KEYS = (CAPABILITY, LEVEL, TF32, CACHE, DLA, GRAPH, WEIGHTS, refit.OPTION, JIT)
 PORTABLE, CURRENT = "portable", "current"
+TAKES = {
+    f"{CAPABILITY}={PORTABLE}|{CURRENT}|SM89": "which GPUs an engine is built for: a range, this one, or by number",
+    f"{LEVEL}=0|1|2|3|4|5": "how long the builder looks for faster kernels",
+    f"{TF32}=0|1": "products in TF32; 0 where nothing is said",
+    f"{CACHE}=FILE": "timings of tensorrt's builds are kept there, and not in the cache folder",
+    f"{DLA}=0|1": "the core of a Jetson's DLA that layers go to",
+    f"{GRAPH}=0|1": "runs of the same shapes are replayed as CUDA graphs",
+    f"{WEIGHTS}={'|'.join(refit.KINDS[1:])}": "engines without their weights, or that take others; a GPU builds them",
+    f"{refit.OPTION}=MODEL.onnx": "where such an engine takes its weights from when it opens",
+    f"{JIT}=FILE": "kernels that tensorrt_rtx compiles are kept there, and not in the cache folder",
+}
 BATCH = (1, 1, 16)  # of an open batch without a size; another open dimension has to have one
 
 

@@ -33,6 +33,7 @@ summary = "TensorRT on NVIDIA GPUs"
 requires = ("tensorrt_rtx",)  # or tensorrt, which no package brings alone
 extra = "tensorrt"
 suffixes = (".engine", ".onnx")
+takes = build.TAKES
 
 # The parser takes any IR version and opset without a word, so the newest ones are those that NVIDIA documents
 # (10.3: opset 20, 10.15: 24, 11.x: 25), with the IR version of the ONNX release that defined the opset.
@@ -111,11 +112,7 @@ def check(model: Model) -> list[Issue]:
 def compile(model: Model, options: Options) -> Engine:
     """Build a plan for this GPU, or for what `options.extra` says; the header before it is that of an engine file.
 
-    Keys: COMPUTE_CAPABILITY (portable, current, or SM89 and the like), OPTIMIZATION_LEVEL (0 to 5), TF32 (0 or 1),
-    DLA (the core, 0 or 1), TIMING_CACHE (a file that is kept between builds; else one of this device in the cache
-    folder), WEIGHTS (stripped or refittable), and for sessions CUDA_GRAPH (0 or 1), REFIT (the model that weights come
-    from) and RUNTIME_CACHE (a file of kernels that tensorrt_rtx compiled). `options.sizes` are the sizes of open
-    dimensions.
+    `takes` are its keys. `options.sizes` are the sizes of open dimensions.
     Raises Unsupported when the parser would read something else than the model says.
     """
     if found := list(_misread(model.to_proto())):
