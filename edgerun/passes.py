@@ -262,6 +262,7 @@ class Target(Protocol):
     requires: tuple[str, ...]
     extra: str
     suffixes: tuple[str, ...]  # of the files `compile` writes and `load` reads, the preferred one first
+    takes: Mapping[str, str]  # keys of `Options.extra` as KEY=VALUE|VALUE, each with one line on what it does
 
     def available(self) -> str | None: ...
     def runnable(self) -> str | None: ...

@@ -77,7 +77,12 @@ PROVIDERS = {
     ),
 }  # fmt: skip
 
-WANTED = f"{PROVIDER}={'|'.join(PROVIDERS)}, {TF32}=0|1, {GRAPH}=0|1, {DEVICE}=CPU|GPU|NPU|HTP"
+TAKES = {
+    f"{PROVIDER}={'|'.join(PROVIDERS)}": "what runs the nodes; those that it leaves to the CPU are told",
+    f"{DEVICE}=CPU|GPU|NPU|HTP": "the hardware of PROVIDER=OPENVINO (CPU, GPU, NPU) or QNN (HTP, GPU, CPU)",
+    f"{TF32}=0|1": "products in TF32 on PROVIDER=CUDA; 0 where nothing is said",
+    f"{GRAPH}=0|1": "runs of the same shapes are replayed as CUDA graphs, on PROVIDER=CUDA",
+}
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,16 @@ SPINS = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
 SHARED = "session.use_env_allocators"  # the arena that was registered last, in place of one of the session's own
 _REGISTERING = threading.Lock()
 EXACT = 1  # kSameAsRequested: an arena grows by what is asked for, and not to the next power of two
-WANTED = (
-    f"{OPTIMIZATION}={'|'.join(LEVELS)}, {PATTERN}=0|1, {ARENA}=0|1, {MEMORY}={SMALL}, {SPINNING}=0|1, "
-    f"{FORMAT}={'|'.join(FORMATS)}, {providers.WANTED}, a session.*, optimization.* or mlas.* key"
-)
+TAKES = {
+    f"{FORMAT}={'|'.join(FORMATS)}": "what compile makes: the model, its optimized graph, what the provider made of it",
+    **providers.TAKES,
+    f"{MEMORY}={SMALL}": "what a run took goes back to the system when it ends",
+    f"{SPINNING}=0|1": "threads that wait do so busily; 0 where a cgroup pays for fewer cores than there are",
+    f"{OPTIMIZATION}={'|'.join(LEVELS)}": "how far the graph is optimized; all where nothing is said",
+    f"{PATTERN}=0|1": "memory of a run is planned ahead; 1 where nothing is said",
+    f"{ARENA}=0|1": "memory that was freed is kept for the next run; 1 where nothing is said",
+    "session.*, optimization.*, mlas.*": "ONNX Runtime's own keys",
+}
 
 
 def settings(runtime: Any, options: Options) -> Any:
@@ -69,7 +75,7 @@ def settings(runtime: Any, options: Options) -> Any:
         elif key.startswith(("session.", "optimization.", "mlas.")):
             found.add_session_config_entry(key, value)
         else:
-            raise EdgerunError(f"ONNX Runtime has no option {key}={value}", wanted=WANTED)
+            raise EdgerunError(f"ONNX Runtime has no option {key}={value}", wanted=", ".join(TAKES))
     return found
 
 

@@ -24,10 +24,14 @@ CUMULATIVE = "CUMULATIVE_THROUGHPUT"
 HINTS = ("LATENCY", "THROUGHPUT", CUMULATIVE)
 PRECISIONS = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}  # and what a device calls its capability
 OF_CORE = (CACHE, "CACHE_MODE")  # no device's own
-WANTED = (
-    f"{DEVICE}=CPU|GPU|NPU (or AUTO:, HETERO:, MULTI:, BATCH: before such names), {PRECISION}={'|'.join(PRECISIONS)}, "
-    f"{HINT}={'|'.join(HINTS)}, {STREAMS}=N, {CACHE}=FOLDER, a property of the device's own"
-)
+TAKES = {
+    f"{DEVICE}=CPU|GPU|NPU": "what runs the model; AUTO:, HETERO:, MULTI: or BATCH: before names chooses among them",
+    f"{PRECISION}={'|'.join(PRECISIONS)}": "the type of float arithmetic; f32 where nothing is said",
+    f"{HINT}={'|'.join(HINTS)}": "what OpenVINO shall aim at; LATENCY with one stream, THROUGHPUT with more",
+    f"{STREAMS}=N": "runs under way at once",
+    f"{CACHE}=FOLDER": "compiled models are kept there, and read in place of compiling",
+    "NAME=VALUE": "any other property that the device lists as its own, by OpenVINO's name",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Choice:
             own[name] = {k: v for k, v in {**said, **rest}.items() if k in writable}
         if foreign := set(rest) - taken:
             name = min(foreign)
-            raise EdgerunError(f"OpenVINO has no option {name}={rest[name]} for {self.device}", wanted=WANTED)
+            raise EdgerunError(f"OpenVINO has no option {name}={rest[name]} for {self.device}", wanted=", ".join(TAKES))
         if not self.virtual or self.virtual == "BATCH":
             return whole | own[self.hardware[0]]
         return whole | ({HINT: self.hint} if self.virtual == "AUTO" else {}) | {"DEVICE_PROPERTIES": own}

@@ -14,7 +14,9 @@ from edgerun import draws
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.runtime import Options, TensorSpec
 from edgerun.runtime.progress import listener
+from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_library as tensorrt
+from edgerun.targets import _tensorrt_refit as refit
 from edgerun.targets import _tensorrt_timings as timings
 from edgerun.targets._tensorrt_progress import monitor
 
@@ -22,9 +24,20 @@ log = logging.getLogger("edgerun")
 
 # Our keys in Options.extra.
 CAPABILITY, LEVEL, TF32, CACHE = "COMPUTE_CAPABILITY", "OPTIMIZATION_LEVEL", "TF32", "TIMING_CACHE"
-DLA, GRAPH = "DLA", "CUDA_GRAPH"
-KEYS = (CAPABILITY, LEVEL, TF32, CACHE, DLA, GRAPH)
+DLA, GRAPH, WEIGHTS, JIT = "DLA", "CUDA_GRAPH", "WEIGHTS", "RUNTIME_CACHE"
+KEYS = (CAPABILITY, LEVEL, TF32, CACHE, DLA, GRAPH, WEIGHTS, refit.OPTION, JIT)
 PORTABLE, CURRENT = "portable", "current"
+TAKES = {
+    f"{CAPABILITY}={PORTABLE}|{CURRENT}|SM89": "which GPUs an engine is built for: a range, this one, or by number",
+    f"{LEVEL}=0|1|2|3|4|5": "how long the builder looks for faster kernels",
+    f"{TF32}=0|1": "products in TF32; 0 where nothing is said",
+    f"{CACHE}=FILE": "timings of tensorrt's builds are kept there, and not in the cache folder",
+    f"{DLA}=0|1": "the core of a Jetson's DLA that layers go to",
+    f"{GRAPH}=0|1": "runs of the same shapes are replayed as CUDA graphs",
+    f"{WEIGHTS}={'|'.join(refit.KINDS[1:])}": "engines without their weights, or that take others; a GPU builds them",
+    f"{refit.OPTION}=MODEL.onnx": "where such an engine takes its weights from when it opens",
+    f"{JIT}=FILE": "kernels that tensorrt_rtx compiles are kept there, and not in the cache folder",
+}
 BATCH = (1, 1, 16)  # of an open batch without a size; another open dimension has to have one
 
 
@@ -32,7 +45,9 @@ BATCH = (1, 1, 16)  # of an open batch without a size; another open dimension ha
 class Settings:
     """What is asked for: `capability` is "portable", "current" or as "SM89", `level` 0 to 5, `cache` a file.
 
-    `dla` is the number of the DLA core that layers go to, `graph` says that runs are replayed as CUDA graphs.
+    `dla` is the number of the DLA core that layers go to, `graph` says that runs are replayed as CUDA graphs. `weights`
+    is one of `refit.KINDS`, `refit` the model that they come from when a session opens, `jit` the file in which its
+    kernels are kept.
     """
 
     capability: str
@@ -41,12 +56,16 @@ class Settings:
     cache: Path | None
     dla: int | None = None
     graph: bool = False
+    weights: str = ""
+    refit: Path | None = None
+    jit: Path | None = None
 
     @property
     def flags(self) -> str:
         """What makes two engines of one model different, as text."""
         dla = "" if self.dla is None else f" dla={self.dla}"
-        return f"tf32={int(self.tf32)} level={'default' if self.level is None else self.level}{dla}"
+        weights = self.weights and f" weights={self.weights}"
+        return f"tf32={int(self.tf32)} level={'default' if self.level is None else self.level}{dla}{weights}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class Plan:
 def settings(trt: Any, options: Options) -> Settings:
     """Read `Options.extra`. Raises EdgerunError for a key or a value that there is none of."""
     extra = dict(options.extra)
-    capability, level, tf32, cache, dla, graph = (extra.pop(key, "") for key in KEYS)
+    capability, level, tf32, cache, dla, graph, weights, model, jit = (extra.pop(key, "") for key in KEYS)
     if extra:
         raise unknown("option of TensorRT", next(iter(extra)), KEYS)
     if level and level not in "012345":
@@ -72,17 +91,21 @@ def settings(trt: Any, options: Options) -> Settings:
             raise EdgerunError(f"{key} is a switch", got=value, wanted="0 or 1")
     if dla not in ("", "0", "1"):
         raise EdgerunError(f"{DLA} is the number of a DLA core", got=dla, wanted="0 or 1")
+    if weights not in refit.KINDS:
+        raise unknown("kind of weights", weights, refit.KINDS[1:])
     rtx = tensorrt.name_of(trt) == "tensorrt_rtx"
     default = PORTABLE if rtx else CURRENT
     found = Settings(
         capability or default, int(level) if level else None, tf32 == "1", Path(cache) if cache else None,
-        int(dla) if dla else None, graph == "1",
+        int(dla) if dla else None, graph == "1", weights, Path(model) if model else None, Path(jit) if jit else None,
     )  # fmt: skip
     if found.capability not in (known := capabilities(trt)):
         names = ", ".join(known)
         raise Unsupported(f"{tensorrt.name_of(trt)} does not build for this", got=found.capability, wanted=names)
     if found.cache and rtx:
         raise Unsupported("tensorrt_rtx keeps no timing cache", got=f"{CACHE}={cache}", do="leave it out")
+    if found.jit and not rtx:
+        raise Unsupported("tensorrt compiles its kernels while it builds", got=f"{JIT}={jit}", do="leave it out")
     if found.dla is not None and rtx:
         raise Unsupported("tensorrt_rtx builds for no DLA", got=f"{DLA}={dla}", do="leave it out")
     return found
@@ -115,6 +138,9 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
     plan = builder.build_serialized_network(network, config)
     if watching.failed is not None:
         raise watching.failed
+    if plan is None and asked.weights and (reason := cuda.missing()):
+        what = f"an engine with {WEIGHTS}={asked.weights} is built where a GPU is"
+        raise Unsupported(what, got=reason, do="build it on the device (edgerun warm), or leave it out")
     if plan is None:
         raise EdgerunError("TensorRT cannot build the model", got=tensorrt.reason(logger.errors) or "no reason given")
     timings.keep(trt, kept, asked.cache)
@@ -128,6 +154,11 @@ def _config(trt: Any, builder: Any, asked: Settings) -> Any:
     change = config.set_flag if asked.tf32 else config.clear_flag
     change(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the names of nodes, for `profile`
+    if asked.weights == refit.STRIPPED:
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
+    elif asked.weights == refit.REFITTABLE:
+        config.set_flag(trt.BuilderFlag.REFIT)
     if asked.level is not None:
         config.builder_optimization_level = asked.level
     if asked.capability.startswith("SM"):

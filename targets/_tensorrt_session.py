@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,42 +15,58 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Session, TensorSpec
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_library as tensorrt
+from edgerun.targets._tensorrt_jit import Kernels
+from edgerun.targets._tensorrt_refit import refit
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """How sessions of an engine run: `graph` replays runs as CUDA graphs, `dla` is the core that it was built for,
+    `model` the ONNX that its weights are taken from (None: it has them), `jit` where compiled kernels are kept."""
+
+    graph: bool = False
+    dla: int | None = None
+    model: bytes | None = None
+    jit: Path | None = None
 
 
 class TensorrtSession(Session):
     """One execution context; feeds are copied in and outputs copied out into fresh arrays.
 
-    Runs take turns. Device memory for inputs and outputs grows to the largest feeds that came. With `graph`, the second
-    run in a row with the same shapes is captured, and those that follow are replayed as one CUDA graph. `dla` is the
-    core that an engine for the DLA runs on.
+    Runs take turns. Device memory for inputs and outputs grows to the largest feeds that came. With `how.graph`, the
+    second run in a row with the same shapes is captured, and those that follow are replayed as one CUDA graph.
     """
 
     def __init__(
         self, trt: Any, plan: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...],
-        graph: bool = False, dla: int | None = None,
+        how: Sessions = Sessions(),
     ) -> None:  # fmt: skip
         super().__init__(inputs, outputs)
         self._lock, self._memory = threading.Lock(), dict[str, cuda.Memory]()
-        self._captures, self._last = graph, tuple[Any, ...]()
+        self._captures, self._last = how.graph, tuple[Any, ...]()
         self._graph: cuda.Graph | None = None
         self._device = cuda.Device()
+        self._kernels: Kernels | None = None
         try:
-            self._open(trt, plan, dla)
+            self._open(trt, plan, how)
         except BaseException:
             self._close()
             raise
 
-    def _open(self, trt: Any, plan: bytes, dla: int | None) -> None:
+    def _open(self, trt: Any, plan: bytes, how: Sessions) -> None:
         self._logger = tensorrt.log(trt)
         with tensorrt.uncollected():
             self._runtime: Any = trt.Runtime(self._logger)
-        if dla is not None:
-            self._runtime.DLA_core = dla
+        if how.dla is not None:
+            self._runtime.DLA_core = how.dla
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EdgerunError("TensorRT refuses the engine", got=tensorrt.reason(self._logger.errors),
                                do="compile the .onnx that it was made from on this device")  # fmt: skip
-        self._context: Any = self._engine.create_execution_context()
+        if how.model is not None:
+            refit(trt, self._engine, how.model, self._logger)
+        self._kernels = Kernels(trt, self._engine, plan, how.jit)
+        self._context: Any = self._kernels.context
         if self._context is None:
             raise EdgerunError("TensorRT cannot run the engine", got=tensorrt.reason(self._logger.errors))
         names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
@@ -147,7 +165,11 @@ class TensorrtSession(Session):
         with self._lock:
             with suppress(EdgerunError):
                 self._drop()
-            self._context = self._engine = self._runtime = None  # in this order: each lives in the next
+            with suppress(EdgerunError):  # a device that failed has nothing left to tell
+                self._device.use()
+                if self._kernels is not None:
+                    self._kernels.keep()
+            self._context = self._kernels = self._engine = self._runtime = None  # each lives in the next
             with suppress(EdgerunError):  # a device that failed has nothing left to give back
                 self._device.use()
                 for memory in self._memory.values():

@@ -31,6 +31,7 @@ requires = ("onnxruntime",)
 extra = ""
 suffixes = (".onnx", ".ort")
 writes = (".ort",)
+takes = setting.TAKES
 
 
 def available() -> str | None:
@@ -77,12 +78,6 @@ def check(model: Model) -> list[Issue]:
 def compile(model: Model, options: Options) -> Engine:
     """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
     optimized graph in its own format, with FORMAT=context what a provider that compiles ahead made of it.
-
-    Keys: FORMAT (onnx, ort or context), MEMORY (small: what a run needs goes back to the system when it ends, and
-    weights in files of their own stay there), SPINNING (0 or 1: whether threads wait busily), PROVIDER (CPU, CUDA,
-    TENSORRT, XNNPACK, OPENVINO or QNN), DEVICE (of the last two), TF32 and CUDA_GRAPH (0 or 1, of PROVIDER=CUDA),
-    graph_optimization_level, enable_mem_pattern, enable_cpu_mem_arena, and the runtime's own session.*, optimization.*
-    and mlas.* keys.
     """
     from edgerun.targets import _onnxruntime_context as context
 

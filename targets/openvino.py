@@ -36,6 +36,7 @@ summary = "OpenVINO on the CPU"
 requires = ("openvino",)
 extra = "openvino"
 suffixes = (".xml", ".onnx")
+takes = asked.TAKES
 
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).
@@ -93,9 +94,7 @@ def check(model: Model) -> list[Issue]:
 def compile(model: Model, options: Options) -> Engine:
     """Translate to IR, with the model's door, history, contract and digest in `rt_info/edgerun`. Deterministic.
 
-    What `load` takes in `options.extra`: DEVICE (CPU, GPU, NPU; AUTO:, HETERO:, MULTI: and BATCH: with such names),
-    INFERENCE_PRECISION_HINT (f32, f16, bf16), PERFORMANCE_HINT, NUM_STREAMS, CACHE_DIR, and what properties the device
-    has besides, by OpenVINO's names. The IR is the same for all.
+    What `options.extra` says (`takes`) is for `load`: the IR is the same for all.
     """
     if wrong := faults.found(model.to_proto()):
         raise Unsupported("OpenVINO would compute something else", got=f"{wrong[0].node}: {wrong[0].reason}")

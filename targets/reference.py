@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 summary = "the ONNX reference evaluator: slow, and what the others are compared with"
 requires = ("onnx", "onnx_ir")
 extra = "compress"
+takes: Mapping[str, str] = {}
 suffixes = (".onnx",)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -19,7 +20,8 @@ from edgerun.targets import _tensorrt_build as build
 from edgerun.targets import _tensorrt_file as file
 from edgerun.targets import _tensorrt_kernels as kernels
 from edgerun.targets import _tensorrt_library as tensorrt
-from edgerun.targets._tensorrt_session import TensorrtSession
+from edgerun.targets import _tensorrt_refit as refit
+from edgerun.targets._tensorrt_session import Sessions, TensorrtSession
 
 if TYPE_CHECKING:
     import onnx
@@ -31,6 +33,7 @@ summary = "TensorRT on NVIDIA GPUs"
 requires = ("tensorrt_rtx",)  # or tensorrt, which no package brings alone
 extra = "tensorrt"
 suffixes = (".engine", ".onnx")
+takes = build.TAKES
 
 # The parser takes any IR version and opset without a word, so the newest ones are those that NVIDIA documents
 # (10.3: opset 20, 10.15: 24, 11.x: 25), with the IR version of the ONNX release that defined the opset.
@@ -109,9 +112,7 @@ def check(model: Model) -> list[Issue]:
 def compile(model: Model, options: Options) -> Engine:
     """Build a plan for this GPU, or for what `options.extra` says; the header before it is that of an engine file.
 
-    Keys: COMPUTE_CAPABILITY (portable, current, or SM89 and the like), OPTIMIZATION_LEVEL (0 to 5), TF32 (0 or 1),
-    DLA (the core, 0 or 1), TIMING_CACHE (a file that is kept between builds; else one of this device in the cache
-    folder), and CUDA_GRAPH (0 or 1), which is for sessions. `options.sizes` are the sizes of open dimensions.
+    `takes` are its keys. `options.sizes` are the sizes of open dimensions.
     Raises Unsupported when the parser would read something else than the model says.
     """
     if found := list(_misread(model.to_proto())):
@@ -134,7 +135,10 @@ def finish(engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine:
         "digest": engine.digest,
         "device": key,
     }
-    return replace(engine, payload=file.pack(header, plan.data), device=key)
+    if kind := build.settings(trt, options).weights:
+        header |= {"weights": kind, refit.SOURCE: hashlib.sha256(data).hexdigest()}
+    source = data if kind == refit.STRIPPED else None
+    return replace(engine, payload=file.pack(header, plan.data), device=key, source=source)
 
 
 def save(engine: Engine, path: Path) -> None:
@@ -197,9 +201,13 @@ def _opened(engine: Engine, options: Options) -> TensorrtSession:
         raise Unsupported("an engine for TensorRT does not run here", got=reason, do=do)
     if written:
         file.check_key(header["device"], device())
-        return TensorrtSession(trt, plan, *file.door(header), asked.graph, file.dla(header))
+        model = refit.weights(header, asked.refit, engine.source)
+        how = Sessions(asked.graph, file.dla(header), model, asked.jit)
+        return TensorrtSession(trt, plan, *file.door(header), how)
     built = build.build(trt, data, options)
-    return TensorrtSession(trt, built.data, built.inputs, built.outputs, asked.graph, asked.dla)
+    model = refit.weights({"weights": asked.weights, refit.SOURCE: hashlib.sha256(data).hexdigest()}, asked.refit, data)
+    how = Sessions(asked.graph, asked.dla, model, asked.jit)
+    return TensorrtSession(trt, built.data, built.inputs, built.outputs, how)
 
 
 def _key(trt: Any, options: Options) -> dict[str, str]:

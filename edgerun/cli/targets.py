@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """Show what can run here, with versions and limits, or why not."""
+    """Show what can run here, with versions, limits and options, or why not."""
     from dataclasses import asdict
 
     from edgerun.verbs.targets import targets
@@ -30,3 +30,5 @@ def command(as_json: bool) -> None:
         click.echo(f"{'':<14}reads IR <= {target.ir_version}, opset <= {target.opset}; {', '.join(target.suffixes)}")
         click.echo(f"{'':<14}schemes {', '.join(target.schemes)}")
         click.echo(f"{'':<14}" + ", ".join(f"{k} {v}" for k, v in here.items() if v))
+        for option, effect in target.options.items():
+            click.echo(f"{'':<16}--option {option}: {effect}")

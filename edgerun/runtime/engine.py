@@ -68,6 +68,7 @@ class Engine:
     `payload` is what the target's `load` reads; `device` is the fingerprint of the machine it was compiled for;
     `digest` is the SHA-256 of the Model it came from ("" when it was opened from a file without one);
     `check` is the comparison with the reference that it passed (None: opened from a file, or not compared);
+    `source` is the `.onnx` that it was made from, where one that left the weights out may need them again.
     `weights` are initializers that `payload` names as external, given as arrays instead of in a file; `folder` is where
     the files lie that it names besides.
     `elements` are the types of the tensors in an ONNX payload, as numbers of onnx.TensorProto.DataType (None: nobody
@@ -81,6 +82,7 @@ class Engine:
     device: Mapping[str, str] = field(default_factory=dict)
     digest: str = ""
     check: SelfCheck | None = None
+    source: bytes | None = None
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     folder: Path | None = None
     elements: frozenset[int] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgerun import registry
 
@@ -12,7 +12,7 @@ from edgerun import registry
 class TargetFacts:
     """One registered target. `reason` says why it is of no use here; then nothing about its installation is known.
 
-    `only_compiles` says why what it compiles cannot run here.
+    `only_compiles` says why what it compiles cannot run here, `options` what its `--option` takes.
     """
 
     name: str
@@ -24,6 +24,7 @@ class TargetFacts:
     opset: int | None = None
     device: Mapping[str, str] | None = None
     only_compiles: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 def targets() -> list[TargetFacts]:
@@ -33,9 +34,9 @@ def targets() -> list[TargetFacts]:
         target = registry.target(name, usable=False)
         reason = target.available()
         if reason:
-            found.append(TargetFacts(name, target.summary, reason, target.suffixes))
+            found.append(TargetFacts(name, target.summary, reason, target.suffixes, options=dict(target.takes)))
             continue
         limits, schemes = target.limits(), target.quantization().schemes
-        door = (schemes, limits.ir_version, limits.opset, dict(target.device()), target.runnable())
+        door = (schemes, limits.ir_version, limits.opset, dict(target.device()), target.runnable(), dict(target.takes))
         found.append(TargetFacts(name, target.summary, None, target.suffixes, *door))
     return found

@@ -46,9 +46,8 @@ def warm(recipe: str | Path, output: str | Path | None = None, *, force: bool = 
     files.check_name(written)
     if written.exists() and not force:
         try:
-            return Warmed(
-                told.engine.target, written, False, _judged(found, replace(told.engine, payload=written), told)
-            )
+            there = replace(told.engine, payload=written, source=_bytes(told.engine.payload))
+            return Warmed(told.engine.target, written, False, _judged(found, there, told))
         except EdgerunError:
             pass  # of another version or device, or damaged: it is made anew
     engine = found.finish(told.engine, told.options, told.told)
@@ -63,6 +62,10 @@ def _judged(found: Finishing, engine: Engine, told: Recipe) -> SelfCheck:
     pairs = list(zip(told.feeds, told.outputs, strict=True))
     with found.load(engine, told.options) as session:
         return judged(session, engine.target, told.reference, pairs, told.rounds, exact)
+
+
+def _bytes(payload: bytes | Path) -> bytes:
+    return payload if isinstance(payload, bytes) else payload.read_bytes()
 
 
 def _whom(told: Recipe) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgerun import parity, quantize, registry
 from edgerun.model import Model
-from edgerun.passes import Quantization, Request, Target
+from edgerun.passes import Finishing, Quantization, Request, Target, Writing
 from edgerun.runtime import Engine, Options
 
 PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
@@ -70,5 +71,9 @@ def test_the_pass() -> None:
 
 
 def test_every_function_of_a_target_is_explained() -> None:
-    functions = [name for name, member in vars(Target).items() if callable(member) and not name.startswith("_")]
+    members = {**vars(Target), **vars(Writing), **vars(Finishing)}
+    functions = [name for name, member in members.items() if inspect.isfunction(member) and not name.startswith("_")]
+    assert {"written", "finish"} <= set(functions)
+    for name in {**Target.__annotations__, **Writing.__annotations__}:
+        assert f"`{name}`" in PAGE
     assert [name for name in functions if f"| `{name}(" not in PAGE] == []

@@ -24,16 +24,23 @@ VERSIONS = ("10.3.0", "10.13.3.9", "10.16.0.72", "11.4.0.106")
 OBJECTS = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
     "profile": "IOptimizationProfile", "cache": "ITimingCache", "tensor": "ITensor", "layer": "ILayer",
-    "error": "ParserError", "inspector": "EngineInspector", "_engine": "ICudaEngine",
-    "_context": "IExecutionContext", "_runtime": "Runtime",
+    "error": "ParserError", "inspector": "EngineInspector", "_engine": "ICudaEngine", "engine": "ICudaEngine",
+    "_context": "IExecutionContext", "_runtime": "Runtime", "refitter": "Refitter",
+    "onnx_refitter": "OnnxParserRefitter", "runtime_config": "IRuntimeConfig", "_jit": "IRuntimeCache",
 }  # fmt: skip
 FILES = {  # and in which files
     "_tensorrt_build.py": ("builder", "network", "parser", "config", "profile", "tensor", "layer"),
     "_tensorrt_timings.py": ("config", "cache"),
     "_tensorrt_session.py": ("_engine", "_context", "_runtime", "inspector"),
+    "_tensorrt_refit.py": ("refitter", "onnx_refitter"),
+    "_tensorrt_jit.py": ("engine", "runtime_config", "_jit"),
     "tensorrt.py": ("parser", "error"),
 }
-RTX_ALONE = {"ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
+RTX_ALONE = {
+    "ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability",
+    "ICudaEngine.create_runtime_config", "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeCache.deserialize", "IRuntimeCache.serialize",
+}  # fmt: skip
 # All that the bindings want of the libraries which they are linked to.
 SYMBOLS = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
@@ -94,6 +101,8 @@ def test_the_names_are_read() -> None:
         "IExecutionContext.execute_async_v3", "ICudaEngine.get_tensor_profile_shape", "IBuilderConfig.set_flag",
         "Runtime.deserialize_cuda_engine", "IOptimizationProfile.set_shape", "ITensor.get_dimension_name",
         "IProgressMonitor", "IBuilderConfig.progress_monitor", "ITimingCache.serialize", "IBuilderConfig.DLA_core",
+        "BuilderFlag.STRIP_PLAN", "BuilderFlag.REFIT_IDENTICAL", "BuilderFlag.REFIT",
+        "OnnxParserRefitter.refit_from_bytes", "Refitter.get_missing_weights", "Refitter.refit_cuda_engine",
         "DeviceType.DLA", "BuilderFlag.GPU_FALLBACK", "Builder.num_DLA_cores", "ILayer.name", "Runtime.DLA_core",
     } <= used()  # fmt: skip
     assert RTX_ALONE - {"ComputeCapability"} <= used() and "ComputeCapability" in {n.split(".")[0] for n in used()}

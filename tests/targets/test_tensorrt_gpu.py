@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 import edgerun
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.metrics import sqnr_db
+from edgerun.metrics import relative_error, sqnr_db
 from edgerun.model import Model
 from edgerun.runtime import Engine, Options
 from edgerun.targets import _cuda as cuda
@@ -148,6 +148,51 @@ def test_timings_are_kept_by_device(convolutions: Model, _timings_of_its_own: Pa
     engines = [target.compile(convolutions, Options()) for _ in range(2)]
     assert len(list((_timings_of_its_own / "tensorrt").iterdir())) == 1
     assert engines[0].payload == engines[1].payload
+
+
+@pytest.mark.skipif(tensorrt.chosen() == "tensorrt", reason="tensorrt compiles its kernels while it builds")
+def test_compiled_kernels_are_kept(convolutions: Model, pictures: np.ndarray, _timings_of_its_own: Path) -> None:
+    engine = target.compile(convolutions, Options())
+    found = []
+    for _ in range(2):
+        with target.load(engine, Options()) as session:
+            found.append(session.run({"x": pictures[:1]})["y"])
+        (kept,) = (_timings_of_its_own / "tensorrt_jit").iterdir()
+        assert kept.stat().st_size
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_a_stripped_engine_takes_its_weights_back(convolutions: Model, pictures: np.ndarray, tmp_path: Path) -> None:
+    """Smaller than the weights that it lacks, and the same as one that has them, to 1e-6 (kernels may differ)."""
+    convolutions.save(tmp_path / "net.onnx")
+    stripped, feeds = Options(extra={"WEIGHTS": "stripped"}), {"x": pictures[:1]}
+    engine = edgerun.compile(convolutions, "tensorrt", stripped, output=tmp_path / "net.engine")
+    assert engine.check is not None and engine.check.relative_error < 1e-5
+    whole = target.compile(convolutions, Options())
+    target.save(whole, tmp_path / "whole.engine")
+    assert (tmp_path / "net.engine").stat().st_size < (tmp_path / "whole.engine").stat().st_size
+    back = Options(extra={"REFIT": str(tmp_path / "net.onnx")})
+    with edgerun.load(tmp_path / "net.engine", options=back) as session, target.load(whole, Options()) as plain:
+        np.testing.assert_allclose(session.run(feeds)["y"], plain.run(feeds)["y"], rtol=1e-5, atol=1e-6)
+    with pytest.raises(EdgerunError, match="no weights inside"):
+        edgerun.load(tmp_path / "net.engine")
+
+
+def test_other_weights_into_the_same_engine(convolutions: Model, pictures: np.ndarray, tmp_path: Path) -> None:
+    """Weights twice as large in the last layer: what the engine gives is what those give."""
+    proto = convolutions.to_proto()
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(array * array.dtype.type(1.5), tensor.name))
+    other = Model.from_proto(proto)
+    other.save(tmp_path / "other.onnx")
+    engine = target.compile(convolutions, Options(extra={"WEIGHTS": "refittable"}))
+    feeds = {"x": pictures[:1]}
+    with (
+        target.load(engine, Options(extra={"REFIT": str(tmp_path / "other.onnx")})) as session,
+        target.load(target.compile(other, Options()), Options()) as wanted,
+    ):
+        assert relative_error(wanted.run(feeds)["y"], session.run(feeds)["y"]) < 1e-5
 
 
 def test_a_recipe_is_finished_here(convolutions: Model, pictures: np.ndarray, tmp_path: Path) -> None:
