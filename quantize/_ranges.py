@@ -149,6 +149,17 @@ class Stream:
             yield truth, out
 
 
+def looked_at(seen: Mapping[str, Activation], stream: Stream, request: Request) -> int:
+    """The samples on which the search judges: more of a model with few activations; none where nothing is searched."""
+    light = sum(activation.size for activation in seen.values()) < LIGHT * stream.samples
+    return request.effort.first // 2 if light and request.effort.search else request.effort.search
+
+
+def few_of(samples: int) -> int:
+    """The part of them that every candidate sees."""
+    return max(1, samples // RACE)
+
+
 def choose(
     plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request
 ) -> tuple[str, Intervals]:
@@ -164,10 +175,9 @@ def choose(
 def _tried(
     plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request
 ) -> tuple[str, Intervals]:
-    light = sum(activation.size for activation in seen.values()) < LIGHT * stream.samples
-    samples = request.effort.first // 2 if light else request.effort.search
+    samples = looked_at(seen, stream, request)
     spans = {name: intervals(plan, seen, name, request.rules.symmetric) for name in SEARCH}
-    few = max(1, samples // RACE)
+    few = few_of(samples)
     tried: dict[str, list[Totals]] = {}
     first = [name for name in SEARCH if name != "shrink80"]
     for name, scores in in_lanes(lambda n: stream.judged(spans[n], few, f"trying {n}"), first, request.lanes):

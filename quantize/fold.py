@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgerun.quantize.graphs import affine
+from edgerun.quantize.graphs import affine, gates
 from edgerun.quantize.graphs.edit import constant, sole_consumer
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def apply(model: ir.Model, request: Request | None = None) -> ir.Model:
     infer_shapes(model)
     affine.fold_on(model.graph)
     join_matmul_bias(model.graph)
+    gates.join(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.NameFixPass()(model)

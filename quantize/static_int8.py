@@ -7,7 +7,8 @@ nearest to the float one at its outputs, and bias correction stays when the fini
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,13 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
-from edgerun.quantize import _evened, _observation, _rounding, fold, weight_int8
+from edgerun.quantize import _evened, _observation, _precision, _rounding, fold, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
+from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize._weights import finite
-from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation, work
+from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation
 from edgerun.quantize.graphs.activation import Activation, Vectors
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.numerics import grid
@@ -36,9 +38,6 @@ needs_calibration = True
 scheme = "w8a8"
 
 REACHED = "calibration SQNR (dB)"
-# A model that ends below NEEDED dB may keep its first layers in float, up to a share STEM of all multiply-accumulates,
-# if that takes away a third of its noise.
-NEEDED, STEM, STEM_WORTH = 16.0, 0.06, 2.0
 
 
 @dataclass(frozen=True)
@@ -97,65 +96,60 @@ def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
-    """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed.
-
-    Where that ends below NEEDED dB, the first layers are tried in float: what is lost there no later layer brings back.
-    """
+    """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed."""
     model, seen, truths = prepared.model, prepared.seen, prepared.truths
     tables = weight_int8.tables(model.graph, request.keep_float) if request.rules.tables else 0
     request.found["tables in 8 bits"] = tables
     plan = placement.plan(model.graph, request.rules, request.keep_float)
-    stem = work.first(plan, STEM)
-    shorter = placement.plan(model.graph, request.rules, request.keep_float | stem)
-    floats = {str(node.name): edit.constant(node.inputs[1]) for node in plan.weights if node.name in stem}
-    stored = _store_weights(model, plan, seen, prepared.codes, request)
-    spare = model.clone() if stem and shorter.compute else None
-    result = _finished(model, plan, stored, seen, truths, request)
-    if spare is None or request.found[REACHED] >= NEEDED:
-        return result
-    for node in spare.graph:
-        if (weight := floats.get(str(node.name))) is not None:
-            edit.set_constant(spare.graph, node, 1, weight)
-    shorter = shorter.on(spare.graph)
-    factors.release(spare.graph, shorter)
-    edit.drop_unused(spare)
-    other = replace(request, found=dict(request.found))
-    kept = {name: weight for name, weight in stored.items() if name not in stem}
-    better = _finished(spare, shorter, kept, seen, truths, other)
-    if other.found[REACHED] < request.found[REACHED] + STEM_WORTH:
-        return result
-    request.found |= other.found | {"float stem": sorted(stem)}
-    return better
+    cheap = Cheap.of(model, plan, request)
+    made = Placed(model, plan, _store_weights(model, plan, seen, prepared.codes, request))
+    del model
+    with _streaming(made, truths, request) as stream:
+        settled = None if cheap.needed(plan, seen, stream, request) else _settled(made.plan, seen, stream, request)
+    if settled is None:
+
+        def judge(spared: Placed, own: Request) -> float:
+            with _streaming(spared, truths, own) as stream:
+                return _precision.reached_db(spared.plan, seen, stream, own)
+
+        made = cheap.spared(made, judge, request)
+        with _streaming(made, truths, request) as stream:
+            settled = _settled(made.plan, seen, stream, request)
+    return _written(made, *settled, truths, request)
 
 
-def _finished(
-    model: ir.Model,
-    plan: placement.Plan,
-    stored: dict[str, Stored],
-    seen: Mapping[str, Activation],
-    truths: list[Truth],
-    request: Request,
-) -> ir.Model:
-    """The Q/DQ model of one placement of a model with `stored` weights."""
-    layers = correction.layers(plan)
-    emulated = _emulated(model, plan, request)
+@contextmanager
+def _streaming(made: Placed, truths: list[Truth], request: Request) -> Iterator[Stream]:
+    """The emulation of a placement, open."""
+    layers, emulated = correction.layers(made.plan), _emulated(made.model, made.plan, request)
     with request.open(emulated, emulated=True, lanes=request.lanes) as session:
         del emulated
         gc.collect()  # graphs hold cycles
-        stream = Stream(session, layers, truths, request)
-        name, spans = choose(plan, seen, stream, request)
-        shifts = stream.missing(spans, request.effort.first, "bias correction")
-        grids = stream.grids(spans)
-    named = {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
-    biased = {} if request.rules.float_bias else stored
-    plain, moved = (_quantized(model, plan, grids, biased, by, request.rules) for by in ({}, named))
-    del model
+        yield Stream(session, layers, truths, request)
+
+
+def _settled(
+    plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request
+) -> tuple[dict[str, Grid], dict[str, np.ndarray]]:
+    """The grid of every scale group, and how far each layer's bias is to be moved, by the name of what holds it."""
+    name, spans = choose(plan, seen, stream, request)
+    request.found["ranges"] = name
+    shifts = stream.missing(spans, request.effort.first, "bias correction")
+    return stream.grids(spans), {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
+
+
+def _written(
+    made: Placed, grids: dict[str, Grid], shifts: dict[str, np.ndarray], truths: list[Truth], request: Request
+) -> ir.Model:
+    """The Q/DQ model, with the biases moved or not, as is nearer to the float one."""
+    biased = {} if request.rules.float_bias else made.stored
+    plain, moved = (_quantized(made.model, made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
     reached = {False: reached_db(plain, truths, request), True: reached_db(moved, truths, request)}
     pays = reached[True] > reached[False]
-    request.found |= {"ranges": name, "bias correction": pays, REACHED: round(reached[pays], 2)}
-    request.found |= {"integer nodes": len(plan.compute), "quantized activations": len(plan.points)}
+    request.found |= {"bias correction": pays, REACHED: round(reached[pays], 2)}
+    request.found |= {"integer nodes": len(made.plan.compute), "quantized activations": len(made.plan.points)}
     result = moved if pays else plain
-    repaired = sum(weight.repaired for weight in stored.values())
+    repaired = sum(weight.repaired for weight in made.stored.values())
     request.found["saturation"] = saturation.certificate(result.graph, repaired)
     return result
 
@@ -174,16 +168,6 @@ def _check_kept(model: ir.Model, request: Request) -> None:
         if name not in candidates:
             wanted = f"the name of a {', '.join(sorted(ops))} node"
             raise EdgerunError(f"keeping {name!r} in float has no effect: it is never quantized", wanted=wanted)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How a node's weight was stored: its grid, its output channels, whether it is all zeros, channels repaired."""
-
-    grid: Grid
-    channels: int
-    dead: bool
-    repaired: int
 
 
 def _store_weights(

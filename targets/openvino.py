@@ -235,7 +235,7 @@ def quantization(device: Device | None = None) -> Quantization:
     return replace(
         _cpu.RULES,
         reduced_range=_cpu.saturates(flags, device),
-        float_output=frozenset({"Conv", "Gemm", "MatMul"}),
+        float_output=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
         compute=_cpu.RULES.compute | {"ConvTranspose"},
         fused_sum=True,
         pair_matmul=True,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from edgerun.quantize.graphs.edit import constant
+import numpy as np
+
+from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, sole_consumer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,18 +27,43 @@ def nodes(graph: ir.Graph) -> list[ir.Node]:
     return list(found)
 
 
-def pooled(found: Iterable[ir.Node]) -> Iterator[ir.Value]:
-    """What the gates' nodes read of many positions; in front of the Mul by factors that a quantizer takes."""
-    for node in found:
-        for value in node.inputs:
-            if value is None or value.producer() is None or _one_position(value):
+def join(graph: ir.Graph) -> int:
+    """x + x·g becomes x·(1 + g), a pass over the tensor less for a sum of a few numbers; return how many.
+
+    Only where g is one position, x is many, and nothing else reads x·g.
+    """
+    joined = 0
+    for add in [node for node in graph if node.op_type == "Add" and node.domain == ""]:
+        for value, other in (add.inputs, add.inputs[::-1]):
+            mul = other.producer() if other is not None else None
+            if mul is None or mul.op_type != "Mul" or mul.domain != "" or sole_consumer(other) is not add:
                 continue
-            before = value.producer()
-            assert before is not None
-            factors = before.op_type == "Mul" and len(before.inputs) == 2 and constant(before.inputs[1]) is not None
-            source = before.inputs[0] if factors else value
-            if source is not None:
-                yield source
+            gate = next((v for v in mul.inputs if v is not value), None)
+            if value not in mul.inputs or gate is value or not _one_position(gate) or _one_position(value):
+                continue
+            if gate is None or gate.dtype is None or gate.dtype.name != "FLOAT" or value is None:
+                continue
+            _join(graph, add, mul, value, gate)
+            joined += 1
+            break
+    return joined
+
+
+def _join(graph: ir.Graph, add: ir.Node, mul: ir.Node, value: ir.Value, gate: ir.Value) -> None:
+    import onnx_ir as ir
+
+    one = initializer(graph, f"{gate.name}/one", np.array(1, np.float32))
+    more = ir.node("Add", [gate, one], name=fresh_name(graph, f"{mul.name}/more"))
+    result = more.outputs[0]
+    result.name, result.type, result.shape = fresh_name(graph, f"{gate.name}/more"), gate.type, gate.shape
+    graph.insert_before(add, more)
+    joined = ir.node("Mul", [value, result], name=mul.name)
+    graph.insert_before(add, joined)
+    old, new = add.outputs[0], joined.outputs[0]
+    new.type, new.shape, name = old.type, old.shape, old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove([add, mul], safe=True)
+    new.name = name
 
 
 def _one_position(value: ir.Value | None) -> bool:

@@ -82,9 +82,6 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
         for value in _activations(node):
             _mark(placement, value)
     _extend_outputs(placement, rules)
-    for value in gates.pooled(gated):
-        if value.producer() in integer:
-            _mark(placement, value)
     _extend_joins(graph, placement, rules, integer, keep_float)
     _extend_through(graph, placement, rules, integer)
     _absorb(placement, rules)

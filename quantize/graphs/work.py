@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgerun.quantize import fold
@@ -35,15 +36,28 @@ def integers(model: Model, rules: Quantization, keep_float: frozenset[str] = fro
     return [str(n.name) for n in folded.graph if n.name in found and n.op_type in rules.compute | rules.join]
 
 
-def first(plan: placement.Plan, share: float) -> frozenset[str]:
+def stem(plan: placement.Plan, share: float) -> frozenset[str]:
     """The first of the plan's integer layers, in graph order: as many as are at most `share` of the work of all."""
-    names, macs = [str(node.name) for node in plan.compute], [_macs(node) for node in plan.compute]
-    total, done, found = sum(macs), 0.0, set[str]()
-    for name, own in zip(names, macs, strict=True):
-        done += own
+    return _within(plan, plan.compute, share)
+
+
+def depthwise(plan: placement.Plan, share: float) -> frozenset[str]:
+    """The plan's depthwise layers, in graph order: as many as are at most `share` of the work of all its layers."""
+    return _within(plan, [node for node in plan.weights if node.op_type == "Conv" and _alone(node)], share)
+
+
+def _alone(node: ir.Node) -> bool:
+    """Whether every output channel of a Conv reads a single input channel."""
+    return node.attributes.get_int("group", 1) > 1 and _axis(node.inputs[1], 1) == 1
+
+
+def _within(plan: placement.Plan, nodes: Sequence[ir.Node], share: float) -> frozenset[str]:
+    total, done, found = sum(map(_macs, plan.compute)), 0.0, set[str]()
+    for node in nodes:
+        done += _macs(node)
         if not done <= share * total:  # NaN where a shape is unknown
             break
-        found.add(name)
+        found.add(str(node.name))
     return frozenset(found)
 
 

@@ -230,3 +230,43 @@ def test_numbers_and_rows_into_the_layers_next_to_them(
     after = folded(model)
     assert ops(after) == wanted
     same(evaluate, model, after, x=plane)
+
+
+GATED = f"{PLANE} {{ p = GlobalAveragePool(x) g = HardSigmoid(p) %s }}"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("s = Mul(x, g) y = Add(x, s)", {"Mul": 1, "Add": 1}),
+        ("s = Mul(g, x) y = Add(s, x)", {"Mul": 1, "Add": 1}),
+        ("s = Mul(x, g) t = Add(x, s) r = Relu(t) q = Sigmoid(t) y = Add(r, q)", {"Mul": 1, "Add": 2}),
+    ],
+)
+def test_a_gate_and_what_it_is_added_to_are_one_product(
+    net: Any, evaluate: Any, ops: Ops, plane: np.ndarray, text: str, left: dict[str, int]
+) -> None:
+    """x + x·g is x·(1 + g): the sum that is left is of one number per channel."""
+    model = net(GATED % text)
+    after = folded(model)
+    assert {op: ops(after)[op] for op in left} == left
+    sums = [node for node in after.ir.graph if node.op_type == "Add"]
+    assert list(sums[0].outputs[0].shape or ())[2:] == [1, 1]
+    assert [value.name for value in after.ir.graph.outputs] == ["y"]
+    same(evaluate, model, after, x=plane)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s = Mul(x, g) t = Add(x, s) y = Mul(s, t)",  # the product is read elsewhere
+        "r = Relu(x) s = Mul(r, g) y = Add(x, s)",  # another value is added
+        "n = Relu(x) s = Mul(x, n) y = Add(x, s)",  # no gate
+        "s = Mul(p, g) t = Add(p, s) y = Mul(x, t)",  # a few numbers all along
+    ],
+)
+def test_other_sums_with_products_stay(net: Any, evaluate: Any, ops: Ops, plane: np.ndarray, text: str) -> None:
+    model = net(GATED % text)
+    after = folded(model)
+    assert ops(after) == ops(model)
+    same(evaluate, model, after, x=plane)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from edgerun import registry
+from edgerun.quantize import fold
+from edgerun.quantize.graphs import placement, work
 from edgerun.quantize.graphs.work import layers
 
 RULES = registry.target("onnxruntime").quantization()
@@ -39,3 +41,14 @@ def test_transposed_and_products_of_activations(net: Any, weights: Callable[...,
     counts = {"q": dense, "k": dense, "s": product}
     expected = {name: count / sum(counts.values()) for name, count in counts.items()}
     assert layers(net(text, w=weights(0, 8, 8)), rules) == pytest.approx(expected)
+
+
+def test_first_and_depthwise_layers_within_a_share(net: Any, weights: Callable[..., np.ndarray]) -> None:
+    text = """(float[n,8,6,6] x) => (float[n,8,6,6] y) { a = Conv<group=8>(x, w) b = Conv(a, v) c = Conv<group=8>(b, w)
+        d = Conv<group=2>(c, u) e = Conv<group=8>(d, w) y = Conv(e, v) }"""
+    model = net(text, w=weights(0, 8, 1, 1, 1), v=weights(1, 8, 8, 1, 1), u=weights(2, 8, 4, 1, 1))
+    plan = placement.plan(fold.apply(model.clone()).graph, RULES)
+    total = 3 * 1 + 2 * 8 + 4  # products per output
+    assert work.stem(plan, 1 / total) == {"a"} and work.stem(plan, 0.9 / total) == frozenset()
+    assert work.stem(plan, 9 / total) == {"a", "b"}
+    assert work.depthwise(plan, 3 / total) == {"a", "c", "e"} and work.depthwise(plan, 2.5 / total) == {"a", "c"}

@@ -1,0 +1,128 @@
+"""Layers that cost little time and bring much precision: kept in float where a model would else be too far off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize import _ranges
+from edgerun.quantize.graphs import edit, factors, placement, work
+from edgerun.quantize.graphs.activation import Activation
+from edgerun.quantize.numerics.grid import Grid
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Request
+
+NEEDED = 16.0  # dB, on the samples of the search: below, layers are tried in float
+CLEARLY = 3.0
+SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
+WORTH = 2.0  # dB that it must bring: a third of the noise
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How a node's weight was stored: its grid, its output channels, whether it is all zeros, channels repaired."""
+
+    grid: Grid
+    channels: int
+    dead: bool
+    repaired: int
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model with `stored` weights, by node name, and where its Q/DQ are to stand."""
+
+    model: ir.Model
+    plan: placement.Plan
+    stored: Mapping[str, Stored]
+
+
+@dataclass(frozen=True)
+class Cheap:
+    """Sets of layers that may stay float: the kinds of them, the placement without each set, and their float weights.
+
+    The first layers have few channels in high resolution, and what is lost there no later layer brings back; a
+    depthwise layer's sums are of 9 or 25 products, in which little averages out.
+    """
+
+    kinds: dict[str, frozenset[str]]
+    plans: dict[frozenset[str], placement.Plan]
+    weights: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, model: ir.Model, plan: placement.Plan, request: Request) -> Cheap:
+        """Those of a float model."""
+        kinds = {"stem": work.stem(plan, SHARE), "depthwise": work.depthwise(plan, SHARE)}
+        sets = {kinds["stem"], kinds["depthwise"], kinds["stem"] | kinds["depthwise"]} - {frozenset()}
+        plans = {names: placement.plan(model.graph, request.rules, request.keep_float | names) for names in sets}
+        plans = {names: shorter for names, shorter in plans.items() if shorter.compute}
+        named = frozenset().union(*plans)
+        weights = {
+            str(n.name): w for n in plan.weights if n.name in named and (w := edit.constant(n.inputs[1])) is not None
+        }
+        return cls(kinds, plans, weights)
+
+    def needed(
+        self, plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request
+    ) -> bool:
+        """Whether the model as it is placed is less than NEEDED dB from the float one, by the search's samples.
+
+        A few of them say that it is not, where it is CLEARLY nearer on these.
+        """
+        if not self.plans:
+            return False
+        samples = _ranges.looked_at(seen, stream, request) or _ranges.RACE
+        few = _reached(plan, seen, stream, _ranges.few_of(samples), request)
+        return few < NEEDED + CLEARLY and _reached(plan, seen, stream, samples, request) < NEEDED
+
+    def spared(self, made: Placed, judge: Callable[[Placed, Request], float], request: Request) -> Placed:
+        """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other."""
+        best, kept = made, frozenset[str]()
+        reached = judge(made, request)
+        for kind, names in self.kinds.items():
+            trial = kept | names
+            if trial == kept or trial not in self.plans:
+                continue
+            own = replace(request, keep_float=request.keep_float | trial, found={})
+            other = self._without(made, trial)
+            db = judge(other, own)
+            request.found.setdefault("dB won in float", {})[kind] = round(db - reached, 2)
+            if db >= reached + WORTH:
+                best, kept, reached = other, trial, db
+        if kept:
+            request.found["float layers"] = sorted(kept)
+        return best
+
+    def _without(self, made: Placed, names: frozenset[str]) -> Placed:
+        """A clone whose layers `names` are as they were."""
+        model = made.model.clone()
+        for node in model.graph:
+            if node.name in names and (weight := self.weights.get(str(node.name))) is not None:
+                edit.set_constant(model.graph, node, 1, weight)
+        plan = self.plans[names].on(model.graph)
+        factors.release(model.graph, plan)
+        edit.drop_unused(model)
+        return Placed(model, plan, {name: weight for name, weight in made.stored.items() if name not in names})
+
+
+def reached_db(plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request) -> float:
+    """How near a placement comes, in emulation, with grids over the extremes, to all that is known of the float model.
+
+    Biases are corrected by a part of the same samples: that is as good for one placement as for the other.
+    """
+    spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
+    shifts = stream.missing(spans, request.effort.first // _ranges.RACE, "precision")
+    return _ranges.sqnr(stream.scores(spans, shifts, request.effort.first, "precision"))
+
+
+def _reached(
+    plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, samples: int, request: Request
+) -> float:
+    spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
+    return _ranges.sqnr(stream.judged(spans, samples, "precision"))
