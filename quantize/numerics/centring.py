@@ -8,6 +8,7 @@ import numpy as np
 
 STEPS = 15
 FLOOR = 0.01  # of the largest residual: nobody's noise is known to be less
+RIDGE = 1e-9
 SURE = 0.5  # of what the biases differ by must be explained by moved channels
 
 
@@ -42,7 +43,8 @@ def recovered(
     A writer's bias differs by d = −p_w, `[C]`; a reader's by d = M·(a·p), given as d `[O]`, M `[O, C]`, and a `[W]`:
     how often what it reads adds up each writer's output. Both have small corrections on top, and one may be wrong
     altogether. So each layer has a noise of its own, unknown: Σ n·log(rms of its n residuals) is made small, each row
-    of M of length 1, starting where Σ rms is least; both by reweighted least squares. Zeros, unless that leaves less
+    of M of length 1, by reweighted least squares, from where Σ rms is least or from least squares without one of the
+    layers, whichever is lower. Zeros, unless that leaves less
     than half of the sum that p = 0 has, the layer that fits worst left out of both.
     """
     count, channels = len(writers), len(writers[0])
@@ -60,13 +62,26 @@ def recovered(
     first = residuals(np.zeros(size))
     if not first.any():
         return np.zeros((count, channels))
-    found, now, least = np.zeros(size), np.ones(len(parts)), FLOOR * first.max()
-    for step in range(2 * STEPS):
-        by = np.maximum(now, least) ** (-1 if step < STEPS else -2)
+    least, counts = FLOOR * first.max(), np.array([len(d) for _, d in parts])
+
+    def solved(by: np.ndarray) -> np.ndarray:
         left = sum(w * gram for w, (gram, _) in zip(by, grams, strict=True))
         right = sum(w * side for w, (_, side) in zip(by, grams, strict=True))
-        found = np.linalg.solve(left, right)
-        now = residuals(found)
+        ridge = RIDGE * np.trace(left) / size  # what no layer tells of is zero
+        p: np.ndarray = np.linalg.solve(left + ridge * np.eye(size), right)
+        return p
+
+    def weighted(p: np.ndarray, power: int) -> np.ndarray:
+        for _ in range(STEPS):
+            p = solved(np.maximum(residuals(p), least) ** power)
+        return p
+
+    def loss(p: np.ndarray) -> float:
+        return float(counts @ np.log(np.maximum(residuals(p), least)))
+
+    starts = [weighted(solved(np.ones(len(parts))), -1), *(solved(1.0 - out) for out in np.eye(len(parts)))]
+    found = weighted(min(starts, key=loss), -2)
+    now = residuals(found)
     others = np.arange(len(parts)) != int(now.argmax())
     sure = now[others].sum() < SURE * first[others].sum()
     return found.reshape(count, channels) if sure else np.zeros((count, channels))
