@@ -47,7 +47,7 @@ def tensors(path: Path) -> dict[str, Any]:
             header = json.loads(file.read(length))
         data = np.fromfile(path, np.uint8, offset=8 + length)
         return {name: _tensor(data, **entry) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:  # also torch's, of shapes
         got = f"{type(error).__name__}: {error}"[:300]
         raise EdgerunError(f"{path.name}: the file is truncated or damaged", got=got,
                            do="save or download it again") from error  # fmt: skip
