@@ -24,7 +24,9 @@ def twin(call: Call) -> Call:
         return value.double() if value.dtype in (torch.float32, torch.float16, torch.bfloat16) else value
 
     class Double(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
             given = args, dict(kwargs or {})
             if func._schema.name in EXACT:
                 return func(*given[0], **given[1])

@@ -1,7 +1,7 @@
 """Weights beside the model: mapped where they lie, written one tensor at a time, old or new together with their graph.
 
-A model over `ABOVE` bytes never holds its weights in memory: each is a `Mapped`, whose pages are the file's own, so that
-the system can take them back when it needs the room. Needs onnx-ir, and is imported inside functions.
+A model over `ABOVE` bytes does not hold its weights in memory: each is a `Mapped`, whose pages are the file's own, so
+that the system can take them back when it needs the room. Needs onnx-ir, and is imported inside functions.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ class Mapped(ir.ExternalTensor):
     def numpy(self) -> np.ndarray:
         """The array, read-only; sub-byte types are unpacked into memory, and so is what isn't aligned."""
         if self._view is None:
-            self._view = self._mapped()
+            try:
+                self._view = self._mapped()
+            except (OSError, ValueError) as error:  # no such file, or a shorter one
+                raise EdgerunError("the file of the model's weights is gone", got=error, do="load it again") from error
         return self._view
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
