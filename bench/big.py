@@ -82,11 +82,12 @@ def state(path: Path, found: Layers) -> None:
     import torch
 
     width, tensors = len(found[0][1]), {}
-    for index, (block, bias) in enumerate(found):
-        weight = torch.zeros(width, width)
-        weight[:BLOCK, :BLOCK] = torch.from_numpy(block.T.copy())
-        tensors |= {f"{2 * index}.weight": weight, f"{2 * index}.bias": torch.from_numpy(bias)}
-    torch.save(tensors, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        for index, (block, bias) in enumerate(found):
+            zeros = np.memmap(Path(folder, str(index)), np.float32, "w+", shape=(width, width))  # a hole in the disk
+            zeros[:BLOCK, :BLOCK] = block.T
+            tensors |= {f"{2 * index}.weight": torch.from_numpy(zeros), f"{2 * index}.bias": torch.from_numpy(bias)}
+        torch.save(tensors, path)
 
 
 def rows(folder: Path) -> list[tuple[str, list[str]]]:

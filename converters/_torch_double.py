@@ -31,7 +31,8 @@ def twin(call: Call) -> Call:
             if func._schema.name in EXACT:
                 return func(*given[0], **given[1])
             wide = tree.tree_map_only(torch.Tensor, widened, given)
-            if func._schema.is_mutable and any(a is not b for a, b in zip(*map(tree.tree_leaves, (given, wide)))):
+            pairs = zip(tree.tree_leaves(given), tree.tree_leaves(wide), strict=True)
+            if func._schema.is_mutable and any(before is not after for before, after in pairs):
                 raise TypeError(f"{func} writes into float32")
             return func(*wide[0], **wide[1])
 

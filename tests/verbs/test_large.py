@@ -28,16 +28,16 @@ from edgerun.verbs.compress import compress  # noqa: E402
 from edgerun.verbs.convert import convert, convert_here  # noqa: E402
 from edgerun.verbs.load import load  # noqa: E402
 
-LAYERS, WIDTH = 3, 128
+LAYERS, WIDTH = 3, 320  # a bias has more than 1 KiB, too
 X = np.random.default_rng(1).standard_normal((2, WIDTH)).astype(np.float32)
 GIB = 1 << 30
 
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is over 100 kB counts as large: one layer has 66 kB."""
-    monkeypatch.setattr(external, "ABOVE", 100_000)
-    monkeypatch.setattr(comparing, "LARGE", 100_000)
+    """What is over 500 kB counts as large: one layer has 410 kB."""
+    monkeypatch.setattr(external, "ABOVE", 500_000)
+    monkeypatch.setattr(comparing, "LARGE", 500_000)
 
 
 @pytest.fixture
@@ -149,9 +149,9 @@ def test_convert_brings_shapes_names_and_opset_up_to_date(path: Path, tmp_path: 
         node.name = "same"
     onnx.save(proto, path)
     (tmp_path / "made").mkdir()
-    convert_here(str(path), str(tmp_path / "made"), "onnx", ["x:float32[2,128]"], None, 21)
+    convert_here(str(path), str(tmp_path / "made"), "onnx", ["x:float32[2,320]"], None, 21)
     model = Model.load(tmp_path / "made" / "model.onnx")
-    assert model.ir.opset_imports[""] == 21 and model.inputs[0].shape == (2, 128)
+    assert model.ir.opset_imports[""] == 21 and model.inputs[0].shape == (2, 320)
     assert all(value.shape is not None for node in model.ir.graph for value in node.outputs)
 
 
@@ -175,13 +175,13 @@ def test_pytorch(tmp_path: Path, large: None, monkeypatch: pytest.MonkeyPatch) -
     torch = pytest.importorskip("torch")
     from edgerun.converters import _torch_files
 
-    monkeypatch.setattr(_torch_files, "LARGE", 100_000)
+    monkeypatch.setattr(_torch_files, "LARGE", 500_000)
     torch.manual_seed(0)
     module = build(LAYERS, WIDTH)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     before = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
-    model = convert(module, inputs=["x:float32[batch,128]"], output=tmp_path / "out.onnx")
+    model = convert(module, inputs=["x:float32[batch,320]"], output=tmp_path / "out.onnx")
     parity = Parity.of(model)
     assert parity.reference == "float64" and 0 < parity.outputs[0].relative_error < 1e-6
     assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == before
@@ -190,7 +190,7 @@ def test_pytorch(tmp_path: Path, large: None, monkeypatch: pytest.MonkeyPatch) -
         wanted = module.double()(torch.from_numpy(X).double()).detach().numpy()
         np.testing.assert_allclose(session.run({"x": X})["output"], wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(EdgerunError, match="into a file"):
-        convert(module.float(), inputs=["x:float32[batch,128]"])
+        convert(module.float(), inputs=["x:float32[batch,320]"])
 
 
 def test_float64_without_a_copy_refuses_what_writes_into_weights() -> None:
