@@ -29,11 +29,15 @@ sys.exit(code if code >= 0 else 128 - code)
 
 @dataclass(frozen=True)
 class Measured:
-    """Wall seconds from start to end, peak memory of the whole tree in megabytes (1e6 bytes), and what it printed."""
+    """Wall seconds from start to end, peak memory of the whole tree in megabytes (1e6 bytes), and what it printed.
+
+    `anonymous_mb` is the part of a peak that no file backs: the rest the system can take back when it needs the room.
+    """
 
     seconds: float
     peak_mb: float
     stdout: str
+    anonymous_mb: float = 0.0
 
 
 def measured(command: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None) -> Measured:
@@ -61,7 +65,7 @@ def measured(command: Sequence[str], cwd: Path, environment: Mapping[str, str] |
         if process.returncode:
             tail = err.read()[-2000:]
             raise EdgerunError(f"{command[1:3]} ended with {process.returncode}", got=tail)
-        return Measured(seconds, max(int(peak.read()) * 1024, seen) / 1e6, out.read())
+        return Measured(seconds, max(int(peak.read()) * 1024, seen) / 1e6, out.read(), watch.anonymous / 1e6)
 
 
 def _bytes(process: psutil.Process) -> int:
@@ -71,12 +75,21 @@ def _bytes(process: psutil.Process) -> int:
         return 0  # it ended between two looks: a zombie holds nothing
 
 
+def _anonymous(process: psutil.Process) -> int:
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
 class _Watch(threading.Thread):
     """Looks at the tree below a process until it is stopped or gone; keeps the largest sum of two or more processes."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self._pid, self._done, self._peak = pid, threading.Event(), 0
+        self.anonymous = 0  # the largest sum, in bytes
         self.start()
 
     def stop(self) -> int:
@@ -89,6 +102,7 @@ class _Watch(threading.Thread):
             root = psutil.Process(self._pid)
             while not self._done.wait(_INTERVAL):
                 tree = root.children(recursive=True)
+                self.anonymous = max(self.anonymous, sum(map(_anonymous, tree)))
                 if len(tree) > 1:
                     self._peak = max(self._peak, sum(map(_bytes, tree)))
         except psutil.NoSuchProcess:

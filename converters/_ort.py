@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgerun import guard
 from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds, Runner
 from edgerun.taps import Tap, Taps
@@ -22,53 +24,62 @@ def runner(model: Path | bytes | onnx.ModelProto) -> Runner:
     Weights over 1.8 GB stay in their file, which is mapped while a run is under way and no longer: so memory never
     holds more than one model's, however many runners there are.
     """
-    source, folder, large = _source(model)
-    session: Any = _session(source, folder, large)
+    source = _source(model)
+    session: Any = _session(source)
     names = [output.name for output in session.get_outputs()]
-    if large:
+    if source.large:
         session = None
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
-        results: Sequence[Any] = (session or _session(source, folder, large)).run(names, dict(feeds))
+        results: Sequence[Any] = (session or _session(source)).run(names, dict(feeds))
         return dict(zip(names, results, strict=True))
 
     return run
 
 
-def _source(model: Path | bytes | onnx.ModelProto) -> tuple[str | bytes, Path | None, bool]:
-    """What a session opens, the folder of the weights that it names where it is no file, and whether these are large.
+@dataclass(frozen=True)
+class _Source:
+    """What a session opens: a file, or bytes, with the initializers that they name as external and where others lie."""
 
-    A graph names large weights by their absolute path (`edgerun.external`), which ONNX Runtime refuses.
-    """
+    model: str | bytes
+    large: bool = False
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+def _source(model: Path | bytes | onnx.ModelProto) -> _Source:
+    """A graph names large weights by their absolute path (`edgerun.external`), which ONNX Runtime refuses."""
     if isinstance(model, bytes):
-        return model, None, False
-    import onnx
+        return _Source(model)
     import onnx_ir as ir
 
     from edgerun import external
 
     if isinstance(model, Path):
-        return str(model), None, external.beside(onnx.load(model, load_external_data=False)) > external.ABOVE
+        return _Source(str(model), sum(file.stat().st_size for file in guard.beside(model)) > external.ABOVE)
     if not external.beside(model):
-        return model.SerializeToString(), None, False
+        return _Source(model.SerializeToString())
     graph = ir.from_proto(model)
     external.attach(graph)
-    data, _, folder = external.apart(graph)
-    return data, folder, True
+    data, weights, folder = external.apart(graph)
+    return _Source(data, True, weights, folder)
 
 
-def _session(source: str | bytes, folder: Path | None, large: bool) -> Any:
+def _session(source: _Source) -> Any:
     import onnxruntime as ort  # type: ignore[import-untyped]
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # a run that fails raises what the log would say
-    if large:  # laid out anew they would be in memory once more
+    if source.large:  # laid out anew they would be in memory once more
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if source.folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(source.folder))
+    if source.weights:
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in source.weights.values()]
+        options.add_external_initializers(list(source.weights), values)
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source.model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ORT's exceptions share no base class but Exception
         raise EdgerunError("ONNX Runtime refuses the model", got=first_line(error)) from error
 

@@ -24,12 +24,15 @@ def twin(call: Call) -> Call:
         return value.double() if value.dtype in (torch.float32, torch.float16, torch.bfloat16) else value
 
     class Double(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
             given = args, dict(kwargs or {})
             if func._schema.name in EXACT:
                 return func(*given[0], **given[1])
             wide = tree.tree_map_only(torch.Tensor, widened, given)
-            if func._schema.is_mutable and any(a is not b for a, b in zip(*map(tree.tree_leaves, (given, wide)))):
+            pairs = zip(tree.tree_leaves(given), tree.tree_leaves(wide), strict=True)
+            if func._schema.is_mutable and any(before is not after for before, after in pairs):
                 raise TypeError(f"{func} writes into float32")
             return func(*wide[0], **wide[1])
 

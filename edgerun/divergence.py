@@ -55,7 +55,9 @@ class Divergence:
         return f"{text}; {self.agreeing} values before it agree"
 
 
-def find(model: Model, taps: Sequence[Taps], opened: Callable[[onnx.ModelProto], Runner], feeds: Feeds) -> Divergence | None:
+def find(
+    model: Model, taps: Sequence[Taps], opened: Callable[[onnx.ModelProto], Runner], feeds: Feeds
+) -> Divergence | None:
     """The first value that differs from what the source computes on `feeds`; None where nothing comparable does.
 
     The taps are tried in their order, first for errors beyond 1e-4 (float32), then for those beyond 1e-5. `opened`

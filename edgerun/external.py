@@ -1,7 +1,7 @@
 """Weights beside the model: mapped where they lie, written one tensor at a time, old or new together with their graph.
 
-A model over `ABOVE` bytes never holds its weights in memory: each is a `Mapped`, whose pages are the file's own, so that
-the system can take them back when it needs the room. Needs onnx-ir, and is imported inside functions.
+A model over `ABOVE` bytes does not hold its weights in memory: each is a `Mapped`, whose pages are the file's own, so
+that the system can take them back when it needs the room. Needs onnx-ir, and is imported inside functions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgerun import files
+from edgerun import files, guard
 from edgerun.errors import EdgerunError
 
 ABOVE = 1_800_000_000  # bytes; protobuf stops at 2 GiB, so larger models keep weights beside the file
@@ -47,7 +47,10 @@ class Mapped(ir.ExternalTensor):
     def numpy(self) -> np.ndarray:
         """The array, read-only; sub-byte types are unpacked into memory, and so is what isn't aligned."""
         if self._view is None:
-            self._view = self._mapped()
+            try:
+                self._view = self._mapped()
+            except (OSError, ValueError) as error:  # no such file, or a shorter one
+                raise EdgerunError("the file of the model's weights is gone", got=error, do="load it again") from error
         return self._view
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -96,14 +99,13 @@ def attach(model: ir.Model) -> None:
 
 def read(path: Path) -> onnx.ModelProto:
     """The model at `path`, with the weights beside it; in a large model they are named by their absolute path."""
-    proto = onnx.load_model(path, load_external_data=False)
-    if beside(proto) <= ABOVE:
-        return onnx.load_model(path)
-    folder = path.resolve().parent
-    for tensor, entries in _named(proto):
-        if int(entries.get("length") or LEAST) < LEAST:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-            continue
+    proto, folder = onnx.load_model(path, load_external_data=False), path.resolve().parent
+    kept = [tensor for tensor, _ in _named(proto) if _bytes(tensor) >= LEAST] if beside(proto) > ABOVE else []
+    for tensor in kept:
+        tensor.ClearField("data_location")
+    onnx.external_data_helper.load_external_data_for_model(proto, str(folder))
+    for tensor in kept:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = str((folder / entry.value).resolve())
@@ -111,8 +113,12 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def beside(proto: onnx.ModelProto) -> int:
-    """Bytes of the initializers that `proto` names as external, as far as it tells their lengths."""
-    return sum(int(entries.get("length") or 0) for _, entries in _named(proto))
+    """Bytes of the initializers that `proto` names as external."""
+    return sum(_bytes(tensor) for tensor, _ in _named(proto))
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    return (math.prod(tensor.dims) * guard.BITS.get(tensor.data_type, 8) + 7) // 8
 
 
 def _loaded(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
@@ -301,5 +307,5 @@ def _lying(path: Path, weights: Mapping[str, ir.TensorProtocol]) -> Path | None:
 
 def _named(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, dict[str, str]]]:
     for tensor in proto.graph.initializer:
-        if tensor.external_data:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield tensor, {entry.key: entry.value for entry in tensor.external_data}

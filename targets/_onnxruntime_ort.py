@@ -56,6 +56,8 @@ def compiled(
     import json
     import tempfile
 
+    if model.is_large():
+        raise EdgerunError("an .ort file ends at 2 GiB", do="compile to .onnx: weights go beside it")
     level = options.extra.get(setting.OPTIMIZATION, BOUND)
     about = {"level": level, "digest": model.digest(), "version": here["version"]}
     if level == BOUND:

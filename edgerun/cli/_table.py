@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +23,14 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         texts.append("  ".join([line[0].ljust(widths[0]), *cells]).rstrip())
     return "\n".join(texts)
+
+
+def stored(model: Path) -> int:
+    """Bytes of a model's file and of those beside it that hold its weights."""
+    from edgerun import guard
+
+    beside = {".xml": lambda: [model.with_suffix(".bin")], ".onnx": lambda: guard.beside(model)}
+    return sum(file.stat().st_size for file in (model, *beside.get(model.suffix, list)()))
 
 
 def echo_json(value: Any) -> None:

@@ -49,7 +49,7 @@ def command(
     from dataclasses import asdict
 
     from edgerun.cli._progress import Stages
-    from edgerun.cli._table import echo_json, size
+    from edgerun.cli._table import echo_json, size, stored
     from edgerun.runtime import Options
     from edgerun.runtime.progress import told
     from edgerun.verbs.recipe import compiled
@@ -61,10 +61,10 @@ def command(
             original=original, force=force,
         )  # fmt: skip
     if as_json:
-        echo_json({"output": str(output), "bytes": output.stat().st_size, **asdict(made)})
+        echo_json({"output": str(output), "bytes": stored(output), **asdict(made)})
         return
     place = f" on {made.for_device}" if made.for_device else ""
-    click.echo(f"{output}: {size(output.stat().st_size)}, for {made.target}{place}")
+    click.echo(f"{output}: {size(stored(output))}, for {made.target}{place}")
     if made.check is not None:
         _options.echo_check(made.check)
     if made.tried is not None:

@@ -82,6 +82,7 @@ def command(
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun.cli._progress import Stages, give_memory_back
+    from edgerun.cli._table import stored
     from edgerun.verbs.compress import compress
 
     give_memory_back()
@@ -94,7 +95,7 @@ def command(
             shapes=shapes, allow_slower=allow_slower, clocked=speeds.append, force=force, progress=progress,
         )  # fmt: skip
     step = result.history[-1]
-    before, after = model.stat().st_size, _size(output)
+    before, after = stored(model), stored(output)
     for warning in step.options.get("calibration", {}).get("warnings", ()):
         click.echo(f"calibration data: {warning}", err=True)
     if as_json:
@@ -180,8 +181,3 @@ def _brief(value: Any) -> str:
         return str(value)
     names = any(isinstance(item, str) for item in value)
     return str(len(value)) if names or not value else " and ".join(map(str, value))
-
-
-def _size(output: Path) -> int:
-    weights = output.with_suffix(".bin")
-    return output.stat().st_size + (weights.stat().st_size if output.suffix == ".xml" else 0)

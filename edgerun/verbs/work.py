@@ -35,7 +35,7 @@ def heavy(model: Model) -> bool:
 
 
 def large(model: Model) -> bool:
-    """Whether its weights are over 1.8 GB as floats, which a runtime may make of them: room for one session, not two."""
+    """Whether its weights are over 1.8 GB as floats, which a runtime may make of them: too much for two sessions."""
     from edgerun import external
 
     tensors = (value.const_value for value in model.ir.graph.initializers.values())
