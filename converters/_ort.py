@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgerun import sandbox
 from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds, Runner
 from edgerun.taps import Tap, Taps
@@ -31,7 +33,28 @@ def runner(model: Path | bytes) -> Runner:
         results: Sequence[Any] = session.run(names, dict(feeds))
         return dict(zip(names, results, strict=True))
 
-    return run
+    return sandbox.ending(run) if _loops(model) else run
+
+
+def _loops(model: Path | bytes) -> bool:
+    """Has the model a Loop, in a branch or a function maybe? Only one that has the word is parsed."""
+    import onnx
+
+    def found(nodes: Iterable[onnx.NodeProto]) -> bool:
+        return any(
+            node.op_type == "Loop" or any(found(graph.node) for a in node.attribute for graph in (a.g, *a.graphs))
+            for node in nodes
+        )
+
+    if isinstance(model, Path):
+        with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data.find(b"Loop") < 0:
+                return False
+    elif b"Loop" not in model:
+        return False
+    parse = onnx.ModelProto.FromString
+    proto = parse(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+    return found(proto.graph.node) or any(found(function.node) for function in proto.functions)
 
 
 def inside(model: Path | bytes) -> Taps:
