@@ -33,14 +33,16 @@ def architectures() -> list[str]:
     return [name for name in dir(keras.applications) if name[0].isupper()]
 
 
-def application(name: str) -> Any:
-    """An architecture at a small size, weights as they are initialized; what training moves elsewhere is drawn."""
+def application(name: str, **more: Any) -> Any:
+    """An architecture at a small size (or as `more` tells), weights as they are initialized; what training moves
+    elsewhere is drawn."""
     import keras
     import numpy as np
 
     keras.utils.set_random_seed(5)
     size = SIZES.get(name, 32)
-    model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classes=10)
+    told: dict[str, Any] = {"weights": None, "input_shape": (size, size, 3), "classes": 10, **more}
+    model = getattr(keras.applications, name)(**told)
     rng, damped = np.random.default_rng(3), DAMPED.get(name, 1.0)
     for variable in model.weights:
         word = variable.path.split("/")[-1]

@@ -23,7 +23,7 @@ class Written:
 def of(model: Any, written: Sequence[Written], runner: Callable[[Any, Sequence[str]], Runner]) -> Taps:
     """Every result of a layer or operation of the model's own graph, from one run of the source that returns them all.
 
-    `runner` makes a model, and names for its outputs, a function of feeds. What is inside of a nested model is not told.
+    `runner` makes a model, and names for its outputs, a function of feeds. The inside of a nested model is not told.
     """
 
     def taps(feeds: Feeds) -> Mapping[str, Tap]:

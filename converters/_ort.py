@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import guard
+from edgerun import guard, sandbox
 from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds, Runner
 from edgerun.taps import Tap, Taps
@@ -34,7 +35,31 @@ def runner(model: Path | bytes | onnx.ModelProto) -> Runner:
         results: Sequence[Any] = (session or _session(source)).run(names, dict(feeds))
         return dict(zip(names, results, strict=True))
 
-    return run
+    return sandbox.ending(run) if _loops(model) else run
+
+
+def _loops(model: Path | bytes | onnx.ModelProto) -> bool:
+    """Has the model a Loop, in a branch or a function maybe? Only one that has the word is parsed."""
+    import onnx
+
+    def found(nodes: Iterable[onnx.NodeProto]) -> bool:
+        return any(
+            node.op_type == "Loop" or any(found(graph.node) for a in node.attribute for graph in (a.g, *a.graphs))
+            for node in nodes
+        )
+
+    if isinstance(model, Path):
+        with open(model, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data.find(b"Loop") < 0:
+                return False
+        proto = onnx.load(model, load_external_data=False)
+    elif isinstance(model, bytes):
+        if b"Loop" not in model:
+            return False
+        proto = onnx.ModelProto.FromString(model)
+    else:
+        proto = model
+    return found(proto.graph.node) or any(found(function.node) for function in proto.functions)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import guard
+from edgerun import _calls, guard
 from edgerun.converters._ort import first_line
 from edgerun.converters._tensorflow_graph import Source, Tensor, tensor
 from edgerun.converters._tensorflow_ops import called, node_of, reached, refuse
@@ -44,9 +44,20 @@ def load(folder: Path, wanted: str = "") -> Source:
     inputs = [tensor(key, info.name, info.dtype, info.tensor_shape) for key, info in _sorted(signature.inputs)]
     outputs = [tensor(key, info.name, info.dtype, info.tensor_shape) for key, info in _sorted(signature.outputs)]
     roots = [node_of(entry.at) for entry in (*inputs, *outputs)]
+    _refuse_unending(meta.graph_def)
     refuse(reached(meta.graph_def, roots), f"the signature {name!r}")
     session = _session(folder, meta, roots)
     return Source(_frozen(session, roots), inputs, outputs, _runner(session, inputs, outputs))
+
+
+def _refuse_unending(graph: Any) -> None:
+    """TensorFlow unfolds functions, and a circle of them until its stack ends."""
+    inside = {
+        function.signature.name: [name for node in function.node_def for name in called(node) if name]
+        for function in graph.library.function
+    }
+    if (found := _calls.unending(inside)) is not None:
+        raise EdgerunError(found[0], got=found[1], do="get the model from who trained it")
 
 
 def _sorted(entries: Any) -> list[tuple[str, Any]]:

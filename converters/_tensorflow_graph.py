@@ -100,6 +100,12 @@ def flat(source: Source, specs: Sequence[TensorSpec]) -> Source:
     return Source(function.graph.as_graph_def(), inputs, outputs, source.run)
 
 
+def loops(graph: Any) -> bool:
+    """Has the GraphDef a loop, functions included?"""
+    nodes = (*graph.node, *(node for function in graph.library.function for node in function.node_def))
+    return any(node.op in {"While", "StatelessWhile", "LoopCond"} for node in nodes)
+
+
 def to_onnx(source: Source, specs: Sequence[TensorSpec], opset: int) -> onnx.ModelProto:
     """A flat source through tf2onnx, its door as in `specs`; a free dimension of an output has the name of an input's
     where TensorFlow's shape inference says that they are equal.

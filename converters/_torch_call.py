@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import draws
+from edgerun import draws, sandbox
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds
@@ -36,6 +36,8 @@ class Call:
         self.specs = tuple(sorted(named, key=lambda s: parameters.index(s.name)) if self.by_name else named)
         self.outputs: list[str] = []
         self.room: Any = None  # a folder that is to live as long as this call
+        if _loops(module):
+            self.invoke = sandbox.ending(self.invoke)  # type: ignore[method-assign, assignment]
 
     def tensors(self, feeds: Feeds) -> list[Any]:
         """One tensor per spec, in order; floating ones in float64 when `double`."""
@@ -81,6 +83,13 @@ class Call:
             "the model does not run on these inputs", got=refusal, wanted=", ".join(map(str, self.specs)),
             do="check names, order, dtypes and shapes in --input",
         )  # fmt: skip
+
+
+def _loops(module: Any) -> bool:
+    """Has a program that came in a file a loop? A module is its owner's own Python."""
+    if isinstance(getattr(module, "code", None), str) and hasattr(module, "_c"):
+        return "prim::Loop" in str(module.inlined_graph)
+    return "while_loop" in str(getattr(module, "graph", ""))
 
 
 def program_specs(program: Any, wanted: Sequence[TensorSpec]) -> list[TensorSpec]:

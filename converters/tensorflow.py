@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import guard
+from edgerun import guard, sandbox
 from edgerun.converters import _door, _normalize
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
@@ -80,6 +80,8 @@ def _converted(
         results = found.run({back[name]: array for name, array in feeds.items()})
         return {renamed[name]: np.asarray(array) for name, array in results.items()}
 
+    if _tensorflow_graph.loops(flat.graph):
+        run = sandbox.ending(run)
     run64 = _tensorflow_double.twin(flat.graph, flat.inputs, flat.outputs, specs, run)
     return Conversion(Model.from_proto(_clean(proto, written, opset)), run, run64)
 

@@ -1,12 +1,13 @@
-"""Writes docs/keras.md from bench/results/keras.json: `make docs`. A test fails while the two differ."""
+"""Writes docs/keras.md from bench/results/keras.json and keras_routes.json: `make docs`. A test fails while the two differ."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from bench import keras_cases, keras_coverage, keras_ops
+from bench import keras_cases, keras_coverage, keras_ops, keras_routes
 from edgerun import files
 from edgerun.converters._keras_refused import NO_LAYERS, REASONS
 
@@ -29,6 +30,14 @@ included. NASNet is built on TensorFlow: Keras cannot build it on torch. What is
 MobileNetV2 at full size, from a `.keras` file to a compared ONNX file, took 16.2 s [13.9 to 17.9] where tf2onnx took
 46.1 s [31.4 to 64.5] with Keras's export to a SavedModel and 20.2 s [14.3 to 29.6] without (whole processes in turns,
 n = 5, a busy machine); 102 nodes, tf2onnx's 123 (`python -m bench.convert`).
+
+"""
+ROUTES = """## Beside tf2onnx
+
+The same model by both routes: edgerun from the `.keras` file, tf2onnx from Keras's SavedModel (both opset 18, full size,
+drawn weights). ms: ONNX Runtime, one thread, batch 1, in processor time; ratio: tf2onnx's time by edgerun's, with its
+95 % interval over sessions opened anew in turns (n in the last column). difference: of their results, by the largest.
+Written by `python -m bench.keras_routes`; an architecture that is not here has not been measured.
 
 """
 LAYERS = """## Layers
@@ -54,10 +63,32 @@ def page() -> str:
         found = table["applications"].get(name, {"refused": "not measured"})
         cells = (_error(found), _cell(found, "nodes"), _cell(found, "seconds"))
         rows.append(_row(name, f"{found.get('parameters', 0) / 1e6:.1f} M" if "parameters" in found else "", *cells))
-    parts = [HEAD.format(version=table["keras"]), APPLICATIONS, "\n".join(rows), "\n\n", LAYERS]
+    parts = [
+        HEAD.format(version=table["keras"]),
+        APPLICATIONS,
+        "\n".join(rows),
+        "\n\n",
+        ROUTES,
+        _routes(),
+        "\n\n",
+        LAYERS,
+    ]
     parts += [_cases(table["layers"], keras_cases.layer_of), "\n\n", REFUSED, _refused(), "\n\n", OPERATIONS]
     parts += [_cases(table["operations"], keras_ops.operation_of)]
     return "".join(parts) + "\n"
+
+
+def _routes() -> str:
+    rows = [
+        _row("architecture", "nodes", "tf2onnx's", "ms", "tf2onnx's", "ratio", "difference", "n"),
+        _row(*["---"] * 8),
+    ]
+    for name, found in json.loads(keras_routes.RESULTS.read_text()).items():
+        value, low, high = found["ratio"]
+        pairs = [str(found[word][route]) for word in ("nodes", "ms") for route in ("edgerun", "tf2onnx")]
+        ratio = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        rows.append(_row(name, *pairs, ratio, f"{found['difference']:.1e}", str(found["sessions"])))
+    return "\n".join(rows)
 
 
 def _cases(found: dict[str, dict[str, Any]], name_of: Any) -> str:

@@ -2,6 +2,9 @@
 
 The child has a memory cap (RLIMIT_AS), a processor-time cap, a cap on the size of a file it writes, and a wall clock
 after which its whole process group is killed. A crash, a hang or a memory bomb becomes one EdgerunError here.
+
+Only a loop in a model can run for ever, and whether it does nobody can see beforehand: one run of a model with loops
+has a time of its own, shorter than that of the whole work (`ending`).
 """
 
 from __future__ import annotations
@@ -16,15 +19,16 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from edgerun import errors
 from edgerun.errors import EdgerunError
 
 log = logging.getLogger("edgerun")
+R = TypeVar("R")
 _OUT_OF_MEMORY = (
     "bad_alloc",
     "can't allocate memory",
@@ -48,8 +52,8 @@ def physical_memory() -> int:
 class Limits:
     """Caps for one child: address space and file size in bytes (memory 0: `physical_memory`), times in seconds.
 
-    `cpu_seconds` counts all threads together. `mapped` bytes of files may be mapped on top of `memory`: that takes
-    addresses, and memory only while the system has some to spare.
+    `cpu_seconds` counts all threads together; `loop_seconds` are those of one run of a model with loops. `mapped` bytes
+    of files may be mapped on top of `memory`: that takes addresses, and memory only while the system has some to spare.
     """
 
     memory: int = 0
@@ -57,6 +61,10 @@ class Limits:
     cpu_seconds: int = 7200
     file_size: int = 64 << 30
     mapped: int = 0
+    loop_seconds: float = 5.0
+
+
+_loop_seconds = 0.0  # in a limited child: what `ending` allows
 
 
 def call(function: str, arguments: Mapping[str, Any], folder: Path, limits: Limits | None = None) -> Any:
@@ -91,7 +99,21 @@ def call(function: str, arguments: Mapping[str, Any], folder: Path, limits: Limi
     finally:
         _kill(process)
     relay.join(timeout=5)
-    return _answer(folder, status)
+    return _answer(folder, status, limits)
+
+
+def ending(run: Callable[[Any], R]) -> Callable[[Any], R]:
+    """`run`, a run of a model that has loops: in a limited child a call that takes longer than `Limits.loop_seconds`
+    ends the child, whatever holds the interpreter. Elsewhere it is `run` itself."""
+
+    def watched(feeds: Any) -> R:
+        signal.setitimer(signal.ITIMER_REAL, _loop_seconds)  # nobody handles its signal: the kernel ends the process
+        try:
+            return run(feeds)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    return watched if _loop_seconds and sys.platform != "win32" else run
 
 
 def _relay(stream: IO[bytes]) -> None:
@@ -110,8 +132,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _answer(folder: Path, status: int) -> Any:
+def _answer(folder: Path, status: int, limits: Limits) -> Any:
     answer = folder / "answer.json"
+    if sys.platform != "win32" and status == -signal.SIGALRM:
+        raise EdgerunError(
+            "a loop in the model does not end", got=f"no result of one run in {limits.loop_seconds:g} s",
+            do="--loop-timeout allows more",
+        )  # fmt: skip
     if status != 0 or not answer.is_file():
         reason = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
         words = (folder / "stderr.txt").read_text(errors="replace").strip().splitlines()
@@ -138,7 +165,9 @@ def child(folder: str) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     tempfile.tempdir = folder  # which the parent removes, whatever becomes of this process
-    _limit(Limits(**request["limits"]))
+    limits = Limits(**request["limits"])
+    _limit(limits)
+    globals()["_loop_seconds"] = limits.loop_seconds
     result: dict[str, Any]
     try:
         module, name = request["function"].split(":")

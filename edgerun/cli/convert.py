@@ -62,6 +62,14 @@ if TYPE_CHECKING:
     help="End the work on the file after this time.",
 )
 @click.option(
+    "--loop-timeout",
+    type=click.FloatRange(min=0.1),
+    default=5,
+    show_default=True,
+    metavar="SECONDS",
+    help="End one run of a model with loops after this time.",
+)
+@click.option(
     "--memory-cap",
     type=click.FloatRange(min=0),
     default=0,
@@ -80,7 +88,8 @@ if TYPE_CHECKING:
 def command(
     source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str | None,
     device: str | None, opset: int | None, trust: bool, preprocessing: Path | None, fold: bool, data: str | None,
-    timeout: float, memory_cap: float, reproduction: Path | None, signature: str | None, force: bool, as_json: bool,
+    timeout: float, loop_timeout: float, memory_cap: float, reproduction: Path | None, signature: str | None,
+    force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring a trained model in: PyTorch, Keras, TensorFlow, TFLite, scikit-learn or ONNX to checked ONNX.
 
@@ -97,7 +106,7 @@ def command(
             source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, device=device,
             opset=opset, trust=trust, preprocessing=preprocessing, fold_preprocessing=fold, force=force,
             reproduction=reproduction, signature=signature, data=data,
-            limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout),
+            limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout, loop_seconds=loop_timeout),
         )  # fmt: skip
     finally:
         logging.getLogger("edgerun").removeHandler(progress)

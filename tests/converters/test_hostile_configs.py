@@ -27,6 +27,7 @@ from edgerun.data import open_data  # noqa: E402
 from edgerun.errors import EdgerunError  # noqa: E402
 from edgerun.runtime import TensorSpec  # noqa: E402
 from edgerun.sandbox import Limits  # noqa: E402
+from tests.converters.hostile import changed, flipped, half, one_clear_error, packed, written  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 MAKERS: dict[str, Callable[[Path], object]] = {}
@@ -39,43 +40,12 @@ class Runs:
         return os.system, ("touch canary",)
 
 
-def written(data: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(data)
-
-
-def packed(*members: tuple[str, bytes], compressed: bool = False) -> bytes:
-    """A zip archive of the members in order, the same name twice where it is given twice."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as archive:
-        for name, data in members:
-            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED)
-    return buffer.getvalue()
-
-
 def bomb(name: str, *members: tuple[str, bytes]) -> Callable[[Path], object]:
     """A last member of zeros, whose directory entry says that 2 GiB come out of it."""
     data = bytearray(packed(*members, (name, bytes(1 << 20)), compressed=True))
     entry = data.rfind(b"PK\x01\x02")
     data[entry + 24 : entry + 28] = (0x7FFF_FFFF).to_bytes(4, "little")
     return written(bytes(data))
-
-
-def changed(make: Callable[[Path], object], change: Callable[[bytearray], bytearray]) -> Callable[[Path], object]:
-    def write(path: Path) -> None:
-        make(path)
-        path.write_bytes(change(bytearray(path.read_bytes())))
-
-    return write
-
-
-def half(data: bytearray) -> bytearray:
-    return data[: len(data) // 2]
-
-
-def flipped(data: bytearray) -> bytearray:
-    for place in range(30, len(data), max(1, len(data) // 40)):
-        data[place] ^= 0x5A
-    return data
 
 
 # --- Keras ------------------------------------------------------------------------------------------------------------
@@ -260,10 +230,7 @@ def told(given_to_convert: Any) -> Any:
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name not in ALONE])
 def test_one_clear_error_and_nothing_left(told: Any, name: str) -> None:
-    error, left = told[name]
-    assert error is not None, "it was converted"
-    assert error["kind"] in ("EdgerunError", "Unsupported"), error["what"]
-    assert left == []
+    one_clear_error(told, name)
 
 
 @pytest.mark.parametrize("name", ALONE)
