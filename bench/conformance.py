@@ -9,13 +9,15 @@ docs/conformance.md.
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
+import pickle
 import resource
 import select
 import signal
+import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +32,9 @@ from edgerun import files
 RESULTS = Path(__file__).parent / "results" / "conformance.json"
 SECONDS = 120.0  # for one case, before its process is ended
 MEMORY = 6 << 30  # bytes of address space for a child
-CHUNK = 200  # cases for one child
+CHUNK = 400  # cases for one child, which takes a second or two to begin
+ROOT = Path(__file__).resolve().parent.parent
+CHILD = "import sys; from bench.conformance import work; work(sys.argv[1], int(sys.argv[2]))"
 OUTCOMES = ("pass", "rounding", "wrong, refused", "unsupported", "wrong", "error", "crash")
 
 
@@ -113,11 +117,17 @@ def run(chosen: Sequence[Case], target: str) -> Iterator[tuple[Case, str, str]]:
 
 
 def _chunk(part: Sequence[Case], target: str) -> Iterator[tuple[str, str]]:
+    """Their outcomes, computed in a new process: one that is split off has this one's locks, but not the threads that
+    would open them."""
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _work(part, target, os.fdopen(writing, "w"))
+    with tempfile.TemporaryFile() as given:
+        pickle.dump(part, given)
+        given.seek(0)
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, target, str(writing)], stdin=given, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, pass_fds=(writing,), cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
     os.close(writing)
     done = 0
     with os.fdopen(reading, "rb", buffering=0) as answers:
@@ -125,8 +135,8 @@ def _chunk(part: Sequence[Case], target: str) -> Iterator[tuple[str, str]]:
             yield tuple(json.loads(line))
             done += 1
     if done < len(part):
-        os.kill(child, signal.SIGKILL)  # it hangs, or is dead already
-    _, status = os.waitpid(child, 0)
+        child.kill()  # it hangs, or is dead already
+    status = child.wait()
     if done < len(part):
         yield "crash", _death(status)
 
@@ -140,19 +150,20 @@ def _lines(answers: IO[bytes]) -> Iterator[bytes]:
 
 
 def _death(status: int) -> str:
-    number = os.WTERMSIG(status)
-    return f"no answer in {SECONDS:g} s" if number == signal.SIGKILL else f"killed by {signal.Signals(number).name}"
+    if status >= 0:
+        return f"ended with {status}"
+    return f"no answer in {SECONDS:g} s" if status == -signal.SIGKILL else f"killed by {signal.Signals(-status).name}"
 
 
-def _work(part: Sequence[Case], target: str, answers: IO[str]) -> None:
-    """The child: one line for each case. Never returns."""
-    faulthandler.disable()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # runtimes log what comes back as an exception anyway
+def work(target: str, answers: int) -> None:
+    """The child: cases from stdin, one line for each on the descriptor `answers`. Never returns."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for case in part:
-        print(json.dumps(outcome(case, target)), file=answers, flush=True)
-    os._exit(0)
+    part = pickle.load(sys.stdin.buffer)
+    with os.fdopen(answers, "w") as told:
+        for case in part:
+            print(json.dumps(outcome(case, target)), file=told, flush=True)
+        os._exit(0)  # what a runtime does when it ends is nobody's case
 
 
 @click.command()
