@@ -234,7 +234,8 @@ def without_weights(model: onnx_ir.Model, least: int = 1024) -> tuple[bytes, dic
 
     held: dict[str, ir.TensorProtocol] = {}
     for name, value in model.graph.initializers.items():
-        if value.const_value is not None and value.const_value.nbytes >= least:
+        read = value.uses() or value.is_graph_output()  # runtimes drop others, and then do not find them
+        if read and value.const_value is not None and value.const_value.nbytes >= least:
             tensor = held[name] = value.const_value
             shape = ir.Shape(tensor.shape.numpy())
             value.const_value = ir.ExternalTensor("weights", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)

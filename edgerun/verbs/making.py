@@ -63,8 +63,9 @@ class Original:
 class Making:
     """How a model becomes a compressed one: the pass `name` with the target's `rules`, on `data` (None: without).
 
-    `inputs` have the sizes that the device runs, as far as they were told; `judgement` is what the data's preprocessing looks like; `told` goes into every history; `hold` stands for the pass
-    where a bound on the drop is to be held.
+    `inputs` have the sizes that the device runs, as far as they were told; `judgement` is what the data's
+    preprocessing looks like; `told` goes into every history; `hold` stands for the pass where a bound on the drop is
+    to be held.
     """
 
     name: str
