@@ -146,8 +146,10 @@ def split(model: ir.Model) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
 
 def apart(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
     """As `split`, for a runtime: what is mapped is named by its place in the folder that is returned (None where
-    nothing is), and the rest are arrays, which share memory with `model`."""
-    held = _outside(model)
+    nothing is), and the rest are arrays, which share memory with `model`. What nobody reads stays in the graph:
+    runtimes drop it, and then do not find it."""
+    values = model.graph.initializers
+    held = {n: t for n, t in _outside(model).items() if values[n].uses() or values[n].is_graph_output()}
     mapped = {name: tensor for name, tensor in held.items() if isinstance(tensor, Mapped)}
     folder = Path(os.path.commonpath([Path(t.path).parent for t in mapped.values()])) if mapped else None
     names = {name: _stand_in(tensor, "weights", 0) for name, tensor in held.items()}

@@ -103,7 +103,7 @@ def told(graph: Any) -> dict[str, Any]:
             known[door] = tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in known[door])
         known["usual"] = {name: tuple(shape) for name, shape in known.get("usual", {}).items()}
         return known
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise EdgerunError("the model's rt_info/edgerun is damaged", got=repr(error), do="compile it again") from error
 
 

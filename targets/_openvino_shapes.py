@@ -48,7 +48,7 @@ def settled(graph: Any, shapes: Shapes) -> Any:
     places = {name: port for port in found.inputs for name in port.names}
     try:
         found.reshape({places[name]: list(shape) for name, shape in shapes.items() if name in places})
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise EdgerunError("OpenVINO cannot run the usual shapes", got=ir.reason(error)) from error
     cells.write_out(found)
     return found

@@ -133,7 +133,8 @@ def save(engine: Engine, path: Path) -> None:
 def load(engine: Engine, options: Options) -> Session:
     """A session with a request a stream, in f32 where the model is float and no other precision is asked for.
 
-    Kernels are ready for the usual shapes that `options` or the file tell (`_openvino_shapes`). Raises EdgerunError when it is refused, and Unsupported where the device asked for is missing: no other is used.
+    Kernels are ready for the usual shapes that `options` or the file tell (`_openvino_shapes`). Raises EdgerunError
+    when it is refused, and Unsupported where the device asked for is missing: no other is used.
     """
     graph = _read(engine.payload)
     usual = _usual(graph, options)

@@ -63,6 +63,19 @@ def sizes(given: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
     return found
 
 
+def usual(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """`NAME:[DIMS]` as `Options.usual` has them."""
+    from edgerun.runtime import TensorSpec
+
+    found = {}
+    for text in given:
+        spec = TensorSpec.parse(text)
+        if not spec.name or any(isinstance(dim, str) for dim in spec.shape):
+            raise click.BadParameter(f"{text!r} is not NAME:[1,3,224,224]", param_hint="--input-shape")
+        found[spec.name] = tuple(int(dim) for dim in spec.shape)
+    return found
+
+
 def echo_check(check: SelfCheck) -> None:
     """What the comparison with the reference said."""
     click.echo(

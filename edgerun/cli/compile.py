@@ -22,6 +22,10 @@ from edgerun.cli import _options
     "--size", "sizes", multiple=True, metavar="NAME=LEAST,USUAL,MOST",
     help="The sizes of an open dimension, for targets that compile for a range. Repeatable.",
 )  # fmt: skip
+@click.option(
+    "--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",
+    help="What most feeds are, as image:[1,3,224,224]; where that is faster, kernels are ready for it. Others run too.",
+)  # fmt: skip
 @_options.extra
 @click.option("--data", help="Compare on the first four samples of it; default: random draws.")
 @click.option(
@@ -37,8 +41,8 @@ from edgerun.cli import _options
 @click.option("--json", "as_json", is_flag=True, help="Print what was compared as JSON.")
 def command(
     model: Path, output: Path, target: str | None, device: str | None, threads: int, sizes: tuple[str, ...],
-    extra: dict[str, str], data: str | None, preprocessing: Path | None, original: Path | None, force: bool,
-    as_json: bool,
+    shapes: tuple[str, ...], extra: dict[str, str], data: str | None, preprocessing: Path | None,
+    original: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compile a model for one target, and write it when it computes what the reference does.
 
@@ -54,7 +58,7 @@ def command(
     from edgerun.runtime.progress import told
     from edgerun.verbs.recipe import compiled
 
-    options = Options(threads, extra, _options.sizes(sizes))
+    options = Options(threads, extra, _options.sizes(sizes), usual=_options.usual(shapes))
     with Stages("%") as show, told(show):
         made = compiled(
             model, output, target=target, device=device, options=options, data=data, preprocessing=preprocessing,

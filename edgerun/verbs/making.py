@@ -63,8 +63,9 @@ class Original:
 class Making:
     """How a model becomes a compressed one: the pass `name` with the target's `rules`, on `data` (None: without).
 
-    `inputs` have the sizes that the device runs, as far as they were told; `judgement` is what the data's preprocessing looks like; `told` goes into every history; `hold` stands for the pass
-    where a bound on the drop is to be held.
+    `inputs` have the sizes that the device runs, as far as they were told; `judgement` is what the data's
+    preprocessing looks like; `told` goes into every history; `hold` stands for the pass where a bound on the drop is
+    to be held.
     """
 
     name: str
@@ -116,7 +117,8 @@ class Making:
         return quick
 
     def _request(self, kept: Kept, effort: Effort) -> Request:
-        known = None if self.data is None else Known(self.data, self.judgement)
+        most = effort.ranges if effort is self.effort else None  # a look at placements is no calibration
+        known = None if self.data is None else Known(self.data, self.judgement, most)
         names = self.keep_float | set(kept)
         asked = Request(self.rules, opened, known, self.ranges, names, effort)
         asked.lanes, asked.progress = min(LANES, machine.quota()), self.progress
@@ -172,11 +174,13 @@ def judged(model: Model, data: Data | None) -> plausible.Judgement:
 class Known:
     """Calibration data whose number of batches is known: a callable's is counted in a pass of its own.
 
-    The first whole pass looks at every sample; `found` then says how many there were, and what is wrong with them.
+    The first pass looks at every sample, at `most` where no more are calibrated with; `found` then says how many there
+    were, and what is wrong with them. Raises EdgerunError where they are not fit to calibrate with.
     """
 
-    def __init__(self, data: Data, judgement: plausible.Judgement) -> None:
-        self._data = data
+    def __init__(self, data: Data, judgement: plausible.Judgement, most: int | None = None) -> None:
+        self._data, self._most = data, most
+        self._judged = judgement.warnings
         self.found: dict[str, Any] = {"preprocessing judged": judgement.judged, "warnings": judgement.warnings}
         if data.samples is None:
             _ = data.digest
@@ -188,10 +192,15 @@ class Known:
         check = FeedCheck(batched=self._data.batch is not None)
         for feeds in self._data:
             check.add(feeds)
+            if self._most is not None and check.samples >= self._most:
+                self._tell(check)  # whoever takes this batch may not come back
             yield feeds
+        self._tell(check)
+
+    def _tell(self, check: FeedCheck) -> None:
         if "samples" not in self.found:
             told = check.report()
-            self.found |= {**told, "warnings": [*told["warnings"], *self.found["warnings"]]}
+            self.found |= {**told, "warnings": [*told["warnings"], *self._judged]}
 
     def __len__(self) -> int:
         return len(self._data)

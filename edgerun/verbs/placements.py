@@ -16,13 +16,14 @@ from time import perf_counter
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.measure import brief
 from edgerun.measure.proposals import proposals
-from edgerun.measure.stats import verdict
+from edgerun.measure.stats import FEWEST_SESSIONS, MARGIN, verdict
 from edgerun.model import Model
 from edgerun.runtime import Engine
 from edgerun.verbs.clock import AS_FAST, RULES, TUNED, Clock, EngineOf, Kept, Speed, judged, label, not_timed
 
 Made = tuple[Model, Engine]
 INCUMBENT = "incumbent"
+HOPE = 0.95  # of the incumbent's speed in one session: two sessions of one model may differ by a tenth
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,32 @@ def _searched(clock: Clock, made: Made, search: Search, *, bold: bool) -> tuple[
 def _contest(
     clock: Clock, place: str, incumbent: EngineOf, engines: Mapping[str, EngineOf], seconds: float
 ) -> tuple[int, str | None]:
-    """How many of `engines` could be timed, and which is the fastest of those that surely beat the incumbent."""
-    before = clock.known(place)
+    """How many of `engines` could be timed, and which is the fastest of those that surely beat the incumbent.
+
+    One session of all leaves out those that look slower; the rest are timed until one is ahead, or none is in front.
+    """
+    first = f"{place} first"
+    before = clock.known(first)
     engines = {n: of for n, of in engines.items() if n in before[0]} if before else _possible(engines)
     if not engines or seconds <= 0:
         return 0, None
-    names = tuple(engines)
+    end, field = perf_counter() + seconds, tuple(engines)
+    looked = clock.sessions(first, {INCUMBENT: incumbent, **engines}, lambda taken: True, seconds)
+    hopeful = {n: of for n, of in engines.items() if brief.compared(looked, INCUMBENT, n).value >= HOPE}
+    if (best := _best(looked, field)) is not None or not hopeful:
+        return len(field), best
+    names = tuple(hopeful)
     sessions = clock.sessions(
-        place, {INCUMBENT: incumbent, **engines}, lambda taken: _best(taken, names) is not None, seconds
-    )
-    return len(names), _best(sessions, names)
+        place, {INCUMBENT: incumbent, **hopeful},
+        lambda taken: _best(taken, names) is not None or _behind(taken, names), end - perf_counter(),
+    )  # fmt: skip
+    return len(field), _best(sessions, names)
+
+
+def _behind(sessions: Sequence[brief.Session], names: Sequence[str]) -> bool:
+    """Whether none of them is in front after as many sessions as an interval needs."""
+    against = (brief.compared(sessions, INCUMBENT, name).value for name in names)
+    return len(sessions) >= FEWEST_SESSIONS and all(value <= 1 + MARGIN for value in against)
 
 
 def _possible(engines: Mapping[str, EngineOf]) -> dict[str, EngineOf]:

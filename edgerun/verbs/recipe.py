@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.load import target_for
 from edgerun.verbs.run import write_npz
 
+log = logging.getLogger("edgerun")
 SUFFIX, FORMAT = ".recipe", 1
 SAMPLES = 4  # of data, that are compared
 TEXT, MODEL = "recipe", "model"  # names of arrays; the others are `SIDE.FEED.INDEX`
@@ -103,11 +105,13 @@ def read(path: Path) -> Recipe:
             for side in ("inputs", "outputs")
         )
         options = text["options"]
-        sizes = {name: tuple(size) for name, size in options["sizes"].items()}
+        sizes, usual = (
+            {name: tuple(size) for name, size in options.get(key, {}).items()} for key in ("sizes", "usual")
+        )
         return Recipe(
             Engine(text["target"], model, inputs, outputs, digest=text["digest"]),
-            Options(options["threads"], options["extra"], sizes), text["device"], text["expects"], text["rounds"],
-            text["reference"], groups["input"], groups["output"], groups["exact"],
+            Options(options["threads"], options["extra"], sizes, usual=usual), text["device"], text["expects"],
+            text["rounds"], text["reference"], groups["input"], groups["output"], groups["exact"],
             {"history": text["told"]["history"], "preprocessing": text["told"]["preprocessing"]},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -162,6 +166,8 @@ def compiled(
         engine = compile(
             loaded, name, options, feeds=feeds, original=original, output=output, device=where, force=force
         )
+        if options.usual and not engine.usual:
+            log.info("%s has nothing to make ready for known shapes of this model", name)
         return Compiled(name, engine.check, device or "")
     made, tried = _made(loaded, name, device or "", facts, options, feeds, original)
     files.refuse_overwrite(output, force)

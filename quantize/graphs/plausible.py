@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgerun.runtime import Session, TensorSpec
 
 LOOK = 8  # samples that the preprocessing is judged on, at a time
+MOST_FEEDS = 4 * LOOK  # that are read for them, where pictures differ in size
 LAYERS = 3  # BatchNormalizations, the first ones: the farther from the input, the less is its scale felt
 # A mistake is named when its repair fits so much better: as a share, in standard errors, and at all.
 BETTER, SURELY, LEAST = 0.75, 4.0, 0.05
@@ -88,10 +89,14 @@ def suspect(model: ir.Model, inputs: Sequence[TensorSpec], open: Opener, feeds: 
 
 
 def _some(stream: Iterator[Feeds], picture: Picture) -> Iterator[Feeds]:
-    rows = 0
-    for feeds in stream:
-        yield feeds
-        rows += len(feeds[picture.name])
+    """Pictures of one size, the first one's."""
+    rows, size = 0, None
+    for feeds in itertools.islice(stream, MOST_FEEDS):
+        pictures = feeds[picture.name]
+        size = size or pictures.shape[1:]
+        if pictures.shape[1:] == size:
+            yield feeds
+            rows += len(pictures)
         if rows >= LOOK:
             return
 

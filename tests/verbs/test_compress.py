@@ -213,11 +213,13 @@ def test_limit_uses_that_many_samples(model: Path) -> None:
     assert limited.to_bytes() == compress(model, calibration={"x": X[:40]}, ranges="minmax").to_bytes()
 
 
-def test_constant_calibration_is_refused(tmp_path: Path, model: Path, cli: Any) -> None:
-    """Exit 2 and no file, for one sample over and over and for zeros."""
-    for rows, words in ((np.repeat(X[:1], 20, axis=0), "the same sample"), (np.zeros_like(X[:20]), "constant")):
+@pytest.mark.parametrize("preset", ["fast", "default"])
+def test_constant_calibration_is_refused(tmp_path: Path, model: Path, cli: Any, preset: str) -> None:
+    """Exit 2 and no file, for one sample over and over and for zeros, also where not all of it would be looked at."""
+    for rows, words in ((np.repeat(X[:1], 50, axis=0), "the same sample"), (np.zeros_like(X[:50]), "constant")):
         np.savez(tmp_path / "still.npz", x=rows)
-        done = cli("compress", model, "-o", tmp_path / "small.onnx", "--calibration", tmp_path / "still.npz")
+        options = ("--calibration", tmp_path / "still.npz", "--preset", preset)
+        done = cli("compress", model, "-o", tmp_path / "small.onnx", *options)
         assert done.code == 2 and words in done.err and not (tmp_path / "small.onnx").exists()
 
 
