@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NEEDED = 16.0  # dB, on the samples of the search: below, layers are tried in float
 CLEARLY = 3.0
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
-WORTH = 2.0  # dB that it must bring: a third of the noise
+WORTH = 0.5  # dB that it must bring: a tenth of the noise
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ class Cheap:
 
 
 def reached_db(plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request) -> float:
-    """How near a placement comes, in emulation, with grids over the extremes, to all that is known of the float model.
+    """How near a placement comes, in emulation, with grids over the extremes, on the samples of the check.
 
     Biases are corrected by a part of the same samples: that is as good for one placement as for the other.
     """
     spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
-    shifts = stream.missing(spans, request.effort.first // _ranges.RACE, "precision")
-    return _ranges.sqnr(stream.scores(spans, shifts, request.effort.first, "precision"))
+    shifts = stream.missing(spans, _ranges.few_of(request.effort.check), "precision")
+    return _ranges.sqnr(stream.scores(spans, shifts, request.effort.check, "precision"))
 
 
 def _reached(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, sole_consumer
+from edgerun.quantize.graphs.edit import fresh_name, initializer, sole_consumer
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -261,7 +261,7 @@ def test_a_gate_and_what_it_is_added_to_are_one_product(
     [
         "s = Mul(x, g) t = Add(x, s) y = Mul(s, t)",  # the product is read elsewhere
         "r = Relu(x) s = Mul(r, g) y = Add(x, s)",  # another value is added
-        "n = Relu(x) s = Mul(x, n) y = Add(x, s)",  # no gate
+        "n = Relu(x) s = Mul(x, n) t = Add(x, s) y = Mul(t, g)",  # no gate
         "s = Mul(p, g) t = Add(p, s) y = Mul(x, t)",  # a few numbers all along
     ],
 )
