@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench.converter_rows import ROWS, Row
 from edgerun.runtime import TensorSpec
@@ -42,7 +43,8 @@ def keras(row: Row, source: Path, output: Path) -> None:
     import keras  # type: ignore[import-untyped]
 
     saved = output.with_name("saved")
-    keras.models.load_model(source, compile=False).export(saved, verbose=False)
+    model: Any = keras.models.load_model(source, compile=False)
+    model.export(saved, verbose=False)
     tensorflow(row, saved, output)
 
 

@@ -68,7 +68,7 @@ def _silero_part(path: Path) -> None:
     whole = path.with_name("whole.jit")
     whole.write_bytes(zoo_fetch.read(zoo_fetch.SILERO, "silero_vad/data/silero_vad.jit"))
     module = torch.jit.load(whole)  # type: ignore[no-untyped-call]
-    torch.jit.save(module._model, path)  # type: ignore[no-untyped-call]
+    torch.jit.save(module._model, path)
 
 
 def _tflite() -> dict[str, Row]:

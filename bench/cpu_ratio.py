@@ -44,22 +44,23 @@ def _session(models: Mapping[str, bytes], arrays: list[np.ndarray], rng: np.rand
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    names, runs = list(models), {}
+    names = list(models)
+    runs: dict[str, tuple[Any, Mapping[str, np.ndarray]]] = {}
     for name in rng.permutation(names):
         session = ort.InferenceSession(models[name], options, providers=["CPUExecutionProvider"])
-        fed = dict(zip((door.name for door in session.get_inputs()), arrays, strict=True))
-        runs[name] = (session, fed)
-    for session, fed in runs.values():
-        session.run(None, fed)
-    repeats = {name: max(1, int(LEAST / max(_seconds(*run, 3), 1e-6))) for name, run in runs.items()}
+        runs[name] = (session, dict(zip((door.name for door in session.get_inputs()), arrays, strict=True)))
+    for run in runs.values():
+        _seconds(run, 1)
+    repeats = {name: max(1, int(LEAST / max(_seconds(run, 3), 1e-6))) for name, run in runs.items()}
     taken: dict[str, list[list[float]]] = {name: [] for name in names}
     for _ in range(ROUNDS):
         for name in rng.permutation(names):
-            taken[name].append([_seconds(*runs[name], max(repeats.values()))])
+            taken[name].append([_seconds(runs[name], max(repeats.values()))])
     return {name: np.array(samples) for name, samples in taken.items()}
 
 
-def _seconds(session: Any, fed: Mapping[str, np.ndarray], repeats: int) -> float:
+def _seconds(run: tuple[Any, Mapping[str, np.ndarray]], repeats: int) -> float:
+    session, fed = run
     start = time.process_time()
     for _ in range(repeats):
         session.run(None, fed)

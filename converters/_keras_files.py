@@ -10,7 +10,7 @@ from typing import Any
 
 from edgerun.converters import _factory
 from edgerun.converters._keras_graph import LAYERS
-from edgerun.converters._keras_refused import REASONS
+from edgerun.converters._keras_refused import FOREIGN, REASONS
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 
@@ -144,6 +144,8 @@ def _refused(layers: Any, prefix: str) -> Iterator[str]:
             yield from _refused(config.get("layers", []), f"{name}/")
         elif kind in REASONS and module.startswith("keras"):
             yield f"{name}: {kind} is not supported: {REASONS[kind]}"
+        elif kind in FOREIGN and module.startswith(("keras", "tensorflow_hub")):
+            yield f"{name}: {kind} is not supported: {FOREIGN[kind]}"
         elif kind == "Lambda" or not _keras_own(module, kind):
             package = "" if module.startswith("keras") else f" of {module}"
             yield f"{name}: {kind}{package} is not supported"

@@ -22,3 +22,7 @@ NO_LAYERS = {
     "Wrapper": "the class that wrapping layers are made from",
     "InputSpec": "what a layer says of its inputs",
 }
+# Other libraries' layers that files often name.
+FOREIGN = {
+    "KerasLayer": "it calls a model of TensorFlow Hub that the file does not hold: convert the SavedModel of the whole",
+}

@@ -84,7 +84,7 @@ def _contract(told: _flat.Table, net: Net, specs: Sequence[TensorSpec]) -> Prepr
 
 
 def _floats(table: _flat.Table, field: int) -> list[float]:
-    return np.array(table.integers(field, "I"), np.uint32).view(np.float32).tolist()
+    return [float(number) for number in np.array(table.integers(field, "I"), np.uint32).view(np.float32)]
 
 
 def _classes(told: _flat.Table, data: bytes) -> list[str] | None:

@@ -82,9 +82,9 @@ def model(path: Path) -> Any:
     told = _config(path)
     name = next(iter(told.get("architectures") or ()), "")
     kind = told.get("model_type", "")
-    cls = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    cls: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
     base = getattr(transformers, "PreTrainedModel")  # noqa: B009 (the module has no types)
-    if kind not in transformers.CONFIG_MAPPING or not (isinstance(cls, type) and issubclass(cls, base)):
+    if kind not in transformers.CONFIG_MAPPING or not _is_model(cls, base):
         raise Unsupported(f"transformers {transformers.__version__} does not know the model",
                           got=f"model_type {kind!r}, architecture {name!r}",
                           do="name what builds it: --factory module:callable")  # fmt: skip
@@ -103,6 +103,10 @@ def model(path: Path) -> Any:
     if unused := sorted(info["unexpected_keys"]):
         log.info("%d tensors of the folder are not %s's: %s", len(unused), name, ", ".join(unused[:3]))
     return found.eval()
+
+
+def _is_model(found: Any, base: type) -> bool:
+    return isinstance(found, type) and issubclass(found, base)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -6,11 +6,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bench import converter_page, converters
-from bench.converter_rows import ROWS
-from edgerun import registry
+pytest.importorskip("onnx")
+import onnx  # noqa: E402
+
+from bench import converter_page, converters, cpu_ratio  # noqa: E402
+from bench.converter_rows import ROWS  # noqa: E402
+from edgerun import registry  # noqa: E402
 
 CONVERTERS = {"PyTorch": "pytorch", "XGBoost": "sklearn", "scikit-learn": "sklearn"}
 
@@ -26,6 +30,17 @@ def test_the_page_is_what_the_results_say() -> None:
     assert converter_page.PAGE.read_text() == converter_page.page(results)
     assert set(results) <= set(ROWS)
     assert all(row["meant"] and ("refused" in row) == bool(ROWS[name].refused) for name, row in results.items())
+
+
+def test_two_graphs_are_timed_in_turns_or_the_reason_is_told() -> None:
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    doors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([node], "g", doors[:1], doors[1:])
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    found = cpu_ratio.measured(model, model, {"x": np.ones(4, np.float32)})
+    assert found["n"] == cpu_ratio.SESSIONS * cpu_ratio.ROUNDS and 0 < found["low"] <= found["value"] <= found["high"]
+    assert "Got invalid dimensions" in cpu_ratio.measured(model, model, {"x": np.ones(5, np.float32)})["failed"]
 
 
 @pytest.mark.zoo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from edgerun.converters._merges import merged  # noqa: E402
 
 RNG = np.random.default_rng(1)
-Nodes = Sequence[tuple[str, Sequence[str], str, Mapping[str, object]]]
+Nodes = Sequence[tuple[str, Sequence[str], str, Mapping[str, Any]]]
 
 
-def _model(nodes: Nodes, shape: Sequence[int | str], constants: Mapping[str, object], kind: int = 1) -> onnx.ModelProto:
+def _model(nodes: Nodes, shape: Sequence[int | str], constants: Mapping[str, Any], kind: int = 1) -> onnx.ModelProto:
     made = [helper.make_node(op, inputs, [output], output, **options) for op, inputs, output, options in nodes]
     tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
     door = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
@@ -31,7 +32,7 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-CASES: dict[str, tuple[Nodes, Sequence[int | str], Mapping[str, object], list[str], float]] = {
+CASES: dict[str, tuple[Nodes, Sequence[int | str], Mapping[str, Any], list[str], float]] = {
     "reshapes": (
         [("Reshape", ["x", "a"], "r", {}), ("Reshape", ["r", "b"], "y", {})],
         ("n", 4, 6), {"a": ints(-1, 24), "b": ints(-1, 8, 3)}, ["Reshape"], 0,
@@ -87,7 +88,7 @@ def test_rules(name: str) -> None:
     assert [node.op_type for node in found.graph.node] == wanted
     for batch in (1, 3):
         x = RNG.normal(size=[batch if isinstance(size, str) else size for size in shape]).astype(np.float32)
-        (before,), (after,) = (ReferenceEvaluator(m).run(None, {"x": x}) for m in (model, found))
+        before, after = (np.asarray(list(ReferenceEvaluator(m).run(None, {"x": x}))[0]) for m in (model, found))
         assert before.shape == after.shape
         assert np.abs(before.astype(np.float64) - after.astype(np.float64)).max() <= error
 

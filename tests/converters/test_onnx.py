@@ -191,7 +191,7 @@ def test_no_tensor_at_the_door(tmp_path: Path) -> None:
 def test_open_sizes_that_are_numbers_or_question_marks(tmp_path: Path) -> None:
     """Paddle's exporter writes -1, others ?: such an axis is open, and two of them are two."""
     value = helper.make_tensor_value_info
-    dims = [-1, 3, "?", "?"]
+    dims: list[str | int | None] = [-1, 3, "?", "?"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value("x", TensorProto.FLOAT, dims)],
                               [value("y", TensorProto.FLOAT, dims)])  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -122,7 +122,8 @@ class _Counting(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen = self.seen + x.sum()
-        return self.part(x) + self.seen
+        y: torch.Tensor = self.part(x) + self.seen
+        return y
 
 
 def test_torchscript_with_a_state_is_refused_by_name(tmp_path: Path) -> None:
