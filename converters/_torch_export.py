@@ -146,7 +146,7 @@ def _old_exporter(module: Any, call: Call, example: Feeds, opset: int) -> Export
         path = Path(room.name) / "exported.onnx"
         try:
             torch.onnx.export(
-                module, tuple(call.tensors(example)), path, dynamo=False, opset_version=min(opset, OLD_EXPORTER),
+                module, tuple(call.tensors(example)), str(path), dynamo=False, opset_version=min(opset, OLD_EXPORTER),
                 input_names=[s.name for s in call.specs], output_names=call.outputs, dynamic_axes=axes, verbose=False,
             )  # fmt: skip
         finally:

@@ -20,6 +20,7 @@ from edgerun import external, files  # noqa: E402
 from edgerun.errors import EdgerunError, GateFailed  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 from edgerun.parity import Parity  # noqa: E402
+from edgerun.sandbox import physical_memory  # noqa: E402
 from edgerun.verbs import compare as comparing  # noqa: E402
 from edgerun.verbs.check import check  # noqa: E402
 from edgerun.verbs.compare import compare  # noqa: E402
@@ -260,6 +261,8 @@ def test_2_gib_in_bounded_memory(tmp_path: Path) -> None:
         pytest.skip("takes a minute, 2.4 GB of disk and 3.5 GB of memory: EDGERUN_SLOW=1 runs it")
     if (free := shutil.disk_usage(tmp_path).free) < 6 * GIB:
         pytest.skip(f"needs 6 GiB of disk, {free / GIB:.1f} are free")
+    if (memory := physical_memory()) < 12 * GIB:
+        pytest.skip(f"needs 12 GiB of memory for the addresses of a sparse file, {memory / GIB:.1f} are there")
     path, weights = tmp_path / "big.onnx", 9 * 4 * 8192**2
     layers = sparse(path, 9, 8192)
     assert path.with_name("big.onnx.data").stat().st_size == weights > 2 * GIB
