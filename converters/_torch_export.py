@@ -166,13 +166,13 @@ def _finish(
     import onnx_ir as ir
     import onnx_ir.passes.common as common
 
-    from edgerun import external
+    from edgerun import pair
 
     common.OutputFixPass()(model)
     modules = _name_by_module(model)
     _rename_inputs(model, specs)
     _torch_graph.simplify(model)
-    room = external.spilled(model)
+    room = pair.spilled(model)
     renamed: dict[str, str] = {}
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         renamed[value.name or ""] = name

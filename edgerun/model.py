@@ -142,14 +142,14 @@ class Model:
         return external.apart(self.ir)
 
     def save(self, path: str | Path) -> None:
-        """Write atomically; weights over 1.8 GB go to a file beside it, one at a time (`edgerun.external.write`)."""
-        from edgerun import external
+        """Write atomically; weights over 1.8 GB go to a file beside it, one at a time (`edgerun.pair.write`)."""
+        from edgerun import external, pair
 
         if not self.is_large():
-            external.replace(Path(path), self.to_bytes())
+            pair.replace(Path(path), self.to_bytes())
             return
         self._tell()
-        external.write(Path(path), *external.split(self.ir))
+        pair.write(Path(path), *external.split(self.ir))
 
     def digest(self) -> str:
         """SHA-256 over the graph and then its weights; `edgerun.*` metadata is left out: history does not change it."""

@@ -125,11 +125,11 @@ def _stored(source: Path) -> int:
 
 
 def _moved(made: Path, output: str | Path | None) -> Model:
-    from edgerun import external
+    from edgerun import pair
 
     if output is None:
         raise EdgerunError("a model over 1.8 GB is converted into a file", do="give an output")
-    external.move(made, Path(output))
+    pair.move(made, Path(output))
     return Model.load(output)
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("onnx")
 import onnx  # noqa: E402
 
 from bench.big import build, computed, sparse  # noqa: E402
-from edgerun import external, files  # noqa: E402
+from edgerun import external, files, pair  # noqa: E402
 from edgerun.errors import EdgerunError, GateFailed  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 from edgerun.parity import Parity  # noqa: E402
@@ -139,7 +139,7 @@ def test_convert(path: Path, tmp_path: Path, large: None) -> None:
     model = Model.load(folder / "model.onnx")
     assert Parity.of(model).outputs[0].max_abs_error == 0 and model.history[-1].before
     digest = model.digest()
-    external.move(folder / "model.onnx", tmp_path / "out.onnx")
+    pair.move(folder / "model.onnx", tmp_path / "out.onnx")
     assert _names(folder) == ["model.onnx"] and Model.load(tmp_path / "out.onnx").digest() == digest
 
 
