@@ -7,7 +7,6 @@ each, so that what they compute is known from the blocks alone. The results need
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -114,7 +113,7 @@ def rows(folder: Path) -> list[tuple[str, list[str]]]:
 @click.option("--only", multiple=True, metavar="ROW", help="Rows by the beginning of their names.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the models are written; default: temporary.")
 def main(layers: int, only: tuple[str, ...], folder: Path | None) -> None:
-    """Print one line a verb; all of them on twelve layers are also kept."""
+    """Print one line a verb; those on twelve layers are also kept."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         here, found = Path(place), []
         blocks = sparse(here / "big.onnx", layers, 8192)
@@ -130,10 +129,17 @@ def main(layers: int, only: tuple[str, ...], folder: Path | None) -> None:
             click.echo(json.dumps(found[-1]))
             for done in here.glob("out.onnx*"):
                 done.unlink()
-    if layers == 12 and not only:
-        size = round(layers * 4 * 8192 * 8192 / 1e6)
-        told_too = {"cpu": machine.cpu(), "weights_mb": size, "threads": os.environ.get("OMP_NUM_THREADS", "")}
-        files.write_bytes(RESULTS, (json.dumps({**told_too, "rows": found}, indent=1) + "\n").encode())
+    if layers == 12:
+        _keep(found, round(layers * 4 * 8192 * 8192 / 1e6))
+
+
+def _keep(found: list[dict[str, Any]], size: int) -> None:
+    """Write the rows to the results, in the place of those of the same verbs."""
+    known = {row["verb"]: row for row in json.loads(RESULTS.read_text())["rows"]} if RESULTS.exists() else {}
+    known |= {row["verb"]: {**row, "cpu": machine.cpu()} for row in found}
+    order = [name for name, _ in rows(Path())]
+    kept = sorted(known.values(), key=lambda row: order.index(row["verb"]))
+    files.write_bytes(RESULTS, (json.dumps({"weights_mb": size, "rows": kept}, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def _old_exporter(module: Any, call: Call, example: Feeds, opset: int) -> Export
         path = Path(room.name) / "exported.onnx"
         try:
             torch.onnx.export(
-                module, tuple(call.tensors(example)), path, dynamo=False, opset_version=min(opset, OLD_EXPORTER),
+                module, tuple(call.tensors(example)), str(path), dynamo=False, opset_version=min(opset, OLD_EXPORTER),
                 input_names=[s.name for s in call.specs], output_names=call.outputs, dynamic_axes=axes, verbose=False,
             )  # fmt: skip
         finally:
@@ -166,13 +166,13 @@ def _finish(
     import onnx_ir as ir
     import onnx_ir.passes.common as common
 
-    from edgerun import external
+    from edgerun import pair
 
     common.OutputFixPass()(model)
     modules = _name_by_module(model)
     _rename_inputs(model, specs)
     _torch_graph.simplify(model)
-    room = external.spilled(model)
+    room = pair.spilled(model)
     renamed: dict[str, str] = {}
     for value, name in zip(model.graph.outputs, outputs, strict=True):
         renamed[value.name or ""] = name

@@ -1,4 +1,4 @@
-"""Weights beside the model: mapped where they lie, written one tensor at a time, old or new together with their graph.
+"""Weights beside the model, mapped where they lie.
 
 A model over `ABOVE` bytes does not hold its weights in memory: each is a `Mapped`, whose pages are the file's own, so
 that the system can take them back when it needs the room. Needs onnx-ir, and is imported inside functions.
@@ -6,14 +6,10 @@ that the system can take them back when it needs the room. Needs onnx-ir, and is
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import hashlib
 import math
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +18,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgerun import files, guard
+from edgerun import guard
 from edgerun.errors import EdgerunError
 
 ABOVE = 1_800_000_000  # bytes; protobuf stops at 2 GiB, so larger models keep weights beside the file
 LEAST = 1024  # bytes below which a tensor stays in the graph: shapes, axes and the like, which inference reads
-_PAGE = mmap.ALLOCATIONGRANULARITY
-_SUFFIX = ".data"
+PAGE = mmap.ALLOCATIONGRANULARITY
 
 
 class Mapped(ir.ExternalTensor):
@@ -73,7 +68,7 @@ class Mapped(ir.ExternalTensor):
         if self.dtype.bitwidth < 8:
             packed = np.frombuffer(self.tobytes(), np.uint8)
             return ir.PackedTensor(packed, self.dtype, shape=self.shape).numpy()
-        start = offset // _PAGE * _PAGE
+        start = offset // PAGE * PAGE
         with open(self.path, "rb") as file:
             pages = mmap.mmap(file.fileno(), offset - start + self.nbytes, access=mmap.ACCESS_READ, offset=start)
         array = np.frombuffer(pages, dtype.newbyteorder("<"), math.prod(shape), offset - start).reshape(shape)
@@ -100,7 +95,7 @@ def attach(model: ir.Model) -> None:
 def read(path: Path) -> onnx.ModelProto:
     """The model at `path`, with the weights beside it; in a large model they are named by their absolute path."""
     proto, folder = onnx.load_model(path, load_external_data=False), path.resolve().parent
-    kept = [tensor for tensor, _ in _named(proto) if _bytes(tensor) >= LEAST] if beside(proto) > ABOVE else []
+    kept = [tensor for tensor, _ in named(proto) if _bytes(tensor) >= LEAST] if beside(proto) > ABOVE else []
     for tensor in kept:
         tensor.ClearField("data_location")
     onnx.external_data_helper.load_external_data_for_model(proto, str(folder))
@@ -114,7 +109,7 @@ def read(path: Path) -> onnx.ModelProto:
 
 def beside(proto: onnx.ModelProto) -> int:
     """Bytes of the initializers that `proto` names as external."""
-    return sum(_bytes(tensor) for tensor, _ in _named(proto))
+    return sum(_bytes(tensor) for tensor, _ in named(proto))
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
@@ -140,7 +135,7 @@ def split(model: ir.Model) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
 
     Nothing is copied; the tensors are the model's own.
     """
-    held = _outside(model)
+    held = outside(model)
     return _graph(model, {name: _stand_in(tensor, "weights", 0) for name, tensor in held.items()}), held
 
 
@@ -149,7 +144,7 @@ def apart(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
     nothing is), and the rest are arrays, which share memory with `model`. What nobody reads stays in the graph:
     runtimes drop it, and then do not find it."""
     values = model.graph.initializers
-    held = {n: t for n, t in _outside(model).items() if values[n].uses() or values[n].is_graph_output()}
+    held = {n: t for n, t in outside(model).items() if values[n].uses() or values[n].is_graph_output()}
     mapped = {name: tensor for name, tensor in held.items() if isinstance(tensor, Mapped)}
     folder = Path(os.path.commonpath([Path(t.path).parent for t in mapped.values()])) if mapped else None
     names = {name: _stand_in(tensor, "weights", 0) for name, tensor in held.items()}
@@ -158,7 +153,8 @@ def apart(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
     return _graph(model, names), {name: t.numpy() for name, t in held.items() if name not in mapped}, folder
 
 
-def _outside(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+def outside(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The initializers that go beside the graph of a large model."""
     tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
     return {name: tensor for name, tensor in tensors.items() if tensor is not None and tensor.nbytes >= LEAST}
 
@@ -190,124 +186,8 @@ def digest(graph: bytes, weights: Mapping[str, ir.TensorProtocol]) -> str:
     return hashed.hexdigest()
 
 
-def write(path: Path, graph: bytes, weights: Mapping[str, ir.TensorProtocol]) -> None:
-    """Write `graph` to `path` and `weights`, which it names as external, to `<path>.data`, one at a time.
-
-    The weights get a name that no file has, and the graph, which is renamed last, says which: a killed run leaves the
-    old model or the new one. Weights that lie in the model's own file already are left there.
-    """
-    proto, old = onnx.ModelProto.FromString(graph), _own(path)
-    if (data := _lying(path, weights)) is not None:
-        places = {name: tensor.offset or 0 for name, tensor in weights.items() if isinstance(tensor, Mapped)}
-        _commit(path, proto, data, {name: (at, weights[name].nbytes) for name, at in places.items()}, old)
-        return
-    data = _free(path)
-    with files.replacing(data) as temporary:
-        places = _streamed(temporary, weights)
-    _commit(path, proto, data, places, old)
-
-
-def spilled(model: ir.Model) -> tempfile.TemporaryDirectory[str] | None:
-    """Bring large weights in memory to a file, one at a time: they are mapped from then on. The folder of that file
-    goes with what is returned; None where there is nothing to bring."""
-    weights = {name: t for name, t in _outside(model).items() if not isinstance(t, ir.ExternalTensor)}
-    if sum(tensor.nbytes for tensor in weights.values()) <= ABOVE:
-        return None
-    room = tempfile.TemporaryDirectory(prefix="edgerun-")
-    path = Path(room.name).resolve() / "weights"
-    for name, (offset, _) in _streamed(path, weights).items():
-        model.graph.initializers[name].const_value = Mapped(path, offset, weights[name])
-    return room
-
-
-def _streamed(path: Path, weights: Mapping[str, ir.TensorProtocol]) -> dict[str, tuple[int, int]]:
-    """Write `weights` to `path`; the offset and the bytes of each."""
-    places = {}
-    with open(path, "wb") as file:
-        for name, tensor in weights.items():
-            file.seek(-file.tell() % _PAGE, 1)  # so that each can be mapped by itself
-            places[name] = file.tell(), tensor.nbytes
-            tensor.tofile(file)
-    return places
-
-
-def replace(path: Path, model: bytes) -> None:
-    """Write a model that has no data beside it; the data of the one that it replaces goes."""
-    old = _own(path)
-    files.write_bytes(path, model)
-    for file in old:
-        file.unlink(missing_ok=True)
-
-
-def rewrite(path: Path, graph: bytes, arrays: Mapping[str, np.ndarray], folder: Path | None) -> None:
-    """`write` what `apart` gave for a model."""
-    model = ir.from_proto(onnx.ModelProto.FromString(graph))
-    for name, array in arrays.items():
-        model.graph.initializers[name].const_value = ir.tensor(array, name=name)
-    if folder is not None:
-        ir.external_data.set_base_dir(model.graph, folder)
-    attach(model)
-    write(path, *split(model))
-
-
-def move(source: Path, path: Path) -> None:
-    """Rename a model that `write` wrote, weights and all, to `path`; the same promise."""
-    proto, old = onnx.load_model(source, load_external_data=False), _own(path)
-    places = {t.name: (int(e["offset"]), int(e["length"])) for t, e in _named(proto)}
-    (location,) = {entries["location"] for _, entries in _named(proto)}
-    data = _free(path)
-    with files.replacing(data) as temporary:
-        shutil.move(source.parent / location, temporary)
-    _commit(path, proto, data, places, old)
-
-
-def _commit(
-    path: Path, proto: onnx.ModelProto, data: Path, places: Mapping[str, tuple[int, int]], old: set[Path]
-) -> None:
-    """Write the graph that names `data`, and remove the `old` data that no graph names any more."""
-    for tensor in proto.graph.initializer:
-        if tensor.name in places:
-            offset, length = places[tensor.name]
-            tensor.ClearField("external_data")
-            for key, text in (("location", data.name), ("offset", offset), ("length", length)):
-                tensor.external_data.add(key=key, value=str(text))
-    try:
-        files.write_bytes(path, proto.SerializeToString(deterministic=True))
-    except EdgerunError:
-        if data not in old:
-            data.unlink(missing_ok=True)
-        raise
-    for file in old - {data}:
-        file.unlink(missing_ok=True)
-
-
-def _free(path: Path) -> Path:
-    """`<path>.data`, or with a number where there is such a file."""
-    number, found = 1, path.with_name(path.name + _SUFFIX)
-    while found.exists():
-        number += 1
-        found = path.with_name(f"{path.name}.{number}{_SUFFIX}")
-    return found
-
-
-def _own(path: Path) -> set[Path]:
-    """The data files by our name that the model at `path` names, if there is one."""
-    names: set[str] = set()
-    if next(path.parent.glob(f"{glob.escape(path.name)}*{_SUFFIX}"), None) is not None:
-        with contextlib.suppress(Exception):  # what is replaced may be anything
-            names = {entries["location"] for _, entries in _named(onnx.load_model(path, load_external_data=False))}
-    ours = {path.with_name(name) for name in names if name.startswith(path.name) and name.endswith(_SUFFIX)}
-    return {file for file in ours if file.parent == path.parent}
-
-
-def _lying(path: Path, weights: Mapping[str, ir.TensorProtocol]) -> Path | None:
-    """The data file of the model at `path`, if all of `weights` lie in it."""
-    homes = {Path(t.path) if isinstance(t, Mapped) else None for t in weights.values()}
-    home = homes.pop() if len(homes) == 1 else None
-    return home if home is not None and home in {file.resolve() for file in _own(path)} else None
-
-
-def _named(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, dict[str, str]]]:
+def named(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, dict[str, str]]]:
+    """The initializers whose data is external, and what they say of it."""
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             yield tensor, {entry.key: entry.value for entry in tensor.external_data}

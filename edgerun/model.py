@@ -146,14 +146,14 @@ class Model:
 
     def save(self, path: str | Path, beside: int | None = None) -> None:
         """Write atomically; weights over 1.8 GB, or over `beside` bytes, go to a file beside it, one at a time
-        (`edgerun.external.write`)."""
-        from edgerun import external
+        (`edgerun.pair.write`)."""
+        from edgerun import external, pair
 
         if self.weight_bytes() <= (external.ABOVE if beside is None else beside):
-            external.replace(Path(path), self.to_bytes())
+            pair.replace(Path(path), self.to_bytes())
             return
         self._tell()
-        external.write(Path(path), *external.split(self.ir))
+        pair.write(Path(path), *external.split(self.ir))
 
     def digest(self) -> str:
         """SHA-256 over the graph and then its weights; `edgerun.*` metadata is left out: history does not change it."""

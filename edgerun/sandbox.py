@@ -36,7 +36,7 @@ _OUT_OF_MEMORY = (
     "Unable to allocate",
     "failed to map segment",
 )
-MAPS = 4  # of a file at once: by the source and by what was made of it, each read here and run by a runtime
+MAPS = 5  # of a file's size at once: the source's and ours once each; ONNX Runtime maps weights twice, of one model
 _BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.sandbox import child; child({folder!r})"
 
 
@@ -53,7 +53,8 @@ class Limits:
     """Caps for one child: address space and file size in bytes (memory 0: `physical_memory`), times in seconds.
 
     `cpu_seconds` counts all threads together; `loop_seconds` are those of one run of a model with loops. `mapped` bytes
-    of files may be mapped on top of `memory`: that takes addresses, and memory only while the system has some to spare.
+    of files may be mapped on top of `memory`, by all who read them: that takes addresses, and memory only while the
+    system has some to spare.
     """
 
     memory: int = 0
@@ -191,9 +192,6 @@ def _limit(limits: Limits) -> None:
     cap = limits.memory or physical_memory()
     for what, value in (
         (resource.RLIMIT_AS, cap + MAPS * limits.mapped),
-        # Private writable memory, as a runtime maps weights too: without it, a file that claims to be large would lift
-        # the cap by as much.
-        (resource.RLIMIT_DATA, cap + limits.mapped),
         (resource.RLIMIT_CPU, limits.cpu_seconds),
         (resource.RLIMIT_FSIZE, limits.file_size),
         (resource.RLIMIT_CORE, 0),

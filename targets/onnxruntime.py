@@ -108,9 +108,9 @@ def save(engine: Engine, path: Path) -> None:
     if path.suffix != suffix:
         raise EdgerunError(f"the engine is an {suffix} file", got=path.name, wanted=f"-o NAME{suffix}")
     if engine.folder is not None or engine.weights:
-        from edgerun import external
+        from edgerun import pair
 
-        external.rewrite(path, engine.payload, engine.weights, engine.folder)
+        pair.rewrite(path, engine.payload, engine.weights, engine.folder)
         return
     files.write_bytes(path, engine.payload)
 

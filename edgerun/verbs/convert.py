@@ -104,7 +104,7 @@ def convert(
                              "inputs": texts, "factory": factory, "opset": wanted, "trust": trust,
                              "contract": contract, "fold": fold_preprocessing, "signature": signature,
                              "data": _kept(data, folder)}  # fmt: skip
-                within = replace(limits or sandbox.Limits(), mapped=size if size > LARGE else 0)
+                within = replace(limits or sandbox.Limits(), mapped=_stored(Path(source)) if size > LARGE else 0)
                 sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, within)
             else:
                 convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing,
@@ -144,12 +144,18 @@ def _parts(source: Path) -> list[Path]:
     return [source, *(guard.beside(source) if source.suffix.lower() == ".onnx" else ())]
 
 
+def _stored(source: Path) -> int:
+    """The bytes that a source takes on the disk: a hole, which anyone can make of any size, lifts no cap."""
+    found = [part.stat() for part in _parts(source)]
+    return sum(min(status.st_size, 512 * getattr(status, "st_blocks", 0)) for status in found)
+
+
 def _moved(made: Path, output: str | Path | None) -> Model:
-    from edgerun import external
+    from edgerun import pair
 
     if output is None:
         raise EdgerunError("a model over 1.8 GB is converted into a file", do="give an output")
-    external.move(made, Path(output))
+    pair.move(made, Path(output))
     return Model.load(output)
 
 
