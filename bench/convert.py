@@ -1,7 +1,8 @@
 """How long it takes to convert MobileNetV2 from Keras: edgerun beside tf2onnx, `python -m bench.convert`.
 
-Whole processes from the same `.keras` file to an ONNX file, in turns, wall time. tf2onnx gets the SavedModel that Keras
-on TensorFlow exports: told with that export, as a user of it has to make it, and without. edgerun's time has its
+Whole processes from the same `.keras` file to an ONNX file, in turns, in wall time and in processor time (of all
+threads and children), which other work on the machine changes less. tf2onnx gets the SavedModel that Keras on
+TensorFlow exports: told with that export, as a user of it has to make it, and without. edgerun's time has its
 comparison with the source in it; tf2onnx compares nothing. Prints medians and the span of all rounds.
 """
 
@@ -9,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from edgerun import files
 
@@ -29,12 +32,16 @@ import keras
 keras.models.load_model("net.keras", compile=False).export("saved", verbose=False)
 """
 CONVERT = ["-m", "tf2onnx.convert", "--saved-model", "saved", "--opset", "18", "--output", "theirs.onnx"]
+NAMES = ("edgerun", "export + tf2onnx", "tf2onnx")
 ROUNDS = 5
 
 
-def rounds(count: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of every whole process, in turns."""
-    found: dict[str, list[float]] = {"edgerun": [], "export + tf2onnx": [], "tf2onnx": []}
+Seconds = tuple[float, float]  # wall, processor
+
+
+def rounds(count: int = ROUNDS) -> dict[str, Any]:
+    """Seconds of every whole process, in turns, under "wall" and "processor"; and the nodes of both files."""
+    found: dict[str, Any] = {word: {name: [] for name in NAMES} for word in ("wall", "processor")}
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         _run(["-c", MAKE], where, "torch")
@@ -42,18 +49,18 @@ def rounds(count: int = ROUNDS) -> dict[str, list[float]]:
             ours = _run(["-m", "edgerun", "convert", "net.keras", "-o", "ours.onnx", "--force"], where, "torch")
             export = _run(["-c", EXPORT], where, "tensorflow")
             theirs = _run(CONVERT, where, "tensorflow")
-            if number:
-                for name, seconds in zip(found, (ours, export + theirs, theirs), strict=True):
-                    found[name].append(seconds)
-        found |= {"nodes": [_nodes(where / "ours.onnx"), _nodes(where / "theirs.onnx")]}
-    return found
+            for at, word in enumerate(("wall", "processor") if number else ()):
+                for name, seconds in zip(NAMES, (ours[at], export[at] + theirs[at], theirs[at]), strict=True):
+                    found[word][name].append(round(seconds, 3))
+        return found | {"nodes": [_nodes(where / "ours.onnx"), _nodes(where / "theirs.onnx")]}
 
 
-def _run(arguments: list[str], folder: Path, backend: str) -> float:
+def _run(arguments: list[str], folder: Path, backend: str) -> Seconds:
     told = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    start = time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *arguments], cwd=folder, env=os.environ | told, check=True, capture_output=True)
-    return time.perf_counter() - start
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _nodes(path: Path) -> int:
@@ -62,17 +69,22 @@ def _nodes(path: Path) -> int:
     return len(onnx.load(path, load_external_data=False).graph.node)
 
 
+def told(times: dict[str, list[float]], name: str) -> str:
+    """As `24.2 s [23.9 to 24.5], 2.60 × edgerun's`: the median, the span of all rounds, the median of the ratios."""
+    taken, ours = times[name], times[NAMES[0]]
+    text = f"{statistics.median(taken):.1f} s [{min(taken):.1f} to {max(taken):.1f}]"
+    ratio = statistics.median(b / a for a, b in zip(ours, taken, strict=True))
+    return text if name == NAMES[0] else f"{text}, {ratio:.2f} × edgerun's"
+
+
 def main() -> None:
     """Measure, keep, print."""
     found = rounds()
-    ours = found["edgerun"]
-    for name in ("edgerun", "export + tf2onnx", "tf2onnx"):
-        times = found[name]
-        ratio = statistics.median(b / a for a, b in zip(ours, times, strict=True))
-        span = f"{min(times):.1f} to {max(times):.1f} s, n = {len(times)}"
-        print(f"{name:<18}{statistics.median(times):>7.1f} s  ({span}), {ratio:.2f} × edgerun's")
-    print("nodes: edgerun {:.0f}, tf2onnx {:.0f}".format(*found["nodes"]))
     files.write_bytes(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
+    for word in ("wall", "processor"):
+        for name in NAMES:
+            print(f"{word:<10}{name:<18}{told(found[word], name)}, n = {len(found[word][name])}")
+    print("nodes: edgerun {:.0f}, tf2onnx {:.0f}".format(*found["nodes"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes docs/keras.md from bench/results/keras.json and keras_routes.json: `make docs`. A test fails while the two differ."""
+"""Writes docs/keras.md from bench/results/: `make docs`. A test fails while the two differ."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from bench import keras_cases, keras_coverage, keras_ops, keras_routes
+from bench import convert, keras_cases, keras_coverage, keras_ops, keras_routes
 from edgerun import files
 from edgerun.converters._keras_refused import NO_LAYERS, REASONS
 
@@ -27,16 +27,17 @@ APPLICATIONS = """## Architectures
 
 Every one of `keras.applications` at a small size, with drawn weights; seconds of one run on a busy machine, comparison
 included. NASNet is built on TensorFlow: Keras cannot build it on torch. What is not measured needs more than 4 GB.
-MobileNetV2 at full size, from a `.keras` file to a compared ONNX file, took 16.2 s [13.9 to 17.9] where tf2onnx took
-46.1 s [31.4 to 64.5] with Keras's export to a SavedModel and 20.2 s [14.3 to 29.6] without (whole processes in turns,
-n = 5, a busy machine); 102 nodes, tf2onnx's 123 (`python -m bench.convert`).
+MobileNetV2 at full size, from a `.keras` file to a compared ONNX file: {ours} of processor time, where tf2onnx takes
+{export} with Keras's export to a SavedModel and {theirs} without (whole processes in turns, n = {n}; in wall time, on a
+busy machine, {wall}, {wall_export} and {wall_theirs}). {nodes[0]} nodes, tf2onnx's {nodes[1]}
+(`python -m bench.convert`).
 
 """
 ROUTES = """## Beside tf2onnx
 
-The same model by both routes: edgerun from the `.keras` file, tf2onnx from Keras's SavedModel (both opset 18, full size,
-drawn weights). ms: ONNX Runtime, one thread, batch 1, in processor time; ratio: tf2onnx's time by edgerun's, with its
-95 % interval over sessions opened anew in turns (n in the last column). difference: of their results, by the largest.
+The same model by both routes: edgerun from the `.keras` file, tf2onnx from Keras's SavedModel (both opset 18, full
+size, drawn weights). ms: ONNX Runtime, one thread, batch 1, in processor time; ratio: tf2onnx's time by edgerun's,
+with its 95 % interval over n sessions, opened anew and timed in turns. difference: of their results, by the largest.
 Written by `python -m bench.keras_routes`; an architecture that is not here has not been measured.
 
 """
@@ -76,6 +77,17 @@ def page() -> str:
     parts += [_cases(table["layers"], keras_cases.layer_of), "\n\n", REFUSED, _refused(), "\n\n", OPERATIONS]
     parts += [_cases(table["operations"], keras_ops.operation_of)]
     return "".join(parts) + "\n"
+
+
+def _applications() -> str:
+    found = json.loads(convert.RESULTS.read_text())
+    words = {"": "processor", "wall_": "wall"}
+    told = {
+        f"{prefix}{short}".replace("wall_ours", "wall"): convert.told(found[word], name)
+        for prefix, word in words.items()
+        for short, name in zip(("ours", "export", "theirs"), convert.NAMES, strict=True)
+    }
+    return APPLICATIONS.format(**told, n=len(found["wall"]["edgerun"]), nodes=found["nodes"])
 
 
 def _routes() -> str:

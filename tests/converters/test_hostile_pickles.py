@@ -21,6 +21,10 @@ import pytest
 from tests.converters.hostile import changed, flipped, half, one_clear_error, packed, written
 
 pytest.importorskip("onnx")
+import edgerun  # noqa: E402
+from edgerun.errors import EdgerunError  # noqa: E402
+from edgerun.sandbox import Limits  # noqa: E402
+
 MAKERS: dict[str, Callable[[Path], object]] = {}
 
 
@@ -144,3 +148,17 @@ def told(given_to_convert: Any) -> Any:
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_one_clear_error_and_nothing_left(told: Any, name: str) -> None:
     one_clear_error(told, name)
+
+
+def test_a_script_without_end_is_ended(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Endless(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            while bool((x < 1e9).any()):
+                x = torch.tanh(x)
+            return x
+
+    torch.jit.script(Endless()).save(str(tmp_path / "endless.pt"))
+    with pytest.raises(EdgerunError, match="a loop in the model does not end"):
+        edgerun.convert(tmp_path / "endless.pt", inputs=["x:float32[1,4]"], limits=Limits(loop_seconds=1))
