@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgerun.targets._onnxruntime_graph import Graphs
 
 HOST = ["CPUExecutionProvider"]  # sessions on these alone read and write the caller's own memory
+GPUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 DTYPES = {
     "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "object",
     **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
@@ -96,6 +97,13 @@ class OrtSession(Session):
         if data.size:
             ctypes.memmove(made.data_ptr(), data.ctypes.data, data.nbytes)
         return made
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        if self._session.get_providers()[0] not in GPUS:
+            return super()._empty(shape, dtype)
+        from edgerun.targets import _cuda as cuda
+
+        return cuda.page_locked(shape, dtype)
 
     def _close(self) -> None:
         if self._graphs:
