@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import mmap
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgerun import _calls, _wire, _zip, files
+from edgerun import _calls, _wire, files
 from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
@@ -40,6 +39,10 @@ def check_file(path: Path) -> None:
 def check_source(path: Path) -> None:
     """Raise unless `path` is what a converter may read: an ordinary file, an archive without tricks, or the folder of
     a SavedModel or of Hugging Face's."""
+    import zipfile  # with what it needs, a tenth of opening a model, which is no archive
+
+    from edgerun import _zip
+
     files.check_name(path)
     if (path / SAVED_MODEL).exists() or (path / HF_CONFIG).exists():
         check_folder(path)
@@ -209,14 +212,15 @@ class _Model:
             elif number == 2:
                 outputs.append(_wire.text(value))
             elif number == 5:
-                inputs.update(self.attribute(_wire.message(value), depth))
+                attribute = _wire.message(value)
+                text = bytes(attribute) if len(attribute) <= _SHORT else b""
+                if text not in self.plain:  # most nodes carry the same few: each is read once
+                    inputs |= self.attribute(attribute, text, depth)
         return inputs, outputs
 
-    def attribute(self, data: memoryview, depth: int) -> Iterable[str]:
-        """Check the tensors and subgraphs that an attribute carries; the names that those read."""
-        text = bytes(data) if len(data) <= _SHORT else b""
-        if text in self.plain:  # most nodes carry the same few: each is read once
-            return ()
+    def attribute(self, data: memoryview, text: bytes, depth: int) -> set[str]:
+        """Check the tensors and subgraphs that an attribute carries; the names that those read. `text` is all of it,
+        where that is short."""
         names, plain = set[str](), bool(text)
         for number, value in _wire.fields(data):
             if number in (5, 10):

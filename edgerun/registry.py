@@ -23,12 +23,14 @@ def names(kind: str) -> list[str]:
     return sorted({*own(kind), *(entry.name for entry in _entries(kind))})
 
 
-def own(kind: str) -> list[str]:
-    """Those that edgerun itself brings, sorted."""
+@functools.cache
+def own(kind: str) -> tuple[str, ...]:
+    """Those that edgerun itself brings, sorted: looked up once."""
     import pkgutil
 
     package = importlib.import_module(KINDS[kind])
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg)
+    found = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg)
+    return tuple(sorted(found))
 
 
 @functools.cache

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -158,6 +160,28 @@ class Memory:
         if self.bytes:
             _call("cuMemFree_v2", self.address)
             self.address, self.bytes = ctypes.c_uint64(), 0
+
+
+def page_locked(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An array, not initialized, in host memory that stays where it is: the GPU copies from and to it by itself. It
+    goes back with the last view of it."""
+    device, address = Device(), ctypes.c_void_p()
+    count = max(1, math.prod(shape) * dtype.itemsize)
+    try:
+        device.use()
+        _call("cuMemHostAlloc", ctypes.byref(address), _size(count), ctypes.c_uint(1))  # CU_MEMHOSTALLOC_PORTABLE
+    except EdgerunError:
+        device.close()
+        raise
+    buffer = (ctypes.c_ubyte * count).from_address(address.value or 0)
+    weakref.finalize(buffer, _unlock, device, address)
+    return np.ndarray(shape, dtype, memoryview(buffer))
+
+
+def _unlock(device: Device, address: ctypes.c_void_p) -> None:
+    device.use()
+    _call("cuMemFreeHost", address)
+    device.close()
 
 
 def free_bytes() -> int:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.runtime import Options
-from edgerun.targets import _cuda as cuda
 
 if TYPE_CHECKING:
     from edgerun.passes import Issue
@@ -22,8 +21,10 @@ KEYS = frozenset({PROVIDER, TF32, GRAPH, DEVICE})
 RECORD = "session.record_ep_graph_assignment_info"  # the runtime's key: without it, it doesn't say where nodes run
 
 
-@dataclass(frozen=True)
-class Provider:
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+class Provider(NamedTuple):
     """An execution provider by the runtime's `name`, and what a machine needs for it.
 
     `library` is the part of the file's name that holds it ("": the runtime itself does; else a GPU's). `said` are its
@@ -36,11 +37,11 @@ class Provider:
     name: str
     install: str
     library: str = ""
-    said: Mapping[str, str] = field(default_factory=dict)
-    switches: Mapping[str, str] = field(default_factory=dict)
+    said: Mapping[str, str] = NONE
+    switches: Mapping[str, str] = NONE
     always: frozenset[str] = frozenset()
     then: tuple[str, ...] = ()
-    devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    devices: Mapping[str, Mapping[str, str]] = NONE
     threads: str = ""
     contexts: bool = False
 
@@ -85,8 +86,7 @@ TAKES = {
 }
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The provider that is asked for, by our name, its switches that are on, and its hardware ("" where it has one)."""
 
     key: str
@@ -124,7 +124,7 @@ class Choice:
             "flags": " ".join(f"{key.lower()}={int(key in self.on)}" for key in (TF32, GRAPH)),
         }
         told |= {"hardware": self.hardware} if self.hardware else {}
-        if self.provider.library and cuda.missing() is None:
+        if self.provider.library and (cuda := _cuda()).missing() is None:
             gpu = cuda.gpu()
             capability, version = ("{}.{}".format(*pair) for pair in (gpu.capability, gpu.cuda))
             told |= {"gpu": gpu.name, "capability": capability, "cuda": version}
@@ -161,7 +161,7 @@ def choice(options: Options) -> Choice:
 def require(runtime: Any, chosen: Choice) -> None:
     """Raise Unsupported with the reason where the provider cannot run: the runtime would take the CPU instead."""
     if reason := missing(runtime, chosen.provider):
-        do = "run it where an NVIDIA GPU is" if reason == cuda.missing() else chosen.provider.install
+        do = "run it where an NVIDIA GPU is" if reason == _cuda().missing() else chosen.provider.install
         raise Unsupported(f"ONNX Runtime cannot run on {chosen.key} here", got=reason, do=do)
 
 
@@ -169,7 +169,14 @@ def missing(runtime: Any, of: Provider) -> str | None:
     """None, or why the provider cannot run: the list of what a build has tells nothing of what can be loaded."""
     if of.name not in runtime.get_available_providers():
         return f"this build of ONNX Runtime has no {of.name}"
-    return (cuda.missing() or _unloadable(runtime, of.library)) if of.library else None
+    return (_cuda().missing() or _unloadable(runtime, of.library)) if of.library else None
+
+
+def _cuda() -> Any:
+    """The driver's module, which the CPU alone does without."""
+    from edgerun.targets import _cuda as cuda
+
+    return cuda
 
 
 @functools.cache

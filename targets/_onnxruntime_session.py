@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgerun.targets._onnxruntime_graph import Graphs
 
 HOST = ["CPUExecutionProvider"]  # sessions on these alone read and write the caller's own memory
+GPUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 DTYPES = {
     "float": "float32", "double": "float64", "float16": "float16", "bool": "bool", "string": "object",
     **{name: name for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")},
@@ -29,8 +30,9 @@ NUMBERS = {
     "bfloat16": 16, "float8_e4m3fn": 17, "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20, "uint4": 21,
     "int4": 22, "float4_e2m1fn": 23, "float8_e8m0fnu": 24, "uint2": 25, "int2": 26,
 }  # fmt: skip
-_ENDED = re.compile(r"Available memory of (\d+) is smaller than requested bytes of (\d+)")
-_TYPE = re.compile(r"(?P<optional>optional\()?(?P<sequence>seq\()?tensor\((?P<dtype>\w+)\)+")
+# Patterns are compiled when they are asked for: the usual door needs none.
+_ENDED = r"Available memory of (\d+) is smaller than requested bytes of (\d+)"
+_TYPE = r"(?P<optional>optional\()?(?P<sequence>seq\()?tensor\((?P<dtype>\w+)\)+"
 
 
 class OrtSession(Session):
@@ -96,6 +98,13 @@ class OrtSession(Session):
             ctypes.memmove(made.data_ptr(), data.ctypes.data, data.nbytes)
         return made
 
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        if self._session.get_providers()[0] not in GPUS:
+            return super()._empty(shape, dtype)
+        from edgerun.targets import _cuda as cuda
+
+        return cuda.page_locked(shape, dtype)
+
     def _close(self) -> None:
         if self._graphs:
             self._graphs.close()
@@ -120,11 +129,11 @@ def specs(arguments: Any) -> tuple[TensorSpec, ...]:
     found = []
     for argument in arguments:
         text = str(argument.type)
-        match = _TYPE.fullmatch(text)
-        dtype = DTYPES.get(match["dtype"]) if match else None
-        if match is None or dtype is None:
+        dtype, kind = DTYPES.get(text.removeprefix("tensor(").removesuffix(")")), "tensor"
+        if dtype is None:
+            dtype, kind = _structured(text)
+        if dtype is None:
             raise Unsupported(f"{argument.name!r} is no array", got=text, do="remove it from the model's outputs")
-        kind = " ".join(word for word in ("optional", "sequence") if match[word]) or "tensor"
         dims = (
             d if isinstance(d, int | str) and d != "" else f"{argument.name}_{i}" for i, d in enumerate(argument.shape)
         )
@@ -132,9 +141,17 @@ def specs(arguments: Any) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
+def _structured(text: str) -> tuple[str | None, str]:
+    """The dtype and kind of a sequence or an optional; no dtype for what is neither."""
+    match = re.fullmatch(_TYPE, text)
+    if match is None:
+        return None, ""
+    return DTYPES.get(match["dtype"]), " ".join(word for word in ("optional", "sequence") if match[word]) or "tensor"
+
+
 def too_little(error: Exception, when: str) -> GateFailed | None:
     """What an arena that ends where the bound on memory does says of it; None for other exceptions."""
-    if (found := _ENDED.search(str(error))) is None:
+    if (found := re.search(_ENDED, str(error))) is None:
         return None
     left, asked = (f"{int(number) / 1e6:.1f} MB" for number in found.groups())
     return GateFailed(

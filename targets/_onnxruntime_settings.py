@@ -10,7 +10,6 @@ from typing import Any
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Options, machine
-from edgerun.targets import _onnxruntime_arm as arm
 from edgerun.targets import _onnxruntime_providers as providers
 
 # Our keys in Options.extra, beside the providers' and ONNX Runtime's own session.*, optimization.* and mlas.* keys.
@@ -61,8 +60,8 @@ def settings(runtime: Any, options: Options) -> Any:
     for key, value in options.extra.items():
         if key in providers.KEYS or (key == FORMAT and value in FORMATS) or (key, value) == (MEMORY, SMALL):
             continue  # of the provider, of `compile`, of the runs
-        if key in arm.KEYS:
-            arm.require(runtime, key, value)
+        if key.startswith("mlas."):
+            _require_kernels(runtime, key, value)
         if key in REFUSED:
             raise Unsupported(f"{key} is not safe from Python", got=value, do=REFUSED[key])
         if key == OPTIMIZATION and value in LEVELS:
@@ -86,6 +85,13 @@ def unpacked(settings: Any, options: Options) -> None:
     """
     if PREPACKING not in options.extra:
         settings.add_session_config_entry(PREPACKING, "1")
+
+
+def _require_kernels(runtime: Any, key: str, value: str) -> None:
+    from edgerun.targets import _onnxruntime_arm as arm
+
+    if key in arm.KEYS:
+        arm.require(runtime, key, value)
 
 
 def lean(options: Options) -> bool:

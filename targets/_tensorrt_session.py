@@ -161,6 +161,9 @@ class TensorrtSession(Session):
         self._context.set_tensor_address(name, place)
         return array
 
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        return cuda.page_locked(shape, dtype)
+
     def _close(self) -> None:
         with self._lock:
             with suppress(EdgerunError):

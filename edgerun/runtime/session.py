@@ -6,13 +6,13 @@ import functools
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.errors import EdgerunError, GateFailed
+from edgerun.errors import EdgerunError, GateFailed, unknown
 from edgerun.runtime import arrays, dtypes
 from edgerun.runtime.spec import TensorSpec
 
@@ -112,6 +112,19 @@ class Session(ABC):
         finally:
             for future in waiting:
                 future.cancel()
+
+    def empty(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        """An array for the input or output `name`, not initialized, in the memory that the runtime copies fastest:
+        page-locked where it runs on a GPU of NVIDIA's. Raises EdgerunError for a name or a shape that there is none of.
+        """
+        spec = next((spec for spec in (*self.inputs, *self.outputs) if spec.name == name), None)
+        if spec is None or spec.kind != "tensor":
+            raise unknown("tensor", name, (s.name for s in (*self.inputs, *self.outputs) if s.kind == "tensor"))
+        spec.check(np.broadcast_to(np.empty((), dtypes.dtype(spec.dtype)), tuple(shape)), "input or output")
+        return self._empty(tuple(shape), dtypes.dtype(spec.dtype))
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        return np.empty(shape, dtype)
 
     def warm_up(self, runs: int = 1, sizes: Mapping[str, int] | None = None) -> None:
         """Run zeros (or empty strings) `runs` times in every stream, open dimensions by `sizes` or 1.

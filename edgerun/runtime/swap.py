@@ -42,6 +42,10 @@ class HotSwapSession(Session):
             old, self._current = self._current, _Held(session)
         self._leave(old)
 
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        with self._held() as session:
+            return session._empty(shape, dtype)
+
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.run(feeds)
 

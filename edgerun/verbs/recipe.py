@@ -84,6 +84,9 @@ class Recipe:
 def read(path: Path) -> Recipe:
     """A recipe from its file. Raises EdgerunError for one that is damaged, or is none."""
     guard.check_file(path)
+    if path.suffix != SUFFIX:
+        what, do = "this is no recipe", f"edgerun compile MODEL.onnx --device NAME -o NAME{SUFFIX}"
+        raise EdgerunError(what, got=path.name, wanted=f"a {SUFFIX} file", do=do)
     stored = read_npz(path)
     try:
         text = json.loads(stored[TEXT].whole().tobytes())

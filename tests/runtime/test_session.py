@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 import edgerun
 from edgerun.errors import EdgerunError
-from edgerun.runtime import Options, Session, TensorSpec, arrays
+from edgerun.runtime import HotSwapSession, Options, Session, TensorSpec, arrays
 from tests.runtime.conftest import WEIGHT, Doubling, expected, feeds, one
 
 
@@ -192,3 +193,31 @@ def test_warming_up_runs_zeros() -> None:
     with Doubling(streams=2) as session:
         session.warm_up(runs=3)
         assert session.ran == [0] * 6
+
+
+def test_arrays_for_the_door(session: Session) -> None:
+    """Of the right kind, writable, and taken by a run; what is no tensor of the model, or no shape of it, is not."""
+    x, y = session.empty("x", (2, 3)), session.empty("y", [2, 4])
+    x[:] = 1
+    out = session.run({"x": x, "c": np.zeros(4, np.float32)}, {"y": y})
+    np.testing.assert_allclose(y, x @ WEIGHT, rtol=1e-5)
+    assert out["y"] is y and x.dtype == y.dtype == np.float32
+    with pytest.raises(EdgerunError, match="unknown tensor 'z'"):
+        session.empty("z", (1,))
+    with pytest.raises(EdgerunError, match="wrong shape"):
+        session.empty("x", (2, 4))
+
+
+def test_a_swapped_session_gives_the_arrays_of_the_one_it_holds(session: Session) -> None:
+    class Own(Session):
+        def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {}
+
+        def _close(self) -> None:
+            pass
+
+        def _empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            return np.full(shape, 7, dtype)
+
+    with HotSwapSession(Own(session.inputs, session.outputs)) as held:
+        assert held.empty("x", (1, 3)).tolist() == [[7, 7, 7]]

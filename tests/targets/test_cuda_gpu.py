@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,6 +44,28 @@ def test_arrays_come_back_as_they_went(device: cuda.Device) -> None:
     device.get(found, memory)
     device.wait()
     np.testing.assert_array_equal(found, array)
+    memory.free()
+
+
+def test_page_locked_arrays_are_arrays(device: cuda.Device) -> None:
+    """As any other to numpy, also a view of it alone; the driver knows the memory as its own, and gets it back."""
+    flags, memory = ctypes.c_uint(), cuda.Memory()
+    array = cuda.page_locked((30, 7), np.dtype(np.float32))
+    array[:] = np.random.default_rng(0).standard_normal((30, 7))
+    cuda._call("cuMemHostGetFlags", ctypes.byref(flags), ctypes.c_void_p(array.ctypes.data))
+    memory.hold(array.nbytes)
+    found = cuda.page_locked((30, 7), np.dtype(np.float32))
+    device.put(memory, array)
+    device.get(found, memory)
+    device.wait()
+    np.testing.assert_array_equal(found, array)
+    row, address = array[3], array.ctypes.data
+    del array
+    assert row.base is not None and np.isfinite(row).all()
+    del row
+    with pytest.raises(EdgerunError):
+        cuda._call("cuMemHostGetFlags", ctypes.byref(flags), ctypes.c_void_p(address))
+    assert cuda.page_locked((0, 3), np.dtype(np.int64)).shape == (0, 3)
     memory.free()
 
 

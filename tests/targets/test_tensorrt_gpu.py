@@ -205,6 +205,13 @@ def test_a_recipe_is_finished_here(convolutions: Model, pictures: np.ndarray, tm
         assert session.run({"x": pictures[:1]})["y"].shape == (1, CHANNELS, 64, 64)
 
 
+def test_page_locked_feeds_compute_the_same(convolutions: Model, pictures: np.ndarray) -> None:
+    with target.load(target.compile(convolutions, Options()), Options()) as session:
+        feed = session.empty("x", pictures[:1].shape)
+        feed[:] = pictures[:1]
+        np.testing.assert_array_equal(session.run({"x": feed})["y"], session.run({"x": pictures[:1]})["y"])
+
+
 def test_memory_comes_back(convolutions: Model, pictures: np.ndarray) -> None:
     """After twenty sessions the device has as much free memory as after the first, to 16 MiB."""
     engine = target.compile(convolutions, Options())

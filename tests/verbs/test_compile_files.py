@@ -180,6 +180,9 @@ def test_a_damaged_recipe_is_refused(place: Any, finishing: Callable[[float], No
     (place.folder / "other.npz").rename(path)
     with pytest.raises(EdgerunError, match="no build recipe"):
         warm(path)
+    with pytest.raises(EdgerunError, match="this is no recipe") as error:
+        warm(place.a)
+    assert "-o NAME.recipe" in str(error.value.do)
 
 
 def test_a_model_in_a_recipe_that_reaches_outside_is_refused(place: Any) -> None:
