@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -124,24 +125,35 @@ def _results(held_out: bool, names: tuple[str, ...]) -> Iterator[Result]:
 @click.argument("names", nargs=-1)
 @click.option("--held-out", is_flag=True, help="The seeds that nothing was tuned on; writes the results.")
 def main(names: tuple[str, ...], held_out: bool) -> None:
-    """Plant, diagnose, count. What is named replaces its own rows in the kept results, no others."""
-    results = [{**asdict(r), "found": r.found} for r in _results(held_out, names)]
+    """Plant, diagnose, count. What is named replaces its own rows in the kept results, no others; each as it comes."""
+    before = json.loads(RESULTS.read_text())["plants"] if held_out and RESULTS.exists() else []
+    results: list[dict[str, Any]] = []
+    for made in _results(held_out, names):
+        results.append({**asdict(made), "found": made.found})
+        if held_out:  # a run that is stopped leaves what it has found
+            done = {(r["net"], r["plant"]) for r in results}
+            _write([*(r for r in before if (r["net"], r["plant"]) not in done), *results])
     if held_out:
-        kept = json.loads(RESULTS.read_text())["plants"] if names and RESULTS.exists() else []
-        results = [*(r for r in kept if not _named(f"{r['net']}/{r['plant']}", names)), *results]
+        results = [*(r for r in before if names and not _named(f"{r['net']}/{r['plant']}", names)), *results]
+        _write(results)
+    total = _total(results)
+    bounds = "95 % interval {:.1f} to {:.1f}".format(*(100 * total["interval"][end] for end in ("low", "high")))
+    click.echo(f"{total['found']} of {total['plants']} found ({100 * total['share']:.1f} %, {bounds})")
+    click.echo(f"{total['recovered 80 %']} recovered by 80 % or more; median {100 * total['median recovered']:.1f} %")
+
+
+def _total(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found, recovered = sum(r["found"] for r in results), sum(r["recovered"] >= 0.8 for r in results)
-    interval = wilson(found, len(results))
-    median = float(np.median([r["recovered"] for r in results]))
-    total = {
-        "plants": len(results), "found": found, "share": found / len(results), "interval": asdict(interval),
-        "recovered 80 %": recovered, "median recovered": median,
+    return {
+        "plants": len(results), "found": found, "share": found / len(results),
+        "interval": asdict(wilson(found, len(results))), "recovered 80 %": recovered,
+        "median recovered": float(np.median([r["recovered"] for r in results])),
     }  # fmt: skip
-    bounds = f"95 % interval {100 * interval.low:.1f} to {100 * interval.high:.1f}"
-    click.echo(f"{found} of {len(results)} found ({100 * found / len(results):.1f} %, {bounds})")
-    click.echo(f"{recovered} recovered by 80 % or more; median {100 * median:.1f} %")
-    if held_out:
-        text = json.dumps({"total": total, "plants": results}, indent=1)
-        files.write_bytes(RESULTS, (text + "\n").encode())
+
+
+def _write(results: Sequence[Mapping[str, Any]]) -> None:
+    text = json.dumps({"total": _total(results), "plants": list(results)}, indent=1)
+    files.write_bytes(RESULTS, (text + "\n").encode())
 
 
 if __name__ == "__main__":

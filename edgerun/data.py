@@ -3,7 +3,8 @@
     open_data("calib.npz", model.inputs)        arrays by input name, and `labels` or `y` beside them
     open_data("x.npy" or "folder", …)           .npy files, each a sample or a batch, in name order
     open_data("pictures", …, preprocessing=…)   pictures through the contract; subfolders are classes
-    open_data("module:callable", …)             what the callable returns: feeds by input name, or arrays
+    open_data("module:callable", …)             what the callable returns: feeds by input name, or arrays; or one of
+                                                the last line's objects, which may be named themselves
     open_data("random:64", …)                   seeded noise, only by this name
     open_data(reader or dataset, …)             what has get_next() (ONNX Runtime's CalibrationDataReader) or
                                                 get_inference_data() (nncf.Dataset)
@@ -212,7 +213,14 @@ def _open(
     if isinstance(source, str) and (match := re.fullmatch(r"random(?::(\d+))?", source)):
         return _random(int(match[1] or DEFAULT_RANDOM), inputs, batched)
     if isinstance(source, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", source) and not Path(source).exists():
-        return sources.Called(source, sources.imported(source), axes)
+        named = sources.imported(source)
+        if callable(getattr(named, "get_next", None)) or callable(getattr(named, "get_inference_data", None)):
+            source = named() if isinstance(named, type) else named
+        elif not callable(named):
+            wanted = "a function that gives feeds, a CalibrationDataReader, or an nncf.Dataset"
+            raise EdgerunError(f"{source} is not callable", got=type(named).__name__, wanted=wanted)
+        else:
+            return sources.Called(source, named, axes)
     if isinstance(source, (str, Path)):
         return _open_path(Path(source), axes, contract)
     if callable(getattr(source, "get_next", None)):

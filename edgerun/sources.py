@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -79,7 +79,8 @@ class Arrays:
 
 
 class Called:
-    """What a callable returns, called again for every pass: an iterable of feeds by name, or of arrays."""
+    """What a callable returns, called again for every pass: an iterable of feeds by name, or of arrays; or what has
+    get_next() or get_inference_data() (edgerun.readers)."""
 
     def __init__(self, name: str, function: Callable[[], Iterable[Any]], axes: Axes) -> None:
         self._name, self._function, self._axes = name, function, axes
@@ -99,7 +100,11 @@ class Called:
         return np.concatenate(found) if found else None
 
     def _items(self) -> Iterator[Chunk]:
-        items = self._function()
+        items: Any = self._function()
+        if callable(following := getattr(items, "get_next", None)):
+            items = iter(following, None)
+        elif callable(given := getattr(items, "get_inference_data", None)):
+            items = given()
         if isinstance(items, Mapping):
             items = [items]
         elif not isinstance(items, Iterable):
@@ -187,8 +192,8 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in PICTURES and path.is_file())
 
 
-def imported(reference: str) -> Callable[[], Iterable[Any]]:
-    """The callable of `module:callable`; modules of the working folder are found. It runs with the user's rights."""
+def imported(reference: str) -> Any:
+    """What `module:name` names; modules of the working folder are found. They run with the user's rights."""
     module_name, _, attribute = reference.partition(":")
     sys.path.insert(0, "")
     try:
@@ -203,11 +208,7 @@ def imported(reference: str) -> Callable[[], Iterable[Any]]:
         ) from error
     finally:
         sys.path.remove("")
-    if not callable(found):
-        raise EdgerunError(
-            f"{reference} is not callable", got=type(found).__name__, wanted="a function that gives feeds"
-        )
-    return cast("Callable[[], Iterable[Any]]", found)
+    return found
 
 
 def pick(values: Mapping[str, Any], wanted: Sequence[str], where: str = "the data") -> dict[str, Any]:

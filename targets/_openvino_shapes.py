@@ -33,8 +33,9 @@ def known(inputs: Sequence[TensorSpec], usual: Shapes) -> dict[str, tuple[int, .
         if not _fits(spec, shapes[spec.name]):
             got = f"{spec.name}: {list(shapes[spec.name])}"
             raise EdgerunError("the usual shapes do not fit the model", got=got, wanted=str(spec))
-    still = any(isinstance(dim, str) for shape in shapes.values() for dim in shape)
-    return {} if still or all(spec.shape == shapes[spec.name] for spec in inputs) else shapes
+    found = {name: tuple(dim for dim in shape if isinstance(dim, int)) for name, shape in shapes.items()}
+    told = all(found[spec.name] == shapes[spec.name] for spec in inputs)
+    return found if told and any(spec.shape != found[spec.name] for spec in inputs) else {}
 
 
 def _fits(spec: TensorSpec, shape: Sequence[int | str]) -> bool:
@@ -60,7 +61,8 @@ class ShapedSession(Session):
     def __init__(self, ready: OvSession, shapes: Shapes, general: Callable[[], OvSession]) -> None:
         super().__init__(ready.inputs, ready.outputs, ready.streams)
         self._ready, self._shapes = ready, [(name, tuple(shape)) for name, shape in shapes.items()]
-        self._open, self._general, self._opening = general, None, threading.Lock()
+        self._open, self._opening = general, threading.Lock()
+        self._general: OvSession | None = None
 
     def _for(self, feeds: Mapping[str, np.ndarray]) -> OvSession:
         for name, shape in self._shapes:
@@ -70,8 +72,8 @@ class ShapedSession(Session):
 
     def _opened(self) -> OvSession:
         with self._opening:
-            self._general = self._general or self._open()
-        return self._general
+            found = self._general = self._general or self._open()
+        return found
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self._for(feeds)._run(feeds)

@@ -96,8 +96,11 @@ def _contest(
     """
     first = f"{place} first"
     before = clock.known(first)
+    if not before and (seconds <= 0 or clock.timings.get(first) is not None):
+        clock.timings.put(first, {"sessions": [], "ended": True})  # with the same timings the answer stays the same
+        return 0, None
     engines = {n: of for n, of in engines.items() if n in before[0]} if before else _possible(engines)
-    if not engines or seconds <= 0:
+    if not engines:
         return 0, None
     end, field = perf_counter() + seconds, tuple(engines)
     looked = clock.sessions(first, {INCUMBENT: incumbent, **engines}, lambda taken: True, seconds)

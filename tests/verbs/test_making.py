@@ -29,11 +29,11 @@ def test_empty_samples_do_not_decide(place: Any, monkeypatch: pytest.MonkeyPatch
     looks: list[int] = []
     proven = proof.proven
 
-    def strict(result: Any, original: Any, target: str, feeds: Sequence[Any], measurer: str) -> Any:
+    def strict(result: Any, original: Any, target: str, feeds: Sequence[Any], measurer: str, usual: Any) -> Any:
         looks.append(len(feeds))
         if wrong or max(np.abs(feed["x"]).max() for feed in feeds) < 0.1:
             raise GateFailed("the engine does not compute what the model says")
-        return proven(result, original, target, feeds, measurer)
+        return proven(result, original, target, feeds, measurer, usual)
 
     monkeypatch.setattr(proof, "proven", strict)
     output = place.folder / "small.onnx"
