@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
+    Judge = Callable[["Placed", Request], list[_ranges.Totals]]
+
 NEEDED = 16.0  # dB, on the samples of the search: below, layers are tried in float
 CLEARLY = 3.0
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
-WORTH = 0.5  # dB that it must bring: a tenth of the noise
+WORTH = 0.5  # dB that it must bring a sample on average: a tenth of the noise
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class Cheap:
         few = _reached(plan, seen, stream, _ranges.few_of(samples), request)
         return few < NEEDED + CLEARLY and _reached(plan, seen, stream, samples, request) < NEEDED
 
-    def spared(self, made: Placed, judge: Callable[[Placed, Request], float], request: Request) -> Placed:
-        """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other."""
+    def spared(self, made: Placed, judge: Judge, request: Request) -> Placed:
+        """`made` with each kind of layers in float that brings a sample WORTH dB, one kind after the other."""
         best, kept = made, frozenset[str]()
         reached = judge(made, request)
         for kind, names in self.kinds.items():
@@ -91,10 +93,11 @@ class Cheap:
                 continue
             own = replace(request, keep_float=request.keep_float | trial, found={})
             other = self._without(made, trial)
-            db = judge(other, own)
-            request.found.setdefault("dB won in float", {})[kind] = round(db - reached, 2)
-            if db >= reached + WORTH:
-                best, kept, reached = other, trial, db
+            scores = judge(other, own)
+            won, _ = _ranges.gain(reached, scores)
+            request.found.setdefault("dB won in float", {})[kind] = round(won, 2)
+            if won >= WORTH:
+                best, kept, reached = other, trial, scores
         if kept:
             request.found["float layers"] = sorted(kept)
         return best
@@ -111,14 +114,16 @@ class Cheap:
         return Placed(model, plan, {name: weight for name, weight in made.stored.items() if name not in names})
 
 
-def reached_db(plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request) -> float:
-    """How near a placement comes, in emulation, with grids over the extremes, on the samples of the check.
+def scores(
+    plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request
+) -> list[_ranges.Totals]:
+    """What is lost of each sample of the check by a placement, in emulation, with grids over the extremes.
 
-    Biases are corrected by a part of the same samples: that is as good for one placement as for the other.
+    Biases are corrected by a half of the same samples: that is as good for one placement as for the other.
     """
     spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
-    shifts = stream.missing(spans, _ranges.few_of(request.effort.check), "precision")
-    return _ranges.sqnr(stream.scores(spans, shifts, request.effort.check, "precision"))
+    shifts = stream.missing(spans, max(1, request.effort.check // 2), "precision")
+    return stream.scores(spans, shifts, request.effort.check, "precision")
 
 
 def _reached(
