@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
-    Judge = Callable[["Placed", Request], list[_ranges.Totals]]
+    Judge = Callable[["Placed", Request], float]
 
 NEEDED = 16.0  # dB, on the samples of the search: below, layers are tried in float
 CLEARLY = 3.0
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
-WORTH = 0.5  # dB that it must bring a sample on average: a tenth of the noise
+WORTH = 0.5  # dB that it must bring: a tenth of the noise
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Cheap:
         return few < NEEDED + CLEARLY and _reached(plan, seen, stream, samples, request) < NEEDED
 
     def spared(self, made: Placed, judge: Judge, request: Request) -> Placed:
-        """`made` with each kind of layers in float that brings a sample WORTH dB, one kind after the other."""
+        """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other."""
         best, kept = made, frozenset[str]()
         reached = judge(made, request)
         for kind, names in self.kinds.items():
@@ -93,11 +93,10 @@ class Cheap:
                 continue
             own = replace(request, keep_float=request.keep_float | trial, found={})
             other = self._without(made, trial)
-            scores = judge(other, own)
-            won, _ = _ranges.gain(reached, scores)
-            request.found.setdefault("dB won in float", {})[kind] = round(won, 2)
-            if won >= WORTH:
-                best, kept, reached = other, trial, scores
+            db = judge(other, own)
+            request.found.setdefault("dB won in float", {})[kind] = round(db - reached, 2)
+            if db >= reached + WORTH:
+                best, kept, reached = other, trial, db
         if kept:
             request.found["float layers"] = sorted(kept)
         return best
@@ -114,16 +113,12 @@ class Cheap:
         return Placed(model, plan, {name: weight for name, weight in made.stored.items() if name not in names})
 
 
-def scores(
-    plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request
-) -> list[_ranges.Totals]:
-    """What is lost of each sample of the check by a placement, in emulation, with grids over the extremes.
+def reached_db(plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request) -> float:
+    """How near a placement comes, in emulation, with grids over the extremes.
 
-    Biases are corrected by a half of the same samples: that is as good for one placement as for the other.
+    As many samples as the check has, and as many others for the biases: of a few, these would be the larger noise.
     """
-    spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
-    shifts = stream.missing(spans, max(1, request.effort.check // 2), "precision")
-    return stream.scores(spans, shifts, request.effort.check, "precision")
+    return _reached(plan, seen, stream, request.effort.check, request)
 
 
 def _reached(

@@ -183,17 +183,17 @@ def _tried(
     for name, scores in in_lanes(lambda n: stream.judged(spans[n], few, f"trying {n}"), first, request.lanes):
         tried[name] = scores
     # Who loses by a range that is a tenth shorter wins nothing by one that is two.
-    if gain(tried["minmax"], tried["shrink90"])[0] > -CLEAR:
+    if _gain(tried["minmax"], tried["shrink90"])[0] > -CLEAR:
         tried["shrink80"] = stream.judged(spans["shrink80"], few, "trying shrink80")
     request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
-    left = [name for name in SEARCH[1:] if name in tried and gain(tried["minmax"], tried[name])[0] > -CLEAR]
+    left = [name for name in SEARCH[1:] if name in tried and _gain(tried["minmax"], tried[name])[0] > -CLEAR]
     if not left:
         return "minmax", spans["minmax"]
     again = {name: stream.judged(spans[name], samples, f"trying {name}") for name in ("minmax", *left)}
-    gains = {name: gain(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
-    request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in both] for n, both in gains.items()}
+    gains = {name: _gain(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
+    request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
     # What is not surely better is taken for chance: extremes clip nothing of what was seen.
-    sure = {name: better for name, (better, surely) in gains.items() if surely > 0}
+    sure = {name: gain for name, (gain, surely) in gains.items() if surely > 0}
     best = max(sure, key=lambda name: sure[name], default="minmax")
     return best, spans[best]
 
@@ -213,9 +213,9 @@ def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
                 break
             found, reached, changed[group] = trial, db, factor
     before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
-    more, surely = gain(before, after, ERROR)
+    gain, surely = _gain(before, after, ERROR)
     request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),
-                                "gain, surely (dB)": [round(more, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
+                                "gain, surely (dB)": [round(gain, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
     return found if surely > 0 else spans
 
 
@@ -237,7 +237,7 @@ def _scores(array: np.ndarray, outputs: list[str]) -> list[Totals]:
     return [dict(zip(outputs, (Difference(*sums) for sums in sample.tolist()), strict=True)) for sample in array]
 
 
-def gain(before: list[Totals], after: list[Totals], error: float = 0.5) -> tuple[float, float]:
+def _gain(before: list[Totals], after: list[Totals], error: float = 0.5) -> tuple[float, float]:
     """How many dB nearer to float a sample is on average, and surely."""
     first, second = (np.clip([decibels(total) for total in scores], -120, 120) for scores in (before, after))
     return paired.gain(first, second, error)

@@ -20,7 +20,7 @@ from edgerun.quantize import _evened, _observation, _precision, _rounding, fold,
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._precision import Cheap, Placed, Stored
-from edgerun.quantize._ranges import Stream, Totals, choose, decibels
+from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
@@ -103,9 +103,9 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
         settled = None if cheap.needed(plan, seen, stream, request) else _settled(made.plan, seen, stream, request)
     if settled is None:
 
-        def judge(spared: Placed, own: Request) -> list[Totals]:
+        def judge(spared: Placed, own: Request) -> float:
             with _streaming(spared, truths, own) as stream:
-                return _precision.scores(spared.plan, seen, stream, own)
+                return _precision.reached_db(spared.plan, seen, stream, own)
 
         made = cheap.spared(made, judge, request)
         with _streaming(made, truths, request) as stream:
