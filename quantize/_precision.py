@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
+    Judge = Callable[["Placed", Request], float]
+
 NEEDED = 16.0  # dB, on the samples of the search: below, layers are tried in float
 CLEARLY = 3.0
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
@@ -81,7 +83,7 @@ class Cheap:
         few = _reached(plan, seen, stream, _ranges.few_of(samples), request)
         return few < NEEDED + CLEARLY and _reached(plan, seen, stream, samples, request) < NEEDED
 
-    def spared(self, made: Placed, judge: Callable[[Placed, Request], float], request: Request) -> Placed:
+    def spared(self, made: Placed, judge: Judge, request: Request) -> Placed:
         """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other."""
         best, kept = made, frozenset[str]()
         reached = judge(made, request)
@@ -112,13 +114,11 @@ class Cheap:
 
 
 def reached_db(plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request) -> float:
-    """How near a placement comes, in emulation, with grids over the extremes, on the samples of the check.
+    """How near a placement comes, in emulation, with grids over the extremes.
 
-    Biases are corrected by a part of the same samples: that is as good for one placement as for the other.
+    As many samples as the check has, and as many others for the biases: of a few, these would be the larger noise.
     """
-    spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
-    shifts = stream.missing(spans, _ranges.few_of(request.effort.check), "precision")
-    return _ranges.sqnr(stream.scores(spans, shifts, request.effort.check, "precision"))
+    return _reached(plan, seen, stream, request.effort.check, request)
 
 
 def _reached(
