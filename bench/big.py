@@ -41,7 +41,8 @@ def sparse(path: Path, layers: int, width: int) -> Layers:
             for row, values in enumerate(block):
                 file.seek(index * size + 4 * width * row)
                 file.write(values.tobytes())
-            weight = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=[width, width], data_location=1)
+            weight = TensorProto(name=f"w{index}", data_type=TensorProto.FLOAT, dims=[width, width])
+            weight.data_location = TensorProto.EXTERNAL
             for key, text in (("location", data.name), ("offset", index * size), ("length", size)):
                 weight.external_data.add(key=key, value=str(text))
             tensors += [weight, numpy_helper.from_array(bias, f"b{index}")]
@@ -71,7 +72,7 @@ def build(layers: int = 12, width: int = 8192) -> Any:
     """The same network in PyTorch, its weights not set: the factory of the state_dict that `state` writes."""
     import torch
 
-    linear = [torch.nn.utils.skip_init(torch.nn.Linear, width, width) for _ in range(layers)]
+    linear = [torch.nn.Linear(width, width, device="meta").to_empty(device="cpu") for _ in range(layers)]
     parts = [part for layer in linear for part in (layer, torch.nn.ReLU())]
     return torch.nn.Sequential(*parts[:-1])
 
@@ -80,7 +81,7 @@ def state(path: Path, found: Layers) -> None:
     """Write the state_dict of `build` with these weights."""
     import torch
 
-    width, tensors = len(found[0][1]), {}
+    width, tensors = len(found[0][1]), dict[str, torch.Tensor]()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for index, (block, bias) in enumerate(found):
             zeros = np.memmap(Path(folder, str(index)), np.float32, "w+", shape=(width, width))  # a hole in the disk

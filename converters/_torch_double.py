@@ -23,7 +23,7 @@ def twin(call: Call) -> Call:
     def widened(value: torch.Tensor) -> torch.Tensor:
         return value.double() if value.dtype in (torch.float32, torch.float16, torch.bfloat16) else value
 
-    class Double(TorchDispatchMode):
+    class Double(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
         ) -> Any:
@@ -38,7 +38,7 @@ def twin(call: Call) -> Call:
 
     class Wide(Call):
         def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
-            with Double():
+            with Double():  # type: ignore[no-untyped-call]
                 return super().run(feeds)
 
     return Wide(call.module, call.specs, call.positional, double=True)

@@ -150,7 +150,7 @@ def _copied(module: Any) -> Any:
 
 def _large(module: Any) -> bool:
     """Whether it has over 1 GiB of weights, of which there shall not be two."""
-    return sum(tensor.nbytes for tensor in module.parameters()) > _torch_files.LARGE
+    return bool(sum(tensor.nbytes for tensor in module.parameters()) > _torch_files.LARGE)
 
 
 def _double(call: Call, example: dict[str, Any]) -> Callable[..., Any] | None:

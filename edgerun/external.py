@@ -113,7 +113,7 @@ def beside(proto: onnx.ModelProto) -> int:
 
 
 def _bytes(tensor: onnx.TensorProto) -> int:
-    return (math.prod(tensor.dims) * guard.BITS.get(tensor.data_type, 8) + 7) // 8
+    return (int(math.prod(tensor.dims)) * guard.BITS.get(tensor.data_type, 8) + 7) // 8
 
 
 def _loaded(tensor: ir.ExternalTensor) -> ir.TensorProtocol:

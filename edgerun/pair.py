@@ -27,8 +27,8 @@ def write(path: Path, graph: bytes, weights: Mapping[str, ir.TensorProtocol]) ->
     """
     proto, old = onnx.ModelProto.FromString(graph), _own(path)
     if (data := _lying(path, weights)) is not None:
-        places = {name: tensor.offset or 0 for name, tensor in weights.items() if isinstance(tensor, external.Mapped)}
-        _commit(path, proto, data, {name: (at, weights[name].nbytes) for name, at in places.items()}, old)
+        mapped = {name: tensor for name, tensor in weights.items() if isinstance(tensor, external.Mapped)}
+        _commit(path, proto, data, {name: (t.offset or 0, t.nbytes) for name, t in mapped.items()}, old)
         return
     data = _free(path)
     with files.replacing(data) as temporary:
@@ -56,7 +56,10 @@ def _streamed(path: Path, weights: Mapping[str, ir.TensorProtocol]) -> dict[str,
         for name, tensor in weights.items():
             file.seek(-file.tell() % external.PAGE, 1)  # so that each can be mapped by itself
             places[name] = file.tell(), tensor.nbytes
-            tensor.tofile(file)
+            if (to_file := getattr(tensor, "tofile", None)) is not None:  # without a copy in memory
+                to_file(file)
+            else:
+                file.write(tensor.tobytes())
     return places
 
 

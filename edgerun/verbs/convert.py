@@ -65,6 +65,7 @@ def convert(
     of arrays), is compared on beside random inputs. The figures are in the history: `Parity.of(model)`.
     `preprocessing` is the contract that the model keeps (or a file that `edgerun.contracts` reads), else what the
     source tells of it; `fold_preprocessing` moves its arithmetic into the graph (`edgerun.verbs.folding`).
+    Over 1.8 GB of weights stay in the file that is written, mapped: such a model needs an `output`.
 
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
     layers or operators that cannot be converted.

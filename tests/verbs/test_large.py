@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("onnx")
 import onnx  # noqa: E402
+import onnx_ir as ir  # noqa: E402
 
 from bench.big import build, computed, sparse  # noqa: E402
 from edgerun import external, files, pair  # noqa: E402
@@ -87,7 +88,7 @@ def test_a_run_killed_between_the_two_files_leaves_the_old_model(
     shutil.copy(path.with_name("m.onnx.data"), folder)
     before, model = Model.load(folder / "m.onnx").digest(), Model.load(path)
     first = next(iter(model.ir.graph.initializers.values()))
-    first.const_value = external.ir.tensor(np.ones((WIDTH, WIDTH), np.float32), name=first.name)
+    first.const_value = ir.tensor(np.ones((WIDTH, WIDTH), np.float32), name=first.name)
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -204,7 +205,7 @@ def test_float64_without_a_copy_refuses_what_writes_into_weights() -> None:
     from edgerun.converters._torch_call import Call
     from edgerun.runtime import TensorSpec
 
-    class Counting(torch.nn.Module):  # type: ignore[misc]
+    class Counting(torch.nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("seen", torch.zeros(3))
