@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,20 @@ ROUNDS = 5
 Seconds = tuple[float, float]  # wall, processor
 
 
-def rounds(count: int = ROUNDS) -> dict[str, Any]:
-    """Seconds of every whole process, in turns, under "wall" and "processor"; and the nodes of both files."""
+def rounds(count: int = ROUNDS) -> Iterator[dict[str, Any]]:
+    """After every round: seconds of every whole process under "wall" and "processor", and the nodes of both files."""
     found: dict[str, Any] = {word: {name: [] for name in NAMES} for word in ("wall", "processor")}
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         _run(["-c", MAKE], where, "torch")
-        for number in range(count + 1):  # the first one warms the disk's cache
+        for _ in range(count):
             ours = _run(["-m", "edgerun", "convert", "net.keras", "-o", "ours.onnx", "--force"], where, "torch")
             export = _run(["-c", EXPORT], where, "tensorflow")
             theirs = _run(CONVERT, where, "tensorflow")
-            for at, word in enumerate(("wall", "processor") if number else ()):
+            for at, word in enumerate(("wall", "processor")):
                 for name, seconds in zip(NAMES, (ours[at], export[at] + theirs[at], theirs[at]), strict=True):
                     found[word][name].append(round(seconds, 3))
-        return found | {"nodes": [_nodes(where / "ours.onnx"), _nodes(where / "theirs.onnx")]}
+            yield found | {"nodes": [_nodes(where / "ours.onnx"), _nodes(where / "theirs.onnx")]}
 
 
 def _run(arguments: list[str], folder: Path, backend: str) -> Seconds:
@@ -79,8 +80,9 @@ def told(times: dict[str, list[float]], name: str) -> str:
 
 def main() -> None:
     """Measure, keep, print."""
-    found = rounds()
-    files.write_bytes(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
+    found: dict[str, Any] = {}
+    for found in rounds():
+        files.write_bytes(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
     for word in ("wall", "processor"):
         for name in NAMES:
             print(f"{word:<10}{name:<18}{told(found[word], name)}, n = {len(found[word][name])}")

@@ -80,10 +80,9 @@ def _converted(
         results = found.run({back[name]: array for name, array in feeds.items()})
         return {renamed[name]: np.asarray(array) for name, array in results.items()}
 
-    if _tensorflow_graph.loops(flat.graph):
-        run = sandbox.ending(run)
-    run64 = _tensorflow_double.twin(flat.graph, flat.inputs, flat.outputs, specs, run)
-    return Conversion(Model.from_proto(_clean(proto, written, opset)), run, run64)
+    given = sandbox.ending(run) if _tensorflow_graph.loops(flat.graph) else run
+    run64 = _tensorflow_double.twin(flat.graph, flat.inputs, flat.outputs, specs, given)
+    return Conversion(Model.from_proto(_clean(proto, written, opset)), given, run64)
 
 
 def _quiet() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,23 @@ def test_average_over_uneven_padding_of_a_file_is_refused(tmp_path: Path, monkey
         convert(tmp_path / "net.keras")
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     assert Parity.of(convert(tmp_path / "net.keras")).passed
+
+
+FRESH = """
+import sys
+from pathlib import Path
+from edgerun import registry
+found = registry.converter("keras").convert(Path(sys.argv[1]), inputs=[], factory=None, opset=20)
+assert found.run64 is not None
+print(sorted({"tensorflow", "sklearn", "pandas", "torch._dynamo"} & set(sys.modules)))
+import torch, sklearn
+print(callable(torch._dynamo.disable), torch.compiler.is_compiling())
+"""
+
+
+def test_a_file_needs_neither_tensorflow_nor_the_compiler(tmp_path: Path) -> None:
+    """What Keras imports for other purposes stays out, and can be imported afterwards."""
+    keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)]).save(tmp_path / "net.keras")
+    command = [sys.executable, "-c", FRESH, str(tmp_path / "net.keras")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"KERAS_BACKEND": "torch"})
+    assert done.stdout.split("\n") == ["[]", "True False", ""], done.stderr
