@@ -220,7 +220,7 @@ def _open(
             wanted = "a function that gives feeds, a CalibrationDataReader, or an nncf.Dataset"
             raise EdgerunError(f"{source} is not callable", got=type(named).__name__, wanted=wanted)
         else:
-            return sources.Called(source, named, axes)
+            return sources.Called(source, cast("Callable[[], Iterable[Any]]", named), axes)
     if isinstance(source, (str, Path)):
         return _open_path(Path(source), axes, contract)
     if callable(getattr(source, "get_next", None)):

@@ -86,8 +86,8 @@ def _apart(pairs: list[Pair], usual: Shapes, session: Session) -> tuple[list[Pai
     neither is empty."""
     if not usual:
         return (pairs,)
-    ready = [pair for pair in pairs if _usual(pair[0], usual)]
-    others = [pair for pair in pairs if not _usual(pair[0], usual)]
+    ready: list[Pair] = [pair for pair in pairs if _usual(pair[0], usual)]
+    others: list[Pair] = [pair for pair in pairs if not _usual(pair[0], usual)]
     if not ready:
         feeds = [fitted(pairs[0][0], usual, place) for place in range(SINGLES)]
         ready = [(feed, session.run(feed)) for feed in feeds]
