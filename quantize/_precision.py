@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Judge = Callable[["Placed", Request], float]
 
-NEEDED = 16.0  # dB, on the samples of the search: below, layers are tried in float
+NEEDED = 20.0  # dB, on the samples of the search: below, layers are tried in float
 CLEARLY = 3.0
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
@@ -114,11 +114,13 @@ class Cheap:
 
 
 def reached_db(plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request) -> float:
-    """How near a placement comes, in emulation, with grids over the extremes.
+    """How near a placement comes on the samples of the check, in emulation, with grids over the extremes.
 
-    As many samples as the check has, and as many others for the biases: of a few, these would be the larger noise.
+    Biases are corrected by all samples that the finished model's will be: by a few, they would be the larger noise.
     """
-    return _reached(plan, seen, stream, request.effort.check, request)
+    spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
+    shifts = stream.missing(spans, request.effort.first, "precision")
+    return _ranges.sqnr(stream.scores(spans, shifts, request.effort.check, "precision"))
 
 
 def _reached(
