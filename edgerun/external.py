@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx.external_data_helper import load_external_data_for_model
 
 from edgerun import guard
 from edgerun.errors import EdgerunError
@@ -98,7 +99,7 @@ def read(path: Path) -> onnx.ModelProto:
     kept = [tensor for tensor, _ in named(proto) if _bytes(tensor) >= LEAST] if beside(proto) > ABOVE else []
     for tensor in kept:
         tensor.ClearField("data_location")
-    onnx.external_data_helper.load_external_data_for_model(proto, str(folder))
+    load_external_data_for_model(proto, str(folder))
     for tensor in kept:
         tensor.data_location = onnx.TensorProto.EXTERNAL
         for entry in tensor.external_data:
