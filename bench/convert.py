@@ -71,11 +71,11 @@ def _nodes(path: Path) -> int:
 
 
 def told(times: dict[str, list[float]], name: str) -> str:
-    """As `24.2 s [23.9 to 24.5], 2.60 × edgerun's`: the median, the span of all rounds, the median of the ratios."""
+    """As `24.2 s [23.9 to 24.5] (2.60 × edgerun's)`: the median, the span of all rounds, the median of the ratios."""
     taken, ours = times[name], times[NAMES[0]]
     text = f"{statistics.median(taken):.1f} s [{min(taken):.1f} to {max(taken):.1f}]"
     ratio = statistics.median(b / a for a, b in zip(ours, taken, strict=True))
-    return text if name == NAMES[0] else f"{text}, {ratio:.2f} × edgerun's"
+    return text if name == NAMES[0] else f"{text} ({ratio:.2f} × edgerun's)"
 
 
 def main() -> None:

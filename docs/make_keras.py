@@ -27,10 +27,9 @@ APPLICATIONS = """## Architectures
 
 Every one of `keras.applications` at a small size, with drawn weights; seconds of one run on a busy machine, comparison
 included. NASNet is built on TensorFlow: Keras cannot build it on torch. What is not measured needs more than 4 GB.
-MobileNetV2 at full size, from a `.keras` file to a compared ONNX file: {ours} of processor time, where tf2onnx takes
-{export} with Keras's export to a SavedModel and {theirs} without (whole processes in turns, n = {n}; in wall time, on a
-busy machine, {wall}, {wall_export} and {wall_theirs}). {nodes[0]} nodes, tf2onnx's {nodes[1]}
-(`python -m bench.convert`).
+MobileNetV2 at full size, from a `.keras` file to a compared ONNX file, takes {ours} of processor time; tf2onnx takes
+{export} with Keras's export to a SavedModel and {theirs} without
+(`python -m bench.convert`: whole processes in turns, n = {n}). {nodes[0]} nodes, tf2onnx's {nodes[1]}.
 
 """
 ROUTES = """## Beside tf2onnx
@@ -66,7 +65,7 @@ def page() -> str:
         rows.append(_row(name, f"{found.get('parameters', 0) / 1e6:.1f} M" if "parameters" in found else "", *cells))
     parts = [
         HEAD.format(version=table["keras"]),
-        APPLICATIONS,
+        _applications(),
         "\n".join(rows),
         "\n\n",
         ROUTES,
@@ -81,13 +80,9 @@ def page() -> str:
 
 def _applications() -> str:
     found = json.loads(convert.RESULTS.read_text())
-    words = {"": "processor", "wall_": "wall"}
-    told = {
-        f"{prefix}{short}".replace("wall_ours", "wall"): convert.told(found[word], name)
-        for prefix, word in words.items()
-        for short, name in zip(("ours", "export", "theirs"), convert.NAMES, strict=True)
-    }
-    return APPLICATIONS.format(**told, n=len(found["wall"]["edgerun"]), nodes=found["nodes"])
+    ours, export, theirs = (convert.told(found["processor"], name) for name in convert.NAMES)
+    count = len(found["processor"][convert.NAMES[0]])
+    return APPLICATIONS.format(ours=ours, export=export, theirs=theirs, n=count, nodes=found["nodes"])
 
 
 def _routes() -> str:
