@@ -23,13 +23,17 @@ def names(kind: str) -> list[str]:
     return sorted({*own(kind), *(entry.name for entry in _entries(kind))})
 
 
-@functools.cache
 def own(kind: str) -> tuple[str, ...]:
-    """Those that edgerun itself brings, sorted: looked up once."""
+    """Those that edgerun itself brings, sorted."""
+    return _modules(tuple(importlib.import_module(KINDS[kind]).__path__))
+
+
+@functools.cache
+def _modules(folders: tuple[str, ...]) -> tuple[str, ...]:
+    """What may be registered of a package in these folders: looked up once."""
     import pkgutil
 
-    package = importlib.import_module(KINDS[kind])
-    found = (m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg)
+    found = (m.name for m in pkgutil.iter_modules(folders) if not m.name.startswith("_") and not m.ispkg)
     return tuple(sorted(found))
 
 

@@ -293,24 +293,3 @@ def test_damaged_bytes_are_refused(target: Target, model: Model, name: str) -> N
     for broken in (b"", b"nonsense", payload[: len(payload) // 2]):
         with pytest.raises(EdgerunError):
             target.load(Engine(name, broken), ONE)
-
-
-def test_unknown_options_are_refused(target: Target, model: Model) -> None:
-    with pytest.raises(EdgerunError, match="no_such_option") as error:
-        target.load(target.compile(model, ONE), Options(1, {"no_such_option": "1"}))
-    for key in target.takes:
-        assert key.partition("=")[0] in str(error.value), "what is listed and what is accepted are one"
-
-
-def test_options_have_a_line_each(name: str) -> None:
-    takes = registry.target(name, usable=False).takes
-    assert all(key.split() and text and "\n" not in text and len(text) < 110 for key, text in takes.items())
-
-
-def test_listed_values_are_the_values(target: Target, model: Model) -> None:
-    """Where the values are listed, another one is misuse, whatever else is not here."""
-    for key in target.takes:
-        option, equals, values = key.partition("=")
-        if equals and "|" in values:
-            with pytest.raises(EdgerunError):
-                target.load(target.compile(model, ONE), Options(1, {option: "no such value"}))
