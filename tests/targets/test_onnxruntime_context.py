@@ -110,7 +110,7 @@ def test_openvinos_provider_computes_the_same(dense: Model) -> None:
 
 @pytest.mark.skipif(WHY is not None, reason=f"no OpenVINO provider: {WHY}")
 def test_a_context_is_proven_or_refused(dense: Model, tmp_path: Path) -> None:
-    """A build that cannot read its own files (1.20 to 1.24 on CPUs) is told as that; another gives a proven engine."""
+    """A build that cannot read its own files (1.22 to 1.24 on CPUs) is told as that; another gives a proven engine."""
     path, options = tmp_path / "context.onnx", Options(1, CONTEXT)
     try:
         engine = edgerun.compile(dense, "onnxruntime", options, output=path)
