@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgerun.batches import fitted
 from edgerun.data import open_data
 from edgerun.errors import EdgerunError
 from edgerun.preprocess import Preprocessing
@@ -294,62 +292,3 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path, folder: Path) -> No
     (tmp_path / "d.txt").write_text("1")
     with pytest.raises(EdgerunError, match="unknown kind"):
         open_data(tmp_path / "d.txt", ONE)
-
-
-def test_whether_all_samples_have_one_shape() -> None:
-    specs = (TensorSpec("x", "float32", ("n", "t")),)
-    for lengths, alike in (((3, 3, 3), True), ((3, 4, 3), False)):
-        samples = [{"x": np.zeros((1, length), np.float32)} for length in lengths]
-        data = open_data(samples, specs, batch=2)
-        next(iter(data))
-        assert data.uniform is alike
-
-
-@given(st.integers(1, 7), st.integers(1, 9), st.integers(0, 5))
-def test_feeds_fitted_to_a_shape(have: int, want: int, place: int) -> None:
-    """Pieces of a longer axis follow each other and go round; a shorter axis repeats."""
-    got = fitted({"x": np.arange(2 * have).reshape(2, have)}, {"x": (2, want)}, place)["x"]
-    for row in range(2):
-        assert got[row].tolist() == [row * have + (place * want + i) % have for i in range(want)]
-
-
-class _Once:
-    """As ONNX Runtime's CalibrationDataReader without rewind."""
-
-    def __init__(self) -> None:
-        self._rows = iter(X)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        row = next(self._rows, None)
-        return None if row is None else {"x": row[None]}
-
-
-class _Dataset:
-    """As nncf.Dataset."""
-
-    def get_inference_data(self) -> Iterator[dict[str, np.ndarray]]:
-        return ({"x": row[None]} for row in X)
-
-
-GIVERS = """
-import sys
-kinds = sys.modules["tests.test_data"]
-def made(): return kinds._Once()
-def dataset(): return kinds._Dataset()
-Reader, OPEN, SET = kinds._Once, kinds._Once(), kinds._Dataset()
-NUMBER = 1
-"""
-
-
-@pytest.mark.parametrize("name", ["made", "dataset", "Reader", "OPEN", "SET"])
-def test_readers_of_other_tools_are_named_as_callables_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    (tmp_path / f"givers_{name}.py").write_text(GIVERS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "tests.test_data", sys.modules[__name__])
-    data = open_data(f"givers_{name}:{name}", ONE, batch=4)
-    for _ in range(2):
-        np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in data]), X)
-    with pytest.raises(EdgerunError, match="not callable"):
-        open_data(f"givers_{name}:NUMBER", ONE)
