@@ -28,6 +28,8 @@ CEILING = {
     "float16": 5e-2,
 }  # beyond it, an error is none of rounding, whoever made it
 DRAWS = 3
+# TensorFlow waits ten seconds for memory before it says so, and other sizes would wait again.
+OUT_OF_MEMORY = ("OOM when allocating", "can't allocate memory", "bad_alloc")
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,9 @@ def accepted(model: Model, source: Runner, seed: int = 0) -> list[tuple[Feeds, M
                 found.append((feeds, source(feeds)))
             return found
         except Exception as error:  # any framework's own complaint about a shape
+            if any(word in str(error) for word in OUT_OF_MEMORY):
+                raise EdgerunError("the source needs more memory than it may have", got=str(error)[:400],
+                                   do="--memory-cap allows more") from error  # fmt: skip
             refusal = refusal or error
             if not draws.sizes(model.inputs, 1, 1):
                 break

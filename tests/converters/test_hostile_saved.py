@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -17,8 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tensorflow")
-pytest.importorskip("tf2onnx")
+# Not imported here: Keras, which comes along, keeps the backend that it met first for a whole process.
+for package in ("tensorflow", "tf2onnx"):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install 'edgerun[tensorflow]'", allow_module_level=True)
+
 import edgerun  # noqa: E402
 from edgerun.errors import EdgerunError  # noqa: E402
 from edgerun.sandbox import Limits  # noqa: E402
