@@ -149,7 +149,7 @@ class Model:
         (`edgerun.pair.write`)."""
         from edgerun import external, pair
 
-        if self.weight_bytes() <= (external.ABOVE if beside is None else beside):
+        if self.weight_bytes() <= min(external.ABOVE, external.ABOVE if beside is None else beside):
             pair.replace(Path(path), self.to_bytes())
             return
         self._tell()

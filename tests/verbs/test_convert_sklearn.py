@@ -109,7 +109,11 @@ def test_another_version_is_said(files: Path, cli: Callable[..., Ran]) -> None:
         (["custom.skops"], 2, ["not scikit-learn's", "Doubled"]),
         (["half.skops"], 2, ["skops cannot read the file"]),
         (["half.joblib", "--trust"], 2, ["cannot read the file"]),
-        (["moved.joblib", "--trust"], 2, ["cannot read the file", "_multilayer_perceptrom", "that wrote it"]),
+        (
+            ["moved.joblib", "--trust"],
+            2,
+            ["cannot read the file", "_multilayer_perceptrom", "load it with the scikit-learn 1."],
+        ),
         (["boosted.pickle", "--trust"], 2, ["catboost", "only scikit-learn's, xgboost's"]),
         (["bundle.pickle", "--trust"], 2, ["no scikit-learn estimator", "model, scaler"]),
         (["good.onnx", "--trust"], 2, ["never runs a file's code", "--trust with sklearn"]),
