@@ -39,7 +39,7 @@ def run(model: zoo.ZooModel, name: str, peers: Path) -> Measured:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--rounds", default=6, show_default=True, help="Runs of each.")
+@click.option("--rounds", type=click.IntRange(min=6), default=6, show_default=True, help="Runs of each.")
 def main(names: tuple[str, ...], rounds: int) -> None:
     """Time compressions of the named zoo models beside the faster peer."""
     peers = made(ENVIRONMENTS["peers"], HERE.parent / ".cache" / "peers")

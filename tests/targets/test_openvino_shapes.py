@@ -84,15 +84,6 @@ def test_usual_shapes_and_all_others_run(conv: Model, tmp_path: Path) -> None:
             session.run({"x": drawn(1, 2, 8, 8)})
 
 
-def test_said_on_the_command_line(conv: Model, tmp_path: Path, cli: Callable[..., Any]) -> None:
-    conv.save(tmp_path / "net.onnx")
-    ran = cli("compile", tmp_path / "net.onnx", "-o", tmp_path / "net.xml", "--input-shape", "x:[1,3,8,8]", "--json")
-    assert ran.code == 0 and "x[1, 3, 8, 8]" in ran.out, ran.err
-    assert ir.told(ir.read(tmp_path / "net.xml"))["usual"] == {"x": (1, 3, 8, 8)}
-    ran = cli("compile", tmp_path / "net.onnx", "-o", tmp_path / "open.xml", "--input-shape", "x:[n,3,8,8]")
-    assert ran.code == 2 and "--input-shape" in ran.err and not (tmp_path / "open.xml").exists()
-
-
 @pytest.mark.parametrize("usual", [{"z": (1, 3, 8, 8)}, {"x": (1, 2, 8, 8)}, {"x": (1, 3, 8)}])
 def test_shapes_that_do_not_fit_are_refused(conv: Model, usual: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(EdgerunError):
