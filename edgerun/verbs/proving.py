@@ -71,8 +71,9 @@ def _passed(found: Conversion, judged: Parity, feeds: Any) -> Parity:
     if judged.passed:
         return judged
     if judged.inconclusive:
-        raise GateFailed("random inputs cannot prove this conversion", got=judged.inconclusive,
-                         do="give --data FILE with real inputs")  # fmt: skip
+        which, do = ("random inputs", "real") if feeds is found.feeds else ("the data given", "other")
+        raise GateFailed(f"{which} cannot prove this conversion", got=judged.inconclusive,
+                         do=f"give --data FILE with {do} inputs")  # fmt: skip
     raise _gate(judged, _divergence(found, feeds))
 
 
