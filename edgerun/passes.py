@@ -122,7 +122,10 @@ class Quantization:
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
-    integer op follows at once, and a depthwise one that reads it is as fast.
+    integer op follows at once, and a depthwise one that reads it is as fast. `depthwise_stem`: only such a pair is, a
+    first layer alone is slower.
+    `requantizes`: what is left in float between two integer layers gets 8-bit weights with one scale from the runtime
+    itself, where its input has one scale for all channels.
     `float_gates`: layers over one position whose result scales a whole tensor (squeeze-and-excitation) stay in float:
     they cost no time, and what rounding does to a gate it does to all that is behind it.
     `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
@@ -146,6 +149,8 @@ class Quantization:
     absorbed: frozenset[str] = frozenset()
     float_output: frozenset[str] = frozenset()
     float_stem: int = 0
+    depthwise_stem: bool = False
+    requantizes: bool = False
     float_gates: bool = False
     fused_sum: bool = False
     pair_matmul: bool = False

@@ -22,7 +22,7 @@ from edgerun.quantize._observation import Truth, batches, observe, with_moved_me
 from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize._weights import finite
-from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, saturation
+from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, requantized, saturation
 from edgerun.quantize.graphs.activation import Activation, Vectors
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.numerics import grid
@@ -232,6 +232,8 @@ def _quantized(
     qdq.insert_points(graph, plan, grids)
     if rules.channel_scales:
         factors.fold(graph)
+    if rules.requantizes:
+        requantized.prevent(graph)
     edit.drop_unused(result)
     return result
 

@@ -267,6 +267,7 @@ def quantization(device: Device | None = None) -> Quantization:
         reduced_range=_cpu.saturates(flags, device) and "avx2" in flags,
         float_output=frozenset({"MatMul", "Gemm"}),
         float_stem=4,
+        requantizes=True,
         dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),
         flat_rows=True,
     )

@@ -133,7 +133,15 @@ def _stem(node: ir.Node, before: set[ir.Node], rules: Quantization) -> bool:
     if groups != 1 and (groups != weight.shape[0] or _source(source, rules) not in before):
         return False
     readers = [user for user, _ in _behind(node.outputs[0], rules).uses()]
+    if rules.depthwise_stem and groups == 1 and not all(map(depthwise, readers)):
+        return False
     return bool(readers) and all(reader.op_type in rules.compute for reader in readers)
+
+
+def depthwise(node: ir.Node) -> bool:
+    """Whether every output channel of a Conv reads a single input channel, and not all the same one."""
+    weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
+    return weight is not None and node.attributes.get_int("group", 1) > 1 and weight.shape[1] == 1
 
 
 def _float32(node: ir.Node) -> bool:

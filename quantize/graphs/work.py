@@ -43,12 +43,7 @@ def stem(plan: placement.Plan, share: float) -> frozenset[str]:
 
 def depthwise(plan: placement.Plan, share: float) -> frozenset[str]:
     """The plan's depthwise layers, in graph order: as many as are at most `share` of the work of all its layers."""
-    return _within(plan, [node for node in plan.weights if node.op_type == "Conv" and _alone(node)], share)
-
-
-def _alone(node: ir.Node) -> bool:
-    """Whether every output channel of a Conv reads a single input channel."""
-    return node.attributes.get_int("group", 1) > 1 and _axis(node.inputs[1], 1) == 1
+    return _within(plan, [node for node in plan.weights if placement.depthwise(node)], share)
 
 
 def _within(plan: placement.Plan, nodes: Sequence[ir.Node], share: float) -> frozenset[str]:

@@ -158,6 +158,30 @@ def test_kept_nodes_stay_float(net: Any, fused: Any, parts: dict[str, np.ndarray
     assert len(kept) == 1
 
 
+@pytest.mark.parametrize(("between", "shape"), [
+    ("Conv<group=8, pads=[1,1,1,1]>", (8, 1, 3, 3)), ("ConvTranspose", (8, 8, 2, 2)), ("Conv", (8, 8, 1, 1)),
+])  # fmt: skip
+@pytest.mark.parametrize(
+    "behind", ["y = Conv({}, w2)", "r = Relu({}) y = Conv(r, w2)", "r = Clip({}, zero, six) y = Conv(r, w2)"]
+)
+def test_what_stays_float_between_integers_is_not_rounded_by_the_runtime(
+    net: Any, evaluate: Any, weights: Any, between: str, shape: tuple[int, ...], behind: str
+) -> None:
+    """ONNX Runtime would give such a layer 8-bit weights with one scale for all: nothing is left of small channels."""
+    spread = np.logspace(-3, 0, 8, dtype=np.float32).reshape(-1, *[1] * (len(shape) - 1))
+    text = f"{DOOR} {{ a = Conv(x, w) s = Relu(a) k = {between}(s, kept) {behind.format('k')} }}"
+    shrink = np.moveaxis(spread, 0, 1 if between == "ConvTranspose" else 0)
+    parts = {"w": weights(1, 8, 8, 1, 1), "kept": weights(2, *shape) * shrink,
+             "w2": weights(3, 8, 8, 1, 1) / spread.reshape(1, 8, 1, 1)}  # fmt: skip
+    scalars = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+    model = net(text, **parts, **(scalars if "Clip" in behind else {}))
+    feeds = {"x": np.random.default_rng(1).standard_normal((24, 8, 8, 8)).astype(np.float32)}
+    kept = [] if between == "ConvTranspose" else ["k"]
+    result = compress(model, calibration=feeds, keep_float=kept, ranges="minmax")
+    [apart], [whole] = evaluate(result, feeds), evaluate(result, feeds, optimized=True)
+    assert sqnr_db(apart, whole) > 40
+
+
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 def test_every_opset_that_carries_per_channel_pairs(
     net: Any, evaluate: Any, parts: dict[str, np.ndarray], opset: int
