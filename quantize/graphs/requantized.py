@@ -66,5 +66,5 @@ def _channels(node: ir.Node) -> int:
     assert weight is not None
     if node.op_type == "Conv":
         return int(weight.shape[1]) * node.attributes.get_int("group", 1)
-    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) != 0
     return int(weight.shape[1 if transposed else 0])
