@@ -128,6 +128,7 @@ class Quantization:
     itself, where its input has one scale for all channels.
     `float_gates`: layers over one position whose result scales a whole tensor (squeeze-and-excitation) stay in float:
     they cost no time, and what rounding does to a gate it does to all that is behind it.
+    `forked_bias`: a Conv on integers whose result is read more than once needs a bias that is not zero.
     `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
     `pair_matmul`: a product of two activations that integer layers write (attention's Q·Kᵀ) has an integer kernel that
     pays, on grids with their zero in the middle.
@@ -152,6 +153,7 @@ class Quantization:
     depthwise_stem: bool = False
     requantizes: bool = False
     float_gates: bool = False
+    forked_bias: bool = False
     fused_sum: bool = False
     pair_matmul: bool = False
     dynamic: frozenset[str] = frozenset()

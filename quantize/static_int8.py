@@ -22,7 +22,18 @@ from edgerun.quantize._observation import Truth, batches, observe, with_moved_me
 from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._ranges import Stream, choose, decibels
 from edgerun.quantize._weights import finite
-from edgerun.quantize.graphs import correction, edit, factors, flatten, placement, qdq, reach, requantized, saturation
+from edgerun.quantize.graphs import (
+    correction,
+    edit,
+    factors,
+    flatten,
+    forks,
+    placement,
+    qdq,
+    reach,
+    requantized,
+    saturation,
+)
 from edgerun.quantize.graphs.activation import Activation, Vectors
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.numerics import grid
@@ -234,6 +245,8 @@ def _quantized(
         factors.fold(graph)
     if rules.requantizes:
         requantized.prevent(graph)
+    if rules.forked_bias:
+        forks.hold(graph)
     edit.drop_unused(result)
     return result
 

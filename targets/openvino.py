@@ -19,6 +19,7 @@ from edgerun.targets import _alone as alone
 from edgerun.targets import _cpu
 from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_faults as faults
+from edgerun.targets import _openvino_forks as forks
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_options as asked
@@ -173,6 +174,7 @@ def _read(payload: bytes | Path) -> Any:
     """The graph of an engine or an ONNX model, with what OpenVINO has kernels for in the form that it finds them in."""
     graph = ir.read(payload)
     fake_quantize.fuse(graph)
+    forks.mend(graph)
     dynamic.fuse(graph, payload)
     return graph
 
@@ -240,6 +242,7 @@ def quantization(device: Device | None = None) -> Quantization:
         compute=_cpu.RULES.compute | {"ConvTranspose"},
         float_stem=4,
         depthwise_stem=True,
+        forked_bias=True,
         fused_sum=True,
         pair_matmul=True,
         dynamic=frozenset({"MatMul", "Gemm"}),

@@ -182,6 +182,25 @@ def test_what_stays_float_between_integers_is_not_rounded_by_the_runtime(
     assert sqnr_db(apart, whole) > 40
 
 
+@pytest.mark.parametrize("tail", ["r = Relu(c) y = Add(c, r)", "p = GlobalAveragePool(c) y = Mul(c, p)"])
+def test_a_layer_with_several_readers_keeps_its_scale_in_plain_openvino(net: Any, evaluate: Any, tail: str) -> None:
+    """A convolution without a bias, read twice, with an open batch: OpenVINO gives one reader unscaled sums.
+
+    All numbers lie on grids, so that no bias is corrected.
+    """
+    openvino = pytest.importorskip("openvino")
+    rng = np.random.default_rng(1)
+    exact = rng.integers(-127, 128, (8, 8, 1, 1))
+    exact[:, 0] = 127
+    feeds = {"x": rng.integers(0, 256, (24, 8, 8, 8)).astype(np.float32)}
+    model = net(f"{DOOR} {{ c = Conv(x, w) {tail} }}", w=(exact / 1024).astype(np.float32))
+    result = compress(model, target="openvino", calibration=feeds, ranges="minmax")
+    [apart] = evaluate(result, feeds)
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(openvino.Core().read_model(result.to_bytes()), "CPU", settings)
+    assert sqnr_db(apart, compiled(feeds)[0]) > 40
+
+
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 def test_every_opset_that_carries_per_channel_pairs(
     net: Any, evaluate: Any, parts: dict[str, np.ndarray], opset: int

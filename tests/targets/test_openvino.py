@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx.parser
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 from onnx import helper, numpy_helper
 
 import edgerun
 from edgerun.errors import EdgerunError
-from edgerun.metrics import Difference
+from edgerun.metrics import Difference, sqnr_db
 from edgerun.model import Model, Step
 from edgerun.runtime import Engine, Options
 from edgerun.targets import _openvino_ir as ir
@@ -165,3 +166,29 @@ def test_transposed_convolutions_run_on_integers() -> None:
     transposed = [kernel for kernel in kernels if kernel.op == "ConvolutionBackpropData"]
     assert len(transposed) == 2 and all(kernel.integer for kernel in transposed)
     assert not any(kernel.op in ("Sigmoid", "Relu") for kernel in kernels)
+
+
+@pytest.mark.parametrize("bias", [None, 0.0, 0.1])
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("door", ["n,8,12,12", "1,8,h,w", "n,8,h,w", "1,8,12,12"])
+@pytest.mark.parametrize("readers", ["r = Relu(c) y = Add(c, r)", "p = GlobalAveragePool(c) y = Mul(c, p)"])
+def test_a_convolution_on_integers_may_have_several_readers(
+    readers: str, door: str, groups: int, bias: float | None
+) -> None:
+    """OpenVINO itself loses the scale for one of them, where the shape is open and there is no bias: 0 to 20 dB."""
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.integers(-127, 128, (8, 8 // groups, 3, 3)).astype(np.int8), "wz": np.zeros(8, np.int8),
+               "ws": rng.uniform(1e-3, 1e-2, 8).astype(np.float32), "s": np.float32(0.02)}  # fmt: skip
+    weights["z"] = np.uint8(120)
+    if bias is not None:
+        weights["b"] = np.full(8, bias, np.float32)
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> net (float[{door}] x) => (float[n,8,p,q] y) {{'
+        " xq = QuantizeLinear(x, s, z) d = DequantizeLinear(xq, s, z) k = DequantizeLinear<axis=0>(w, ws, wz)"
+        f" c = Conv<group={groups}>(d, k{', b' if bias is not None else ''}) {readers} }}"
+    )
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), name) for name, a in weights.items())
+    x = {"x": rng.standard_normal((1, 8, 12, 12)).astype(np.float32)}
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    with target.load(target.compile(Model.from_proto(proto), ONE), ONE) as ours:
+        assert sqnr_db(session.run(None, x)[0], ours.run(x)["y"]) > 60

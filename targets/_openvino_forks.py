@@ -1,0 +1,50 @@
+"""Integer convolutions whose result is read more than once: each gets a bias that holds its scale.
+
+Without one, and with a batch or a size left open, the CPU plugin (2026.4) gives one of the readers the sums without
+their scale. A bias of zeros is dropped before that and does not help; this one is lost in every float32 sum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgerun.targets import _openvino_ir as ir
+
+LAYERS = ("Convolution", "GroupConvolution")
+TINY = np.float32(1e-12)
+
+
+def mend(graph: Any) -> int:
+    """Put an Add of TINY behind every such convolution, in place; return how many there were."""
+    found = 0
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() not in LAYERS or node.input_value(1).get_node().get_type_name() == "Constant":
+            continue  # float weights
+        result = _past_zeros(node.output(0))
+        if len(result.get_target_inputs()) > 1:
+            _add(result)
+            found += 1
+    if found:
+        graph.validate_nodes_and_infer_types()
+    return found
+
+
+def _past_zeros(result: Any) -> Any:
+    """What an Add of zeros makes of `result`, if that is all that reads it."""
+    readers = list(result.get_target_inputs())
+    behind = readers[0].get_node() if len(readers) == 1 else None
+    if behind is None or behind.get_type_name() != "Add":
+        return result
+    other = behind.input_value(1 - readers[0].get_index()).get_node()
+    return behind.output(0) if other.get_type_name() == "Constant" and not np.any(other.data) else result
+
+
+def _add(result: Any) -> None:
+    make, readers, names = ir.runtime().opset13, list(result.get_target_inputs()), result.get_names()
+    held = make.add(result, make.constant(TINY)).output(0)
+    for reader in readers:
+        reader.replace_source_output(held)
+    result.get_tensor().set_names(set())
+    held.get_tensor().set_names(names)
