@@ -11,6 +11,7 @@ from edgerun.targets._profile import covers, from_running_means
 
 # What the ONNX frontend and the graph passes put behind a node's name.
 _MARKS = re.compile(r"/(WithoutBiases|Dequantization\w+|transpose_[ab]|fq_\w+)$")
+_QUANTIZER = re.compile(r"FakeQuantize_\d+")  # one that a graph pass put in another's place
 _WORK = {"Reorder": "reorder", "FakeQuantize": "quantize", "Convert": "reorder"}
 
 
@@ -55,6 +56,10 @@ class Graph:
             named[kernel] = nodes
         return covers(self._readers, named, self._apart, reads)
 
+    def quantizes(self, names: Sequence[str]) -> bool:
+        """Whether a kernel of these ops only quantizes: where shapes are known, OpenVINO generates code for that."""
+        return all(self._of(name) in self._apart or _QUANTIZER.fullmatch(name) for name in names)
+
     def _of(self, name: str) -> str | None:
         return self._node.get(name) or self._node.get(_unmarked(name))
 
@@ -87,8 +92,8 @@ def kernels(source: Graph, executed: Any, runs: Sequence[Sequence[Any]]) -> list
     facts = {op.get_friendly_name(): op.get_rt_info() for op in ops}
     orders = {name: _place(facts, name) for name in means if name in facts}
     means = {name: values for name, values in means.items() if name in orders}
-    work = {name: _WORK.get(kinds[name][0], "compute") for name in means}
-    known = {orders[name]: _told(facts, name, "originalLayersNames").split(",") for name in means if name in facts}
+    known = {orders[name]: _told(facts, name, "originalLayersNames").split(",") for name in means}
+    work = {name: _work(kinds[name][0], known[orders[name]], source) for name in means}
     reorders = {orders[name] for name in means if work[name] == "reorder"}
     quantizers = [orders[name] for name in means if work[name] == "quantize"]
     reads = {op.get_friendly_name(): _read(op, orders) for op in ops}
@@ -109,6 +114,12 @@ def kernels(source: Graph, executed: Any, runs: Sequence[Sequence[Any]]) -> list
         for name, values in means.items()
     ]
     return sorted(times, key=lambda t: -t.seconds)
+
+
+def _work(kind: str, names: Sequence[str], source: Graph) -> str:
+    if kind == "Subgraph" and source.quantizes(names):
+        return "quantize"
+    return _WORK.get(kind, "compute")
 
 
 def _place(facts: Mapping[str, Any], name: str) -> int:

@@ -20,7 +20,7 @@ from edgerun.devices import Device
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model, Step
 from edgerun.parity import Parity
-from edgerun.passes import Choosing, Converter, Trusting
+from edgerun.passes import Choosing, Trusting
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
 from edgerun.verbs import devices, proving
@@ -74,55 +74,60 @@ def convert(
         if path is not None:
             files.refuse_overwrite(Path(path), force)
     specs = [TensorSpec.parse(spec) if isinstance(spec, str) else spec for spec in inputs]
-    is_file = isinstance(source, (str, Path))
-    if is_file:
-        guard.check_source(Path(source))
-    name = converter or _recognised(source)
-    if is_file and Path(source).is_dir() and not registry.converter(name).recognises(source):
-        raise EdgerunError("not a file", got=source, wanted=f"what the converter {name!r} reads", do="leave --from out")
-    preferred = _usable(name).newest_opset
+    name = _reader(source, converter)
     where, chosen = devices.chosen(device, target)
-    newest = devices.limits(where, chosen)
-    wanted = _opset(where.name if where else chosen, newest.opset, opset, preferred)
-    if trust:
-        _refuse_needless_trust(name, is_file)
-    if signature is not None and not (is_file and isinstance(registry.converter(name), Choosing)):
-        able = [n for n in registry.names("converter") if isinstance(registry.converter(n), Choosing)]
-        raise EdgerunError("this source has no signatures to choose from", got=signature,
-                           wanted=f"a file for {' or '.join(able)}", do="leave --signature out")  # fmt: skip
-    if isinstance(preprocessing, (str, Path)):
-        preprocessing = contracts.read(Path(preprocessing))
-    contract = None if preprocessing is None else preprocessing.to_json()
-    size = sum(part.stat().st_size for part in _parts(Path(source))) if is_file else 0
-    # A large model is renamed into its place when it has passed, which is no copy within one file system.
-    beside = Path(output).parent if output is not None and size > LARGE else None
-    with tempfile.TemporaryDirectory(prefix=".edgerun-" if beside else "edgerun-", dir=beside) as temporary:
-        folder, texts = Path(temporary), [str(spec).removeprefix(":") for spec in specs]
-        log.info("converters/%s reads %s", name, source if is_file else type(source).__name__)
-        try:
-            if is_file:
-                arguments = {"source": str(Path(source).resolve()), "folder": temporary, "name": name,
-                             "inputs": texts, "factory": factory, "opset": wanted, "trust": trust,
-                             "contract": contract, "fold": fold_preprocessing, "signature": signature,
-                             "data": _kept(data, folder)}  # fmt: skip
-                within = replace(limits or sandbox.Limits(), mapped=_stored(Path(source)) if size > LARGE else 0)
-                sandbox.call("edgerun.verbs.convert:convert_here", arguments, folder, within)
-            else:
-                convert_here(source, temporary, name, texts, factory, wanted, False, contract, fold_preprocessing,
-                             data=data)  # fmt: skip
-        except Unsupported:
-            if reproduction is not None and (program := folder / "reproduction.py").is_file():
-                files.write_bytes(Path(reproduction), program.read_bytes())
-                log.info("%s shows the smallest part that fails", reproduction)
-            raise
-        model = Model.load(folder / "model.onnx")
+    newest, runs = devices.limits(where, chosen), where.name if where else chosen
+    wanted = _opset(runs, newest.opset, opset, registry.converter(name).newest_opset)
+    _refuse_needless(name, source, trust, signature)
+    asked = {"name": name, "inputs": [str(spec).removeprefix(":") for spec in specs], "factory": factory,
+             "opset": wanted, "trust": trust, "contract": _contract(preprocessing), "fold": fold_preprocessing,
+             "signature": signature}  # fmt: skip
+    with _room(source, output) as folder:
+        log.info("converters/%s reads %s", name, source if _is_file(source) else type(source).__name__)
+        model = _made(source, Path(folder), asked, data, reproduction, limits or sandbox.Limits())
         if issues := newest.exceeded(model):
-            raise Unsupported(f"{where.name if where else chosen} does not read the model", got=issues[0].reason)
+            raise Unsupported(f"{runs} does not read the model", got=issues[0].reason)
         if model.is_large():
-            return _moved(folder / "model.onnx", output)
+            return _moved(Path(folder) / "model.onnx", output)
     if output is not None:
         model.save(output)
     return model
+
+
+def _made(
+    source: Any, folder: Path, asked: Mapping[str, Any], data: Any, reproduction: str | Path | None,
+    limits: sandbox.Limits,
+) -> Model:  # fmt: skip
+    """The model of `source`, made in `folder` with what is `asked` of `convert_here`: of a file by a limited child."""
+    try:
+        if _is_file(source):
+            whole = {"source": str(Path(source).resolve()), "folder": str(folder), **asked, "data": _kept(data, folder)}
+            within = replace(limits, mapped=_stored(Path(source)) if _is_large(source) else 0)
+            sandbox.call("edgerun.verbs.convert:convert_here", whole, folder, within)
+        else:
+            convert_here(source, str(folder), **asked, data=data)
+    except Unsupported:
+        if reproduction is not None and (program := folder / "reproduction.py").is_file():
+            files.write_bytes(Path(reproduction), program.read_bytes())
+            log.info("%s shows the smallest part that fails", reproduction)
+        raise
+    return Model.load(folder / "model.onnx")
+
+
+def _is_file(source: Any) -> bool:
+    return isinstance(source, (str, Path))
+
+
+def _is_large(source: Any) -> bool:
+    return _is_file(source) and sum(part.stat().st_size for part in _parts(Path(source))) > LARGE
+
+
+def _room(source: Any, output: str | Path | None) -> tempfile.TemporaryDirectory[str]:
+    """Where the model is made. A large one is renamed into its place when it has passed, which is no copy within one
+    file system."""
+    if output is not None and _is_large(source):
+        return tempfile.TemporaryDirectory(prefix=".edgerun-", dir=Path(output).parent)
+    return tempfile.TemporaryDirectory(prefix="edgerun-")
 
 
 def _kept(data: Any, folder: Path) -> str | None:
@@ -217,13 +222,28 @@ def _with_contract(model: Model, contract: Mapping[str, Any] | None) -> Model:
     return model.retold(fitted, model.history)
 
 
-def _refuse_needless_trust(name: str, is_file: bool) -> None:
-    if not is_file:
+def _contract(preprocessing: Preprocessing | str | Path | None) -> dict[str, Any] | None:
+    """The contract asked for, or read from its file, as JSON values."""
+    if isinstance(preprocessing, (str, Path)):
+        preprocessing = contracts.read(Path(preprocessing))
+    return None if preprocessing is None else preprocessing.to_json()
+
+
+def _refuse_needless(name: str, source: Any, trust: bool, signature: str | None) -> None:
+    """Raise EdgerunError for trust or a signature that this source has no use for."""
+    reads = registry.converter(name)
+    if trust and not _is_file(source):
         raise EdgerunError("a model object needs no trust", do="leave trust out")
-    if not isinstance(registry.converter(name), Trusting):
-        able = [n for n in registry.names("converter") if isinstance(registry.converter(n), Trusting)]
+    if trust and not isinstance(reads, Trusting):
         raise EdgerunError(f"converter {name!r} never runs a file's code, trusted or not",
-                           wanted=f"--trust with {', '.join(able)}", do="leave --trust out")  # fmt: skip
+                           wanted=f"--trust with {', '.join(_able(Trusting))}", do="leave --trust out")  # fmt: skip
+    if signature is not None and not (_is_file(source) and isinstance(reads, Choosing)):
+        raise EdgerunError("this source has no signatures to choose from", got=signature,
+                           wanted=f"a file for {' or '.join(_able(Choosing))}", do="leave --signature out")  # fmt: skip
+
+
+def _able(kind: type) -> list[str]:
+    return [name for name in registry.names("converter") if isinstance(registry.converter(name), kind)]
 
 
 def _opset(reader: str, newest: int, opset: int | None, preferred: int) -> int:
@@ -235,6 +255,20 @@ def _opset(reader: str, newest: int, opset: int | None, preferred: int) -> int:
     return opset
 
 
+def _reader(source: Any, converter: str | None) -> str:
+    """The converter that reads `source`: the one asked for, else the first that recognises it. Raises EdgerunError for
+    a file that is none of anybody's, Unsupported when what the converter needs is not installed."""
+    if _is_file(source):
+        guard.check_source(Path(source))
+    name = converter or _recognised(source)
+    reads = registry.converter(name)
+    if _is_file(source) and Path(source).is_dir() and not reads.recognises(source):
+        raise EdgerunError("not a file", got=source, wanted=f"what the converter {name!r} reads", do="leave --from out")
+    if reason := registry.missing(reads.requires, reads.extra):
+        raise Unsupported(f"converter {name!r} is unavailable here", got=reason)
+    return name
+
+
 def _recognised(source: Any) -> str:
     for name in registry.names("converter"):
         if registry.converter(name).recognises(source):
@@ -242,13 +276,6 @@ def _recognised(source: Any) -> str:
     known = "\n    ".join(f"{name}: {registry.converter(name).summary}" for name in registry.names("converter"))
     raise EdgerunError("no converter recognises the source", got=source, wanted=f"one of\n    {known}",
                        do="name the converter with --from, if the file's name misleads")  # fmt: skip
-
-
-def _usable(name: str) -> Converter:
-    converter = registry.converter(name)
-    if reason := registry.missing(converter.requires, converter.extra):
-        raise Unsupported(f"converter {name!r} is unavailable here", got=reason)
-    return converter
 
 
 def _digest(path: Path) -> str:

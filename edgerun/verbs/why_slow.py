@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,7 @@ def why_slow(
     Nine times both are opened anew, timed interleaved without profiler, and then profiled one after the other, in a
     drawn order; `seconds` are shared by timing and profiling (opening not counted). Without `target` it is the one
     that `int8`'s kind of file runs on. The feed is that of `benchmark`, with the same `data`, `batch` and `shapes`.
+    Both models know its shapes (`Options.usual`), whatever their files tell: what differs is the quantization alone.
 
     Raises EdgerunError for models with different inputs or on two targets, or without a node in common.
     """
@@ -174,6 +175,7 @@ def why_slow(
         feed = next(iter(feeds))
         for session in opened.values():
             session.run(feed)
+    options = replace(options, usual={name: array.shape for name, array in feed.items()})
     generator, sessions = random.Random(0), list[_Session]()
     for number in range(SESSIONS):
         sessions.append(_session(paths, name, options, feed, seconds / SESSIONS, generator))

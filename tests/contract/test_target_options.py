@@ -14,21 +14,6 @@ from edgerun.runtime import Options
 ONE = Options(threads=1)
 
 
-@pytest.fixture(params=registry.names("target"))
-def name(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
-
-
-@pytest.fixture
-def target(name: str) -> Target:
-    """A target that compiles here, whether or not it runs here."""
-    found = registry.target(name, usable=False)
-    if reason := found.available():
-        pytest.skip(f"{name}: {reason}")
-    return found
-
-
 @pytest.fixture
 def model() -> Model:
     """y = max(x, 0)."""

@@ -26,21 +26,6 @@ DENSE = RNG.normal(size=(4, 5)).astype(np.float32)
 OFFSET = RNG.normal(size=5).astype(np.float32)
 
 
-@pytest.fixture(params=registry.names("target"))
-def name(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
-
-
-@pytest.fixture
-def target(name: str) -> Target:
-    """A target that compiles here, whether or not it runs here."""
-    found = registry.target(name, usable=False)
-    if reason := found.available():
-        pytest.skip(f"{name}: {reason}")
-    return found
-
-
 @pytest.fixture
 def runner(target: Target, name: str) -> Target:
     """A target that runs here what it compiles."""

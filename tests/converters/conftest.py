@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgerun import parity, sandbox
+import edgerun
+from edgerun import parity, registry, sandbox
 from edgerun.converters import _ort
-from edgerun.passes import Conversion
+from edgerun.model import Model
+from edgerun.passes import Conversion, Feeds
 from edgerun.sandbox import Limits
+
+
+def ops(model: Model) -> Counter[str]:
+    """How many nodes there are of each op, in subgraphs not counted."""
+    return Counter(node.op_type for node in model.ir.graph)
 
 
 def judged(path: Path, opset: int = 20) -> tuple[Conversion, parity.Parity]:
@@ -29,6 +37,15 @@ def judged(path: Path, opset: int = 20) -> tuple[Conversion, parity.Parity]:
     result = parity.check(found.model, _ort.runner(found.model.to_bytes()), found.run, found.run64, **given)
     assert result.passed, result
     return found, result
+
+
+def ran_on(target: str, model: Model, feeds: Feeds, folder: Path) -> dict[str, np.ndarray]:
+    """Outputs of the model, written to `folder`, on a target; the test is skipped where that is not installed."""
+    if reason := registry.target(target, usable=False).available():
+        pytest.skip(reason)
+    model.save(folder / "net.onnx")
+    with edgerun.load(folder / "net.onnx", target=target) as session:
+        return session.run(feeds)
 
 
 def packed(model: Any) -> bytes:

@@ -17,13 +17,10 @@ pytest.importorskip("torch")
 from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
+from tests.converters.conftest import ops  # noqa: E402
 
 L = keras.layers
 RELATIVE = 1e-5  # against Keras in float64
-
-
-def _ops(model: Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.ir.graph)
 
 
 def _shake(model: Any) -> Any:
@@ -43,7 +40,7 @@ def _converted(model: Any, reference: str = "float64", **options: Any) -> Model:
     assert parity.reference == reference
     assert len(parity.shapes) == 3
     assert all(output.relative_error <= RELATIVE for output in parity.outputs)
-    assert "Constant" not in _ops(found) and "Identity" not in _ops(found)
+    assert "Constant" not in ops(found) and "Identity" not in ops(found)
     names = [node.name for node in found.ir.graph]
     assert len(set(names)) == len(names) and all(names)
     return found
@@ -157,7 +154,7 @@ def test_merge_of_pictures(kind: str) -> None:
     y = getattr(L, kind)()([L.Conv2D(4, 3, padding="same")(x), L.DepthwiseConv2D(1)(L.Conv2D(4, 1)(x))])
     # Keras's own Maximum and Minimum leave float64.
     found = _converted(keras.Model(x, y), "source" if kind in ("Maximum", "Minimum") else "float64")
-    assert _ops(found)["Transpose"] == 2  # the two doors
+    assert ops(found)["Transpose"] == 2  # the two doors
 
 
 def test_merge_of_flattened_and_plain() -> None:
@@ -172,14 +169,14 @@ def test_arithmetic_between_layers() -> None:
     y = L.Conv2D(3, 3, padding="same")(x)
     y = (1.0 - y) * L.ReLU(6.0)(y + 3.0) / 6.0 - x
     found = _converted(keras.Model(x, L.GlobalAveragePooling2D()(y)))
-    assert _ops(found)["Transpose"] == 1
+    assert ops(found)["Transpose"] == 1
 
 
 def test_zero_padding_before_a_maximum_of_positives() -> None:
     padded = (L.ZeroPadding2D(1), L.MaxPooling2D(3, strides=2))
-    assert "Pad" not in _ops(_converted(_stack(PICTURE, L.Conv2D(3, 3, activation="relu"), *padded)))
+    assert "Pad" not in ops(_converted(_stack(PICTURE, L.Conv2D(3, 3, activation="relu"), *padded)))
     padded = (L.ZeroPadding2D(1), L.MaxPooling2D(3, strides=2))
-    assert "Pad" in _ops(_converted(_stack(PICTURE, L.Conv2D(3, 3), *padded)))
+    assert "Pad" in ops(_converted(_stack(PICTURE, L.Conv2D(3, 3), *padded)))
 
 
 def test_dot() -> None:
@@ -190,7 +187,7 @@ def test_dot() -> None:
 
 def test_flatten_costs_no_transpose() -> None:
     found = _converted(SINGLE["flatten after conv"]())
-    assert _ops(found) == Counter(Transpose=1, Conv=1, Flatten=1, Gemm=1)
+    assert ops(found) == Counter(Transpose=1, Conv=1, Flatten=1, Gemm=1)
 
 
 def test_batch_normalization_goes_into_the_layer_before_it() -> None:
@@ -199,19 +196,19 @@ def test_batch_normalization_goes_into_the_layer_before_it() -> None:
         L.Conv2DTranspose(3, 2), L.BatchNormalization(), L.Flatten(), L.Dense(5), L.BatchNormalization(),
     )  # fmt: skip
     found = _converted(_stack(PICTURE, *layers))
-    assert _ops(found) == Counter(Transpose=1, Conv=2, ConvTranspose=1, Flatten=1, Gemm=1)
+    assert ops(found) == Counter(Transpose=1, Conv=2, ConvTranspose=1, Flatten=1, Gemm=1)
 
 
 def test_batch_normalization_stays_where_something_else_reads_its_input() -> None:
     x = keras.Input(PICTURE)
     y = L.Conv2D(4, 3)(x)
     found = _converted(keras.Model(x, [L.GlobalAveragePooling2D()(L.BatchNormalization()(y)), L.Flatten()(y)]))
-    assert _ops(found)["BatchNormalization"] == 1
+    assert ops(found)["BatchNormalization"] == 1
 
 
 def test_zero_padding_becomes_the_convolutions_own() -> None:
     found = _converted(_stack(PICTURE, L.ZeroPadding2D(((0, 1), (2, 1))), L.Conv2D(4, 3, strides=2)))
-    assert _ops(found) == Counter(Transpose=2, Conv=1)
+    assert ops(found) == Counter(Transpose=2, Conv=1)
 
 
 def test_squeeze_and_excite_needs_no_transpose_inside() -> None:
@@ -220,7 +217,7 @@ def test_squeeze_and_excite_needs_no_transpose_inside() -> None:
     gate = L.Reshape((1, 1, 4))(L.GlobalAveragePooling2D()(y))
     y = L.Multiply()([y, L.Conv2D(4, 1, activation="sigmoid")(gate)])
     found = _converted(keras.Model(x, L.GlobalAveragePooling2D()(y)))
-    assert _ops(found)["Transpose"] == 1
+    assert ops(found)["Transpose"] == 1
 
 
 def test_embedding_draws_every_row() -> None:

@@ -20,12 +20,9 @@ from edgerun.converters.keras import rule  # noqa: E402
 from edgerun.errors import EdgerunError  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
+from tests.converters.conftest import ops  # noqa: E402
 
 L = keras.layers
-
-
-def _ops(model: Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.ir.graph)
 
 
 def _converted(shape: tuple[int, ...], *layers: Any) -> Model:
@@ -46,7 +43,7 @@ class Doubled(L.Layer):  # type: ignore[misc, name-defined]
 
 def test_a_layer_of_ones_own() -> None:
     found = _converted((4, 6), L.Dense(3), Doubled(), L.Lambda(lambda t: keras.ops.sin(t)))
-    assert _ops(found) == Counter(MatMul=1, Add=1, Mul=2, Sin=1)
+    assert ops(found) == Counter(MatMul=1, Add=1, Mul=2, Sin=1)
 
 
 def test_a_rule_of_ones_own() -> None:
@@ -59,7 +56,7 @@ def test_a_rule_of_ones_own() -> None:
         return graph.like(inputs[0], "Mul", graph.const(2 * kernel, "twice"))
 
     found = _converted((6,), Ruled())
-    assert _ops(found) == Counter(Mul=1)
+    assert ops(found) == Counter(Mul=1)
 
 
 class Two(keras.Model):  # type: ignore[misc, name-defined]
@@ -80,7 +77,7 @@ def test_a_subclassed_model() -> None:
     model = Two()
     found = convert(model, inputs=["a:float32[batch,4]", "b:float32[batch,3]"])
     assert [spec.name for spec in found.outputs] == ["mean", "sum"]
-    assert _ops(found) == Counter(Gemm=1, Relu=1, BatchNormalization=1, Add=1, ReduceMean=1)
+    assert ops(found) == Counter(Gemm=1, Relu=1, BatchNormalization=1, Add=1, ReduceMean=1)
     with pytest.raises(EdgerunError, match="does not take these inputs"):
         convert(model, inputs=["a:float32[batch,4]"])
 
@@ -97,7 +94,7 @@ def test_a_subclassed_model_of_torch_operations() -> None:
             return torch.cumsum(self.dense(x), 1)
 
     found = convert(Sums(), inputs=["x:float32[batch,4]"])
-    assert Parity.of(found).passed and _ops(found)["CumSum"] == 1
+    assert Parity.of(found).passed and ops(found)["CumSum"] == 1
 
 
 FACTORY = """
@@ -127,7 +124,7 @@ def test_a_factory_gives_the_model_of_a_files_weights(tmp_path: Path, monkeypatc
     nets = importlib.import_module("keras_nets")
     shaken(nets.lambdas()).save("lambdas.keras")
     found = convert("lambdas.keras", factory="keras_nets:lambdas")
-    assert Parity.of(found).passed and _ops(found) == Counter(Gemm=1, Mul=1)
+    assert Parity.of(found).passed and ops(found) == Counter(Gemm=1, Mul=1)
     net = nets.Net()
     net(keras.ops.ones((1, 4)))
     shaken(net).save_weights("net.weights.h5")

@@ -6,7 +6,6 @@ import importlib.util
 import subprocess
 import sys
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from bench import zoo_fetch
 from edgerun import registry
 from edgerun.errors import EdgerunError
 from edgerun.parity import Parity
+from tests.converters.conftest import ops
 
 for package in ("tensorflow", "tf2onnx"):
     if importlib.util.find_spec(package) is None:
@@ -96,10 +96,6 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _ops(model: edgerun.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.ir.graph)
-
-
 @pytest.mark.parametrize(
     ("name", "inputs", "outputs", "nodes", "transposes"),
     [
@@ -115,8 +111,8 @@ def test_keras_exports(exports: Path, name: str, inputs: list[str], outputs: lis
     assert [str(spec) for spec in model.inputs] == inputs and [str(spec) for spec in model.outputs] == outputs
     assert parity.reference == "float64" and all(output.relative_error <= RELATIVE for output in parity.outputs)
     assert len(set(parity.shapes)) == 3, "batches of 1, 3 and 2"
-    ops = _ops(model)
-    assert ops.total() <= nodes and ops["Transpose"] == transposes and not ops["Loop"] and not ops["Identity"]
+    made = ops(model)
+    assert made.total() <= nodes and made["Transpose"] == transposes and not made["Loop"] and not made["Identity"]
     (step,) = model.history
     assert step.name == "converters/tensorflow" and step.options["source"] == name and len(step.before) == 64
 
@@ -169,7 +165,7 @@ def test_branches_and_loops(tf: Any, module: Callable[..., Any]) -> None:
         return {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: x * self.w, lambda: x - self.w)}
 
     model = edgerun.convert(module(serve))
-    assert Parity.of(model).outputs[0].relative_error <= RELATIVE and _ops(model)["Loop"] == _ops(model)["If"] == 1
+    assert Parity.of(model).outputs[0].relative_error <= RELATIVE and ops(model)["Loop"] == ops(model)["If"] == 1
 
 
 def test_an_input_that_is_the_output(tf: Any, module: Callable[..., Any]) -> None:
@@ -188,7 +184,7 @@ def test_basic_pitch_is_what_its_authors_converted(tmp_path: Path) -> None:
     models = tmp_path / "basic_pitch" / "saved_models" / "icassp_2022"
     model = edgerun.convert(models / "nmp", output=tmp_path / "pitch.onnx")
     parity = Parity.of(model)
-    assert [str(spec) for spec in model.inputs] == ["input_2:float32[batch,43844,1]"] and _ops(model).total() <= 240
+    assert [str(spec) for spec in model.inputs] == ["input_2:float32[batch,43844,1]"] and ops(model).total() <= 240
     assert parity.reference == "float64" and all(o.source_error and o.relative_error < 1e-4 for o in parity.outputs)
     feeds = {"input_2": RNG.uniform(-1, 1, (2, 43844, 1)).astype(np.float32)}
     theirs = onnxruntime.InferenceSession(str(models / "nmp.onnx"), providers=["CPUExecutionProvider"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,15 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="pip install 'edgerun[tflite]'")
 
 import edgerun  # noqa: E402
-from edgerun import registry  # noqa: E402
 from edgerun.converters import tflite  # noqa: E402
 from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 from edgerun.parity import Parity  # noqa: E402
-from tests.converters.conftest import judged, packed  # noqa: E402
+from tests.converters.conftest import judged, ops, packed, ran_on  # noqa: E402
 from tests.converters.tflite_cases import CASES, weight  # noqa: E402
 
 Lite = Callable[..., Path]
 CPU = ["CPUExecutionProvider"]
-
-
-def ops(model: Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.ir.graph)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,13 +110,9 @@ def test_the_command_line(lite: Lite, tf: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_targets_run_the_result(target: str, lite: Lite, tf: Any, tmp_path: Path) -> None:
-    if reason := registry.target(target, usable=False).available():
-        pytest.skip(reason)
     found, _ = judged(lite(lambda x: _net(tf, x), (None, 32, 32, 3)))
-    found.model.save(tmp_path / "net.onnx")
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    with edgerun.load(tmp_path / "net.onnx", target=target) as session:
-        got = session.run({"a": x})
+    got = ran_on(target, found.model, {"a": x}, tmp_path)
     for name, want in found.run({"a": x}).items():
         np.testing.assert_allclose(got[name], want, atol=1e-4 * np.abs(want).max())
 

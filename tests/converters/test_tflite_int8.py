@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 pytest.importorskip("ai_edge_litert", reason="pip install 'edgerun[tflite]'")
 
 import edgerun  # noqa: E402
-from edgerun import parity, registry  # noqa: E402
+from edgerun import parity  # noqa: E402
 from edgerun.converters import _ort, _tflite_graph, tflite  # noqa: E402
 from edgerun.converters._tflite_files import Quant, load  # noqa: E402
 from edgerun.errors import GateFailed, Unsupported  # noqa: E402
-from tests.converters.conftest import judged  # noqa: E402
+from tests.converters.conftest import judged, ran_on  # noqa: E402
 from tests.converters.tflite_cases import CASES, weight  # noqa: E402
 
 Lite = Callable[..., Path]
@@ -114,13 +114,9 @@ def test_convolutions_become_integer_kernels(lite: Lite, tf: Any, tmp_path: Path
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_targets_run_the_result(target: str, lite: Lite, tf: Any, tmp_path: Path) -> None:
     """Whole, with the targets' own kernels: 3 layers of one step each are at most 6 of 255 steps at the end."""
-    if reason := registry.target(target, usable=False).available():
-        pytest.skip(reason)
     found, _ = judged(lite(lambda x: _net(tf, x), (None, 16, 16, 3), kind="int8"))
-    found.model.save(tmp_path / "net.onnx")
     x = np.random.default_rng(0).integers(-128, 128, (2, 16, 16, 3), np.int8)
-    with edgerun.load(tmp_path / "net.onnx", target=target) as session:
-        got = session.run({"a": x})
+    got = ran_on(target, found.model, {"a": x}, tmp_path)
     for name, want in found.run({"a": x}).items():
         assert np.abs(got[name].astype(int) - want.astype(int)).max() <= 6
 

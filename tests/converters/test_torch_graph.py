@@ -13,12 +13,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgerun.converters import _ort  # noqa: E402
-from edgerun.model import Model  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
-
-
-def _ops(model: Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.ir.graph)
+from tests.converters.conftest import ops  # noqa: E402
 
 
 class Attention(nn.Module):
@@ -50,9 +46,9 @@ def test_a_fully_masked_row_gives_zero_as_in_torch() -> None:
 
 def test_attention_needs_no_arithmetic_on_shapes() -> None:
     found = convert(Attention(), inputs=["x:float32[batch,length,8]", "keep:bool[batch,length]"])
-    ops = _ops(found)
-    assert not {"Shape", "Slice", "Concat", "Gather"} & set(ops)
-    assert ops["Reshape"] == 4 and ops["Transpose"] == 5  # q, k, v and back; the keys' own
+    made = ops(found)
+    assert not {"Shape", "Slice", "Concat", "Gather"} & set(made)
+    assert made["Reshape"] == 4 and made["Transpose"] == 5  # q, k, v and back; the keys' own
 
 
 def test_no_mask_no_guard() -> None:
@@ -60,7 +56,7 @@ def test_no_mask_no_guard() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.scaled_dot_product_attention(x, x, x)
 
-    assert _ops(convert(Plain(), inputs=["x:float32[batch,2,length,4]"])) == {
+    assert ops(convert(Plain(), inputs=["x:float32[batch,2,length,4]"])) == {
         "Transpose": 1, "Mul": 2, "MatMul": 2, "Softmax": 1,
     }  # fmt: skip
 
@@ -76,8 +72,8 @@ def test_a_recurrence_reshapes_by_constants() -> None:
             return y
 
     found = convert(Both(), inputs=["x:float32[batch,time,5]"])
-    ops = _ops(found)
-    assert ops["Reshape"] == 1 and ops["Slice"] == 1 and "Mul" not in ops  # the slice is the first state's
+    made = ops(found)
+    assert made["Reshape"] == 1 and made["Slice"] == 1 and "Mul" not in made  # the slice is the first state's
     assert len({shape for shape in Parity.of(found).shapes}) == 3 and Parity.of(found).passed
 
 
@@ -88,8 +84,8 @@ def test_what_changes_nothing_is_left_out() -> None:
             return torch.relu(y), x * 1.0
 
     found = convert(Idle(), inputs=["x:float32[batch,3]"])
-    assert _ops(found) <= Counter(["Relu", "Mul", "Identity"]), "a result of the model itself stays a node"
-    assert _ops(found).total() <= 2
+    assert ops(found) <= Counter(["Relu", "Mul", "Identity"]), "a result of the model itself stays a node"
+    assert ops(found).total() <= 2
 
 
 def test_sizes_that_are_computed_stay_computed() -> None:
@@ -100,4 +96,4 @@ def test_sizes_that_are_computed_stay_computed() -> None:
             return x.reshape(x.shape[0] * x.shape[1], x.shape[2] // 2, 2)
 
     found = convert(Halves(), inputs=["x:float32[batch,length,width]"])
-    assert Parity.of(found).passed and "Shape" in _ops(found)
+    assert Parity.of(found).passed and "Shape" in ops(found)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Protocol
 
 import numpy as np
 import pytest
@@ -25,34 +24,14 @@ from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 from edgerun.runtime import TensorSpec  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
-
-
-class Ran(Protocol):
-    """What the `cli` fixture returns."""
-
-    code: int
-    out: str
-    err: str
-
+from tests.verbs.conftest import Ran, save_linear  # noqa: E402
 
 WEIGHT = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 
 
-def _linear(path: Path) -> Path:
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"], "product")],
-        "linear",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
-        [numpy_helper.from_array(WEIGHT, "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
-
-
 @pytest.fixture
 def linear(tmp_path: Path) -> Path:
-    return _linear(tmp_path / "linear.onnx")
+    return save_linear(tmp_path / "linear.onnx", WEIGHT)
 
 
 def _cli(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:

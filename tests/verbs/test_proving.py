@@ -8,33 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
-import onnx  # noqa: E402
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
-from edgerun import parity  # noqa: E402
-from edgerun.errors import EdgerunError, GateFailed  # noqa: E402
-from edgerun.model import Model  # noqa: E402
-from edgerun.passes import Conversion, Feeds, Runner  # noqa: E402
-from edgerun.verbs import proving  # noqa: E402
+from edgerun import parity
+from edgerun.errors import EdgerunError, GateFailed
+from edgerun.model import Model
+from edgerun.passes import Conversion, Feeds, Runner
+from edgerun.verbs import proving
+from tests.verbs.conftest import save_linear
 
 WEIGHT = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 
 
-def _linear(path: Path) -> Path:
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"], "product")],
-        "linear",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
-        [numpy_helper.from_array(WEIGHT, "w")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
-
-
 def _model(tmp_path: Path) -> Model:
-    return Model.load(_linear(tmp_path / "m.onnx"))
+    return Model.load(save_linear(tmp_path / "m.onnx", WEIGHT))
 
 
 def test_gate_against_float64(tmp_path: Path) -> None:
@@ -82,7 +67,7 @@ def test_a_converted_model_that_fails_or_changes_shape(tmp_path: Path) -> None:
 
 
 def _found(path: Path, run: Runner, run64: Runner | None = None) -> Conversion:
-    return Conversion(Model.load(_linear(path)), run, run64)
+    return Conversion(Model.load(save_linear(path, WEIGHT)), run, run64)
 
 
 def test_data_may_show_what_random_inputs_do_not(tmp_path: Path) -> None:
