@@ -67,6 +67,7 @@ class Graph:
         self.initializers: dict[str, onnx.TensorProto] = {}
         self._taken: set[str] = set()
         self._turned: dict[str, str] = {}
+        self._ints: dict[tuple[int, ...], str] = {}
 
     def _name(self, word: str) -> str:
         name, count = f"{self.scope}/{word}", 1
@@ -84,8 +85,11 @@ class Graph:
         return name
 
     def ints(self, values: Sequence[int], word: str) -> str:
-        """An int64 initializer; its name."""
-        return self.const(np.asarray(values, np.int64), word)
+        """An int64 initializer, one for the same numbers; its name."""
+        key = tuple(int(value) for value in values)
+        if key not in self._ints:
+            self._ints[key] = self.const(np.asarray(key, np.int64), word)
+        return self._ints[key]
 
     def cast(self, value: Value, dtype: str) -> Value:
         """The value in another dtype, lying as it does."""

@@ -23,12 +23,18 @@ Known = Mapping[str, tuple[int, Sequence[int | None] | None]]  # a value's eleme
 def merged(proto: onnx.ModelProto) -> onnx.ModelProto:
     """The model with fewer nodes; sizes that a rule needs are inferred anew, for what stands in a file is no proof."""
     import onnx_ir as ir
+
+    model = ir.from_proto(proto)
+    merge(model, _known(proto))
+    return ir.to_proto(model)
+
+
+def merge(model: ir.Model, known: Known) -> None:
+    """As `merged`, in place; rules that need sizes find them in `known`, and do nothing where it does not say."""
     import onnx_ir.passes.common as common
 
-    known, model = _known(proto), ir.from_proto(proto)
     while any([_merge(node, known) for node in list(model.graph)]):
         common.RemoveUnusedNodesPass()(model)
-    return ir.to_proto(model)
 
 
 def _known(proto: onnx.ModelProto) -> Known:

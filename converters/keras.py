@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _door, _keras_fold, _keras_graph, _keras_import, _keras_taps, _keras_walk, _normalize
+from edgerun.converters import (
+    _door,
+    _keras_fold,
+    _keras_graph,
+    _keras_import,
+    _keras_taps,
+    _keras_walk,
+    _merges,
+    _normalize,
+)
 from edgerun.converters._keras_graph import Emit, Graph
 from edgerun.converters._layout import Value
 from edgerun.converters._ort import first_line
@@ -166,9 +175,12 @@ def _output_names(model: Any, specs: Sequence[TensorSpec]) -> list[str]:
 
 def _clean(proto: onnx.ModelProto, opset: int) -> Model:
     import onnx_ir as ir
+    import onnx_ir.passes.common as common
 
     graph = _normalize.normalize(ir.from_proto(proto))
     graph.ir_version = _normalize.ir_version(opset)
+    common.CommonSubexpressionEliminationPass()(graph)  # layers that do the same to the same value
+    _merges.merge(graph, {})
     return Model.of(_normalize.inferred(graph))
 
 

@@ -206,6 +206,28 @@ def test_batch_normalization_stays_where_something_else_reads_its_input() -> Non
     assert ops(found)["BatchNormalization"] == 1
 
 
+def test_batch_normalization_goes_into_all_layers_that_are_joined_before_it() -> None:
+    x = keras.Input(PICTURE)
+    joined = L.Concatenate()([L.Conv2D(4, 3, use_bias=False)(x), L.SeparableConv2D(2, 3)(x), L.Conv2D(3, 3)(x)])
+    found = _converted(keras.Model(x, L.BatchNormalization()(L.BatchNormalization()(joined))))
+    assert ops(found) == Counter(Transpose=2, Conv=4, Concat=1)
+    read = L.Conv2D(4, 3)(x)  # by the other output too
+    joined = L.BatchNormalization()(L.Concatenate()([read, L.Conv2D(3, 3)(x)]))
+    assert ops(_converted(keras.Model(x, [joined, read])))["BatchNormalization"] == 1
+
+
+def test_what_is_the_same_is_computed_once() -> None:
+    """As the cells of NASNet ask for it; the outputs keep their names where two of them are one."""
+    x = keras.Input(PICTURE)
+    pools = [L.AveragePooling2D(2, padding="same")(L.ReLU()(x)) for _ in range(2)]
+    parts = L.Concatenate()([L.Concatenate()([L.ReLU()(x), L.Conv2D(2, 1)(x)]), L.Conv2D(3, 1)(x)])
+    found = _converted(keras.Model(x, [L.Flatten()(L.Add()(pools)), L.Conv2D(4, 1)(parts)]))
+    count = ops(found)
+    assert (count["Relu"], count["AveragePool"], count["Concat"], count["Conv"]) == (1, 1, 1, 3)
+    model = keras.Model(x, {"one": L.ReLU(name="one")(x), "two": L.ReLU(name="two")(x)})
+    assert [spec.name for spec in convert(model).outputs] == ["one", "two"]
+
+
 def test_zero_padding_becomes_the_convolutions_own() -> None:
     found = _converted(_stack(PICTURE, L.ZeroPadding2D(((0, 1), (2, 1))), L.Conv2D(4, 3, strides=2)))
     assert ops(found) == Counter(Transpose=2, Conv=1)
