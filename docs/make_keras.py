@@ -26,8 +26,8 @@ Error: max|e| / max|reference|, the largest of a case's outputs, against Keras i
 APPLICATIONS = """## Architectures
 
 Every one of `keras.applications` at a small size, with drawn weights; seconds of one run on a busy machine, comparison
-included. NASNet is built on TensorFlow: Keras cannot build it on torch. ConvNeXtLarge takes
-5.6 GB of memory, XLarge 9.2, the others up to 3.8 (`peak_mb`).
+included. NASNet is built on TensorFlow: Keras cannot build it on torch. ConvNeXtLarge takes 5.6 GB of memory for that,
+XLarge 9.2, the others up to 3.8.
 MobileNetV2 at full size, from a `.keras` file to a compared ONNX file, takes {ours} of processor time; tf2onnx takes
 {export} with Keras's export to a SavedModel and {theirs} without
 (`python -m bench.convert`: whole processes in turns, n = {n}). {nodes[0]} nodes, tf2onnx's {nodes[1]}.
