@@ -195,6 +195,8 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
         machine.give_back_at_once()
         if isinstance(engine.payload, Path) and not optimized.is_one(engine.payload) and guard.beside(engine.payload):
             setting.unpacked(settings, options)
+    else:
+        machine.reuse_freed()
     if optimized.is_one(engine.payload):
         optimized.admit(engine.payload, device())
         optimized.mapped(settings, options)
