@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import files, guard, ort_file, registry
+from edgerun import files, guard, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _onnxruntime_float8 as float8
@@ -104,7 +104,7 @@ def save(engine: Engine, path: Path) -> None:
     """Write the engine as one `.onnx` or `.ort` file, atomically; weights over 1.8 GB go to a file beside it."""
     if not isinstance(engine.payload, bytes):
         raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
-    suffix = suffixes[ort_file.recognised(engine.payload)]
+    suffix = suffixes[optimized.is_one(engine.payload)]
     if path.suffix != suffix:
         raise EdgerunError(f"the engine is an {suffix} file", got=path.name, wanted=f"-o NAME{suffix}")
     if engine.folder is not None or engine.weights:

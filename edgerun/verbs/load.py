@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edgerun import guard, ort_file, registry
+from edgerun import guard, registry
 from edgerun.errors import EdgerunError
 from edgerun.runtime import Engine, Options, Session
 
@@ -67,12 +67,14 @@ def _opened(source: str | Path | bytes | Engine, target: str | Sequence[str] | N
 
 def _guarded(payload: bytes | Path) -> frozenset[int] | None:
     """The element types of an ONNX model that passes the static guard; None of what is none."""
+    if isinstance(payload, Path) and payload.suffix == ".onnx":
+        return guard.check_onnx(payload)
+    from edgerun import ort_file  # which an .onnx has no use for
+
     if isinstance(payload, bytes):
         if payload.startswith(ENGINE):
             return None
         return ort_file.check(payload) if ort_file.recognised(payload) else guard.check_bytes(payload)
-    if payload.suffix == ".onnx":
-        return guard.check_onnx(payload)
     if payload.suffix == ort_file.SUFFIX:
         return ort_file.check(payload)
     guard.check_file(payload)
