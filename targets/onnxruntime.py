@@ -32,6 +32,7 @@ extra = ""
 suffixes = (".onnx", ".ort")
 writes = (".ort",)
 takes = setting.TAKES
+LITTLE = 8 << 20  # bytes that a process may keep for the next time: giving them back costs more than it brings
 
 
 def available() -> str | None:
@@ -217,7 +218,8 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     except _errors() as error:
         raise _refused(error) from error
     session.disable_fallback()
-    machine.release()  # optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it
+    if machine.freed() > LITTLE:
+        machine.release()  # optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it
     if session.get_providers()[0] != chosen.provider.name:
         wanted = chosen.provider.name
         raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=wanted)
