@@ -7,7 +7,7 @@ import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgerun import _calls, _wire, files
+from edgerun import _beside, _calls, _wire, files
 from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
@@ -16,7 +16,6 @@ SAVED_MODEL = "saved_model.pb"  # what makes a folder a model: this one,
 HF_CONFIG = "config.json"  # or this one beside weights
 _MOST_FILES = 10_000  # in such a folder
 _SHORT = 64  # bytes of an attribute that may stand at many nodes
-_LONGEST_NAME = 4096  # bytes of a path, on Linux
 DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
 # onnx.TensorProto.DataType -> bits of one element; strings (8) have no fixed size
 BITS = {
@@ -206,16 +205,22 @@ class _Model:
         """Check what the node carries; the names it reads, its subgraphs included, and those it writes."""
         inputs: set[str] = set()
         outputs: list[str] = []
+        kind: object = None
         for number, value in _wire.fields(data):
             if number == 1:
                 inputs.add(_wire.text(value))
             elif number == 2:
                 outputs.append(_wire.text(value))
+            elif number == 4:
+                kind = value
             elif number == 5:
                 attribute = _wire.message(value)
                 text = bytes(attribute) if len(attribute) <= _SHORT else b""
                 if text not in self.plain:  # most nodes carry the same few: each is read once
                     inputs |= self.attribute(attribute, text, depth)
+        if kind == _beside.CONTEXT:
+            for name in _beside.named(data):
+                _beside.place(self.path, self.folder, name, f"an {_beside.CONTEXT.decode()} node")
         return inputs, outputs
 
     def attribute(self, data: memoryview, text: bytes, depth: int) -> set[str]:
@@ -268,31 +273,19 @@ class _Model:
     def external(self, name: str, entries: dict[str, str], size: int) -> None:
         """The weights' file: inside the model's folder, ordinary, not hard-linked, and long enough."""
         location = entries.get("location", "")
-        if self.folder is None:
-            raise self.refuse(f"tensor {name!r} points outside the model", got=location, do="load the file instead")
-        if "\0" in location or len(location) > _LONGEST_NAME:
-            raise self.refuse(f"tensor {name!r} names a file that cannot be", got=repr(location[:80]))
-        file = (self.folder / location).resolve()
-        if not location or "*" in location or "_ORT_MEM_ADDR_" in location or not file.is_relative_to(self.folder):
-            raise self.refuse(f"tensor {name!r} points outside the model's folder", got=location or "no location")
-        if not file.is_file():
-            raise self.refuse(f"the weights of {name!r} are missing", got=location, do="put the file beside the model")
+        file = _beside.place(self.path, self.folder, location, f"tensor {name!r}")
         self.files.add(file)
-        status = file.stat()
-        if status.st_nlink > 1:
-            raise self.refuse(
-                f"the weights of {name!r} are a hard link to another file", got=location, do="copy the file"
-            )
+        stored = file.stat().st_size
         try:
             offset = int(entries.get("offset") or 0)
             length = int(entries.get("length") or max(size, 0))
         except ValueError:
             raise self.refuse(f"the range of tensor {name!r} is no number", got=str(entries)) from None
-        if offset < 0 or length < 0 or offset + length > status.st_size:
+        if offset < 0 or length < 0 or offset + length > stored:
             raise self.refuse(
                 f"the weights of {name!r} reach beyond their file",
                 got=f"bytes {offset}..{offset + length}",
-                wanted=f"within {status.st_size} bytes of {location}",
+                wanted=f"within {stored} bytes of {location}",
             )
         if size >= 0 and length < size:
             raise self.refuse(

@@ -10,15 +10,15 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgerun import _flat, guard
+from edgerun import _beside, _flat, guard
 from edgerun.errors import EdgerunError
 from edgerun.guard import BITS, DEEPEST
 
 SUFFIX, IDENTIFIER = ".ort", b"ORTM"
 MODEL, GRAPH, PROPS = 1, 7, 9  # of InferenceSession and Model
 INITIALIZERS, NODES, SPARSE = 0, 2, 7  # of Graph; a SparseTensor's values and indices are 0 and 1
-DOMAIN, ATTRIBUTES = 2, 10  # of Node
-TENSOR, SUBGRAPH, TENSORS, SUBGRAPHS = 6, 7, 11, 12  # of Attribute
+DOMAIN, OP, ATTRIBUTES = 2, 5, 10  # of Node
+TENSOR, SUBGRAPH, TENSORS, SUBGRAPHS = 6, 7, 11, 12  # of Attribute, whose name, integer and text are 0, 4 and 5
 NAME, DIMS, DTYPE, RAW, OUTSIDE = 0, 2, 3, 4, 6  # of Tensor
 STRINGS = 8  # TensorProto.DataType
 MOST = 1_000_000  # tables; parts of a file may stand for one another, and so for more work than its size
@@ -101,8 +101,12 @@ class _Walk:
         for node in graph.tables(NODES):
             self.counted()
             self.blocked = self.blocked or node.text(DOMAIN) == BLOCKED
+            compiled = node.text(OP) == _beside.CONTEXT.decode()
             for attribute in node.tables(ATTRIBUTES):
                 self.counted()
+                told = attribute.text(0), attribute.integer(4, "q"), attribute.vector(5, 1)[1]
+                if compiled and _beside.outside(*told):
+                    raise _flat.Malformed("a node that a provider compiled names a file")
                 for tensor in _both(attribute, TENSOR, TENSORS):
                     self.tensor(tensor)
                 for inner in _both(attribute, SUBGRAPH, SUBGRAPHS):

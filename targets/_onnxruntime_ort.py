@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgerun import ort_file
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, machine
 from edgerun.targets import _onnxruntime_settings as setting
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from edgerun.devices import Device
     from edgerun.model import Model
 
+SUFFIX = ".ort"
 KEY = "edgerun.engine"  # of metadata_props: what it was compiled from, by what, for which CPU
 BOUND = "all"  # the level that binds a graph to a CPU
 HERE = ("version", "arch", "isa")  # of a fingerprint: to what
@@ -67,7 +67,7 @@ def compiled(
     settings = setting.settings(runtime, options)
     settings.add_session_config_entry("session.save_model_format", "ORT")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model" + ort_file.SUFFIX)
+        path = Path(folder, "model" + SUFFIX)
         settings.optimized_model_filepath = str(path)
         open_(Engine("onnxruntime", proto.SerializeToString(deterministic=True)), options, settings)
         return path.read_bytes()
@@ -75,7 +75,11 @@ def compiled(
 
 def is_one(payload: bytes | Path) -> bool:
     """Whether an engine's payload is such a file."""
-    return ort_file.recognised(payload) if isinstance(payload, bytes) else payload.suffix == ort_file.SUFFIX
+    if isinstance(payload, Path):
+        return payload.suffix == SUFFIX
+    from edgerun import ort_file
+
+    return ort_file.recognised(payload)
 
 
 def mapped(settings: Any, options: Options) -> None:
@@ -88,6 +92,8 @@ def mapped(settings: Any, options: Options) -> None:
 def admit(payload: bytes | Path, here: Mapping[str, str]) -> None:
     """Raise Unsupported where the file was compiled for another CPU or version than is here."""
     import json
+
+    from edgerun import ort_file
 
     do = f"compile it here, or anywhere with --option {setting.OPTIMIZATION}=extended"
     text = ort_file.metadata(payload).get(KEY)

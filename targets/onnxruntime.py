@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import files, guard, ort_file, registry
+from edgerun import files, guard, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _onnxruntime_float8 as float8
@@ -32,6 +32,7 @@ extra = ""
 suffixes = (".onnx", ".ort")
 writes = (".ort",)
 takes = setting.TAKES
+LITTLE = 8 << 20  # bytes that a process may keep for the next time: giving them back costs more than it brings
 
 
 def available() -> str | None:
@@ -104,7 +105,7 @@ def save(engine: Engine, path: Path) -> None:
     """Write the engine as one `.onnx` or `.ort` file, atomically; weights over 1.8 GB go to a file beside it."""
     if not isinstance(engine.payload, bytes):
         raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
-    suffix = suffixes[ort_file.recognised(engine.payload)]
+    suffix = suffixes[optimized.is_one(engine.payload)]
     if path.suffix != suffix:
         raise EdgerunError(f"the engine is an {suffix} file", got=path.name, wanted=f"-o NAME{suffix}")
     if engine.folder is not None or engine.weights:
@@ -195,6 +196,8 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
         machine.give_back_at_once()
         if isinstance(engine.payload, Path) and not optimized.is_one(engine.payload) and guard.beside(engine.payload):
             setting.unpacked(settings, options)
+    else:
+        machine.reuse_freed()
     if optimized.is_one(engine.payload):
         optimized.admit(engine.payload, device())
         optimized.mapped(settings, options)
@@ -215,7 +218,8 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     except _errors() as error:
         raise _refused(error) from error
     session.disable_fallback()
-    machine.release()  # optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it
+    if machine.freed() > LITTLE:
+        machine.release()  # optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it
     if session.get_providers()[0] != chosen.provider.name:
         wanted = chosen.provider.name
         raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=wanted)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun.errors import EdgerunError
 from edgerun.runtime.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from edgerun.runtime.selfcheck import SelfCheck
 
 
 @dataclass(frozen=True)
@@ -43,22 +47,6 @@ class Options:
         for name, size in self.sizes.items():
             if len(size) != 3 or not 0 < size[0] <= size[1] <= size[2]:
                 raise EdgerunError(f"{name!r} has no range of sizes", got=size, wanted="(least, usual, most) from 1 on")
-
-
-@dataclass(frozen=True)
-class SelfCheck:
-    """How a compiled model compared with the reference, over all drawn or given feeds.
-
-    `reference` says what computed the truth; `runs` counts the compared runs; `shapes` are the input shapes that ran.
-    `relative_error` is max |y - r| / max |r| and `sqnr_db` 10·log10(Σr² / Σ(y - r)²), both of the worst output.
-    """
-
-    reference: str
-    runs: int
-    shapes: tuple[str, ...]
-    worst: str
-    relative_error: float
-    sqnr_db: float
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from edgerun.errors import EdgerunError
 from edgerun.runtime import dtypes
 
 Dim = int | str
-_SPEC = re.compile(r"^(?:(?P<name>[^:\[\]]+):)?(?:(?P<dtype>[a-z]+[0-9]*))?\[(?P<shape>[^\[\]]*)\]$")
+# Compiled when it is asked for: who opens a model writes no specs.
+_SPEC = r"^(?:(?P<name>[^:\[\]]+):)?(?:(?P<dtype>[a-z]+[0-9]*))?\[(?P<shape>[^\[\]]*)\]$"
 DTYPES = (
     "float32",
     "float16",
@@ -50,7 +51,7 @@ class TensorSpec:
     @classmethod
     def parse(cls, text: str) -> TensorSpec:
         """Read `name:dtype[batch,3,224,224]`; the name may be left out (""), the dtype too (float32)."""
-        match = _SPEC.match(text.strip())
+        match = re.match(_SPEC, text.strip())
         dtype = (match["dtype"] or "float32") if match else ""
         if not match or dtype not in DTYPES:
             raise EdgerunError(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edgerun import guard, ort_file, registry
+from edgerun import guard, registry
 from edgerun.errors import EdgerunError
-from edgerun.runtime import Engine, Options, Session
+from edgerun.runtime import Engine, Options, Session, machine
 
 ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX model
 
@@ -28,7 +28,8 @@ def load(
     targets, or "auto" for all, mean the first whose engine agrees with the reference: the model is compiled, which
     takes more than a device install has. With `isolated` it lives in a process of its own: a crash there is an
     EdgerunError here, and so is a run of more than `timeout` seconds; the next run starts a new process
-    (`runtime.isolated.IsolatedSession`). `options.max_rss` bounds what the process holds, with `isolated` the model's.
+    (`runtime.isolated.IsolatedSession`), and each of `options.streams` has its own, with a model of its own.
+    `options.max_rss` bounds what the process holds, with `isolated` each of the model's.
     Raises EdgerunError when the file is refused, Unsupported when the target is not available, and GateFailed where
     memory goes above its bound; never falls back.
     """
@@ -36,8 +37,11 @@ def load(
     if isolated:
         from edgerun.runtime.isolated import IsolatedSession
 
-        given = {"source": source, "target": target, "options": options}
-        return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout)
+        threads, streams = options.threads, options.streams
+        if streams > 1:  # a process each, which have their share of the threads
+            threads = machine.threads(threads, streams)
+        given = {"source": source, "target": target, "options": replace(options, threads=threads, streams=1)}
+        return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout, streams)
     if timeout is not None:
         raise EdgerunError("only an isolated session can be ended", got=f"timeout={timeout}", do="isolated=True")
     if not isinstance(source, Engine) and (target == "auto" or not isinstance(target, str | None)):
@@ -67,12 +71,14 @@ def _opened(source: str | Path | bytes | Engine, target: str | Sequence[str] | N
 
 def _guarded(payload: bytes | Path) -> frozenset[int] | None:
     """The element types of an ONNX model that passes the static guard; None of what is none."""
+    if isinstance(payload, Path) and payload.suffix == ".onnx":
+        return guard.check_onnx(payload)
+    from edgerun import ort_file  # which an .onnx has no use for
+
     if isinstance(payload, bytes):
         if payload.startswith(ENGINE):
             return None
         return ort_file.check(payload) if ort_file.recognised(payload) else guard.check_bytes(payload)
-    if payload.suffix == ".onnx":
-        return guard.check_onnx(payload)
     if payload.suffix == ort_file.SUFFIX:
         return ort_file.check(payload)
     guard.check_file(payload)

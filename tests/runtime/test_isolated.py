@@ -84,14 +84,13 @@ def test_errors_cross_over(isolated: Session) -> None:
 def test_a_killed_worker_is_an_error_and_comes_back(dense: bytes, number: signal.Signals) -> None:
     with _isolated(dense) as session:
         for _ in range(2):
-            before = session.pid
-            assert before is not None
+            (before,) = session.pids
             os.kill(before, number)
             with pytest.raises(EdgerunError, match=f"killed by {number.name}"):
                 for _ in range(1000):
                     session.run(feeds(1))
             np.testing.assert_allclose(session.run(feeds(2))["y"], expected(feeds(2)), rtol=1e-6)
-            assert session.pid != before
+            assert session.pids != (before,)
 
 
 def test_a_feed_that_kills_the_runtime(dense: bytes) -> None:
@@ -124,6 +123,28 @@ def test_a_hang_ends_at_the_limit() -> None:
         assert session.run({"a": np.int64(3), "b": np.int64(9)})["y"] == 9
 
 
+def test_each_stream_has_a_worker_of_its_own(dense: bytes) -> None:
+    """A worker starts with the first run that finds all others busy; a dead one ends its own run alone."""
+    with edgerun.load(dense, options=Options(threads=2, streams=2), isolated=True) as session:
+        assert isinstance(session, IsolatedSession) and session.streams == 2
+        for value in (1, 2):
+            session.run(feeds(value))
+        (first,) = session.pids
+        os.kill(first, signal.SIGSTOP)
+        held = session.run_async(feeds(3))
+        assert soon(lambda: session._idle.qsize() == 1)
+        for value, got in zip(range(4, 40), session.stream(map(feeds, range(4, 40))), strict=True):
+            np.testing.assert_allclose(got["y"], expected(feeds(value)), rtol=1e-6)
+        assert not held.done() and len(session.pids) == 2
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(EdgerunError, match="killed by SIGKILL"):
+            held.result()
+        assert len(session.pids) == 1 and first not in session.pids
+        session.warm_up()
+        workers = session.pids
+    assert session.pids == () and not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
 def test_texts_empty_arrays_and_scalars_cross_over() -> None:
     texts = dict.fromkeys("ab", TensorProto.STRING)
     model = _model(helper.make_node("StringConcat", ["a", "b"], ["y"]), texts, TensorProto.STRING, ["n"])
@@ -141,8 +162,8 @@ def test_texts_empty_arrays_and_scalars_cross_over() -> None:
 def test_nothing_is_left_behind(dense: bytes) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with _isolated(dense) as session:
-        worker = session.pid
-        assert worker is not None and os.path.exists(f"/proc/{worker}")
+        (worker,) = session.pids
+        assert os.path.exists(f"/proc/{worker}")
     assert not os.path.exists(f"/proc/{worker}") and len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(EdgerunError, match="closed"):
         session.run(feeds(1))
@@ -150,7 +171,7 @@ def test_nothing_is_left_behind(dense: bytes) -> None:
 
 def test_a_worker_ends_with_its_parent(dense: bytes) -> None:
     code = (
-        "import edgerun, os, sys; s = edgerun.load(sys.stdin.buffer.read(), isolated=True); print(s.pid); os._exit(1)"
+        "import edgerun, os, sys; s = edgerun.load(sys.stdin.buffer.read(), isolated=True); print(*s.pids); os._exit(1)"
     )
     told = subprocess.run([sys.executable, "-c", code], input=dense, capture_output=True).stdout
     assert soon(lambda: not _alive(int(told)))

@@ -204,6 +204,23 @@ def _all_dims(data: bytes) -> list[list[int]]:
     return [tensor.integers(ort_file.DIMS, "q") for tensor in inner.tables(ort_file.INITIALIZERS)]
 
 
+def test_what_a_provider_compiled_lies_in_the_file(tmp_path: Path) -> None:
+    """No provider that writes an EPContext node is here: another node's names are overwritten."""
+    node = helper.make_node("GatherND", ["x", "i"], ["y"], "gather", batch_dims=0)
+    model = _model([node], ["n", 4], {"i": np.array([[0, 1]])})
+    path = tmp_path / "m.ort"
+    edgerun.compile(model, "onnxruntime", ONE, output=path, feeds=[{"x": np.ones((2, 4), np.float32)}])
+    data = path.read_bytes()
+    ort_file.check(data)
+    long, short = b"\x08\0\0\0GatherND\0\0\0\0", b"\x09\0\0\0EPContext\0\0\0"
+    assert data.count(long) == 1 and data.count(b"batch_dims") == 1
+    context = data.replace(long, short).replace(b"batch_dims", b"embed_mode")
+    with pytest.raises(EdgerunError, match="damaged") as error:
+        ort_file.check(context)
+    assert error.value.got == "a node that a provider compiled names a file"
+    ort_file.check(context.replace(b"embed_mode", b"main_mode_"))
+
+
 def test_constants_in_subgraphs_are_seen(tmp_path: Path) -> None:
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "te"]
     one = numpy_helper.from_array(np.array([1], np.float64), "one")
