@@ -51,6 +51,17 @@ def physical_memory() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
+def memory() -> int:
+    """Bytes of memory that work in this process may take: those of a limited child's cap, else `physical_memory`."""
+    if sys.platform != "win32":
+        import resource
+
+        cap, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if cap != resource.RLIM_INFINITY:
+            return cap
+    return physical_memory()
+
+
 @dataclass(frozen=True)
 class Limits:
     """Caps for one child: address space and file size in bytes (memory 0: `physical_memory`), times in seconds.
