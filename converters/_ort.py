@@ -96,6 +96,7 @@ def _session(source: _Source) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # a run that fails raises what the log would say
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a thread that waits takes no time
     if source.large:  # laid out anew they would be in memory once more
         options.add_session_config_entry("session.disable_prepacking", "1")
     if source.folder is not None:

@@ -17,6 +17,7 @@ from edgerun import _calls, guard
 from edgerun.converters._ort import first_line
 from edgerun.converters._tensorflow_graph import Source, Tensor, tensor
 from edgerun.converters._tensorflow_ops import called, node_of, reached, refuse
+from edgerun.converters._tensorflow_sizes import refuse_larger
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.passes import Feeds
 
@@ -113,12 +114,15 @@ def _session(folder: Path, meta: Any, roots: list[str]) -> Any:
         if not (folder / "variables" / "variables.index").is_file():
             raise EdgerunError(f"{folder}: the variables are missing", wanted="variables/variables.index and its data",
                                do="copy the whole folder")  # fmt: skip
-    session = tf.compat.v1.Session(graph=tf.Graph())
+    part, session = _part(meta.graph_def, wanted), tf.compat.v1.Session(graph=tf.Graph())
     try:
         with session.graph.as_default():
-            tf.import_graph_def(_part(meta.graph_def, wanted), name="")
+            tf.import_graph_def(part, name="")
+        refuse_larger(session.graph, part.library.function)
         if restore:
             session.run(restore, {meta.saver_def.filename_tensor_name: str(folder / "variables" / "variables")})
+    except EdgerunError:
+        raise
     except Exception as error:  # TensorFlow's own errors, ValueError and KeyError for a graph that does not fit
         raise EdgerunError(f"{folder}: TensorFlow cannot load it", got=first_line(error),
                            do="export or copy it again") from None  # fmt: skip

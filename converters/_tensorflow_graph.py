@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgerun.converters._ort import first_line
+from edgerun.converters._tensorflow_sizes import refuse_larger
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Runner
 from edgerun.runtime import TensorSpec
@@ -78,7 +79,7 @@ def trace(graph: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], specs
 def flat(source: Source, specs: Sequence[TensorSpec]) -> Source:
     """The source as one graph without calls inside, of inputs as in `specs`.
 
-    Raises EdgerunError where these don't fit, Unsupported over 2 GiB, where a GraphDef ends.
+    Raises EdgerunError where these don't fit or a tensor is larger than memory, Unsupported over 2 GiB, where a GraphDef ends.
     """
     from tensorflow.python.framework import convert_to_constants  # type: ignore[import-untyped]
 
@@ -95,6 +96,7 @@ def flat(source: Source, specs: Sequence[TensorSpec]) -> Source:
             "TensorFlow cannot trace the signature for these inputs", got=first_line(error),
             wanted=", ".join(map(str, specs)), do="give --input with sizes that fit",
         ) from error  # fmt: skip
+    refuse_larger(function.graph)
     inputs = [replace(entry, at=value.name) for entry, value in zip(source.inputs, function.inputs, strict=True)]
     outputs = [replace(entry, at=value.name) for entry, value in zip(source.outputs, function.outputs, strict=True)]
     return Source(function.graph.as_graph_def(), inputs, outputs, source.run)
@@ -172,6 +174,8 @@ def _converted(graph: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], 
             found = tfonnx.process_tf_graph(loaded, continue_on_error=True, opset=opset, input_names=feeds,
                                             output_names=results, tensors_to_rename=names)  # fmt: skip
             proto: onnx.ModelProto = optimizer.optimize_graph(found).make_model("model")
+    except MemoryError:
+        raise
     except Exception as error:  # whatever tf2onnx trips over: ValueError, KeyError, AttributeError, its own
         raise Unsupported("tf2onnx cannot convert the signature", got=complaints.text() or first_line(error),
                           wanted=f"operators it knows; here are {_listed(graph)}",

@@ -225,14 +225,19 @@ def _double(model: Any, specs: Sequence[TensorSpec], path: Path | None) -> Runne
         for variable, known in zip(twin.weights, model.weights, strict=True):
             variable.assign(_keras_graph.weight(known))
         run = _runner(twin, specs, _output_names(model, specs), "float64")
-        results = run(draws.feeds(specs, draws.sizes(specs, 1, 64), seed=0))
+        tried = draws.feeds(specs, draws.sizes(specs, 1, 64), seed=0)
+        results = run(tried)
     except Exception as error:  # a layer that fixes float32 somewhere
         log.info("the source does not run in float64: %s", first_line(error))
         return None
     if any(a.dtype.kind == "f" and a.dtype.itemsize < 8 for a in results.values()):
         log.info("the source does not stay in float64: compared in its own precision")
         return None
-    return run
+
+    def known(feeds: Feeds) -> dict[str, np.ndarray]:  # the first feeds of a comparison are those, mostly
+        return results if all(np.array_equal(feeds[name], tried[name]) for name in tried) else run(feeds)
+
+    return known
 
 
 def _policy(config: Any) -> Any:

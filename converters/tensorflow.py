@@ -86,8 +86,9 @@ def _converted(
 
 
 def _quiet() -> None:
-    """TensorFlow's notes to its own authors, and a search for GPUs that conversions do not use."""
+    """TensorFlow's notes to its own authors, and ten seconds' wait whenever there is too little memory."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
     warnings.filterwarnings("ignore", module="tensorflow|tf2onnx|keras")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from edgerun import errors
+from edgerun import _late, errors
 from edgerun.errors import EdgerunError
 
 log = logging.getLogger("edgerun")
@@ -37,6 +37,9 @@ _OUT_OF_MEMORY = (
     "failed to map segment",
 )
 MAPS = 5  # of a file's size at once: the source's and ours once each; ONNX Runtime maps weights twice, of one model
+# A thread that waits for another one sleeps: OpenMP's default is to spin, which takes as much processor time as work,
+# several times as much on a busy machine.
+_WAITS = {"OMP_WAIT_POLICY": "PASSIVE"}
 _BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.sandbox import child; child({folder!r})"
 
 
@@ -46,6 +49,17 @@ def physical_memory() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(total, int(text)) if text.isdigit() else total
+
+
+def memory() -> int:
+    """Bytes of memory that work in this process may take: those of a limited child's cap, else `physical_memory`."""
+    if sys.platform != "win32":
+        import resource
+
+        cap, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if cap != resource.RLIM_INFINITY:
+            return cap
+    return physical_memory()
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,7 @@ def call(function: str, arguments: Mapping[str, Any], folder: Path, limits: Limi
             stdout=subprocess.PIPE,
             stderr=noise,
             start_new_session=True,
+            env=_WAITS | os.environ,
         )
     assert process.stdout is not None
     relay = threading.Thread(target=_relay, args=(process.stdout,), daemon=True)
@@ -157,6 +172,7 @@ def _answer(folder: Path, status: int, limits: Limits) -> Any:
 
 def child(folder: str) -> None:
     """The child's side of `call`: set the limits, run the function, leave `answer.json`."""
+    _late.load_late()
     request = json.loads((Path(folder) / "request.json").read_text())
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print what they like; only our log reaches the parent

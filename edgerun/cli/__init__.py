@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from edgerun import __version__
+from edgerun import __version__, _late
 from edgerun.errors import EdgerunError
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -40,6 +40,7 @@ def edgerun() -> None:
 
 def main() -> None:
     """Run the command line; an EdgerunError is printed without a traceback and gives its exit code."""
+    _late.load_late()
     try:
         edgerun.main(standalone_mode=False, prog_name="edgerun")
     except click.ClickException as error:

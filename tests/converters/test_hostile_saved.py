@@ -210,6 +210,8 @@ MAKERS: dict[str, Make] = {
     "fill_of_terabytes": serving(lambda x, w: x + _tf().reduce_max(_tf().fill([HUGE, HUGE], 1.0))),
     "tile_of_terabytes": serving(lambda x, w: x + _tf().reduce_max(_tf().tile([[1.0]], [HUGE, HUGE]))),
     "range_of_terabytes": serving(lambda x, w: x + _tf().reduce_max(_tf().range(0.0, 1e12))),
+    "fill_of_what_only_running_tells": serving(lambda x, w: x + _tf().reduce_max(_tf().fill(_tf().cast(
+        _tf().stack(2 * [HUGE + _tf().minimum(_tf().reduce_sum(_tf().abs(x)), 0.0)]), _tf().int32), 1.0))),
     "function_that_calls_itself": calls(1, 1),
     "functions_that_call_each_other": calls(1, 2),
     "functions_that_double_forty_times": calls(2, 40),
@@ -225,26 +227,30 @@ MAKERS: dict[str, Make] = {
 }  # fmt: skip
 
 
-# These are run, or folded: TensorFlow ends its process, or counts on functions of its own name.
-ALONE = ("fill_of_terabytes", "tile_of_terabytes", "range_of_terabytes")
-
-
 @pytest.fixture(scope="module")
 def told(given_to_convert: Any) -> Any:
-    return given_to_convert({name: make for name, make in MAKERS.items() if name not in ALONE})
+    return given_to_convert(MAKERS)
 
 
-@pytest.mark.parametrize("name", ALONE)
-def test_what_no_memory_holds_ends_too(tmp_path: Path, name: str) -> None:
-    MAKERS[name](tmp_path / "model")
-    with pytest.raises(EdgerunError):
-        edgerun.convert(tmp_path / "model", output=tmp_path / "out.onnx", limits=Limits(memory=6 << 30))
-    assert os.listdir(tmp_path) == ["model"]
-
-
-@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ALONE])
+@pytest.mark.parametrize("name", MAKERS)
 def test_one_clear_error_and_nothing_left(told: Any, name: str) -> None:
     one_clear_error(told, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [("constant_of_terabytes", "Const"), ("fill_of_terabytes", "Fill"), ("tile_of_terabytes", "Tile"),
+     ("range_of_terabytes", "Range")],
+)  # fmt: skip
+def test_a_tensor_larger_than_memory_is_named_before_anything_runs(told: Any, name: str, operator: str) -> None:
+    error, _ = told[name]
+    assert error["what"] == "the model computes a tensor that is larger than memory"
+    assert error["got"].startswith(f"{operator} (") and error["wanted"] == "at most 6 GiB"
+
+
+def test_what_only_running_tells_is_told_as_memory(told: Any) -> None:
+    error, _ = told["fill_of_what_only_running_tells"]
+    assert error["what"] == "the source needs more memory than it may have"
 
 
 @pytest.mark.parametrize("bound", [3e38, float("inf")])

@@ -1,0 +1,35 @@
+"""Modules that are loaded when something in them is first used: others import them for what they may never need.
+
+For processes that are edgerun's own (the command line, the limited child): a process that imports edgerun keeps its
+imports as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+# onnx_ir computes with symbolic sizes by sympy, whose import takes three times as long as its own.
+ARITHMETIC = ("sympy", "onnx_ir._symbolic_shapes")
+
+
+class _Late(MetaPathFinder):
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        found = PathFinder.find_spec(fullname, path, target) if fullname in self._names else None
+        if found is not None and found.loader is not None:
+            found.loader = importlib.util.LazyLoader(found.loader)
+        return found
+
+
+def load_late(names: Iterable[str] = ARITHMETIC) -> None:
+    """From now on in this process: importing one of these modules loads it on the first use of an attribute."""
+    sys.meta_path.insert(0, _Late(names))
