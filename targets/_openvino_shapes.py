@@ -1,7 +1,8 @@
 """Shapes that most feeds have: OpenVINO plans memory and chooses kernels once where it knows them, else in every run.
 
 So the graph is compiled with these shapes, and feeds of others run on the graph as it is, compiled when the first of
-them comes.
+them comes, and compared then: on that feed, cut to the usual shapes, it must give what the kernels for these give, which
+the reference has confirmed.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.errors import EdgerunError
+from edgerun.batches import fitted
+from edgerun.errors import EdgerunError, GateFailed
+from edgerun.metrics import RELATIVE_ERROR, SQNR_DB, Difference
 from edgerun.runtime import Session, TensorSpec
 from edgerun.targets import _openvino_cells as cells
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets._openvino_session import OvSession
 
 Shapes = Mapping[str, Sequence[int]]
+ROUNDING = frozenset({"FakeQuantize", "FakeConvert"})
+SHORT = frozenset({"f16", "bf16", "i4", "u4"})  # types of constants whose readers may round
 
 
 def known(inputs: Sequence[TensorSpec], usual: Shapes) -> dict[str, tuple[int, ...]]:
@@ -55,11 +60,25 @@ def settled(graph: Any, shapes: Shapes) -> Any:
     return found
 
 
-class ShapedSession(Session):
-    """`ready` runs feeds of `shapes`; `general` opens what runs the others, when the first of them comes."""
+def rounds(graph: Any) -> bool:
+    """Whether it has steps that a tie can move."""
+    for op in graph.get_ops():
+        kind = op.get_type_name()
+        if kind in ROUNDING or kind == "Constant" and op.get_output_element_type(0).get_type_name() in SHORT:
+            return True
+    return False
 
-    def __init__(self, ready: OvSession, shapes: Shapes, general: Callable[[], OvSession]) -> None:
+
+class ShapedSession(Session):
+    """`ready` runs feeds of `shapes`; `general` opens what runs the others, when the first of them comes.
+
+    Both must agree on what they compute: as models that have steps do where `rounds`. A run raises GateFailed where
+    they do not.
+    """
+
+    def __init__(self, ready: OvSession, shapes: Shapes, general: Callable[[], OvSession], rounds: bool) -> None:
         super().__init__(ready.inputs, ready.outputs, ready.streams)
+        self._rounds = rounds
         self._ready, self._shapes = ready, [(name, tuple(shape)) for name, shape in shapes.items()]
         self._open, self._opening = general, threading.Lock()
         self._general: OvSession | None = None
@@ -67,13 +86,32 @@ class ShapedSession(Session):
     def _for(self, feeds: Mapping[str, np.ndarray]) -> OvSession:
         for name, shape in self._shapes:
             if feeds[name].shape != shape:
-                return self._general or self._opened()
+                return self._general or self._opened(feeds)
         return self._ready
 
-    def _opened(self) -> OvSession:
+    def _opened(self, feeds: Mapping[str, np.ndarray]) -> OvSession:
         with self._opening:
-            found = self._general = self._general or self._open()
-        return found
+            if self._general is None:
+                found = self._open()
+                try:
+                    self._compare(found, fitted(feeds, dict(self._shapes)))
+                except EdgerunError:
+                    found.close()
+                    raise
+                self._general = found
+            return self._general
+
+    def _compare(self, general: OvSession, feeds: Mapping[str, np.ndarray]) -> None:
+        got = general._run(feeds)
+        for name, want in self._ready._run(feeds).items():
+            error = Difference.of(want, got[name])
+            if not error.agrees(rounds=self._rounds):
+                raise GateFailed(
+                    f"OpenVINO computes other shapes otherwise than the usual ones: output {name!r}",
+                    got=f"SQNR {error.sqnr_db:.1f} dB, relative error {error.relative_error:.2g}",
+                    wanted=f"SQNR of {SQNR_DB:g} dB" if self._rounds else f"relative error {RELATIVE_ERROR:g}",
+                    do="feed the usual shapes, or use another target for this model",
+                )
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self._for(feeds)._run(feeds)

@@ -143,7 +143,8 @@ def load(engine: Engine, options: Options) -> Session:
         return _opened(graph, options, ir.door(graph))
     door = ir.door(graph)
     ready = _opened(shapes.settled(graph, usual), options, door)
-    return shapes.ShapedSession(ready, usual, lambda: _opened(graph, options, door))
+    rounds = shapes.rounds(graph) or asked.choice(options).precision != "f32" or dynamic.group_size(graph) != "0"
+    return shapes.ShapedSession(ready, usual, lambda: _opened(graph, options, door), rounds)
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:

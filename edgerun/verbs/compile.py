@@ -38,6 +38,7 @@ def compile(
     output: str | Path | None = None,
     device: Device | None = None,
     force: bool = False,
+    others: bool = True,
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
 
@@ -45,7 +46,9 @@ def compile(
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
     With `output` the engine is written there too, once it has passed; what kind of file it is says what is compiled,
-    and `device` for whom, where another machine can be compiled for.
+    and `device` for whom, where another machine can be compiled for. Without `others` an engine that has kernels ready
+    for usual shapes is compared on feeds of these alone: what runs other shapes is compared with them by the session
+    that opens it.
     Operators that the target lacks, or computes wrongly, are written with others where ONNX defines them so.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
     the engine computes something else.
@@ -58,8 +61,9 @@ def compile(
         return first(
             names,
             lambda name: compile(
-                model, name, options, feeds=feeds, original=original, output=output, device=device, force=force
-            ),
+                model, name, options, feeds=feeds, original=original, output=output, device=device, force=force,
+                others=others,
+            ),  # fmt: skip
         )
     found, options = registry.target(target), options or Options()
     if output is not None:
@@ -73,7 +77,7 @@ def compile(
             got=reason, do="compile the model where it shall run" + hint,
         )  # fmt: skip
     rounds = work.rounds(model)  # of the model itself: what it is written with may have constants in half precision
-    engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds))
+    engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds, others))
     if output is not None:
         check_output(Path(output), registry.written(target), target, force)
         found.save(engine, Path(output))
@@ -97,10 +101,11 @@ def _proven(
     feeds: Sequence[Feeds],
     original: Model | str | Path | None,
     rounds: bool,
+    others: bool,
 ) -> Engine:
     with _explained(model, target):
         engine = registry.target(target).compile(model, options)
-        return replace(engine, check=self_check(model, engine, options, feeds, original, rounds))
+        return replace(engine, check=self_check(model, engine, options, feeds, original, rounds, others))
 
 
 def check_output(path: Path, suffixes: Sequence[str], target: str, force: bool) -> None:
@@ -159,17 +164,19 @@ def self_check(
     feeds: Sequence[Feeds] = (),
     original: Model | str | Path | None = None,
     rounds: bool | None = None,
+    others: bool = True,
 ) -> SelfCheck:
     """Run `engine` and a reference on the same feeds. Raises GateFailed naming the worst output.
 
-    `rounds` says whether ties may move a whole step; None looks at `model`.
+    `rounds` says whether ties may move a whole step; None looks at `model`. Without `others` feeds are cut to the
+    engine's usual shapes, where it has such.
     Where the engine differs from the first reference, it may still meet another one that is not its own runtime:
     references have faults too. (Not where runtimes are known to share one.)
     """
     refusal: GateFailed | None = None
     near = partial(exact, original) if original is not None else None
     rounds = work.rounds(model) if rounds is None else rounds
-    found = truths(model, engine, options, feeds)
+    found = truths(model, engine, options, feeds, others)
     loading = partial(registry.target(engine.target).load, engine, options)
     with _beside(lambda: next(found), loading, together=not work.large(model)) as (first, session):
         for truth in itertools.chain([first], found):

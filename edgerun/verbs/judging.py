@@ -9,15 +9,10 @@ from typing import Any
 import numpy as np
 
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
-from edgerun.metrics import Difference
+from edgerun.metrics import RELATIVE_ERROR, SQNR_DB, Difference
 from edgerun.passes import Feeds
 from edgerun.runtime import SelfCheck, Session
 
-RELATIVE_ERROR = 1e-3  # of float models: max |y - r| / max |r|, every output
-# Of models that round (Q/DQ, float16). A tie that falls the other way moves a whole step and everything behind it:
-# on a quantized MobileNetV2 ONNX Runtime with and without its optimizations agrees with itself to 20 dB, and both are
-# as near to the float model. So the float model is the judge where it is known, and else the bound is a low one.
-SQNR_DB = 10.0
 SQNR_LOSS_DB = 3.0  # how much further from the float model the engine may be than the reference is
 Pair = tuple[Feeds, dict[str, np.ndarray]]
 Exact = Callable[[Sequence[Feeds]], Sequence[Mapping[str, np.ndarray]]]
@@ -35,7 +30,7 @@ def judged(
     totals = _totals(wanted, got)
     worst = min(totals, key=lambda n: totals[n].sqnr_db if rounds else -totals[n].relative_error)
     error = totals[worst]
-    agreed = error.sqnr_db >= SQNR_DB if rounds else error.relative_error <= RELATIVE_ERROR
+    agreed = error.agrees(rounds=rounds)
     if rounds and not agreed and exact is not None:
         agreed = _as_near(exact(feeds), wanted, got)
     if not agreed:

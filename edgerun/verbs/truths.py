@@ -39,9 +39,12 @@ class Truth:
         return [pair for part in self.parts for pair in part]
 
 
-def truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds]) -> Iterator[Truth]:
+def truths(
+    model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds], others: bool = True
+) -> Iterator[Truth]:
     """What each reference that takes the model and the feeds computes: the ONNX evaluator (not for a heavy model, if
-    another can), then unoptimized ONNX Runtime. Raises EdgerunError when there is none.
+    another can), then unoptimized ONNX Runtime. Without `others` the given feeds are cut to the usual shapes, where the
+    engine has such. Raises EdgerunError when there is none.
 
     One that is the engine itself proves nothing, and one that contradicts the model's declared outputs comes last.
     """
@@ -51,7 +54,7 @@ def truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds
         if name == engine.target and dict(own.extra) == dict(options.extra):
             continue
         try:
-            truth = _computed(name, own, model, options, feeds, engine.usual)
+            truth = _computed(name, own, model, options, feeds, engine.usual, others)
         except EdgerunError as error:
             reasons.append(f"{name}: {error.what}: {error.got}")
             continue
@@ -72,11 +75,14 @@ def truths(model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds
         )
 
 
-def _computed(name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds], usual: Shapes) -> Truth:
+def _computed(
+    name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds], usual: Shapes, others: bool
+) -> Truth:
     target, settings = registry.target(name), Options(options.threads, own.extra)
+    feeds = feeds if others else _singles(feeds, usual)
     with target.load(target.compile(model, settings), settings) as session:
         pairs = [(feed, session.run(feed)) for feed in feeds] if feeds else _drawn(model, session, options.sizes)
-        parts = _apart(pairs, usual, session)
+        parts = _apart(pairs, usual, session) if others else (pairs,)
     extra = "".join(f", {key}={value}" for key, value in own.extra.items())
     return Truth(name, f"{name} {target.device()['version']}{extra}", parts)
 
@@ -89,14 +95,22 @@ def _apart(pairs: list[Pair], usual: Shapes, session: Session) -> tuple[list[Pai
     ready: list[Pair] = [pair for pair in pairs if _usual(pair[0], usual)]
     others: list[Pair] = [pair for pair in pairs if not _usual(pair[0], usual)]
     if not ready:
-        feeds = [fitted(pairs[0][0], usual, place) for place in range(SINGLES)]
-        ready = [(feed, session.run(feed)) for feed in feeds]
+        ready = [(feed, session.run(feed)) for feed in _singles([feed for feed, _ in pairs], usual)]
     elif not others:
         longer = {name: (2 * shape[0], *shape[1:]) for name, shape in usual.items() if shape}
         with contextlib.suppress(EdgerunError):  # of a model without an open batch
             feed = fitted(pairs[0][0], longer)
             others = [(feed, session.run(feed))]
     return ready, others
+
+
+def _singles(feeds: Sequence[Feeds], usual: Shapes) -> Sequence[Feeds]:
+    """SINGLES of the usual shapes, or as many as there are `feeds`, cut out of them in turn; themselves where they have
+    these shapes, or none are usual."""
+    if not feeds or not usual or all(_usual(feed, usual) for feed in feeds):
+        return feeds
+    turns = (divmod(number, len(feeds)) for number in range(max(SINGLES, len(feeds))))
+    return [fitted(feeds[index], usual, place) for place, index in turns]
 
 
 def _usual(feed: Feeds, usual: Shapes) -> bool:

@@ -92,6 +92,7 @@ class _Seen:
         self._squares, self._size, self._told = np.array(0.0), 0.0, 0  # batches told in full
         self._samples: list[np.ndarray] = []
         self._owners: list[np.ndarray] = []
+        self._owned: tuple[tuple[int, ...], np.ndarray] | None = None  # the owners of the last shape
         shape = tuple(size if isinstance(size, int) else None for size in value.shape or ())
         fits = window is not None and self.axis is not None and (not window.sizes or self.axis == 1)
         self.window = window if fits else None
@@ -111,7 +112,9 @@ class _Seen:
             self._squares = np.asarray(self._squares + told["squares"].astype(np.float64))
             self._size, self._told = self._size + float(np.prod(shape)), self._told + 1
             self._samples.append(np.array(told["sample"]))
-            self._owners.append(self._owner(told["sample"].size, shape))
+            if self._owned is None or self._owned[0] != tuple(shape):  # batches are alike, and most share one array
+                self._owned = tuple(shape), self._owner(told["sample"].size, shape)
+            self._owners.append(self._owned[1])
         if "vectors" in told:
             assert self.window is not None and self.axis is not None
             taken = self.window.vectors(told["vectors"], self.axis, cut=self.indices is not None)
