@@ -104,6 +104,7 @@ def rows(folder: Path) -> list[tuple[str, list[str]]]:
         ("compile", ["compile", big, "--target", "onnxruntime", "-o", f"{folder}/out.onnx"]),
         ("compress w4a16_b32", ["compress", big, "--scheme", "w4a16_b32", "-o", small]),
         ("compare", ["compare", big, small, "--data", data]),
+        ("compress w8a16", ["compress", big, "--scheme", "w8a16", "-o", f"{folder}/out.onnx"]),
         ("compress w8a8_dynamic", ["compress", big, "--scheme", "w8a8_dynamic", "--placement", "rules", "-o",
                                    f"{folder}/out.onnx"]),
     ]  # fmt: skip

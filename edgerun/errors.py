@@ -6,6 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 LONGEST = 4000  # characters of what a message repeats
+_OUT_OF_MEMORY = (
+    "bad_alloc",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "Unable to allocate",
+    "failed to map segment",
+)
 
 
 class EdgerunError(Exception):
@@ -71,3 +78,13 @@ def from_json(told: Mapping[str, Any]) -> EdgerunError:
     """The inverse of `to_json`."""
     kind = {c.__name__: c for c in (EdgerunError, GateFailed, Unsupported)}[told["kind"]]
     return kind(told["what"], got=told["got"], wanted=told["wanted"], do=told["do"])
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory for it, or for what it came from: frameworks say so in words of their own."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, MemoryError) or any(words in str(found) for words in _OUT_OF_MEMORY):
+            return True
+        found = found.__cause__ or found.__context__
+    return False

@@ -23,6 +23,7 @@ from edgerun import guard
 from edgerun.errors import EdgerunError
 
 ABOVE = 1_800_000_000  # bytes; protobuf stops at 2 GiB, so larger models keep weights beside the file
+APART = 256_000_000  # bytes from which on a runtime is given weights and graph apart
 LEAST = 1024  # bytes below which a tensor stays in the graph: shapes, axes and the like, which inference reads
 PAGE = mmap.ALLOCATIONGRANULARITY
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import guard
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import EdgerunError, Unsupported, out_of_memory
 from edgerun.runtime.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ class Model:
         except EdgerunError:
             raise
         except Exception as error:  # protobuf's, onnx_ir's and Python's own: damage that sizes alone don't show
+            if out_of_memory(error):
+                raise
             raise EdgerunError(f"{path}: the file is damaged", got=str(error)[:300], do="export it again") from error
 
     @classmethod
@@ -112,6 +114,8 @@ class Model:
         except EdgerunError:
             raise
         except Exception as error:  # protobuf's and onnx_ir's: damage that sizes alone don't show
+            if out_of_memory(error):
+                raise
             raise EdgerunError("the model is damaged", got=str(error)[:300], do="export it again") from error
 
     @classmethod
@@ -129,18 +133,24 @@ class Model:
         return ir.to_proto(self.ir)
 
     def to_bytes(self) -> bytes:
-        """The model as one deterministic byte string. Raises EdgerunError at 2 GiB, protobuf's limit."""
+        """The model as one deterministic byte string. Raises EdgerunError at 2 GiB, protobuf's limit; MemoryError."""
         if self.is_large():
             raise EdgerunError("the model is over 2 GiB", do="save it to a file: weights go beside it")
-        return bytes(self.to_proto().SerializeToString(deterministic=True))
+        from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
+
+        try:
+            return bytes(self.to_proto().SerializeToString(deterministic=True))
+        except EncodeError as error:  # below its limit, it says so of memory alone
+            raise MemoryError(str(error)) from error
 
     def parts(self) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
-        """What a runtime opens: `to_bytes` alone, or of a large model the graph, the weights in memory that it names
-        as external, and the folder in whose files the others lie (`edgerun.external.apart`)."""
-        if not self.is_large():
-            return self.to_bytes(), {}, None
+        """What a runtime opens: `to_bytes` alone, or, from 256 MB of weights on, the graph, the weights in memory that
+        it names as external, and the folder in whose files the others lie (`edgerun.external.apart`): bytes would hold
+        each weight once more, and so would what a runtime reads of them."""
         from edgerun import external
 
+        if self.weight_bytes() <= min(external.APART, external.ABOVE):
+            return self.to_bytes(), {}, None
         self._tell()
         return external.apart(self.ir)
 

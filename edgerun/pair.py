@@ -72,14 +72,17 @@ def replace(path: Path, model: bytes) -> None:
 
 
 def rewrite(path: Path, graph: bytes, arrays: Mapping[str, np.ndarray], folder: Path | None) -> None:
-    """`write` what `external.apart` gave for a model."""
+    """Write what `external.apart` gave for a model: one file, or `write` two where it is large."""
     model = ir.from_proto(onnx.ModelProto.FromString(graph))
     for name, array in arrays.items():
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     if folder is not None:
         ir.external_data.set_base_dir(model.graph, folder)
     external.attach(model)
-    write(path, *external.split(model))
+    if external.weight_bytes(model) <= external.ABOVE:
+        replace(path, ir.to_proto(model).SerializeToString(deterministic=True))
+    else:
+        write(path, *external.split(model))
 
 
 def move(source: Path, path: Path) -> None:

@@ -29,13 +29,6 @@ from edgerun.errors import EdgerunError
 
 log = logging.getLogger("edgerun")
 R = TypeVar("R")
-_OUT_OF_MEMORY = (
-    "bad_alloc",
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "Unable to allocate",
-    "failed to map segment",
-)
 MAPS = 5  # of a file's size at once: the source's and ours once each; ONNX Runtime maps weights twice, of one model
 # A thread that waits for another one sleeps: OpenMP's default is to spin, which takes as much processor time as work,
 # several times as much on a busy machine.
@@ -193,7 +186,7 @@ def child(folder: str) -> None:
         result = {"error": errors.to_json(error)}
     except Exception as error:
         result = {"bug": traceback.format_exc()}
-        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+        if errors.out_of_memory(error):
             what = "the work on this file needs more memory than the limit"
             result = {"error": errors.to_json(EdgerunError(what, do="--memory-cap allows more"))}
     (Path(folder) / "answer.json").write_text(json.dumps(result))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgerun.errors import Unsupported
-from edgerun.quantize import _weights, fold, weight_int8
+from edgerun.quantize import _recurrent, _weights, fold, weight_int8
 from edgerun.quantize.graphs import dynamic, edit
 
 if TYPE_CHECKING:
@@ -29,10 +29,15 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     nodes = _weights.chosen([node for node in graph if node.op_type in ops and _fits(node)], request,
                             f"{', '.join(sorted(ops))} with constant float32 weights")  # fmt: skip
     steps = 63 if request.rules.reduced_range else 127
+    rounded = _recurrent.codes(model, nodes, request, steps)
     for node in nodes:
         if node.op_type == "LSTM":
-            weights = [edit.constant(value) for value in node.inputs[1:3]]
-            parts = [_weights.per_channel(_weights.finite(node, w), (2,), steps) for w in weights if w is not None]
+            parts = []
+            for value in node.inputs[1:3]:
+                weight = edit.constant(value)
+                assert weight is not None and value is not None
+                codes, scale = _weights.per_channel(_weights.finite(node, weight), (2,), steps)
+                parts.append((rounded.get(str(value.name), codes), scale))
             dynamic.lstm(model, node, parts)
         else:
             matrix = dynamic.weight(node)

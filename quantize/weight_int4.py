@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun import external
 from edgerun.quantize import _spare, _weights, weight_int8
+from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
+from edgerun.quantize.graphs.compressed import Blocks
 from edgerun.quantize.numerics import blocks, gptq
-from edgerun.quantize.numerics.blocks import BlockGrid
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -23,7 +25,7 @@ summary = "weight-only INT4 in blocks of 32 (GPTQ where calibration data is give
 needs_calibration = False
 scheme = "w4a16_b32"
 
-BLOCK, BITS, WIDE = 32, 4, 8
+BLOCK, BITS = 32, 4
 MOMENTS = 192 << 20  # bytes of second moments that are held at once
 FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
 WHAT = "MatMul or Gemm with a constant float32 matrix"
@@ -41,17 +43,12 @@ class Prepared:
         return self
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rounded:
-    """A product's weight `[N, K]` in 4 bits: the codes to use, and those of rounding to nearest."""
+    """A product's weight in 4 bits: as it is to be stored, and as rounding to nearest would have it."""
 
-    grid: BlockGrid
-    codes: np.ndarray
-    nearest: np.ndarray
-
-    def values(self) -> np.ndarray:
-        """What the codes stand for, float32 `[N, K]`."""
-        return self.grid.dequantize(self.codes)
+    weight: Blocks
+    nearest: Blocks
 
 
 def apply(model: ir.Model, request: Request) -> ir.Model:
@@ -87,18 +84,17 @@ def stored(prepared: Prepared, request: Request, *, integer: bool) -> ir.Model:
     if request.calibration is not None:
         few, judge = (_weights.truths(original, data, request) for data in _spare.apart(request))
         rounded = _better(original, rounded, judge, request)
-        sizes = {name: part.codes.size for name, part in rounded.items()}
+        sizes = {str(node.name): _size(node) for node in nodes}
         trial = functools.partial(_trial, original, rounded)
         wide = _spare.spared(original, sizes, trial, FLOOR_DB, (few, judge), request)
+    blocked = integer or external.weight_bytes(original) > external.ABOVE
     for node in nodes:
         if str(node.name) not in wide:
-            part = rounded[str(node.name)]
-            compressed.blocked_product(model, node, part.grid, part.codes, integer=integer)
-        elif integer:
+            compressed.blocked_product(model, node, rounded[str(node.name)].weight, integer=integer)
+        elif blocked:
             # Where two products are added in 16 bits, codes of 7 bits keep the sum of u8 by s8 below its end.
-            grid = blocks.fitted(_matrix(node), BLOCK, WIDE - int(request.rules.reduced_range))
-            codes = grid.quantize(_matrix(node))
-            compressed.blocked_product(model, node, replace(grid, bits=WIDE), codes, integer=True)
+            narrow = integer and request.rules.reduced_range
+            weight_int8.store_blocked(model, node, BLOCK, 8 - int(narrow), integer=integer)
         else:
             weight_int8.store(node, 0, request.keep_float)
     tables = weight_int8.tables(model.graph, request.keep_float)
@@ -122,42 +118,42 @@ def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[st
     readers: dict[str, list[ir.Node]] = {}
     for node in nodes:
         readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
-    sizes = {name: _matrix(group[0]).shape[1] for name, group in readers.items()}
+    sizes = {name: weight_int8.matrix(group[0]).shape[1] for name, group in readers.items()}
     for names in moments.groups(sizes, MOMENTS):
         seen: dict[str, np.ndarray] = {}
         if request.calibration is not None:
             with request.open(moments.with_outputs(model, names)) as session:
                 seen = moments.accumulate(session, _spare.fitting(request), names)
-        for name in names:
-            for node in readers[name]:
-                found[str(node.name)] = _round(_weights.finite(node, _matrix(node)), seen.get(name))
-                if seen:
-                    request.progress("rounding", len(found), len(nodes))
+        waiting = [(node, seen.get(name)) for name in names for node in readers[name]]
+        for (node, _), made in in_lanes(lambda pair: _round(*pair), waiting, 1 if seen else request.lanes):
+            found[str(node.name)] = made
+            request.progress("rounding", len(found), len(nodes))
     return found
 
 
-def _matrix(node: ir.Node) -> np.ndarray:
-    """The weight as `[N, K]`."""
+def _size(node: ir.Node) -> int:
     weight = dynamic.weight(node)
     assert weight is not None
-    return np.ascontiguousarray(weight.T)
+    return weight.size
 
 
-def _round(weight: np.ndarray, second: np.ndarray | None) -> Rounded:
+def _round(node: ir.Node, second: np.ndarray | None) -> Rounded:
+    weight = _weights.finite(node, weight_int8.matrix(node))
+    edit.forget(node.inputs[1])
     if second is None:
         grid = blocks.fitted(weight, BLOCK, BITS)
-        nearest = grid.quantize(weight)
-        return Rounded(grid, nearest, nearest)
+        nearest = Blocks.of(grid.quantize(weight), grid)
+        return Rounded(nearest, nearest)
     own = np.diag(second)
     grid = blocks.fitted(weight, BLOCK, BITS, own / own.mean() if own.any() else None)
-    return Rounded(grid, gptq.rounded(weight, second, grid), grid.quantize(weight))
+    return Rounded(*(Blocks.of(codes, grid) for codes in (gptq.rounded(weight, second, grid), grid.quantize(weight))))
 
 
 def _better(
     original: ir.Model, rounded: dict[str, Rounded], judge: list[_weights.Truth], request: Request
 ) -> dict[str, Rounded]:
     """Second-order rounding where it is nearer to float on data that it has not seen, else rounding to nearest."""
-    nearest = {name: Rounded(part.grid, part.nearest, part.nearest) for name, part in rounded.items()}
+    nearest = {name: Rounded(part.nearest, part.nearest) for name, part in rounded.items()}
     trials = (_trial(original, tried, rounded) for tried in (rounded, nearest))
     reached = [_weights.sqnr_db(trial, judge, request) for trial in trials]
     if reached[0] > reached[1]:
@@ -171,7 +167,6 @@ def _trial(original: ir.Model, rounded: Mapping[str, Rounded], names: Iterable[s
     trial, chosen = original.clone(), set(names)
     for node in list(trial.graph):
         if str(node.name) in chosen:
-            values = rounded[str(node.name)].values()
-            straight = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
-            edit.set_constant(trial.graph, node, 1, values if straight else np.ascontiguousarray(values.T))
+            compressed.blocked_product(trial, node, rounded[str(node.name)].weight, integer=False)
+    edit.drop_unused(trial)
     return trial

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgerun.quantize import _spare, _weights
-from edgerun.quantize.graphs import compressed, edit
+import numpy as np
+
+from edgerun import external
+from edgerun.quantize import _recurrent, _spare, _weights
+from edgerun.quantize.graphs import compressed, dynamic, edit
+from edgerun.quantize.graphs.compressed import Blocks
+from edgerun.quantize.numerics import blocks
 from edgerun.quantize.numerics.half import halved
 
 if TYPE_CHECKING:
@@ -20,36 +26,57 @@ needs_calibration = False
 scheme = "w8a16"
 
 FLOOR_DB = 30.0  # of the outputs on data kept apart: weights stay float16 until it is met
+BLOCK = 128  # inputs for one scale and zero point, of the products of a large model
 LEAST = 256  # elements below which a scale and two nodes are no saving
 LEAST_TABLE = 1 << 14  # the same for the tables of the schemes that are about other weights
 WHAT = "Conv, Gemm, MatMul, LSTM, GRU, RNN or Gather with a constant float32 weight of at least 256 elements"
 
 
+Rounded = Mapping[str, np.ndarray]  # codes by the name of the weight
+
+
 def apply(model: ir.Model, request: Request) -> ir.Model:
     """Store the weights of matrix products, convolutions, recurrent layers and tables as int8."""
     original = _weights.begin(model, request)
+    large = external.weight_bytes(original) > external.ABOVE
     nodes = _weights.chosen([node for node in model.graph.all_nodes() if _size(node) >= LEAST], request, WHAT)
     halves: list[str] = []
+    rounded = _recurrent.codes(model, nodes, request)
     if request.calibration is not None:
         sizes = {str(node.name): _size(node) for node in nodes}
         few, judge = (_weights.truths(original, data, request) for data in _spare.apart(request))
-        halves = _spare.spared(original, sizes, functools.partial(_trial, model), FLOOR_DB, (few, judge), request)
-    counts = [sum(store(node, LEAST, request.keep_float) for node in nodes if str(node.name) not in halves)]
-    counts.append(sum(store(node, LEAST, request.keep_float, half=True) for node in nodes if str(node.name) in halves))
+        halves = _spare.spared(
+            original, sizes, functools.partial(_trial, model, large, rounded), FLOOR_DB, (few, judge), request
+        )
+    counts = [0, 0]
+    for done, node in enumerate(nodes, 1):
+        half = str(node.name) in halves
+        counts[half] += _stored(model, node, request.keep_float, rounded, large=large, half=half)
+        request.progress("rounding", done, len(nodes))
     request.found |= {"weights in 8 bits": counts[0], "weights in 16 bits": counts[1]}
     edit.drop_unused(model)
     _weights.evidence(original, model, request)
     return model
 
 
-def _trial(model: ir.Model, names: Iterable[str]) -> ir.Model:
+def _trial(model: ir.Model, large: bool, rounded: Rounded, names: Iterable[str]) -> ir.Model:
     """A clone in which only the nodes `names` have int8 weights."""
     result, chosen = model.clone(), set(names)
     kept = frozenset(str(node.name) for node in result.graph.all_nodes()) - chosen
     for node in list(result.graph.all_nodes()):
         if str(node.name) in chosen:
-            store(node, LEAST, kept)
+            _stored(result, node, kept, rounded, large=large)
     return result
+
+
+def _stored(
+    model: ir.Model, node: ir.Node, keep_float: frozenset[str], rounded: Rounded, *, large: bool, half: bool = False
+) -> int:
+    """Store the weights of `node`; products of a `large` model are unpacked while it runs, not when it is opened."""
+    if large and not half and node.graph is model.graph and dynamic.weight(node) is not None:
+        store_blocked(model, node, BLOCK)
+        return 1
+    return store(node, LEAST, keep_float, half, rounded)
 
 
 def _size(node: ir.Node) -> int:
@@ -64,10 +91,12 @@ def tables(graph: ir.Graph, keep_float: frozenset[str]) -> int:
     return sum(store(node, LEAST_TABLE, keep_float) for node in gathers)
 
 
-def store(node: ir.Node, least: int, keep_float: frozenset[str], half: bool = False) -> int:
+def store(
+    node: ir.Node, least: int, keep_float: frozenset[str], half: bool = False, rounded: Rounded | None = None
+) -> int:
     """Replace the weights of `node` that have `least` elements or more by int8; return how many there were.
 
-    With `half` they become float16, where that holds them.
+    With `half` they become float16, where that holds them; `rounded` has codes that are not those to nearest.
     A weight that a node of `keep_float` reads too stays as it is.
     """
     found = 0
@@ -85,9 +114,28 @@ def store(node: ir.Node, least: int, keep_float: frozenset[str], half: bool = Fa
                 found += 1
             continue
         codes, scale = _weights.per_channel(_weights.finite(node, weight), axes)
+        codes = (rounded or {}).get(str(value.name), codes)
         if node.op_type == "Gather":
             compressed.expand_rows(node, codes, scale)
         else:
             compressed.expand(value, codes, scale)
         found += 1
     return found
+
+
+def store_blocked(model: ir.Model, node: ir.Node, block: int, bits: int = 8, *, integer: bool = False) -> None:
+    """A product with its weight as MatMulNBits has it, in codes of 8 bits, of which `bits` are used.
+
+    With `integer` its inputs are rounded to int8 while it runs, by blocks.
+    """
+    grid = blocks.fitted(weight := _weights.finite(node, matrix(node)), block, bits)
+    edit.forget(node.inputs[1])
+    codes = Blocks.of(grid.quantize(weight), replace(grid, bits=8))
+    compressed.blocked_product(model, node, codes, integer=integer)
+
+
+def matrix(node: ir.Node) -> np.ndarray:
+    """The weight of a product (`dynamic.weight`) as `[N, K]`, in memory."""
+    weight = dynamic.weight(node)
+    assert weight is not None
+    return np.ascontiguousarray(weight.T)

@@ -10,7 +10,7 @@ import sys
 import click
 
 from edgerun import __version__, _late
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported, out_of_memory
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -39,7 +39,7 @@ def edgerun() -> None:
 
 
 def main() -> None:
-    """Run the command line; an EdgerunError is printed without a traceback and gives its exit code."""
+    """Run the command line; an EdgerunError is printed without a traceback and gives its exit code, so is a MemoryError."""
     _late.load_late()
     try:
         edgerun.main(standalone_mode=False, prog_name="edgerun")
@@ -57,3 +57,9 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        short = Unsupported("there is not enough memory for this", do="free some, or take a larger machine")
+        click.echo(f"error: {short}", err=True)
+        sys.exit(short.exit_code)

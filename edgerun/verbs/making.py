@@ -29,6 +29,7 @@ Progress = Callable[[str, int, int], None]
 Hold = Callable[[Model, Request], Model]  # the compressed model whose drop in accuracy is held
 # A block planned for a whole run takes as much memory as the pieces that the first run was made of, beside them.
 LEAN = {"enable_mem_pattern": "0"}
+MAPPED = {"MEMORY": "small"}  # weights of a large model stay in their files
 MANY = 12  # batches of a second look at an engine
 LANES = 2  # batches at once; the cap is measured with two
 EMULATED = {"session.disable_quant_qdq": "1"}
@@ -160,7 +161,8 @@ def opened(graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Sessio
     from edgerun import external
 
     data, weights, folder = external.apart(graph)
-    options = Options(max(1, machine.quota() // lanes), LEAN | (EMULATED if emulated else {}))
+    own = LEAN | (EMULATED if emulated else {}) | (MAPPED if external.weight_bytes(graph) > external.ABOVE else {})
+    options = Options(max(1, machine.quota() // lanes), own)
     return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights, folder=folder), options)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,23 +122,41 @@ def _tell(
     value.type = ir.TensorType(dtype or ir.DataType.FLOAT)
 
 
-def blocked_product(model: ir.Model, node: ir.Node, grid: BlockGrid, codes: np.ndarray, *, integer: bool) -> None:
+@dataclass(frozen=True)
+class Blocks:
+    """A weight `[N, K]` as MatMulNBits stores it (`quantize/numerics/blocks.py`), K being `inputs`."""
+
+    stored: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    inputs: int
+    bits: int
+    block: int
+
+    @classmethod
+    def of(cls, codes: np.ndarray, grid: BlockGrid) -> Blocks:
+        """Codes uint8 `[N, K]` on their grid."""
+        stored, zero_points = packed(codes, grid)
+        return cls(stored, grid.scale.reshape(-1), zero_points, codes.shape[1], grid.bits, grid.block)
+
+
+def blocked_product(model: ir.Model, node: ir.Node, weight: Blocks, *, integer: bool) -> None:
     """MatMul or Gemm becomes com.microsoft's MatMulNBits [+ C].
 
     Activations and products stay float32, or, with `integer`, each row's blocks are rounded to int8 as they come.
     """
     import onnx_ir as ir
 
-    graph, name, (stored, zero_points) = model.graph, str(node.name), packed(codes, grid)
+    graph, name = model.graph, str(node.name)
     inputs = [
         node.inputs[0],
-        initializer(graph, f"{name}/weight", stored),
-        initializer(graph, f"{name}/scale", grid.scale.reshape(-1)),
-        initializer(graph, f"{name}/zero_point", zero_points),
+        initializer(graph, f"{name}/weight", weight.stored),
+        initializer(graph, f"{name}/scale", weight.scale),
+        initializer(graph, f"{name}/zero_point", weight.zero_point),
     ]
-    rows, columns = codes.shape
     level = INT8_MATH if integer else FLOAT32_MATH
-    attributes = {"K": columns, "N": rows, "bits": grid.bits, "block_size": grid.block, "accuracy_level": level}
+    attributes = {"K": weight.inputs, "N": len(weight.stored), "bits": weight.bits, "block_size": weight.block,
+                  "accuracy_level": level}  # fmt: skip
     nodes = [ir.node("MatMulNBits", inputs, attributes=attributes, domain=MICROSOFT,
                      name=fresh_name(graph, f"{name}/MatMulNBits"))]  # fmt: skip
     bias = node.inputs[2] if len(node.inputs) > 2 else None

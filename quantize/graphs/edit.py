@@ -97,6 +97,14 @@ def drop_initializer(graph: ir.Graph, value: ir.Value) -> None:
     value.const_value = None
 
 
+def forget(value: ir.Value | None) -> None:
+    """Let go of an initializer's content where it is mapped from a file: whoever reads it next maps it again."""
+    from edgerun import external
+
+    if value is not None and isinstance(value.const_value, external.Mapped):
+        value.const_value.forget()
+
+
 def drop_node(graph: ir.Graph, node: ir.Node) -> None:
     """Remove a one-output node; its consumers read its first input. A graph output keeps its name."""
     source, result = node.inputs[0], node.outputs[0]

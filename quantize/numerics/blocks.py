@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 SHRINK = tuple(np.linspace(1.0, 0.5, 21))  # shares of a block's range that the grid search tries
+BAND = 1 << 16  # weights that are looked at together: arrays of 256 kB
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,12 @@ class BlockGrid:
 
     def quantize(self, weight: np.ndarray) -> np.ndarray:
         """q = clip(round(w/s) + z), ties to even; `[N, K]` -> uint8 `[N, K]`."""
-        scale, zero_point = self.columns(weight.shape[1])
-        stored: np.ndarray = np.clip(np.rint(weight / scale) + zero_point, 0, 2**self.bits - 1).astype(np.uint8)
+        stored = np.empty(weight.shape, np.uint8)
+        for rows in _bands(*weight.shape):
+            own = replace(self, scale=self.scale[rows], zero_point=self.zero_point[rows])
+            scale, zero_point = own.columns(weight.shape[1])
+            steps = np.rint(np.divide(weight[rows], scale, out=scale), out=scale)
+            stored[rows] = np.clip(np.add(steps, zero_point, out=steps), 0, 2**self.bits - 1, out=steps)
         return stored
 
     def dequantize(self, stored: np.ndarray) -> np.ndarray:
@@ -46,25 +51,44 @@ def fitted(weight: np.ndarray, block: int, bits: int, importance: np.ndarray | N
     The grid spans p·[min(w, 0), max(w, 0)] for the best p of `SHRINK`; zero is always exactly on it. `importance` h is
     `[K]`, the mean square of each input (all ones when None): rounding a weight costs what its input makes of it.
     """
-    rows, inputs = weight.shape
-    blocks = -(-inputs // block)
-    padded = np.zeros((rows, blocks * block), np.float32)
-    padded[:, :inputs] = weight
-    cut = padded.reshape(rows, blocks, block)
-    share = np.zeros(blocks * block, np.float32)
-    share[:inputs] = 1.0 if importance is None else importance
-    share = share.reshape(1, blocks, block)
-    low, high = np.minimum(cut.min(axis=-1), 0.0), np.maximum(cut.max(axis=-1), 0.0)
-    best = np.full((rows, blocks), np.inf, np.float32)
-    scale, zero_point = np.ones((rows, blocks), np.float32), np.zeros((rows, blocks), np.uint8)
+    blocks = -(-weight.shape[1] // block)
+    share = None
+    if importance is not None:
+        share = _by_block(np.asarray(importance, np.float32)[None], blocks, block)
+    bands = [_fitted(_by_block(weight[rows], blocks, block), bits, share) for rows in _bands(*weight.shape)]
+    scale, zero_point = (np.concatenate(part) for part in zip(*bands, strict=True))
+    return BlockGrid(scale, zero_point, block, bits)
+
+
+def _fitted(cut: np.ndarray, bits: int, share: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """s float32 and z uint8 `[n, B]` for weights `[block, n, B]`."""
+    low, high = np.minimum(cut.min(axis=0), 0.0), np.maximum(cut.max(axis=0), 0.0)
+    best = np.full(low.shape, np.inf, np.float32)
+    scale, zero_point = np.ones_like(best), np.zeros_like(best)
+    error = np.empty_like(cut)
     for shrink in SHRINK:
         s, z = _spanning(low * np.float32(shrink), high * np.float32(shrink), bits)
-        codes = np.clip(np.rint(cut / s[..., None]) + z[..., None], 0, 2**bits - 1)
-        lost = (share * (cut - (codes - z[..., None]) * s[..., None]) ** 2).sum(axis=-1)
+        np.rint(np.divide(cut, s, out=error), out=error)
+        np.minimum(np.maximum(error, -z, out=error), 2**bits - 1 - z, out=error)
+        np.square(np.subtract(np.multiply(error, s, out=error), cut, out=error), out=error)
+        lost = (error if share is None else np.multiply(error, share, out=error)).sum(axis=0)
         better = lost < best
-        best, scale = np.where(better, lost, best), np.where(better, s, scale)
-        zero_point = np.where(better, z, zero_point).astype(np.uint8)
-    return BlockGrid(scale.astype(np.float32), zero_point, block, bits)
+        for kept, new in ((best, lost), (scale, s), (zero_point, z)):
+            np.copyto(kept, new, where=better)
+    return scale, zero_point.astype(np.uint8)
+
+
+def _bands(rows: int, inputs: int) -> list[slice]:
+    """Rows that are looked at together: as many as a core's own cache has room for."""
+    step = max(1, BAND // max(1, inputs))
+    return [slice(start, start + step) for start in range(0, max(1, rows), step)]
+
+
+def _by_block(weight: np.ndarray, blocks: int, block: int) -> np.ndarray:
+    """`[n, K]` as `[block, n, B]`, padded with zeros: what belongs to a block lies apart, so that loops are long."""
+    padded = np.zeros((len(weight), blocks * block), np.float32)
+    padded[:, : weight.shape[1]] = weight
+    return np.ascontiguousarray(padded.reshape(len(weight), blocks, block).transpose(2, 0, 1))
 
 
 def _spanning(low: np.ndarray, high: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,11 @@ SWEEPS = 2
 
 def loss(weight: np.ndarray, stored: np.ndarray, grid: BlockGrid, moments: np.ndarray) -> np.ndarray:
     """L_n = (w_n − q_n)·H·(w_n − q_n)ᵀ for each output row n: ‖(W − Q)X‖² with H = X·Xᵀ. float64 `[N]`."""
-    error = weight.astype(np.float64) - grid.dequantize(stored)
+    return lost(weight.astype(np.float64) - grid.dequantize(stored), moments)
+
+
+def lost(error: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """e_n·H·e_nᵀ for each row of the errors `[N, K]`: what an output loses. float64 `[N]` where H is."""
     found: np.ndarray = ((error @ moments) * error).sum(axis=1)
     return found
 
