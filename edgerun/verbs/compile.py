@@ -19,7 +19,7 @@ from edgerun.passes import Feeds, Finishing, Issue, Target, Writing
 from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.verbs import work
 from edgerun.verbs.auto import AUTO, candidates, first
-from edgerun.verbs.judging import Pair, apart
+from edgerun.verbs.judging import ANOTHER, REAL, Pair, apart
 from edgerun.verbs.truths import HEAVY, Truth, truths
 from edgerun.verbs.written_out import or_written_out
 
@@ -61,7 +61,14 @@ def compile(
         return first(
             names,
             lambda name: compile(
-                model, name, options, feeds=feeds, original=original, output=output, device=device, force=force,
+                model,
+                name,
+                options,
+                feeds=feeds,
+                original=original,
+                output=output,
+                device=device,
+                force=force,
                 others=others,
             ),  # fmt: skip
         )
@@ -177,13 +184,14 @@ def self_check(
     near = partial(exact, original) if original is not None else None
     rounds = work.rounds(model) if rounds is None else rounds
     found = truths(model, engine, options, feeds, others)
+    do = REAL if rounds and not feeds and near is None else ANOTHER
     loading = partial(registry.target(engine.target).load, engine, options)
     with _beside(lambda: next(found), loading, together=not work.large(model)) as (first, session):
         for truth in itertools.chain([first], found):
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
             try:
-                return apart(session, engine.target, truth.label, truth.parts, rounds, near)
+                return apart(session, engine.target, truth.label, truth.parts, rounds, near, do)
             except GateFailed as error:
                 refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises

@@ -157,6 +157,20 @@ def test_a_rounding_model_is_judged_beside_its_float_model(
         warm(path, place.folder / "other.onnx")
 
 
+def test_a_rounding_model_that_fails_on_drawn_inputs_asks_for_real_ones(
+    place: Any, cli: Any, finishing: Callable[[float], None]
+) -> None:
+    """A detector gives next to nothing on noise, and that is all rounding: real data, or the float model, decides."""
+    small, output, data = (place.folder / name for name in ("small.onnx", "made.onnx", "real.npz"))
+    edgerun.compress(place.a, calibration={"x": place.x}, output=small, placement="rules")
+    np.savez(data, x=place.x)
+    finishing(0.5)
+    command = ("compile", small, "-o", output, "--target", "onnxruntime")
+    drawn, real = cli(*command), cli(*command, "--data", data)
+    assert drawn.code == real.code == 1 and not output.exists()
+    assert "--data" in drawn.err and "--original" in drawn.err and "use another target" in real.err
+
+
 def test_another_device_is_named(
     place: Any, finishing: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
