@@ -22,7 +22,7 @@ SECONDS = 1500  # for one architecture
 SIZES = {"InceptionV3": 75, "InceptionResNetV2": 75, "Xception": 71, "NASNetLarge": 64, "NASNetMobile": 64}  # pixels
 # A factor on the drawn scales of the deepest: with 1, activations grow until float32 alone is as far off as it can be,
 # or until one class has everything, which hides any error.
-DAMPED = {"EfficientNetV2L": 0.3, "EfficientNetV2M": 0.3, "EfficientNetV2S": 0.3}
+DAMPED = {"EfficientNetV2L": 0.3, "EfficientNetV2M": 0.3, "EfficientNetV2S": 0.3, "NASNetMobile": 0.5}
 BACKENDS = {"NASNetLarge": "tensorflow", "NASNetMobile": "tensorflow"}  # Keras 3.15 cannot build them on torch
 NO_TABLE: dict[str, Any] = {"keras": "", "layers": {}, "operations": {}, "applications": {}}
 
