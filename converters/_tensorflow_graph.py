@@ -79,7 +79,8 @@ def trace(graph: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor], specs
 def flat(source: Source, specs: Sequence[TensorSpec]) -> Source:
     """The source as one graph without calls inside, of inputs as in `specs`.
 
-    Raises EdgerunError where these don't fit or a tensor is larger than memory, Unsupported over 2 GiB, where a GraphDef ends.
+    Raises EdgerunError where these don't fit or a tensor is larger than memory, Unsupported over 2 GiB,
+    where a GraphDef ends.
     """
     from tensorflow.python.framework import convert_to_constants  # type: ignore[import-untyped]
 

@@ -234,10 +234,10 @@ def _double(model: Any, specs: Sequence[TensorSpec], path: Path | None) -> Runne
         log.info("the source does not stay in float64: compared in its own precision")
         return None
 
-    def known(feeds: Feeds) -> dict[str, np.ndarray]:  # the first feeds of a comparison are those, mostly
+    def run64(feeds: Feeds) -> dict[str, np.ndarray]:  # the first feeds of a comparison are those, mostly
         return results if all(np.array_equal(feeds[name], tried[name]) for name in tried) else run(feeds)
 
-    return known
+    return run64
 
 
 def _policy(config: Any) -> Any:

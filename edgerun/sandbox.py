@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -55,6 +56,11 @@ def memory() -> int:
     return physical_memory()
 
 
+def seconds() -> float:
+    """Seconds that all work in this process may take: those of a limited child, else inf."""
+    return _wall_seconds
+
+
 @dataclass(frozen=True)
 class Limits:
     """Caps for one child: address space and file size in bytes (memory 0: `physical_memory`), times in seconds.
@@ -73,6 +79,7 @@ class Limits:
 
 
 _loop_seconds = 0.0  # in a limited child: what `ending` allows
+_wall_seconds = math.inf  # and what all of its work may take
 
 
 def call(function: str, arguments: Mapping[str, Any], folder: Path, limits: Limits | None = None) -> Any:
@@ -177,7 +184,7 @@ def child(folder: str) -> None:
     tempfile.tempdir = folder  # which the parent removes, whatever becomes of this process
     limits = Limits(**request["limits"])
     _limit(limits)
-    globals()["_loop_seconds"] = limits.loop_seconds
+    globals().update(_loop_seconds=limits.loop_seconds, _wall_seconds=limits.wall_seconds)
     result: dict[str, Any]
     try:
         module, name = request["function"].split(":")

@@ -14,6 +14,7 @@ from edgerun.errors import EdgerunError, GateFailed
 from edgerun.parity import Parity
 from edgerun.passes import Conversion
 from edgerun.preprocess import Preprocessing
+from edgerun.verbs import work
 from edgerun.verbs.feeds import feeds_for
 
 log = logging.getLogger("edgerun")
@@ -27,8 +28,10 @@ def proven(
 
     `data` is any kind that `edgerun.data.open_data` takes, of which MOST samples are looked at; pictures go through
     `contract`. Random inputs say nothing where the source refuses them, or loses its own precision on them: then the
-    data decides alone, as "parity". Raises GateFailed, with the first node that differs, where a comparison fails.
+    data decides alone, as "parity". Raises GateFailed, with the first node that differs, where a comparison fails, and
+    EdgerunError for a model that computes more than the time allows (`work.refuse_endless`).
     """
+    work.refuse_endless(found.model)
     own = None if data is None else _samples(found, data, contract)
     made: dict[str, Parity] = {}
     log.info("comparing with the source on random inputs")

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING
 
+from edgerun import sandbox
+from edgerun.errors import EdgerunError
+
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgerun.model import Model
 
 ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"})
 # Where ONNX's conformance cases side with its evaluator against runtimes that agree with each other.
 DISPUTED = frozenset({"Resize"})
+_COUNTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+FASTEST = 2e11  # multiply-accumulates of float32 a second that no core reaches: two 16-wide units at 6 GHz
 LIGHT_MACS, LIGHT_WEIGHTS = 25e6, 20e6  # above either, the evaluator takes too long
 
 
@@ -42,6 +50,46 @@ def large(model: Model) -> bool:
     return 4 * sum(t.size for t in tensors if t is not None) > external.ABOVE
 
 
+def refuse_endless(model: Model) -> None:
+    """Raise for a model of which a run of the source and one of its own, at batch 1, take longer than all work in this
+    process may: by the shapes that are known, on cores faster than any."""
+    least = 2 * least_macs(model) / (FASTEST * (os.cpu_count() or 1))
+    if least > (limit := sandbox.seconds()):
+        raise EdgerunError(
+            "the model computes too much to be compared in time", got=f"{least_macs(model):.2g} multiply-accumulates "
+            f"in one run, which is over {least:.3g} s for two", wanted=f"at most {limit:g} s",
+            do="--timeout allows more",
+        )  # fmt: skip
+
+
+def least_macs(model: Model) -> float:
+    """Multiply-accumulates of a run with every symbolic dimension 1, of the operators whose shapes are known; those in
+    branches and loops left out."""
+    total = 0.0
+    for node in model.ir.graph:
+        if node.op_type in _COUNTED and len(node.inputs) > 1:
+            first, second, out = (_least(value) for value in (*node.inputs[:2], node.outputs[0]))
+            if first is not None and second is not None and out is not None:
+                total += _node_macs(node.op_type, first, second, out)
+    return total
+
+
+def _least(value: ir.Value | None) -> list[int] | None:
+    if value is None or value.shape is None:
+        return None
+    return [dim if isinstance(dim, int) else 1 for dim in value.shape]
+
+
+def _node_macs(op: str, first: list[int], second: list[int], out: list[int]) -> float:
+    if op == "Conv":
+        return math.prod(out) * math.prod(second[1:])
+    if op == "ConvTranspose":
+        return math.prod(first) * math.prod(second[1:])
+    if op == "Gemm":  # whose first input may lie either way
+        return math.prod(out) * math.prod(first) / max(1, out[0])
+    return math.prod(out) * first[-1]
+
+
 def _macs(model: Model) -> float:
     """Multiply-accumulates of a run with every symbolic dimension 1; inf when a shape stays unknown."""
     import onnx
@@ -53,14 +101,9 @@ def _macs(model: Model) -> float:
             shapes[value.name] = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
     total = 0.0
     for node in graph.node:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        if node.op_type in _COUNTED:
             first, second, out = (shapes.get(name) for name in (*node.input[:2], node.output[0]))
             if first is None or second is None or out is None:
                 return math.inf
-            if node.op_type == "Conv":
-                total += math.prod(out) * math.prod(second[1:])
-            elif node.op_type == "ConvTranspose":
-                total += math.prod(first) * math.prod(second[1:])
-            else:
-                total += math.prod(out) * math.prod(first) / max(1, math.prod(out[:-1]))
+            total += _node_macs(node.op_type, first, second, out)
     return total

@@ -95,6 +95,13 @@ def _told(key: str, text: str) -> onnx.ModelProto:
     return made
 
 
+def products(count: int, size: int = 30_000) -> onnx.ModelProto:
+    """A matrix of 3.6 GB, written as two numbers, squared again and again."""
+    steps = [node("MatMul", f"m{step} m{step}", f"m{step + 1}") for step in range(count)]
+    ends = [node("ReduceMax", f"m{count}", "max", keepdims=1), node("Add", "x max")]
+    return model([node("ConstantOfShape", "sizes", "m0"), *steps, *ends], ints("sizes", size, size))
+
+
 MAKERS: dict[str, Maker] = {
     "half": lambda folder: GOOD.SerializeToString()[:60],
     "bit_in_an_operator": lambda folder: bit(b"MatMul", 0, 0x21),
@@ -137,6 +144,7 @@ MAKERS: dict[str, Maker] = {
     "contract_that_is_no_contract": lambda folder: _told("edgerun.preprocessing", '["rm"]'),
     "contract_that_nests_without_end": lambda folder: _told("edgerun.preprocessing", "[" * 200_000),
     "opset_of_the_future": lambda folder: model([node("Relu", "x")], opset=999),
+    "products_of_hours": lambda folder: products(1000),
     "ir_of_the_future": lambda folder: model([node("Relu", "x")], ir=999),
 }  # fmt: skip
 for _name, _offset, _length in (
@@ -156,3 +164,8 @@ def told(given_to_convert: Any) -> Any:
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_one_clear_error_and_nothing_left(told: Any, name: str) -> None:
     one_clear_error(told, f"{name}.onnx")
+
+
+def test_what_takes_hours_is_refused_by_its_shapes(told: Any) -> None:
+    error, _ = told["products_of_hours.onnx"]
+    assert error["what"] == "the model computes too much to be compared in time" and error["wanted"] == "at most 900 s"
