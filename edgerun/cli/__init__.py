@@ -39,7 +39,7 @@ def edgerun() -> None:
 
 
 def main() -> None:
-    """Run the command line; an EdgerunError, or want of memory, is printed without a traceback and gives its exit code."""
+    """Run the command line; an EdgerunError, or want of memory, is printed without a traceback, with its exit code."""
     try:
         edgerun.main(standalone_mode=False, prog_name="edgerun")
     except click.ClickException as error:
