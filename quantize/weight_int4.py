@@ -114,6 +114,8 @@ def _products(model: ir.Model, request: Request) -> list[ir.Node]:
 
 def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[str, Rounded]:
     """The rounded weight of every product, by the node's name; moments are held for as many as `MOMENTS` allows."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     found: dict[str, Rounded] = {}
     readers: dict[str, list[ir.Node]] = {}
     for node in nodes:
@@ -125,9 +127,10 @@ def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[st
             with request.open(moments.with_outputs(model, names)) as session:
                 seen = moments.accumulate(session, _spare.fitting(request), names)
         waiting = [(node, seen.get(name)) for name in names for node in readers[name]]
-        for (node, _), made in in_lanes(lambda pair: _round(*pair), waiting, 1 if seen else request.lanes):
-            found[str(node.name)] = made
-            request.progress("rounding", len(found), len(nodes))
+        with threadpool_limits(limits=1, user_api="blas"):  # lanes with two threads each wait for each other
+            for (node, _), made in in_lanes(lambda pair: _round(*pair), waiting, request.lanes):
+                found[str(node.name)] = made
+                request.progress("rounding", len(found), len(nodes))
     return found
 
 
@@ -158,7 +161,7 @@ def _better(
     reached = [_weights.sqnr_db(trial, judge, request) for trial in trials]
     if reached[0] > reached[1]:
         request.found["rounding"] = "second order"
-    request.found["second order, nearest (dB)"] = [round(db, 2) for db in reached]
+    request.found["dB of second order and of nearest"] = [round(db, 2) for db in reached]
     return rounded if reached[0] > reached[1] else nearest
 
 

@@ -39,7 +39,7 @@ def edgerun() -> None:
 
 
 def main() -> None:
-    """Run the command line; an EdgerunError is printed without a traceback and gives its exit code, so is a MemoryError."""
+    """Run the command line; an EdgerunError, or want of memory, is printed without a traceback, with its exit code."""
     _late.load_late()
     try:
         edgerun.main(standalone_mode=False, prog_name="edgerun")

@@ -21,7 +21,7 @@ INPUTS, HIDDEN, STEPS = 16, 24, 12
 TOLD = "recurrent weights rounded to the second order"
 
 
-def net(op: str, directions: int = 1, layout: int = 0, last: bool = False, first: bool = False, **more: int) -> Model:
+def net(op: str, directions: int = 1, layout: int = 0, last: bool = False, first: bool = False, **more: Any) -> Model:
     """x [T, B, I] (layout 1: [B, T, I]) to all states; with `last` to the last one alone, with `first` from one."""
     rng, gates = np.random.default_rng(3), GATES[op]
     arrays = {
@@ -105,7 +105,7 @@ def test_what_weights_read(op: str, directions: int, first: bool, layout: int) -
     model = net(op, directions, layout=layout, first=first and not layout)
     graph, (layer,) = recurrent.watched(model.clone(), ["rec"])
     feeds = data(1, 5, layout=layout, first=directions * (first and not layout))[0]
-    out = reference.ReferenceEvaluator(model.to_proto()).run(None, feeds)[0]
+    (out,) = np.asarray(reference.ReferenceEvaluator(model.to_proto()).run(None, feeds))
     if op != "RNN" or layout:  # the evaluator has layout 1 for one direction alone
         shape = (2, STEPS, directions, HIDDEN) if layout else (STEPS, directions, 2, HIDDEN)
         out = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
