@@ -74,7 +74,9 @@ def main(seconds: float, rounds: int) -> None:
         if not path.is_file() or registry.target(target, usable=False).available():
             continue
         rates: dict[str, list[float]] = {"stream": [], "loop": [], "benchmark_app": []}
-        with edgerun.load(path, target, Options(streams=cores)) as wide, edgerun.load(path, target) as narrow:
+        usual = {name: array.shape for name, array in feeds.items()}  # benchmark_app knows them as well
+        streams, one = (Options(streams=count, usual=usual) for count in (cores, 1))
+        with edgerun.load(path, target, streams) as wide, edgerun.load(path, target, one) as narrow:
             for _ in range(rounds):
                 rates["stream"].append(streamed(wide, feeds, seconds))
                 rates["loop"].append(looped(narrow, feeds, seconds))

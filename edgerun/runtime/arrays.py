@@ -33,7 +33,8 @@ def viewed(name: str, value: Any) -> np.ndarray:
     except (BufferError, TypeError, RuntimeError, ValueError) as error:
         raise EdgerunError(
             f"{name!r} cannot be read where it lies", got=f"{type(value).__module__}.{type(value).__name__}: {error}",
-            wanted="memory of the host, of a type that numpy has, without a gradient", do="copy it to the host first",
+            wanted="memory of the host, of a type that numpy has, without a gradient",
+            do="copy it to the host first; of a torch tensor, detach()",
         ) from error  # fmt: skip
 
 

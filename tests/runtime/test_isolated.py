@@ -135,11 +135,11 @@ def test_each_stream_has_a_worker_of_its_own(dense: bytes) -> None:
         assert soon(lambda: session._idle.qsize() == 1)
         for value, got in zip(range(4, 40), session.stream(map(feeds, range(4, 40))), strict=True):
             np.testing.assert_allclose(got["y"], expected(feeds(value)), rtol=1e-6)
-        assert not held.done() and len(session.pids) == 2
+        assert not held.done() and set(session.pids) > {first}
         os.kill(first, signal.SIGKILL)
         with pytest.raises(EdgerunError, match="killed by SIGKILL"):
             held.result()
-        assert len(session.pids) == 1 and first not in session.pids
+        assert session.pids and first not in session.pids
         session.warm_up()
         workers = session.pids
     assert session.pids == () and not any(os.path.exists(f"/proc/{pid}") for pid in workers)
