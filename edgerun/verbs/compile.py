@@ -61,7 +61,14 @@ def compile(
         return first(
             names,
             lambda name: compile(
-                model, name, options, feeds=feeds, original=original, output=output, device=device, force=force,
+                model,
+                name,
+                options,
+                feeds=feeds,
+                original=original,
+                output=output,
+                device=device,
+                force=force,
                 others=others,
             ),  # fmt: skip
         )
