@@ -93,7 +93,8 @@ def test_other_shapes_are_compared_when_the_first_of_them_comes(conv: Model) -> 
     for general, rounds, agrees in (
         (conv, False, True), (nearly, False, False), (nearly, True, True), (other, True, False),
     ):  # fmt: skip
-        fixed, opened = target.load(target.compile(conv, ONE), ONE), []
+        fixed = target.load(target.compile(conv, ONE), ONE)
+        opened: list[Any] = []
 
         def load(of: Model = general, opened: list[Any] = opened) -> Any:
             opened.append(target.load(target.compile(of, ONE), ONE))
