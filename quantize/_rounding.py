@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STEPS = 127  # of a weight's grid on either side of zero
 INPUTS = 1536  # of an output, at most: second moments are INPUTS² numbers, and their factorization INPUTS³/3 products
-VECTORS, ENOUGH = 768, 24  # of each input of a layer, over all samples, and for each number that an output reads
+VECTORS, ENOUGH = 768, 48  # of each input of a layer, over all samples, and for each number that an output reads
 APART = 4  # every fourth batch judges
 Layer = tuple[str, list["ir.Node"]]  # a value, and the nodes that read it in the same way
 
