@@ -28,7 +28,7 @@ CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
 LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
-KEPT = 8  # spans whose shifts are remembered
+KEPT = 16  # spans whose shifts are remembered
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5
 ERROR = 0.05  # of taking a candidate that is no better than the extremes
@@ -36,6 +36,7 @@ LEAST_GAIN = 0.01  # dB, the same
 Intervals = dict[str, tuple[float, float]]
 Shifts = dict[correction.Layer, np.ndarray]
 Totals = dict[str, Difference]
+Begun = dict[tuple[object, int], dict[str, Running]]  # by what was run, and on how many samples: by layer, means
 
 
 def intervals(
@@ -67,9 +68,13 @@ def intervals(
 class Stream:
     """Runs the emulated model on the first batches, each layer moved onto its float mean on the way."""
 
-    def __init__(self, session: Session, layers: list[correction.Layer], truths: list[Truth], request: Request) -> None:
+    def __init__(
+        self, session: Session, layers: list[correction.Layer], truths: list[Truth], request: Request,
+        begun: Begun | None = None,
+    ) -> None:  # fmt: skip
         self._session, self._layers, self._truths, self._request = session, layers, truths, request
-        self._begun: dict[tuple[object, ...], tuple[dict[correction.Layer, Running], int]] = {}
+        # Shared by the streams of one model, of which some have the same layers on integers.
+        self._begun: Begun = {} if begun is None else begun
         assert request.calibration is not None
         about = request.calibration.digest, *sorted(request.keep_float)
         self._judged = Memo(request.checkpoint, "trials of ranges", *about)
@@ -92,18 +97,19 @@ class Stream:
         Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
         little from one sample to the next.
         """
-        key = tuple(spans.items())
-        found, known = self._begun.pop(key, ({}, 0))
-        found = found if known <= samples else {}
-        found = {layer: found.get(layer, Running()) for layer in self._layers}
+        key = tuple(spans.items()), tuple(layer.mean for layer in self._layers)
+        known = max((count for about, count in list(self._begun) if about == key and count <= samples), default=0)
+        before = self._begun.get((key, known), {})
+        found = {layer: before.get(layer.mean, Running()) for layer in self._layers}
         rows = next((running.weight for running in found.values()), 0)
         zeros: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
         for truth, out in self._outputs(spans, zeros, 1.0, samples, stage, skip=rows):
             for layer, running in found.items():
                 found[layer] = running.with_(out[layer.missing], truth.rows)
-        self._begun[key] = found, samples  # more samples of the same spans go on from here
+        # More samples of the same spans go on from here.
+        self._begun[key, samples] = {layer.mean: running for layer, running in found.items()}
         if len(self._begun) > KEPT:
-            del self._begun[next(iter(self._begun))]
+            self._begun.pop(next(iter(self._begun)), None)
         return {layer: running.shrunk() for layer, running in found.items()}
 
     def scores(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> list[Totals]:

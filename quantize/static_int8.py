@@ -20,7 +20,7 @@ from edgerun.quantize import _evened, _observation, _precision, _rounding, fold,
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._precision import Cheap, Placed, Stored
-from edgerun.quantize._ranges import Stream, choose, decibels
+from edgerun.quantize._ranges import Begun, Stream, choose, decibels
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
     correction,
@@ -115,28 +115,29 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     cheap = Cheap.of(model, plan, request)
     made = Placed(model, plan, _store_weights(model, plan, seen, prepared.codes, request))
     del model
-    with _streaming(made, truths, request) as stream:
+    begun: Begun = {}
+    with _streaming(made, truths, request, begun) as stream:
         settled = None if cheap.needed(plan, seen, stream, request) else _settled(made.plan, seen, stream, request)
     if settled is None:
 
         def judge(spared: Placed, own: Request) -> float:
-            with _streaming(spared, truths, own) as stream:
+            with _streaming(spared, truths, own, begun) as stream:
                 return _precision.reached_db(spared.plan, seen, stream, own)
 
         made = cheap.spared(made, judge, request)
-        with _streaming(made, truths, request) as stream:
+        with _streaming(made, truths, request, begun) as stream:
             settled = _settled(made.plan, seen, stream, request)
     return _written(made, *settled, truths, request)
 
 
 @contextmanager
-def _streaming(made: Placed, truths: list[Truth], request: Request) -> Iterator[Stream]:
+def _streaming(made: Placed, truths: list[Truth], request: Request, begun: Begun) -> Iterator[Stream]:
     """The emulation of a placement, open."""
     layers, emulated = correction.layers(made.plan), _emulated(made.model, made.plan, request)
     with request.open(emulated, emulated=True, lanes=request.lanes) as session:
         del emulated
         gc.collect()  # graphs hold cycles
-        yield Stream(session, layers, truths, request)
+        yield Stream(session, layers, truths, request, begun)
 
 
 def _settled(

@@ -1,8 +1,8 @@
 """Shapes that most feeds have: OpenVINO plans memory and chooses kernels once where it knows them, else in every run.
 
 So the graph is compiled with these shapes, and feeds of others run on the graph as it is, compiled when the first of
-them comes, and compared then: on that feed, cut to the usual shapes, it must give what the kernels for these give, which
-the reference has confirmed.
+them comes, and compared then: on that feed, cut to the usual shapes, it must give what the kernels for these give,
+which the reference has confirmed.
 """
 
 from __future__ import annotations

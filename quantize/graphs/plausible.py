@@ -130,14 +130,20 @@ def _scale(
         _saturation(model, open, few, forms, judgement)
         return None
     judgement.judged.append("scale by BatchNorm statistics")
-    with open(_probed(model, [norm.inputs[0] for norm in norms])) as session:
+    early, rows = few[:1], len(few[0][picture.name])
+    with open(_probed(model, [norm.inputs[0] for norm in norms]), lanes=2) as session:
         given = _moments(session, few, len(norms))
+        begun = _misfit(norms, [(means[:rows], squares[:rows]) for means, squares in given])
         tried: list[tuple[float, float, Form, Form]] = []
         for have in forms:
             for want in FORMS:
-                if want is not have:
-                    other = _moments(session, _reformed(few, picture, have, want), len(norms))
-                    tried.append((*_misfits(norms, given, other), have, want))
+                if want is have:
+                    continue
+                # What fits the first batch worse than the form given is no repair.
+                if _misfit(norms, _moments(session, _reformed(early, picture, have, want), len(norms))) > begun:
+                    continue
+                other = _moments(session, _reformed(few, picture, have, want), len(norms))
+                tried.append((*_misfits(norms, given, other), have, want))
     if not tried:
         return None
     now = _misfit(norms, given)
@@ -187,7 +193,7 @@ Moments = list[tuple[np.ndarray, np.ndarray]]  # per layer: means and mean squar
 
 
 def _moments(session: Session, feeds: Iterable[Feeds], layers: int) -> Moments:
-    runs = [session.run(feed) for feed in feeds]
+    runs = [run for _, run in in_lanes(session.run, feeds, 2)]
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([run[name].reshape(run[name].shape[:2]) for run in runs])

@@ -93,7 +93,8 @@ def test_other_shapes_are_compared_when_the_first_of_them_comes(conv: Model) -> 
     for general, rounds, agrees in (
         (conv, False, True), (nearly, False, False), (nearly, True, True), (other, True, False),
     ):  # fmt: skip
-        fixed, opened = target.load(target.compile(conv, ONE), ONE), []
+        fixed = target.load(target.compile(conv, ONE), ONE)
+        opened: list[Any] = []
 
         def load(of: Model = general, opened: list[Any] = opened) -> Any:
             opened.append(target.load(target.compile(of, ONE), ONE))
@@ -110,6 +111,14 @@ def test_other_shapes_are_compared_when_the_first_of_them_comes(conv: Model) -> 
                     with pytest.raises(GateFailed, match="otherwise than the usual ones: output 'y'"):
                         session.run({"x": drawn(2, 3, 6, 6)})
             assert len(opened) == (1 if agrees else 2)
+
+
+def test_without_others_feeds_are_cut_to_the_usual_shapes(conv: Model) -> None:
+    options, feeds = Options(1, usual={"x": (1, 3, 8, 8)}), [{"x": drawn(2, 3, 8, 8, seed=i)} for i in range(2)]
+    both = edgerun.compile(conv, "openvino", options, feeds=feeds).check
+    ready = edgerun.compile(conv, "openvino", options, feeds=feeds, others=False).check
+    assert both is not None and set(both.shapes) == {"x[1, 3, 8, 8]", "x[2, 3, 8, 8]"}
+    assert ready is not None and ready.shapes == ("x[1, 3, 8, 8]",) and ready.runs == 4
 
 
 @pytest.mark.parametrize("usual", [{"z": (1, 3, 8, 8)}, {"x": (1, 2, 8, 8)}, {"x": (1, 3, 8)}])
