@@ -57,7 +57,7 @@ class Channels:
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a layer reads at some places, `[m, C · taps]` float32 for every batch, the taps of a channel in a row.
+    """What a layer reads at some places, `[m, C · taps]` floats for every batch, the taps of a channel in a row.
 
     They are kept as they were seen, x, and told as (x − offset)·factor, so that moving and scaling copies nothing.
     """
@@ -76,7 +76,7 @@ class Vectors:
 
     def of(self, batches: Sequence[np.ndarray]) -> np.ndarray:
         """Those of some of the `batches`, float32."""
-        told: np.ndarray = np.concatenate(batches)
+        told: np.ndarray = np.concatenate(batches, dtype=np.float32)
         told -= self._by_tap(self.offset, told.shape[1])
         told *= self._by_tap(self.factor, told.shape[1])
         return told
