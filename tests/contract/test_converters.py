@@ -222,7 +222,8 @@ def test_a_missing_framework_is_a_visible_line(name: str, converter: Converter, 
                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     path = tmp_path / "model"
     path.write_bytes(b"x")
-    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: find(name) if name.startswith("edgerun") else None)
     with pytest.raises(Unsupported) as refused:
         edgerun.convert(path, converter=name, output=tmp_path / "out.onnx")
     assert f"pip install 'edgerun[{converter.extra}]'" in str(refused.value)

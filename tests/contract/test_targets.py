@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +100,8 @@ def test_protocol(name: str) -> None:
 
 def test_a_missing_runtime_is_a_visible_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = registry.target(name, usable=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: find(name) if name.startswith("edgerun") else None)
     reason = target.available()
     assert reason is not None and "pip install" in reason and target.requires[0] in reason
     with pytest.raises(Unsupported, match="pip install"):

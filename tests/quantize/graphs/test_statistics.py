@@ -76,9 +76,10 @@ def test_tokens_have_their_channels_last(net: Any, weights: Any, request_for: An
 def test_vectors_are_some_of_the_values(net: Any, weights: Any, request_for: Any) -> None:
     """Tokens as they were seen, and as they are once channels were moved and scaled."""
     tokens = net(TOKENS, m=weights(0, 6, 4))
-    feeds = np.random.default_rng(4).standard_normal((4, 70, 6)).astype(np.float32)
+    feeds = np.random.default_rng(4).standard_normal((4, 70, 6)).astype(np.float16).astype(np.float32)
     vectors = watched(net, request_for, tokens, feeds, ["x"], first=4, x=Window(15, 4))["x"].vectors
-    (batch,) = vectors.batches
+    batch = vectors.of(vectors.batches)
+    assert len(vectors.batches) == 1 and vectors.batches[0].dtype == np.float16
     assert 50 <= len(batch) <= 70
     assert {row.tobytes() for row in batch} <= {row.tobytes() for row in feeds.reshape(-1, 6)}
     offsets, factors = np.array([1.0, -2.0, 0.0, 5.0, 1.0, 1.0]), np.array([2.0, 0.5, 1.0, 4.0, 1.0, 3.0])
@@ -91,24 +92,28 @@ def test_vectors_are_some_of_the_values(net: Any, weights: Any, request_for: Any
 def test_windows_are_what_a_kernel_sees(
     net: Any, weights: Any, request_for: Any, kernel: int, dilation: int, open_sizes: bool
 ) -> None:
-    """Every vector is a patch of the picture, [C, h, w] flat, no two are the same, and factors go by channel."""
+    """Every vector is a patch of the picture, [C, h, w] flat, no two are the same, and factors go by channel.
+
+    The pictures' values are float16's, in which vectors are kept.
+    """
     attribute = f"<dilations=[{dilation},{dilation}]>"
     sizes = "h,w" if open_sizes else "9,20"
     model = net(f"(float[n,4,{sizes}] x) => (float[n,5,p,q] y) {{ y = Conv{attribute}(x, w) }}",
                 w=weights(0, 5, 4, kernel, kernel))  # fmt: skip
-    feeds = np.random.default_rng(5).standard_normal((8, 4, 9, 20)).astype(np.float32)
+    feeds = np.random.default_rng(5).standard_normal((8, 4, 9, 20)).astype(np.float16).astype(np.float32)
     window = Window(10, 4, (kernel, kernel), (dilation, dilation))
     vectors = watched(net, request_for, model, feeds, ["x"], first=8, x=window)["x"].vectors
     reach = (kernel - 1) * dilation + 1
     patches = np.lib.stride_tricks.sliding_window_view(feeds, (reach, reach), axis=(2, 3))[..., ::dilation, ::dilation]
     known = {np.ascontiguousarray(patch).tobytes() for row in patches.transpose(0, 2, 3, 1, 4, 5) for column in row
              for patch in column}  # fmt: skip
-    taken = [row.tobytes() for batch in vectors.batches for row in batch]
+    told = vectors.of(vectors.batches)
+    taken = [row.tobytes() for row in told]
     assert len(vectors.batches) == 2 and len(taken) == 8 * 9
     assert set(taken) <= known and len(set(taken)) == len(taken)
     factors = np.array([2.0, 0.5, 1.0, 4.0])
     scaled = vectors.scaled(factors).of(vectors.batches)
-    np.testing.assert_allclose(scaled, np.concatenate(vectors.batches) * np.repeat(factors, kernel**2), rtol=1e-6)
+    np.testing.assert_allclose(scaled, told * np.repeat(factors, kernel**2), rtol=1e-6)
 
 
 def test_no_kernel_fits_a_smaller_picture(net: Any, weights: Any, request_for: Any) -> None:
@@ -132,3 +137,12 @@ def test_moved_and_varying_are_those_of_the_values(net: Any, weights: Any, reque
     np.testing.assert_array_equal(moved.sample, found.sample - offsets[found.owner].astype(np.float32))
     assert moved.lows.min() == pytest.approx(left.min(), abs=1e-5)
     np.testing.assert_allclose(found.varying.power, feeds.var(axis=(0, 2, 3)), rtol=0.7)
+
+
+@pytest.mark.parametrize("peak", [1e-3, 1e5])
+def test_vectors_beyond_half_precision_stay_as_they_are(net: Any, weights: Any, request_for: Any, peak: float) -> None:
+    model = net("(float[n,6] x) => (float[n,5] y) { y = MatMul(x, w) }", w=weights(0, 6, 5))
+    feeds = (np.random.default_rng(6).uniform(-peak, peak, (8, 6))).astype(np.float32)
+    vectors = watched(net, request_for, model, feeds, ["x"], first=8, x=Window(15, 4))["x"].vectors
+    kept = {row.tobytes() for batch in vectors.batches for row in batch}
+    assert kept and kept <= {row.tobytes() for row in feeds}
