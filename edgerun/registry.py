@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import importlib.util
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,7 +42,8 @@ def _is_own(kind: str, name: str) -> bool:
     """Whether `own` lists it: one is found without listing all, which costs more."""
     if name.startswith("_") or not name.isidentifier():
         return False
-    spec = importlib.util.find_spec(f"{KINDS[kind]}.{name}")
+    package = importlib.import_module(KINDS[kind])
+    spec = importlib.machinery.PathFinder.find_spec(f"{KINDS[kind]}.{name}", package.__path__)
     return spec is not None and spec.submodule_search_locations is None
 
 
