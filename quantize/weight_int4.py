@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun import external
 from edgerun.quantize import _spare, _weights, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
@@ -76,6 +75,8 @@ def stored(prepared: Prepared, request: Request, *, integer: bool) -> ir.Model:
 
     With `integer` their inputs are rounded to int8 while it runs, by blocks, as MatMulNBits does where it may.
     """
+    from edgerun import external
+
     original, model = prepared.original, prepared.original.clone()
     nodes = _products(model, request)
     rounded = {str(node.name): prepared.rounded[str(node.name)] for node in nodes}

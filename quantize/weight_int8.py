@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun import external
 from edgerun.quantize import _recurrent, _spare, _weights
 from edgerun.quantize.graphs import compressed, dynamic, edit
 from edgerun.quantize.graphs.compressed import Blocks
@@ -37,6 +36,8 @@ Rounded = Mapping[str, np.ndarray]  # codes by the name of the weight
 
 def apply(model: ir.Model, request: Request) -> ir.Model:
     """Store the weights of matrix products, convolutions, recurrent layers and tables as int8."""
+    from edgerun import external
+
     original = _weights.begin(model, request)
     large = external.weight_bytes(original) > external.ABOVE
     nodes = _weights.chosen([node for node in model.graph.all_nodes() if _size(node) >= LEAST], request, WHAT)
