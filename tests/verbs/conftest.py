@@ -81,3 +81,13 @@ def place(tmp_path: Path) -> Place:
     np.savez(tmp_path / "d.npz", x=X, labels=labels)
     a, b = save_linear(tmp_path / "a.onnx"), save_linear(tmp_path / "b.onnx", w_b)
     return Place(tmp_path, a, b, tmp_path / "d.npz", W, w_b, X, labels)
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is over 500 kB counts as large: one layer has 410 kB."""
+    from edgerun import external
+    from edgerun.verbs import compare as comparing
+
+    monkeypatch.setattr(external, "ABOVE", 500_000)
+    monkeypatch.setattr(comparing, "LARGE", 500_000)
