@@ -116,7 +116,7 @@ class Stream:
         """What is lost of each sample with grids over `spans` and every layer moved by its shift, `skip` samples on."""
         found: list[Totals] = []
         for truth, out in self._outputs(spans, shifts, 0.0, samples, stage, skip):
-            found += _by_sample(truth, out)
+            found += by_sample(truth, out)
         return found
 
     def judged(self, spans: Intervals, samples: int, stage: str) -> list[Totals]:
@@ -189,14 +189,14 @@ def _tried(
     for name, scores in in_lanes(lambda n: stream.judged(spans[n], few, f"trying {n}"), first, request.lanes):
         tried[name] = scores
     # Who loses by a range that is a tenth shorter wins nothing by one that is two.
-    if _gain(tried["minmax"], tried["shrink90"])[0] > -CLEAR:
+    if gained(tried["minmax"], tried["shrink90"])[0] > -CLEAR:
         tried["shrink80"] = stream.judged(spans["shrink80"], few, "trying shrink80")
     request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
-    left = [name for name in SEARCH[1:] if name in tried and _gain(tried["minmax"], tried[name])[0] > -CLEAR]
+    left = [name for name in SEARCH[1:] if name in tried and gained(tried["minmax"], tried[name])[0] > -CLEAR]
     if not left:
         return "minmax", spans["minmax"]
     again = {name: stream.judged(spans[name], samples, f"trying {name}") for name in ("minmax", *left)}
-    gains = {name: _gain(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
+    gains = {name: gained(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
     request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
     # What is not surely better is taken for chance: extremes clip nothing of what was seen.
     sure = {name: gain for name, (gain, surely) in gains.items() if surely > 0}
@@ -219,13 +219,13 @@ def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
                 break
             found, reached, changed[group] = trial, db, factor
     before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
-    gain, surely = _gain(before, after, ERROR)
+    gain, surely = gained(before, after, ERROR)
     request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),
                                 "gain, surely (dB)": [round(gain, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
     return found if surely > 0 else spans
 
 
-def _by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
+def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
     """The Difference of every sample's outputs; of the whole batch where an output has no row for each."""
     rows = truth.rows if all(np.shape(array)[:1] == (truth.rows,) for array in truth.outputs.values()) else 1
     for part in range(rows):
@@ -243,7 +243,7 @@ def _scores(array: np.ndarray, outputs: list[str]) -> list[Totals]:
     return [dict(zip(outputs, (Difference(*sums) for sums in sample.tolist()), strict=True)) for sample in array]
 
 
-def _gain(before: list[Totals], after: list[Totals], error: float = 0.5) -> tuple[float, float]:
+def gained(before: list[Totals], after: list[Totals], error: float = 0.5) -> tuple[float, float]:
     """How many dB nearer to float a sample is on average, and surely."""
     first, second = (np.clip([decibels(total) for total in scores], -120, 120) for scores in (before, after))
     return paired.gain(first, second, error)
