@@ -19,7 +19,7 @@ from edgerun.quantize import _evened, _observation, _precision, _rounding, fold,
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._precision import Cheap, Placed, Stored
-from edgerun.quantize._ranges import ERROR, Begun, Stream, Totals, by_sample, choose, gained, sqnr
+from edgerun.quantize._ranges import Begun, Stream, Totals, by_sample, choose, gained, sqnr
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
     correction,
@@ -156,7 +156,7 @@ def _written(
     biased = {} if request.rules.float_bias else made.stored
     plain, moved = (_quantized(made.model, made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
     without, corrected = (_scores(model, truths, request) for model in (plain, moved))
-    pays = gained(corrected, without, ERROR)[1] <= 0  # a few samples say little: out only where it is surely worse
+    pays = gained(without, corrected)[0] > 0  # each sample counts alike: in a sum the loudest one decides
     request.found |= {"bias correction": pays, REACHED: round(sqnr(corrected if pays else without), 2)}
     request.found |= {"integer nodes": len(made.plan.compute), "quantized activations": len(made.plan.points)}
     result = moved if pays else plain
