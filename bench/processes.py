@@ -44,8 +44,10 @@ def measured(command: Sequence[str], cwd: Path, environment: Mapping[str, str] |
     """Run `command` to its end. Raises EdgerunError with the end of its stderr when it fails.
 
     The peak is the larger of two: the kernel's exact resident set of the largest single process, and the largest sum
-    over the process and its children (proportional set sizes: shared pages count once) seen every 50 ms.
+    over the process and its children (proportional set sizes: shared pages count once) seen every 50 ms. Python may
+    write bytecode, as it does where a package is installed: the peers' is.
     """
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with (
         tempfile.TemporaryFile("w+") as out,
         tempfile.TemporaryFile("w+") as err,
@@ -54,7 +56,7 @@ def measured(command: Sequence[str], cwd: Path, environment: Mapping[str, str] |
         begun = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, "-ISc", _BETWEEN, peak.name, *command],
-            cwd=cwd, env={**os.environ, **(environment or {})}, stdout=out, stderr=err,
+            cwd=cwd, env={**own, **(environment or {})}, stdout=out, stderr=err,
         )  # fmt: skip
         watch = _Watch(process.pid)
         process.wait()
