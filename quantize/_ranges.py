@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -229,7 +229,7 @@ def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
     """The Difference of every sample's outputs; of the whole batch where an output has no row for each."""
     rows = truth.rows if all(np.shape(array)[:1] == (truth.rows,) for array in truth.outputs.values()) else 1
     for part in range(rows):
-        own = slice(None) if rows == 1 else slice(part, part + 1)
+        own: Any = ... if rows == 1 else slice(part, part + 1)
         yield {name: Difference.of(array[own], out[name][own]) for name, array in truth.outputs.items()}
 
 
