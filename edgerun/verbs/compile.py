@@ -70,7 +70,7 @@ def compile(
                 device=device,
                 force=force,
                 others=others,
-            ),  # fmt: skip
+            ),
         )
     found, options = registry.target(target), options or Options()
     if output is not None:

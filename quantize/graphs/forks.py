@@ -26,12 +26,17 @@ def hold(graph: ir.Graph) -> None:
         result = node.outputs[0]
         if len(list(result.uses())) + result.is_graph_output() < 2 or _any(node):
             continue
-        weight = node.inputs[1].producer()  # type: ignore[union-attr]
-        channels = len(constant(weight.inputs[0]))  # type: ignore[union-attr, arg-type]
-        bias = initializer(graph, f"{node.name}/held", np.full(channels, TINY))
+        bias = initializer(graph, f"{node.name}/held", np.full(_channels(node), TINY))
         if len(node.inputs) < 3:
             node.resize_inputs(3)
         node.replace_input_with(2, bias)
+
+
+def _channels(node: ir.Node) -> int:
+    pair = node.inputs[1].producer() if node.inputs[1] is not None else None
+    stored = constant(pair.inputs[0]) if pair is not None else None
+    assert stored is not None
+    return len(stored)
 
 
 def _dequantized(value: ir.Value | None) -> bool:
