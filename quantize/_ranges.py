@@ -157,8 +157,19 @@ class Stream:
 
 def looked_at(seen: Mapping[str, Activation], stream: Stream, request: Request) -> int:
     """The samples on which the search judges: more of a model with few activations; none where nothing is searched."""
-    light = sum(activation.size for activation in seen.values()) < LIGHT * stream.samples
-    return request.effort.first // 2 if light and request.effort.search else request.effort.search
+    light = request.effort.search and is_light(seen, stream.samples)
+    return request.effort.first // 2 if light else request.effort.search
+
+
+def checked(seen: Mapping[str, Activation], truths: list[Truth], request: Request) -> int:
+    """The samples on which the finished model is judged: of a model with few activations, all whose truth is known."""
+    light = is_light(seen, sum(truth.rows for truth in truths))
+    return request.effort.first if light else request.effort.check
+
+
+def is_light(seen: Mapping[str, Activation], samples: int) -> bool:
+    """Whether all activations of one sample, seen on `samples`, are few enough for many runs."""
+    return sum(activation.size for activation in seen.values()) < LIGHT * samples
 
 
 def few_of(samples: int) -> int:

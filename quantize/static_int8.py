@@ -19,7 +19,7 @@ from edgerun.quantize import _evened, _observation, _precision, _rounding, fold,
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._precision import Cheap, Placed, Stored
-from edgerun.quantize._ranges import Begun, Stream, Totals, by_sample, choose, gained, sqnr
+from edgerun.quantize._ranges import Begun, Stream, Totals, by_sample, checked, choose, gained, sqnr
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
     correction,
@@ -126,7 +126,7 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
         made = cheap.spared(made, judge, request)
         with _streaming(made, truths, request, begun) as stream:
             settled = _settled(made.plan, seen, stream, request)
-    return _written(made, *settled, truths, request)
+    return _written(made, *settled, truths, checked(seen, truths, request), request)
 
 
 @contextmanager
@@ -150,12 +150,17 @@ def _settled(
 
 
 def _written(
-    made: Placed, grids: dict[str, Grid], shifts: dict[str, np.ndarray], truths: list[Truth], request: Request
+    made: Placed,
+    grids: dict[str, Grid],
+    shifts: dict[str, np.ndarray],
+    truths: list[Truth],
+    samples: int,
+    request: Request,
 ) -> ir.Model:
-    """The Q/DQ model, with the biases moved or not, as is nearer to the float one."""
+    """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`."""
     biased = {} if request.rules.float_bias else made.stored
     plain, moved = (_quantized(made.model, made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
-    without, corrected = (_scores(model, truths, request) for model in (plain, moved))
+    without, corrected = (_scores(model, truths, samples, request) for model in (plain, moved))
     pays = gained(without, corrected)[0] > 0  # each sample counts alike: in a sum the loudest one decides
     request.found |= {"bias correction": pays, REACHED: round(sqnr(corrected if pays else without), 2)}
     request.found |= {"integer nodes": len(made.plan.compute), "quantized activations": len(made.plan.points)}
@@ -253,14 +258,14 @@ def _quantized(
 
 def reached_db(quantized: ir.Model, truths: list[Truth], request: Request) -> float:
     """SQNR (dB) of a finished model against the float one, on calibration data."""
-    return sqnr(_scores(quantized, truths, request))
+    return sqnr(_scores(quantized, truths, request.effort.check, request))
 
 
-def _scores(quantized: ir.Model, truths: list[Truth], request: Request) -> list[Totals]:
+def _scores(quantized: ir.Model, truths: list[Truth], samples: int, request: Request) -> list[Totals]:
     """What is lost of each sample of the check."""
     found: list[Totals] = []
     with request.open(quantized, lanes=request.lanes) as session:
-        pairs = zip(batches(request, request.effort.check, "check"), truths, strict=False)
+        pairs = zip(batches(request, samples, "check"), truths, strict=False)
         for (_, truth), out in in_lanes(lambda pair: session.run(pair[0]), pairs, request.lanes):
             found += by_sample(truth, out)
     return found
