@@ -25,22 +25,22 @@ def merged(proto: onnx.ModelProto) -> onnx.ModelProto:
     import onnx_ir as ir
 
     model = ir.from_proto(proto)
-    merge(model, _known(proto))
+    merge(model, known(type(proto).FromString(proto.SerializeToString())))
     return ir.to_proto(model)
 
 
-def merge(model: ir.Model, known: Known) -> None:
-    """As `merged`, in place; rules that need sizes find them in `known`, and do nothing where it does not say."""
+def merge(model: ir.Model, told: Known) -> None:
+    """As `merged`, in place; rules that need sizes find them in what is `told`, and do nothing without."""
     import onnx_ir.passes.common as common
 
-    while any([_merge(node, known) for node in list(model.graph)]):
+    while any([_merge(node, told) for node in list(model.graph)]):
         common.RemoveUnusedNodesPass()(model)
 
 
-def _known(proto: onnx.ModelProto) -> Known:
+def known(bare: onnx.ModelProto) -> Known:
+    """Element types and sizes of a graph's values, inferred from its inputs alone; `bare` is consumed."""
     import onnx
 
-    bare = onnx.ModelProto.FromString(proto.SerializeToString())
     del bare.graph.value_info[:]
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -88,8 +88,10 @@ def _dropped(node: ir.Node, x: ir.Value) -> bool:
 def _reshape(node: ir.Node, known: Known) -> bool:
     """Reshape(view(x), sizes) is Reshape(x, sizes); of one axis to one axis it is x."""
     x, sizes = node.inputs[0], constant(node.inputs[1])
-    if x is None or sizes is None:
+    if x is None:
         return False
+    if sizes is None:
+        return _softmax(node, known)
     have, wanted = _sizes(x, known), sizes.ravel().tolist()
     if wanted == [-1] and have is not None and len(have) == 1:
         return _dropped(node, x)
@@ -103,6 +105,24 @@ def _reshape(node: ir.Node, known: Known) -> bool:
     if wanted != sizes.ravel().tolist():
         node.replace_input_with(1, initializer(node, np.array(wanted, np.int64)))
     node.replace_input_with(0, view.inputs[0])
+    return True
+
+
+def _softmax(node: ir.Node, known: Known) -> bool:
+    """Reshape(Softmax(Flatten(x)), Shape(x)), as older opsets are brought up, is Softmax(x) along the last axis."""
+    import onnx_ir as ir
+
+    inner = node.inputs[0].producer() if node.inputs[0] is not None else None
+    flat = inner.inputs[0].producer() if inner is not None and inner.inputs[:1] and inner.inputs[0] else None
+    shape = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if inner is None or flat is None or shape is None or flat.op_type != "Flatten" or shape.op_type != "Shape":
+        return False
+    x, have = flat.inputs[0], _sizes(flat.inputs[0], known)
+    last = inner.op_type in ("Softmax", "LogSoftmax") and inner.attributes.get_int("axis", -1) in (-1, 1)
+    whole = shape.inputs[0] is x and not {"start", "end"} & set(shape.attributes)
+    if not last or not whole or have is None or flat.attributes.get_int("axis", 1) not in (-1, len(have) - 1):
+        return False
+    instead(node, ir.node(inner.op_type, [x], {"axis": -1}, name=node.name))
     return True
 
 

@@ -61,7 +61,7 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     clean = ir.to_proto(graph)
     if proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
         clean = _normalize.infer_shapes(clean)
-    return Conversion(Model.from_proto(clean), run, taps=[_ort.inside(given)])
+    return Conversion(Model.from_proto(clean), run, taps=[_ort.inside(given)], foreign=given)
 
 
 def _checked(path: Path) -> None:

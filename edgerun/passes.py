@@ -30,10 +30,9 @@ class Conversion:
     """A converter's result: the model, and the source as two functions to compare with.
 
     `run` computes in the source's own precision, `run64` in float64 (None where the source cannot). `feeds` are what to
-    compare on where random feeds would not reach what the source has learnt, and `data` says what they are.
-    `taps` find the first node that differs when the comparison fails, tried in order; `told` are JSON values on how it
-    was converted, for the history. `parts` are the whole model in pieces, where the source computes on codes: then
-    these are judged, and not the outputs.
+    compare on where random ones would not reach what the source has learnt, and `data` says what they are. `taps` find
+    the first node that differs; `told` are JSON values on how it was converted. `parts` are the model in pieces, where
+    the source computes on codes: then these are judged. `foreign` is the path or proto of the graph that `run` runs.
     """
 
     model: Model
@@ -44,6 +43,7 @@ class Conversion:
     taps: Sequence[Taps] = ()
     told: Mapping[str, Any] = field(default_factory=dict)
     parts: Iterable[Part] | None = None
+    foreign: Any = None
 
 
 class Converter(Protocol):

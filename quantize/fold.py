@@ -18,24 +18,17 @@ scheme = ""
 
 # A folded constant may be this much larger than what it was computed from before it is left alone (bytes).
 GROWTH_CAP = 1 << 20
+_FILLED = 1024  # elements of a ConstantOfShape that are written out: more are a node's work to make
+_WORK = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Loop", "Scan", "Resize")
+_WORKED = 1 << 20  # elements that one of these may read: arithmetic on weights belongs to the runtime
 
 
 def apply(model: ir.Model, request: Request | None = None) -> ir.Model:
     """Return `model` with everything constant folded; values agree with the input's to float rounding."""
     import onnx_ir.passes.common as common
-    from onnxscript.optimizer import fold_constants
 
-    common.InlinePass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.RemoveInitializersFromInputsPass()(model)
-    fold_constants(model, onnx_shape_inference=True, input_size_limit=1 << 62, output_size_limit=GROWTH_CAP)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.IdentityEliminationPass()(model)
-    infer_shapes(model)
-    affine.fold_back(model.graph)
-    infer_shapes(model)
-    affine.fold_on(model.graph)
-    join_matmul_bias(model.graph)
+    constants(model)
+    maps(model)
     gates.join(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
@@ -43,6 +36,48 @@ def apply(model: ir.Model, request: Request | None = None) -> ir.Model:
     common.TopologicalSortPass()(model)
     infer_shapes(model)
     return model
+
+
+def constants(model: ir.Model) -> None:
+    """Compute what is constant, in branches and loops too; a branch that is always taken takes its node's place."""
+    import onnx_ir.passes.common as common
+    from onnxscript.optimizer import fold_constants
+
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveInitializersFromInputsPass()(model)
+    # The pass keeps quantizers as they are, and what draws random numbers.
+    fold_constants(
+        model, onnx_shape_inference=True, input_size_limit=1 << 62, output_size_limit=GROWTH_CAP, should_fold=_folds
+    )
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    if not has_branches(model):  # a branch may return a value of the graph around it only through an Identity
+        common.IdentityEliminationPass()(model)
+
+
+def maps(model: ir.Model) -> None:
+    """Put per-channel maps into the layers next to them, and a row that is added to a product into a Gemm."""
+    infer_shapes(model)
+    affine.fold_back(model.graph)
+    infer_shapes(model)
+    affine.fold_on(model.graph)
+    join_matmul_bias(model.graph)
+
+
+def has_branches(model: ir.Model) -> bool:
+    """Whether there are graphs in the graph: branches, or the bodies of loops."""
+    return any(node.graph is not model.graph for node in model.graph.all_nodes())
+
+
+def _folds(node: ir.Node) -> bool | None:
+    """False for what is left to the runtime, True for a small tensor of one number; None: as the pass has it."""
+    if node.op_type == "ConstantOfShape" and node.domain == "":
+        sizes = constant(node.inputs[0])
+        return True if sizes is not None and 0 <= sizes.astype(float).prod() <= _FILLED else None
+    if node.op_type in _WORK and any(v is not None and v.const_value is not None and v.const_value.size > _WORKED
+                                     for v in node.inputs):  # fmt: skip
+        return False
+    return None
 
 
 def join_matmul_bias(graph: ir.Graph) -> int:

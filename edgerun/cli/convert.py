@@ -83,13 +83,14 @@ if TYPE_CHECKING:
     help="Where PyTorch cannot export the model: write the smallest part that fails, as a program.",
 )
 @click.option("--signature", metavar="NAME", help="Which one to convert, of a SavedModel or TFLite file with several.")
+@click.option("--as-is", is_flag=True, help="Leave the graph of an ONNX file as it came: not simplified.")
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
 def command(
     source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str | None,
     device: str | None, opset: int | None, trust: bool, preprocessing: Path | None, fold: bool, data: str | None,
     timeout: float, loop_timeout: float, memory_cap: float, reproduction: Path | None, signature: str | None,
-    force: bool, as_json: bool,
+    as_is: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring a trained model in: PyTorch, Keras, TensorFlow, TFLite, scikit-learn or ONNX to checked ONNX.
 
@@ -105,7 +106,7 @@ def command(
         model = convert(
             source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, device=device,
             opset=opset, trust=trust, preprocessing=preprocessing, fold_preprocessing=fold, force=force,
-            reproduction=reproduction, signature=signature, data=data,
+            reproduction=reproduction, signature=signature, as_is=as_is, data=data,
             limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout, loop_seconds=loop_timeout),
         )  # fmt: skip
     finally:

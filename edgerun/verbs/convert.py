@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import tempfile
@@ -23,11 +22,10 @@ from edgerun.parity import Parity
 from edgerun.passes import Choosing, Trusting
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
-from edgerun.verbs import devices, proving
+from edgerun.verbs import devices, proving, source_files
 from edgerun.verbs.folding import folded
 
 __all__ = ["Parity", "convert"]
-BESIDE = 1 << 28  # bytes of weights beyond which they are written without a copy of them in memory
 log = logging.getLogger("edgerun")
 LARGE = 1 << 30  # bytes of a source from which on its files are mapped, and what is made of it is renamed
 
@@ -48,6 +46,7 @@ def convert(
     force: bool = False,
     reproduction: str | Path | None = None,
     signature: str | None = None,
+    as_is: bool = False,
     data: Any = None,
     limits: sandbox.Limits | None = None,
 ) -> Model:
@@ -63,6 +62,7 @@ def convert(
     `trust` lets a file that is a program (a pickle) run its code, in the limited child, with the rights of this
     user. `data`, of any kind that `edgerun.data.open_data` takes (for a file: a path, `module:callable` or a mapping
     of arrays), is compared on beside random inputs. The figures are in the history: `Parity.of(model)`.
+    `as_is` leaves the graph of an ONNX file as it came, where it would be simplified (`edgerun.verbs.simplifying`).
     `preprocessing` is the contract that the model keeps (or a file that `edgerun.contracts` reads), else what the
     source tells of it; `fold_preprocessing` moves its arithmetic into the graph (`edgerun.verbs.folding`).
     Over 1.8 GB of weights stay in the file that is written, mapped: such a model needs an `output`.
@@ -81,7 +81,7 @@ def convert(
     _refuse_needless(name, source, trust, signature)
     asked = {"name": name, "inputs": [str(spec).removeprefix(":") for spec in specs], "factory": factory,
              "opset": wanted, "trust": trust, "contract": _contract(preprocessing), "fold": fold_preprocessing,
-             "signature": signature}  # fmt: skip
+             "signature": signature, "as_is": as_is}  # fmt: skip
     with _room(source, output) as folder:
         log.info("converters/%s reads %s", name, source if _is_file(source) else type(source).__name__)
         model = _made(source, Path(folder), asked, data, reproduction, limits or sandbox.Limits())
@@ -102,7 +102,7 @@ def _made(
     try:
         if _is_file(source):
             whole = {"source": str(Path(source).resolve()), "folder": str(folder), **asked, "data": _kept(data, folder)}
-            within = replace(limits, mapped=_stored(Path(source)) if _is_large(source) else 0)
+            within = replace(limits, mapped=source_files.stored(Path(source)) if _is_large(source) else 0)
             sandbox.call("edgerun.verbs.convert:convert_here", whole, folder, within)
         else:
             convert_here(source, str(folder), **asked, data=data)
@@ -119,7 +119,7 @@ def _is_file(source: Any) -> bool:
 
 
 def _is_large(source: Any) -> bool:
-    return _is_file(source) and sum(part.stat().st_size for part in _parts(Path(source))) > LARGE
+    return _is_file(source) and sum(part.stat().st_size for part in source_files.parts(Path(source))) > LARGE
 
 
 def _room(source: Any, output: str | Path | None) -> tempfile.TemporaryDirectory[str]:
@@ -143,19 +143,6 @@ def _kept(data: Any, folder: Path) -> str | None:
                        wanted="a path, module:callable or a mapping of arrays")  # fmt: skip
 
 
-def _parts(source: Path) -> list[Path]:
-    """The files of a source in name order: those in a folder, or the file and those beside an ONNX model."""
-    if source.is_dir():
-        return sorted(part for part in source.rglob("*") if part.is_file())
-    return [source, *(guard.beside(source) if source.suffix.lower() == ".onnx" else ())]
-
-
-def _stored(source: Path) -> int:
-    """The bytes that a source takes on the disk: a hole, which anyone can make of any size, lifts no cap."""
-    found = [part.stat() for part in _parts(source)]
-    return sum(min(status.st_size, 512 * getattr(status, "st_blocks", 0)) for status in found)
-
-
 def _moved(made: Path, output: str | Path | None) -> Model:
     from edgerun import pair
 
@@ -168,9 +155,11 @@ def _moved(made: Path, output: str | Path | None) -> Model:
 def convert_here(
     source: Any, folder: str, name: str, inputs: list[str], factory: str | None, opset: int, trust: bool = False,
     contract: Mapping[str, Any] | None = None, fold: bool = False, signature: str | None = None,
-    data: Any = None,
+    as_is: bool = False, data: Any = None,
 ) -> None:  # fmt: skip
     """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
+    from edgerun.verbs import simplifying  # a device has no onnx
+
     specs, converter = [TensorSpec.parse(text) for text in inputs], registry.converter(name)
     reads = converter.convert_trusted if trust and isinstance(converter, Trusting) else converter.convert
     if signature is not None and isinstance(converter, Choosing):
@@ -182,12 +171,18 @@ def convert_here(
             (Path(folder) / "reproduction.py").write_text(error.reproduction)
         raise
     path = Path(folder) / "model.onnx"
+    if as_is and found.foreign is None:
+        raise EdgerunError("only an ONNX file's graph can stay as it is", got=name, do="leave --as-is out")
     if "classes" not in found.model.ir.metadata_props and (classes := contracts.class_names(found.model)):
         found.model.ir.metadata_props["classes"] = json.dumps(classes)
-    found.model.save(path, beside=BESIDE)
-    if found.model.is_large():  # from here on the file's, mapped: what the converter made need not stay in memory
-        found = replace(found, model=Model.load(path))
-    made = proving.proven(found, path, data, contract)
+    found, made = (
+        simplifying.proven(found, path, data, contract) if found.foreign is not None and not as_is else (found, None)
+    )
+    if made is None:
+        found.model.save(path, beside=simplifying.BESIDE)
+        if found.model.is_large():  # from here on the file's, mapped: what the converter made need not stay in memory
+            found = replace(found, model=Model.load(path))
+        made = proving.proven(found, path, data, contract)
     model, told = found.model, found.told
     del found  # the source's weights are free to go
     options: Mapping[str, Any] = {
@@ -199,13 +194,13 @@ def convert_here(
         **{key: compared.to_json() for key, compared in made.items()},
         **told,
     }
-    before = _digest(Path(source)) if isinstance(source, str) else ""
+    before = source_files.digest(Path(source)) if isinstance(source, str) else ""
     step = Step(f"converters/{name}", __version__, options, before, model.digest())
     result = _with_contract(model.with_step(step), contract)
     if fold:
         log.info("moving the preprocessing into the graph, and comparing on pictures")
         result = folded(result)
-    result.save(path, beside=BESIDE)
+    result.save(path, beside=simplifying.BESIDE)
 
 
 def _with_contract(model: Model, contract: Mapping[str, Any] | None) -> Model:
@@ -276,17 +271,3 @@ def _recognised(source: Any) -> str:
     known = "\n    ".join(f"{name}: {registry.converter(name).summary}" for name in registry.names("converter"))
     raise EdgerunError("no converter recognises the source", got=source, wanted=f"one of\n    {known}",
                        do="name the converter with --from, if the file's name misleads")  # fmt: skip
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file; of a folder or a file with data beside it, over the names and digests of all its files."""
-    parts, top = _parts(path), path if path.is_dir() else path.resolve().parent
-    if path.is_dir() or len(parts) > 1:
-        lines = "".join(f"{part.resolve().relative_to(top.resolve()).as_posix()} {_hashed(part)}\n" for part in parts)
-        return hashlib.sha256(lines.encode()).hexdigest()
-    return _hashed(path)
-
-
-def _hashed(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,138 @@
+"""A foreign graph in fewer nodes: constants computed, maps inside their layers, what repeats written once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgerun import external
+from edgerun.converters import _merges, _normalize, _ort
+from edgerun.errors import GateFailed
+from edgerun.model import Model
+from edgerun.parity import Parity
+from edgerun.passes import Conversion
+from edgerun.quantize import fold
+from edgerun.runtime import TensorSpec
+from edgerun.verbs import proving
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+log = logging.getLogger("edgerun")
+BESIDE = 1 << 28  # bytes of weights beyond which they are written without a copy of them in memory
+_SATURATING = ("Sigmoid", "Softmax", "HardSigmoid", "Tanh")
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+
+
+def proven(
+    found: Conversion, path: Path, data: Any, contract: Mapping[str, Any] | None
+) -> tuple[Conversion, dict[str, Parity] | None]:
+    """What was found in fewer nodes, proven, in `path`; as it was, and None, where it is not.
+
+    Where outputs cannot prove it, because they saturate, what stands before their last Sigmoid or Softmax may.
+    """
+    model = simplified(found.model)
+    if model is found.model:
+        return found, None
+    before, after = count(found.model), count(model)
+    log.info("simplified: %d nodes of %d", after, before)
+    told = {**found.told, "nodes": {"before": before, "after": after}}
+    model.save(path, beside=BESIDE)
+    made = replace(found, model=model, told=told, taps=())
+    try:
+        return made, proving.proven(made, path, data, contract)
+    except GateFailed as error:
+        reason = f"{error.what}: {error.got}"
+    if (parts := bared_both(made)) is not None:
+        bared, ends = parts
+        log.info("comparing what stands before %s", ", ".join(f"{op} of {name}" for name, op in ends.items()))
+        try:
+            bared.model.save(path.with_name("bared.onnx"))
+            proofs = proving.proven(bared, path.with_name("bared.onnx"), data, contract)
+            return replace(made, told={**told, "compared before": ends}), proofs
+        except GateFailed as error:
+            reason = f"{error.what}: {error.got}"
+    log.info("the simplified graph is not proven, so that the graph stays as it came: %s", reason)
+    return found, None
+
+
+def simplified(model: Model) -> Model:
+    """`model` with constant subgraphs computed (none grows by more than a mebibyte), BatchNormalization, Mul and Add
+    per channel inside the layers next to them, Reshapes, Concats and Slices in a row joined, nothing computed twice.
+
+    Values agree to float rounding. A quantized model stays as it is, and so do one with another domain's operators and
+    one over 1.8 GB. Sizes are inferred from the inputs alone: what a file says of the values between is no proof.
+    """
+    if model.is_large() or not _plain(model.ir):
+        return model
+    import onnx
+    import onnx_ir.passes.common as common
+
+    graph = model.clone()
+    _forget(graph)
+    fold.constants(graph)
+    fold.maps(graph)
+    common.RemoveUnusedNodesPass()(graph)
+    common.CommonSubexpressionEliminationPass()(graph)
+    _merges.merge(graph, _merges.known(onnx.ModelProto.FromString(external.split(graph)[0])))
+    made = Model.of(_normalize.inferred(_normalize.normalize(graph)))
+    same = made.inputs == model.inputs and list(map(_told, made.outputs)) == list(map(_told, model.outputs))
+    return made if same and count(made) <= count(model) else model
+
+
+def bared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """The model whose outputs are what stands before a last Sigmoid or Softmax, under their names; and these operators.
+
+    Where all outputs come near 0 or 1, as a detector's do on noise, rounding is all that they show.
+    """
+    import onnx
+
+    made, found = onnx.ModelProto.FromString(proto.SerializeToString()), dict[str, str]()
+    outputs = {value.name for value in made.graph.output}
+    for node in made.graph.node:
+        if node.op_type in _SATURATING and node.domain in ("", "ai.onnx") and node.output[0] in outputs:
+            found[node.output[0]] = node.op_type
+            node.op_type = "Identity"
+            del node.attribute[:]
+    return made, found
+
+
+def bared_both(found: Conversion) -> tuple[Conversion, dict[str, str]] | None:
+    """The model and its source `bared`, to be compared, and where; None where they do not end alike, or in neither."""
+    source = external.read(found.foreign) if isinstance(found.foreign, Path) else found.foreign
+    assert source is not None
+    (left, ends), (right, same) = bared(source), bared(found.model.to_proto())
+    if not ends or ends != same:
+        return None
+    return replace(found, model=Model.from_proto(right), run=_ort.runner(left)), ends
+
+
+def _told(output: TensorSpec) -> tuple[str, str, int]:
+    """What inference may not change of an output: it may come to know more of its sizes."""
+    return output.name, output.dtype, len(output.shape)
+
+
+def count(model: Model) -> int:
+    """How many nodes there are, those of branches and loops included."""
+    return sum(1 for _ in model.ir.graph.all_nodes())
+
+
+def _plain(model: ir.Model) -> bool:
+    """Whether all operators are the standard's, and compute in float."""
+    kinds = {(node.domain, node.op_type) for node in model.graph.all_nodes()}
+    return not any(
+        domain not in ("", "ai.onnx") or op in _QUANTIZED or op.startswith("QLinear") or op.endswith("Integer")
+        for domain, op in kinds
+    )
+
+
+def _forget(model: ir.Model) -> None:
+    """Take away what the file says of the sizes of values between inputs and outputs."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None
