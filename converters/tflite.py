@@ -217,7 +217,9 @@ def _unlike(taken: set[str], names: Sequence[str]) -> list[str]:
 
 def _clean(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     import onnx_ir as ir
+    import onnx_ir.passes.common as common
 
     proto.ir_version = _normalize.ir_version(opset)
     graph = _normalize.normalize(ir.from_proto(proto))
+    common.CommonSubexpressionEliminationPass()(graph)
     return _normalize.infer_shapes(ir.to_proto(graph))

@@ -175,9 +175,7 @@ def convert_here(
         raise EdgerunError("only an ONNX file's graph can stay as it is", got=name, do="leave --as-is out")
     if "classes" not in found.model.ir.metadata_props and (classes := contracts.class_names(found.model)):
         found.model.ir.metadata_props["classes"] = json.dumps(classes)
-    found, made = (
-        simplifying.proven(found, path, data, contract) if found.foreign is not None and not as_is else (found, None)
-    )
+    found, made = (found, None) if as_is else simplifying.proven(found, path, data, contract)
     if made is None:
         found.model.save(path, beside=simplifying.BESIDE)
         if found.model.is_large():  # from here on the file's, mapped: what the converter made need not stay in memory

@@ -33,9 +33,11 @@ def proven(
 ) -> tuple[Conversion, dict[str, Parity] | None]:
     """What was found in fewer nodes, proven, in `path`; as it was, and None, where it is not.
 
-    Where outputs cannot prove it, because they saturate, what stands before their last Sigmoid or Softmax may.
+    That is for the graphs of others, and those with branches, into which exporters do not look. Where outputs cannot
+    prove it, because they saturate, what stands before their last Sigmoid or Softmax may.
     """
-    model = simplified(found.model)
+    meant = found.foreign is not None or fold.has_branches(found.model.ir)
+    model = simplified(found.model) if meant else found.model
     if model is found.model:
         return found, None
     before, after = count(found.model), count(model)
@@ -47,7 +49,7 @@ def proven(
         return made, proving.proven(made, path, data, contract)
     except GateFailed as error:
         reason = f"{error.what}: {error.got}"
-    if (parts := bared_both(made)) is not None:
+    if found.foreign is not None and (parts := bared_both(made)) is not None:
         bared, ends = parts
         log.info("comparing what stands before %s", ", ".join(f"{op} of {name}" for name, op in ends.items()))
         try:
@@ -79,7 +81,9 @@ def simplified(model: Model) -> Model:
     common.RemoveUnusedNodesPass()(graph)
     common.CommonSubexpressionEliminationPass()(graph)
     _merges.merge(graph, _merges.known(onnx.ModelProto.FromString(external.split(graph)[0])))
-    made = Model.of(_normalize.inferred(_normalize.normalize(graph)))
+    graph = _normalize.inferred(_normalize.normalize(graph))
+    _sink(graph)
+    made = Model.of(graph)
     same = made.inputs == model.inputs and list(map(_told, made.outputs)) == list(map(_told, model.outputs))
     return made if same and count(made) <= count(model) else model
 
@@ -104,7 +108,6 @@ def bared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
 def bared_both(found: Conversion) -> tuple[Conversion, dict[str, str]] | None:
     """The model and its source `bared`, to be compared, and where; None where they do not end alike, or in neither."""
     source = external.read(found.foreign) if isinstance(found.foreign, Path) else found.foreign
-    assert source is not None
     (left, ends), (right, same) = bared(source), bared(found.model.to_proto())
     if not ends or ends != same:
         return None
@@ -128,6 +131,16 @@ def _plain(model: ir.Model) -> bool:
         domain not in ("", "ai.onnx") or op in _QUANTIZED or op.startswith("QLinear") or op.endswith("Integer")
         for domain, op in kinds
     )
+
+
+def _sink(model: ir.Model) -> None:
+    """Give a weight that one branch alone reads to that branch: ONNX Runtime packs what it finds there beforehand."""
+    for name, value in list(model.graph.initializers.items()):
+        readers = {id(use.node.graph): use.node.graph for use in value.uses()}
+        (reader,) = readers.values() if len(readers) == 1 else (None,)
+        if reader is not None and reader is not model.graph and not value.is_graph_output():
+            model.graph.initializers.pop(name)
+            reader.register_initializer(value)
 
 
 def _forget(model: ir.Model) -> None:

@@ -205,6 +205,21 @@ def test_a_branch_that_is_always_taken_takes_its_place(tmp_path: Path) -> None:
         np.testing.assert_allclose(_run(tmp_path / "out.onnx", x), _run(source, x), rtol=1e-6)
 
 
+def test_a_weight_that_one_branch_reads_goes_into_it(tmp_path: Path) -> None:
+    model = _branches()
+    model.graph.initializer.append(numpy_helper.from_array(_floats(4, 4), "own"))
+    branch = model.graph.node[-1].attribute[0].g
+    branch.node.insert(0, helper.make_node("MatMul", ["h", "own"], ["turned"]))
+    branch.node[-1].input[0] = "turned"
+    source = _saved(model, tmp_path)
+    convert(source, output=tmp_path / "out.onnx")
+    graph = onnx.load(tmp_path / "out.onnx").graph
+    inner = [tensor.name for a in graph.node[-1].attribute for tensor in a.g.initializer]
+    assert "own" in inner and "own" not in {tensor.name for tensor in graph.initializer}
+    for x in (np.full((2, 16), 0.1, np.float32), np.full((2, 16), 0.9, np.float32)):
+        np.testing.assert_allclose(_run(tmp_path / "out.onnx", x), _run(source, x), rtol=1e-5)
+
+
 def test_compress_takes_a_model_with_branches(tmp_path: Path) -> None:
     made = compress(_saved(_branches(), tmp_path), target="onnxruntime", scheme="w8a8_dynamic")
     x = _floats(2, 16)
