@@ -9,6 +9,8 @@ has a time of its own, shorter than that of the whole work (`ending`).
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import logging
@@ -23,7 +25,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 from edgerun import _late, errors
 from edgerun.errors import EdgerunError
@@ -34,6 +36,9 @@ MAPS = 5  # of a file's size at once: the source's and ours once each; ONNX Runt
 # A thread that waits for another one sleeps: OpenMP's default is to spin, which takes as much processor time as work,
 # several times as much on a busy machine.
 _WAITS = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Objects that may be made before the garbage among them is looked for, by default 700: a framework's classes and
+# functions and the layers of a model, some hundred thousand, are none of it.
+_MADE = 100_000
 _BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.sandbox import child; child({folder!r})"
 
 
@@ -170,9 +175,13 @@ def _answer(folder: Path, status: int, limits: Limits) -> Any:
     return result["value"]
 
 
-def child(folder: str) -> None:
-    """The child's side of `call`: set the limits, run the function, leave `answer.json`."""
+def child(folder: str) -> NoReturn:
+    """The child's side of `call`: set the limits, run the function, leave `answer.json`, end the process.
+
+    It ends as it is: to take an interpreter apart that has a framework in it costs as much as to import half of one.
+    """
     _late.load_late()
+    gc.set_threshold(_MADE)
     request = json.loads((Path(folder) / "request.json").read_text())
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print what they like; only our log reaches the parent
@@ -197,6 +206,8 @@ def child(folder: str) -> None:
             what = "the work on this file needs more memory than the limit"
             result = {"error": errors.to_json(EdgerunError(what, do="--memory-cap allows more"))}
     (Path(folder) / "answer.json").write_text(json.dumps(result))
+    atexit._run_exitfuncs()
+    os._exit(0)
 
 
 def _limit(limits: Limits) -> None:

@@ -128,8 +128,11 @@ def command(
 
 
 def _table(parity: Parity) -> None:
-    precision = "float64" if parity.reference == "float64" else "its own precision"
-    click.echo(f"compared with the source in {precision} on {len(parity.shapes)} draws; {parity.data}")
+    precision, drawn = "float64" if parity.exact else "its own precision", len(parity.shapes)
+    where = f"in {precision} on {drawn} draws"
+    if 0 < parity.exact < drawn:
+        where = f"on {drawn} draws, on {parity.exact} of them in float64"
+    click.echo(f"compared with the source {where}; {parity.data}")
     click.echo(f"{'output':<24}{'max abs error':>15}{'relative error':>16}{'allowed':>10}{'SQNR':>12}")
     for o in parity.outputs:
         sqnr = "exact" if o.sqnr_db is None else f"{o.sqnr_db:.1f} dB"
