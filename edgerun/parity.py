@@ -156,7 +156,7 @@ def check(
         inputs, wanted = drawn[exact]
         found[exact] = _differences(wanted, made[exact], source64(inputs))
         exact += 1
-    totals = {name: [sum(sums, Difference()) for sums in zip(*(d[name] for d in found), strict=True)] for name in found[0]}
+    totals = {name: _total([draw[name] for draw in found], exact) for name in found[0]}
     outputs = tuple(_judge(name, dtypes[name], total, exact > 0) for name, total in totals.items())
     if parts is not None:
         outputs = tuple(replace(output, bound=None) for output in outputs)
@@ -176,6 +176,12 @@ def _differences(
         pairs = (reference, value), (reference, want), (want, value)
         found[name] = (Difference.of(*pairs[0]), Difference.of(*pairs[1]), Difference.of(*pairs[2]))
     return found
+
+
+def _total(draws: Sequence[Sequence[Difference]], exact: int) -> list[Difference]:
+    """The sums over all draws; the source's own error is known of those that ran in float64."""
+    values, sources, directs = zip(*draws, strict=True)
+    return [sum(sums, Difference()) for sums in (values, sources[:exact], directs)]
 
 
 def _conclusive(draw: Mapping[str, Sequence[Difference]], dtypes: Mapping[str, str]) -> bool:

@@ -9,8 +9,6 @@ has a time of its own, shorter than that of the whole work (`ending`).
 
 from __future__ import annotations
 
-import atexit
-import gc
 import importlib
 import json
 import logging
@@ -25,20 +23,17 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import IO, Any, TypeVar
 
-from edgerun import _late, errors
+from edgerun import _late, errors, files
 from edgerun.errors import EdgerunError
 
 log = logging.getLogger("edgerun")
 R = TypeVar("R")
 MAPS = 5  # of a file's size at once: the source's and ours once each; ONNX Runtime maps weights twice, of one model
-# A thread that waits for another one sleeps: OpenMP's default is to spin, which takes as much processor time as work,
-# several times as much on a busy machine.
-_WAITS = {"OMP_WAIT_POLICY": "PASSIVE"}
-# Objects that may be made before the garbage among them is looked for, by default 700: a framework's classes and
-# functions and the layers of a model, some hundred thousand, are none of it.
-_MADE = 100_000
+# A thread that waits for another one sleeps: the defaults of OpenMP and OpenBLAS are to spin, which takes as much
+# processor time as work, several times as much on a busy machine. Torch does not look for other makers' devices.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 _BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.sandbox import child; child({folder!r})"
 
 
@@ -104,7 +99,7 @@ def call(function: str, arguments: Mapping[str, Any], folder: Path, limits: Limi
             stdout=subprocess.PIPE,
             stderr=noise,
             start_new_session=True,
-            env=_WAITS | os.environ,
+            env=_ENVIRONMENT | os.environ,
         )
     assert process.stdout is not None
     relay = threading.Thread(target=_relay, args=(process.stdout,), daemon=True)
@@ -175,13 +170,10 @@ def _answer(folder: Path, status: int, limits: Limits) -> Any:
     return result["value"]
 
 
-def child(folder: str) -> NoReturn:
-    """The child's side of `call`: set the limits, run the function, leave `answer.json`, end the process.
-
-    It ends as it is: to take an interpreter apart that has a framework in it costs as much as to import half of one.
-    """
+def child(folder: str) -> None:
+    """The child's side of `call`: set the limits, run the function, leave `answer.json`."""
     _late.load_late()
-    gc.set_threshold(_MADE)
+    _late.end_at_once()
     request = json.loads((Path(folder) / "request.json").read_text())
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print what they like; only our log reaches the parent
@@ -191,6 +183,7 @@ def child(folder: str) -> NoReturn:
     log.setLevel(logging.INFO)
     log.propagate = False
     tempfile.tempdir = folder  # which the parent removes, whatever becomes of this process
+    files.lasting = False
     limits = Limits(**request["limits"])
     _limit(limits)
     globals().update(_loop_seconds=limits.loop_seconds, _wall_seconds=limits.wall_seconds)
@@ -206,8 +199,6 @@ def child(folder: str) -> NoReturn:
             what = "the work on this file needs more memory than the limit"
             result = {"error": errors.to_json(EdgerunError(what, do="--memory-cap allows more"))}
     (Path(folder) / "answer.json").write_text(json.dumps(result))
-    atexit._run_exitfuncs()
-    os._exit(0)
 
 
 def _limit(limits: Limits) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,9 @@ def command(
 
     Ends with a comparison with the source on random inputs, and on --data; when one fails, nothing is written (exit 1).
     """
+    os.environ.setdefault(
+        "OPENBLAS_THREAD_TIMEOUT", "4"
+    )  # numpy's threads have no work here, and would wait by spinning
     from edgerun.sandbox import Limits
     from edgerun.verbs.convert import Parity, convert
 
