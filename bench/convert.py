@@ -1,7 +1,8 @@
 """How long it takes to convert MobileNetV2 from Keras: edgerun beside tf2onnx, `python -m bench.convert`.
 
 Whole processes from the same `.keras` file to an ONNX file, in turns, in wall time and in processor time (of all
-threads and children), which other work on the machine changes less. tf2onnx gets the SavedModel that Keras on
+threads and children), which other work on the machine changes less. Python may write bytecode, as it does where a
+package is installed: tf2onnx's is. tf2onnx gets the SavedModel that Keras on
 TensorFlow exports: told with that export, as a user of it has to make it, and without. edgerun's time has its
 comparison with the source in it; tf2onnx compares nothing. Prints medians and the span of all rounds.
 """
@@ -58,8 +59,9 @@ def rounds(count: int = ROUNDS) -> Iterator[dict[str, Any]]:
 
 def _run(arguments: list[str], folder: Path, backend: str) -> Seconds:
     told = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, *arguments], cwd=folder, env=os.environ | told, check=True, capture_output=True)
+    subprocess.run([sys.executable, *arguments], cwd=folder, env=own | told, check=True, capture_output=True)
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

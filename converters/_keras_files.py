@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgerun import _late
 from edgerun.converters import _factory
 from edgerun.converters._keras_graph import LAYERS
 from edgerun.converters._keras_refused import FOREIGN, REASONS
@@ -38,7 +39,8 @@ def load(path: Path) -> Any:
     import keras  # type: ignore[import-untyped]
 
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        with _late.uncollected():
+            return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever a layer's constructor or h5py raises
         raise EdgerunError(
             "Keras cannot read the file", got=first_line(error), do="save it again with model.save"

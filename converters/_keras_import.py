@@ -8,7 +8,10 @@ import sys
 import types
 from typing import Any
 
-_WRAPPED = ("sklearn", "pandas")  # Keras goes on without them: it has wrappers for the one, reads data of the other
+from edgerun import _late
+
+# Keras goes on without them: it has wrappers for one, reads data of another, tells a server of epochs by the third.
+_WRAPPED = ("sklearn", "pandas", "requests")
 
 
 def imported() -> None:
@@ -20,6 +23,11 @@ def imported() -> None:
     os.environ.setdefault("KERAS_BACKEND", "torch")
     if "keras" in sys.modules:
         return
+    with _late.uncollected():
+        _import()
+
+
+def _import() -> None:
     absent: dict[str, Any] = {name: None for name in _WRAPPED}
     if os.environ["KERAS_BACKEND"] == "torch":
         importlib.import_module("torch")  # first, and whole

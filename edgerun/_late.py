@@ -1,4 +1,5 @@
 """Modules that are loaded when something in them is first used: others import them for what they may never need.
+And objects that are never looked through for garbage, since they stay.
 
 For processes that are edgerun's own (the command line, the limited child): a process that imports edgerun keeps its
 imports as they are.
@@ -6,9 +7,12 @@ imports as they are.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import gc
 import importlib.util
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -33,3 +37,23 @@ class _Late(MetaPathFinder):
 def load_late(names: Iterable[str] = ARITHMETIC) -> None:
     """From now on in this process: importing one of these modules loads it on the first use of an attribute."""
     sys.meta_path.insert(0, _Late(names))
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """The collector rests meanwhile, and leaves alone for good what there is then: half a million objects that stay
+    (a framework's, a model's layers) would be gone through again and again while they are made."""
+    working = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if working:
+            gc.enable()
+
+
+def end_at_once() -> None:
+    """When this process ends, the collector leaves what is left alone: the interpreter would let it go through all of
+    that several times, which takes as long as half a framework's import."""
+    atexit.register(gc.freeze)

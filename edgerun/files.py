@@ -9,6 +9,8 @@ from pathlib import Path
 
 from edgerun.errors import EdgerunError
 
+lasting = True  # False in a limited child: what it leaves, its parent writes anew or moves, by `replacing`
+
 
 def check_name(path: Path) -> None:
     """Raise for a name that no file system here can hold (too long, or with a NUL)."""
@@ -45,8 +47,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if lasting:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)

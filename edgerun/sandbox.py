@@ -25,15 +25,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from edgerun import _late, errors
+from edgerun import _late, errors, files
 from edgerun.errors import EdgerunError
 
 log = logging.getLogger("edgerun")
 R = TypeVar("R")
 MAPS = 5  # of a file's size at once: the source's and ours once each; ONNX Runtime maps weights twice, of one model
-# A thread that waits for another one sleeps: OpenMP's default is to spin, which takes as much processor time as work,
-# several times as much on a busy machine.
-_WAITS = {"OMP_WAIT_POLICY": "PASSIVE"}
+# A thread that waits for another one sleeps: the defaults of OpenMP and OpenBLAS are to spin, which takes as much
+# processor time as work, several times as much on a busy machine. Torch does not look for other makers' devices.
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "4", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 _BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.sandbox import child; child({folder!r})"
 
 
@@ -99,7 +99,7 @@ def call(function: str, arguments: Mapping[str, Any], folder: Path, limits: Limi
             stdout=subprocess.PIPE,
             stderr=noise,
             start_new_session=True,
-            env=_WAITS | os.environ,
+            env=_ENVIRONMENT | os.environ,
         )
     assert process.stdout is not None
     relay = threading.Thread(target=_relay, args=(process.stdout,), daemon=True)
@@ -173,6 +173,7 @@ def _answer(folder: Path, status: int, limits: Limits) -> Any:
 def child(folder: str) -> None:
     """The child's side of `call`: set the limits, run the function, leave `answer.json`."""
     _late.load_late()
+    _late.end_at_once()
     request = json.loads((Path(folder) / "request.json").read_text())
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # libraries print what they like; only our log reaches the parent
@@ -182,6 +183,7 @@ def child(folder: str) -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     tempfile.tempdir = folder  # which the parent removes, whatever becomes of this process
+    files.lasting = False
     limits = Limits(**request["limits"])
     _limit(limits)
     globals().update(_loop_seconds=limits.loop_seconds, _wall_seconds=limits.wall_seconds)

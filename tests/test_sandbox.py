@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edgerun import sandbox
+from edgerun import files, sandbox
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.sandbox import Limits, call
 
@@ -40,6 +40,12 @@ def test_log_comes_back_and_print_does_not(
         _job(tmp_path, "import logging; print('noise'); logging.getLogger('edgerun').info('half way')")
     assert "half way" in caplog.text
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_child_leaves_is_synced_by_its_parent_alone(tmp_path: Path) -> None:
+    body = "from edgerun import files; files.write_bytes('left', b'all'); return files.lasting"
+    assert _job(tmp_path, f"import os; os.chdir({str(tmp_path)!r}); {body}") is False
+    assert (tmp_path / "left").read_bytes() == b"all" and files.lasting
 
 
 @pytest.mark.parametrize("kind", [EdgerunError, GateFailed, Unsupported])

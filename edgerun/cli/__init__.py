@@ -41,6 +41,7 @@ def edgerun() -> None:
 def main() -> None:
     """Run the command line; an EdgerunError, or want of memory, is printed without a traceback, with its exit code."""
     _late.load_late()
+    _late.end_at_once()
     try:
         edgerun.main(standalone_mode=False, prog_name="edgerun")
     except click.ClickException as error:

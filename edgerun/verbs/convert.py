@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import logging
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +24,7 @@ from edgerun.parity import Parity
 from edgerun.passes import Choosing, Trusting
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
-from edgerun.verbs import devices, proving, source_files
-from edgerun.verbs.folding import folded
+from edgerun.verbs import devices, source_files
 
 __all__ = ["Parity", "convert"]
 log = logging.getLogger("edgerun")
@@ -103,7 +104,10 @@ def _made(
         if _is_file(source):
             whole = {"source": str(Path(source).resolve()), "folder": str(folder), **asked, "data": _kept(data, folder)}
             within = replace(limits, mapped=source_files.stored(Path(source)) if _is_large(source) else 0)
+            reader = threading.Thread(target=importlib.import_module, args=("onnx_ir",))  # of what the child leaves
+            reader.start()
             sandbox.call("edgerun.verbs.convert:convert_here", whole, folder, within)
+            reader.join()
         else:
             convert_here(source, str(folder), **asked, data=data)
     except Unsupported:
@@ -158,7 +162,7 @@ def convert_here(
     as_is: bool = False, data: Any = None,
 ) -> None:  # fmt: skip
     """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
-    from edgerun.verbs import simplifying  # a device has no onnx
+    from edgerun.verbs import proving, simplifying  # which the child's parent, and a device, do not need
 
     specs, converter = [TensorSpec.parse(text) for text in inputs], registry.converter(name)
     reads = converter.convert_trusted if trust and isinstance(converter, Trusting) else converter.convert
@@ -196,6 +200,8 @@ def convert_here(
     step = Step(f"converters/{name}", __version__, options, before, model.digest())
     result = _with_contract(model.with_step(step), contract)
     if fold:
+        from edgerun.verbs.folding import folded
+
         log.info("moving the preprocessing into the graph, and comparing on pictures")
         result = folded(result)
     result.save(path, beside=simplifying.BESIDE)
