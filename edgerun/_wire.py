@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
+from pathlib import Path
 
 Value = int | memoryview
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -14,6 +16,14 @@ class Malformed(ValueError):
 
 class Truncated(Malformed):
     """A field declares more bytes than there are."""
+
+
+def view(source: bytes | Path) -> memoryview:
+    """The bytes of a message in memory or in a file, which is mapped."""
+    if isinstance(source, bytes):
+        return memoryview(source)
+    with source.open("rb") as file:  # unmapped when the last view of it goes: an error on its way up may still hold one
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -87,11 +86,8 @@ def beside(path: Path) -> list[Path]:
 
 def _walked(path: Path) -> _Model:
     check_file(path)
-    with open(path, "rb") as file:
-        # Unmapped when the last view of it goes: an error on its way up may still hold one.
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     model = _Model(path, path.resolve().parent)
-    model.check(data)
+    model.check(_wire.view(path))
     return model
 
 
