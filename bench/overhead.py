@@ -30,6 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "overhead.json"
 ONE = Options(threads=1)
 OPENED = ("mobilenet_v2", "minilm", "resnet50")
 DECILE = 0.1
+WARM = 20  # calls, before one tells how many fill the time: a worker's second one takes milliseconds on OpenVINO
 Open = Callable[[], AbstractContextManager[Run]]
 
 
@@ -84,7 +85,7 @@ def calls(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
             ),
         }
         for how, (bare, own, goal) in pairs.items():
-            times = in_sessions({"bare": bare, "own": own}, sessions=sessions, seconds=seconds)
+            times = in_sessions({"bare": bare, "own": own}, sessions=sessions, seconds=seconds, warmup=WARM)
             typical = {key: [np.quantile(rounds, DECILE) for rounds in taken] for key, taken in times.items()}
             more = median([float(b - a) for a, b in zip(typical["bare"], typical["own"], strict=True)])
             yield {
