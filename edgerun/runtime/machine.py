@@ -122,25 +122,26 @@ def release() -> None:
         trim(0)
 
 
-def release_when_quiet() -> threading.Thread | None:
-    """`release` when this was not called for QUIET seconds; the thread that waits for it (None: there can be none).
+def release_when_quiet(seconds: float | None = None) -> threading.Thread | None:
+    """`release` when this was not called for so many seconds (None: QUIET); the thread that waits for it (None: there
+    can be none), since no caller need: 160 MB take 20 ms.
 
     Models that are opened one after the other find the memory of the last one: pages that went back in between would
     come again one by one, which took longer than opening MobileNetV2. Nobody waits for it, nor does the process's end.
     """
-    return _quiet.call(release)
+    return _quiet.call(release, QUIET if seconds is None else seconds)
 
 
 class _Quiet:
-    """One call, when `call` was last made QUIET seconds ago; of one process, a forked one begins anew."""
+    """One call, when no other was asked for in time; of one process, a forked one begins anew."""
 
     def __init__(self) -> None:
         self._lock, self._due = threading.Lock(), 0.0
         self._thread: threading.Thread | None = None
 
-    def call(self, then: Callable[[], None]) -> threading.Thread | None:
+    def call(self, then: Callable[[], None], seconds: float) -> threading.Thread | None:
         with self._lock:
-            self._due = time.monotonic() + QUIET
+            self._due = time.monotonic() + seconds
             if self._thread is None:
                 thread = threading.Thread(target=self._wait, args=(then,), name="edgerun-quiet", daemon=True)
                 with contextlib.suppress(RuntimeError):  # no more threads for this process: it keeps its memory

@@ -124,14 +124,11 @@ def test_freed_memory_goes_back_when_it_was_quiet(monkeypatch: pytest.MonkeyPatc
     if (waiting := machine.release_when_quiet()) is not None:
         waiting.join()
     before, end = _resident(), _freed_below()
-    monkeypatch.setattr(machine, "QUIET", 60.0)
-    monkeypatch.setattr(machine, "_quiet", machine._Quiet())
-    first, second = machine.release_when_quiet(), machine.release_when_quiet()
+    first, second = machine.release_when_quiet(5.0), machine.release_when_quiet()
     assert first is second and first is not None and first.daemon
     assert _resident() - before > 40_000, "nothing before its time"
-    monkeypatch.setattr(machine, "QUIET", 0.0)
     monkeypatch.setattr(machine, "_quiet", machine._Quiet())
-    third = machine.release_when_quiet()
+    third = machine.release_when_quiet(0.0)
     assert third is not None and third is not first
     third.join(30)
     assert _resident() - before < 10_000, "of 50,000 kB"
