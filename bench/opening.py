@@ -2,8 +2,9 @@
 
 Every measurement is a process of its own, in turns with the others: from nothing imported but numpy and the runtime to
 a session (`open` counts edgerun's own imports, `load` does not, as neither counts the runtime's), the first run, the
-memory held after twenty runs and at its fullest, the CPU time of a run, and that of opening it once more. Where other
-work holds the CPU, CPU times tell more than the clock; giving memory back, which a thread does, is among them.
+CPU time of a run, the memory held after twenty runs and a quiet while, and at its fullest, and the CPU time of opening
+it once more then (`rested`: what was free has gone back) and again at once (`again`). Where other work holds the CPU,
+CPU times tell more than the clock; giving memory back, which a thread does while it is quiet, is in none of them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import edgerun
 from bench import zoo
 from edgerun import files, registry
 from edgerun.measure.stats import median
-from edgerun.runtime import Options
+from edgerun.runtime import Options, machine
 
 RESULTS = Path(__file__).with_name("results") / "opening.json"
 MODELS = ("cifar_cnn", "mobilenet_v2", "minilm", "resnet50", "silero")
@@ -29,6 +30,7 @@ SIZES = {"batch": 1, "seq": 128}
 RAW, ONNX, SMALL, ORT, BOTH = "raw runtime", ".onnx", ".onnx, MEMORY=small", ".ort", ".ort, MEMORY=small"
 VARIANTS = {RAW: ".onnx", ONNX: ".onnx", SMALL: ".onnx", ORT: ".ort", BOTH: ".ort"}
 RUNS = 20
+QUIET = machine.QUIET + 0.5  # seconds
 CHILD = """
 import json, sys, time
 import numpy as np, onnxruntime
@@ -70,15 +72,19 @@ for _ in range(int(sys.argv[4])):
     begin = time.process_time()
     run(feeds)
     times.append(time.process_time() - begin)
+time.sleep(float(sys.argv[5]))
 memory = {"held_mb": held("VmRSS"), "peak_mb": held("VmHWM")}
 del session, run
-busy_again = time.process_time()
-session = bare() if variant == "raw runtime" else own()
-again = time.process_time() - busy_again
+more = {}
+for key in ("rested", "again"):
+    begin = time.process_time()
+    session = bare() if variant == "raw runtime" else own()
+    more[key + "_cpu_ms"] = 1e3 * (time.process_time() - begin)
+    del session
 print(json.dumps({
     "open_ms": 1e3 * (opened - start), "open_cpu_ms": 1e3 * (worked - busy), "load_cpu_ms": 1e3 * (worked - imported),
     "first_ms": 1e3 * (opened - start + first - ready),
-    "run_cpu_ms": 1e3 * sorted(times)[len(times) // 2], "again_cpu_ms": 1e3 * again, **memory,
+    "run_cpu_ms": 1e3 * sorted(times)[len(times) // 2], **more, **memory,
 }))
 """
 
@@ -86,7 +92,7 @@ print(json.dumps({
 def measured(path: Path, variant: str) -> dict[str, float]:
     """One process: milliseconds to a session and to its first result, of a run; megabytes held and at most."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-c", CHILD, str(path), variant, json.dumps(SIZES), str(RUNS)]
+    command = [sys.executable, "-c", CHILD, str(path), variant, json.dumps(SIZES), str(RUNS), str(QUIET)]
     ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     found: dict[str, float] = json.loads(ran.stdout)
     return found
@@ -119,7 +125,7 @@ def main(names: tuple[str, ...], rounds: int) -> None:
 def _told(rows: list[dict[str, float]], raw: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Medians with their 95 % intervals, and the ratio of the opening times, round by round."""
     values = {key: [row[key] for row in rows] for key in rows[0]}
-    for key in ("open_ms", "open_cpu_ms", "load_cpu_ms", "first_ms", "again_cpu_ms"):
+    for key in ("open_ms", "open_cpu_ms", "load_cpu_ms", "first_ms", "rested_cpu_ms", "again_cpu_ms"):
         values[f"{key[:-3]}_ratio"] = [own[key] / bare[key] for own, bare in zip(rows, raw, strict=True)]
     found = {key: median(numbers) for key, numbers in values.items()}
     return {k: {"value": e.value, "low": e.interval.low, "high": e.interval.high} for k, e in found.items()}

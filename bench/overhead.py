@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from time import perf_counter_ns, process_time_ns
 
 import click
 import numpy as np
@@ -30,6 +31,7 @@ RESULTS = Path(__file__).parent / "results" / "overhead.json"
 ONE = Options(threads=1)
 OPENED = ("mobilenet_v2", "minilm", "resnet50")
 DECILE = 0.1
+WARM = 20  # calls, before one tells how many fill the time: a worker's second one takes milliseconds on OpenVINO
 Open = Callable[[], AbstractContextManager[Run]]
 
 
@@ -84,7 +86,7 @@ def calls(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
             ),
         }
         for how, (bare, own, goal) in pairs.items():
-            times = in_sessions({"bare": bare, "own": own}, sessions=sessions, seconds=seconds)
+            times = in_sessions({"bare": bare, "own": own}, sessions=sessions, seconds=seconds, warmup=WARM)
             typical = {key: [np.quantile(rounds, DECILE) for rounds in taken] for key, taken in times.items()}
             more = median([float(b - a) for a, b in zip(typical["bare"], typical["own"], strict=True)])
             yield {
@@ -94,22 +96,24 @@ def calls(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
             }  # fmt: skip
 
 
-def loads(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
-    """A row for each target and model: how many times as long opening takes."""
+def loads(seconds: float, sessions: int, busy: bool) -> Iterator[dict[str, object]]:
+    """A row for each target and model: how many times as long opening takes, again and again in one process."""
     from bench import zoo
 
+    clock = process_time_ns if busy else perf_counter_ns
     both = {"onnxruntime": raw.ONNXRUNTIME, "openvino": raw.OPENVINO}
     for (target, sides), name in itertools.product(both.items(), OPENED):
         path = zoo.model(name).onnx
         if not path.is_file() or registry.target(target, usable=False).available():
             continue
         pair: dict[str, Open] = {"own": partial(opening, target, path), "bare": partial(sides.opening, path)}
-        times = in_sessions(pair, sessions=sessions, rounds=3, seconds=seconds, warmup=1)
+        times = in_sessions(pair, sessions=sessions, rounds=3, seconds=seconds, warmup=1, clock=clock)
         pairs = zip(times["own"], times["bare"], strict=True)
         ratio = median([float(np.quantile(own, DECILE) / np.quantile(bare, DECILE)) for own, bare in pairs])
         low, high = ratio.interval.low, ratio.interval.high
         yield {
             "call": f"load {name}", "target": target, "goal_ratio": 1.05, "sessions": sessions,
+            "clock": "CPU time" if busy else "wall",
             "bare_ms": quantile(times["bare"], DECILE).value * 1e3,
             "own_ms": quantile(times["own"], DECILE).value * 1e3,
             "ratio": {"value": ratio.value, "low": low, "high": high},
@@ -124,10 +128,11 @@ def _us(estimate: Estimate) -> dict[str, float]:
 @click.command()
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Measured time per row.")
 @click.option("--sessions", type=int, default=9, show_default=True, help="How often both sides are opened anew.")
-def main(seconds: float, sessions: int) -> None:
+@click.option("--busy", is_flag=True, help="Count the CPU time of opening: other work holds the machine.")
+def main(seconds: float, sessions: int, busy: bool) -> None:
     """Print the difference or ratio with its 95 % interval, and keep them."""
     rows = []
-    for row in (*calls(seconds, sessions), *loads(seconds, sessions)):
+    for row in itertools.chain(calls(seconds, sessions), loads(seconds, sessions, busy)):
         rows.append(row)
         told = row.get("more_us") or row["ratio"]
         unit = "us more" if "more_us" in row else "times as long"

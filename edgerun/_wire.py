@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
+from pathlib import Path
 
 Value = int | memoryview
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
@@ -14,6 +16,14 @@ class Malformed(ValueError):
 
 class Truncated(Malformed):
     """A field declares more bytes than there are."""
+
+
+def view(source: bytes | Path) -> memoryview:
+    """The bytes of a message in memory or in a file, which is mapped."""
+    if isinstance(source, bytes):
+        return memoryview(source)
+    with source.open("rb") as file:  # unmapped when the last view of it goes: an error on its way up may still hold one
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -59,38 +69,36 @@ def message(value: Value) -> memoryview:
 def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
     """(number, value) of every field of one message: int for numbers, a view for everything length-delimited."""
     at, end = 0, len(data)
-    while at < end:
-        key = data[at]  # one byte in nearly every field, as most numbers are: read here, twice as fast
-        if key < 0x80:
-            at += 1
-        else:
-            key, at = varint(data, at)
-        number, wire = key >> 3, key & 7
-        if number == 0:
-            raise Malformed("field number 0")
-        if wire == BYTES:
-            if at < end and data[at] < 0x80:
+    try:
+        while at < end:
+            key, at = data[at], at + 1  # one byte in nearly every field, as most numbers are: read here, twice as fast
+            if key > 0x7F:
+                key, at = varint(data, at - 1)
+            if key < 8:
+                raise Malformed("field number 0")
+            wire = key & 7
+            if wire == BYTES:
                 length, at = data[at], at + 1
-            else:
-                length, at = varint(data, at)
-            start, at = at, at + length
-            if at > end:
-                raise Truncated(f"a field declares {length} bytes, {end - start} are there")
-            yield number, data[start:at]
-        elif wire == VARINT:
-            if at < end and data[at] < 0x80:
+                if length > 0x7F:
+                    length, at = varint(data, at - 1)
+                start, at = at, at + length
+                if at > end:
+                    raise Truncated(f"a field declares {length} bytes, {end - start} are there")
+                yield key >> 3, data[start:at]
+            elif wire == VARINT:
                 value, at = data[at], at + 1
+                if value > 0x7F:
+                    value, at = varint(data, at - 1)
+                yield key >> 3, value
+            elif wire in (FIXED32, FIXED64):
+                start, at = at, at + (4 if wire == FIXED32 else 8)
+                if at > end:
+                    raise Truncated("the file ends inside a number")
+                yield key >> 3, int.from_bytes(data[start:at], "little")
             else:
-                value, at = varint(data, at)
-            yield number, value
-        elif wire in (FIXED32, FIXED64):
-            size = 4 if wire == FIXED32 else 8
-            if at + size > end:
-                raise Truncated("the file ends inside a number")
-            yield number, int.from_bytes(data[at : at + size], "little")
-            at += size
-        else:
-            raise Malformed(f"wire type {wire}")
+                raise Malformed(f"wire type {wire}")
+    except IndexError:
+        raise Truncated("the file ends inside a number") from None
 
 
 Name = tuple[str, str, str]  # domain, name, overload

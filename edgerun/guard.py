@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import mmap
-from collections.abc import Iterable
 from pathlib import Path
 
-from edgerun import _beside, _calls, _wire, files
+from edgerun import _beside, _calls, _passed, _wire, files
 from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
@@ -77,22 +75,19 @@ def check_onnx(path: Path) -> frozenset[int]:
     Reads the structure only, through a memory map: weights are neither copied nor looked at. Says nothing about
     the meaning of the graph; that is for onnx.checker, in a limited child.
     """
-    return frozenset(_walked(path).kinds)
+    return _in_file(path).check(_wire.view(path))
 
 
 def beside(path: Path) -> list[Path]:
     """The files that hold weights of the ONNX model at `path`, in name order; raises as `check_onnx`."""
-    return sorted(_walked(path).files)
+    model = _in_file(path)
+    model.check(_wire.view(path))
+    return sorted(model.files)
 
 
-def _walked(path: Path) -> _Model:
+def _in_file(path: Path) -> _Model:
     check_file(path)
-    with open(path, "rb") as file:
-        # Unmapped when the last view of it goes: an error on its way up may still hold one.
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    model = _Model(path, path.resolve().parent)
-    model.check(data)
-    return model
+    return _Model(path, path.resolve().parent)
 
 
 def check_bytes(data: bytes, place: str | Path = "these bytes") -> frozenset[int]:
@@ -108,11 +103,20 @@ class _Model:
     def __init__(self, path: Path | str, folder: Path | None) -> None:
         self.path, self.folder = path, folder
         self.kinds, self.plain, self.files = set[int](), set[bytes](), set[Path]()
+        self.weights, self.alone = list[memoryview](), True  # it names no file
 
     def refuse(self, what: str, **more: str) -> EdgerunError:
         return EdgerunError(f"{self.path}: {what}", **more)
 
     def check(self, data: memoryview) -> frozenset[int]:
+        if (known := _passed.kinds(data)) is not None:
+            return known
+        self.walk(data)
+        if self.alone:
+            _passed.keep(data, self.weights, frozenset(self.kinds))
+        return frozenset(self.kinds)
+
+    def walk(self, data: memoryview) -> None:
         graph: memoryview | None = None
         functions: list[memoryview] = []
         opsets: dict[str, int] = {}
@@ -122,6 +126,8 @@ class _Model:
                 if number == 1:
                     ir_version = _wire.signed(value)
                 elif number == 7:
+                    if graph is not None:  # a parser would join them, and none was looked at with the other
+                        raise self.refuse("the model has two graphs")
                     graph = _wire.message(value)
                 elif number == 8:
                     domain, version = self.opset(_wire.message(value))
@@ -134,7 +140,7 @@ class _Model:
             for function in functions:
                 for number, value in _wire.fields(function):
                     if number == 7:
-                        self.node(_wire.message(value), 0)
+                        self.node(_wire.message(value), 0, set(), set())
             if fault := _calls.fault(functions):
                 raise self.refuse(fault[0], got=fault[1])
         except _wire.Malformed as error:
@@ -142,7 +148,6 @@ class _Model:
                 raise self.refuse("not an ONNX model", got=str(error), wanted="a protobuf of onnx.ModelProto") from None
             kind = "truncated" if isinstance(error, _wire.Truncated) else "damaged"
             raise self.refuse(f"the file is {kind}", got=str(error), do="export or download it again") from None
-        return frozenset(self.kinds)
 
     def header(self, ir_version: int, opsets: dict[str, int], graph: memoryview | None) -> None:
         if not ir_version:
@@ -179,11 +184,13 @@ class _Model:
         used: set[str] = set()
         for number, value in _wire.fields(data):
             if number == 1:
-                reads, writes = self.node(_wire.message(value), depth)
-                used |= reads
-                self.unique(writes, produced, "two nodes write the same value")
+                self.node(_wire.message(value), depth, used, produced)
             elif number == 5:
-                self.unique([self.tensor(_wire.message(value))], initializers, "two initializers share a name")
+                name = self.tensor(_wire.message(value))
+                if name in initializers:
+                    raise self.refuse("two initializers share a name", got=name)
+                if name:
+                    initializers.add(name)
             elif number == 15:  # a sparse initializer is named by its values
                 initializers |= {self.tensor(_wire.message(v)) for n, v in _wire.fields(_wire.message(value)) if n == 1}
             elif number in (11, 12):
@@ -195,33 +202,29 @@ class _Model:
             raise self.refuse("the graph has no output; the file may be truncated", do="export it again")
         return (used | outputs) - initializers - produced - inputs - {""}
 
-    def unique(self, names: Iterable[str], seen: set[str], what: str) -> None:
-        for name in filter(None, names):
-            if name in seen:
-                raise self.refuse(what, got=name)
-            seen.add(name)
-
-    def node(self, data: memoryview, depth: int) -> tuple[set[str], list[str]]:
-        """Check what the node carries; the names it reads, its subgraphs included, and those it writes."""
-        inputs: set[str] = set()
-        outputs: list[str] = []
+    def node(self, data: memoryview, depth: int, used: set[str], produced: set[str]) -> None:
+        """Check what the node carries; the names it reads, its subgraphs included, join `used`, and those it writes
+        `produced`."""
         kind: object = None
         for number, value in _wire.fields(data):
-            if number == 1:
-                inputs.add(_wire.text(value))
-            elif number == 2:
-                outputs.append(_wire.text(value))
-            elif number == 4:
-                kind = value
-            elif number == 5:
+            if number == 5:
                 attribute = _wire.message(value)
                 text = bytes(attribute) if len(attribute) <= _SHORT else b""
                 if text not in self.plain:  # most nodes carry the same few: each is read once
-                    inputs |= self.attribute(attribute, text, depth)
+                    used |= self.attribute(attribute, text, depth)
+            elif number == 1:
+                used.add(_wire.text(value))
+            elif number == 2:
+                name = _wire.text(value)
+                if name in produced and name:
+                    raise self.refuse("two nodes write the same value", got=name)
+                produced.add(name)
+            elif number == 4:
+                kind = value
         if kind == _beside.CONTEXT:
             for name in _beside.named(data):
+                self.alone = False
                 _beside.place(self.path, self.folder, name, f"an {_beside.CONTEXT.decode()} node")
-        return inputs, outputs
 
     def attribute(self, data: memoryview, text: bytes, depth: int) -> set[str]:
         """Check the tensors and subgraphs that an attribute carries; the names that those read. `text` is all of it,
@@ -240,7 +243,9 @@ class _Model:
 
     def tensor(self, data: memoryview) -> str:
         """Check declared size against stored bytes; the tensor's name."""
-        name, dims, kind, raw, external = "", list[int](), 0, -1, dict[str, str]()
+        name, kind, raw = "", 0, -1
+        dims: list[int] = []
+        external: dict[str, str] = {}
         for number, value in _wire.fields(data):
             if number == 1:
                 if isinstance(value, int):
@@ -253,6 +258,7 @@ class _Model:
                 name = _wire.text(value)
             elif number == 9:
                 raw = len(_wire.message(value))
+                self.weights.append(_wire.message(value))
             elif number == 13:
                 pair = {n: _wire.text(v) for n, v in _wire.fields(_wire.message(value))}
                 external[pair.get(1, "")] = pair.get(2, "")
@@ -263,11 +269,8 @@ class _Model:
         if external:
             self.external(name, external, size)
         elif raw >= 0 and size >= 0 and raw != size:
-            raise self.refuse(
-                f"tensor {name!r} does not have the size it declares",
-                got=f"{raw} bytes",
-                wanted=f"{size} bytes for {dims}",
-            )
+            what = f"tensor {name!r} does not have the size it declares"
+            raise self.refuse(what, got=f"{raw} bytes", wanted=f"{size} bytes for {dims}")
         return name
 
     def external(self, name: str, entries: dict[str, str], size: int) -> None:
@@ -275,6 +278,7 @@ class _Model:
         location = entries.get("location", "")
         file = _beside.place(self.path, self.folder, location, f"tensor {name!r}")
         self.files.add(file)
+        self.alone = False
         stored = file.stat().st_size
         try:
             offset = int(entries.get("offset") or 0)

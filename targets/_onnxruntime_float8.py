@@ -6,8 +6,6 @@ quantizer whose zero point is 0, as if codes below zero did not exist (1.31; fou
 
 from __future__ import annotations
 
-import mmap
-from pathlib import Path
 from typing import Any
 
 from edgerun import _wire
@@ -26,7 +24,7 @@ def present(engine: Engine) -> bool:
     if engine.elements is not None:
         return NUMBER in engine.elements
     try:
-        return _stored(_view(engine.payload))
+        return _stored(_wire.view(engine.payload))
     except (OSError, ValueError):  # no such file, an empty or a malformed one
         return False
 
@@ -38,13 +36,6 @@ def tamed(settings: Any) -> list[str]:
     except RuntimeError:  # not said yet; saying it twice is warned of
         settings.add_session_config_entry(UNFUSED, "1")
     return FAULTY
-
-
-def _view(payload: bytes | Path) -> memoryview:
-    if isinstance(payload, bytes):
-        return memoryview(payload)
-    with payload.open("rb") as file:  # unmapped when the last view of it goes
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _stored(model: memoryview) -> bool:

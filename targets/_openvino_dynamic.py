@@ -10,11 +10,13 @@ one for the whole graph: that of MatMulNBits' own blocks here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgerun import _wire
 from edgerun.targets import _openvino_ir as ir
 
 KEY = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
@@ -23,28 +25,36 @@ GROUP = "64"
 BLOCK = "32"  # of MatMulNBits
 # An attribute as protobuf writes it: its name, then field 3, an integer, which is 4.
 INTEGER_BLOCKS = b"accuracy_level\x18\x04"
+GRAPH, FUNCTION = 7, 25  # fields of ModelProto,
+NODE = {GRAPH: 1, FUNCTION: 7}  # and where nodes stand in them
 # From the codes of an input back to the input.
 CHAIN = ("Convert", "Convert", "Clamp", "Add", "Round", "Divide", "Multiply")
 
 
-def fuse(graph: Any, payload: bytes | Path) -> int:
+def fuse(graph: Any, ops: Mapping[str, list[Any]], payload: bytes | Path) -> int:
     """Rewrite every dynamic product in place and say so in the graph's runtime options; return how many there were.
 
-    `payload` is what the graph was read from: of an ONNX file only its bytes tell what MatMulNBits may compute with.
+    `ops` are the graph's, by kind, and `payload` is what it was read from: of an ONNX file only its bytes tell what
+    MatMulNBits may compute with.
     """
-    found = sum(_fuse(node) for node in graph.get_ordered_ops() if node.get_type_name() == "MatMul")
+    found = sum([_fuse(node) for node in ops.get("MatMul", [])])
     if found:
         graph.set_rt_info(GROUP, OPTION)
-        graph.validate_nodes_and_infer_types()
     elif not graph.has_rt_info(OPTION) and _integer_blocks(payload):
         graph.set_rt_info(BLOCK, OPTION)
     return found
 
 
 def _integer_blocks(payload: bytes | Path) -> bool:
-    if isinstance(payload, bytes):
-        return INTEGER_BLOCKS in payload
-    return payload.suffix == ".onnx" and INTEGER_BLOCKS in payload.read_bytes()
+    """Whether any node says so, or one of a function: weights, which are most of the bytes, are not looked at."""
+    if payload.startswith(ir.MAGIC) if isinstance(payload, bytes) else payload.suffix != ".onnx":
+        return False
+    parts = [(number, part) for number, part in _wire.fields(_wire.view(payload)) if number in (GRAPH, FUNCTION)]
+    for number, part in parts:
+        for kind, value in _wire.fields(_wire.message(part)):
+            if kind == NODE[number] and INTEGER_BLOCKS in bytes(_wire.message(value)):
+                return True
+    return False
 
 
 def group_size(graph: Any) -> str:

@@ -6,6 +6,7 @@ their scale. A bias of zeros is dropped before that and does not help; this one 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,23 @@ LAYERS = ("Convolution", "GroupConvolution")
 TINY = np.float32(1e-12)
 
 
-def mend(graph: Any) -> int:
-    """Put an Add of TINY behind every such convolution, in place; return how many there were."""
+def mend(ops: Mapping[str, list[Any]]) -> int:
+    """Put an Add of TINY behind every such convolution among `ops`, by kind, in place; return how many there were."""
     found = 0
-    for node in graph.get_ordered_ops():
-        if node.get_type_name() not in LAYERS or node.input_value(1).get_node().get_type_name() == "Constant":
-            continue  # float weights
+    for node in (node for kind in LAYERS for node in ops.get(kind, []) if not _float_weights(node)):
         result = _past_zeros(node.output(0))
         if len(result.get_target_inputs()) > 1:
             _add(result)
             found += 1
-    if found:
-        graph.validate_nodes_and_infer_types()
     return found
+
+
+def _float_weights(node: Any) -> bool:
+    """Whether the weights are stored as they are, in the shape that the layer takes or (of a grouped one) another."""
+    weight = node.input_value(1).get_node()
+    while weight.get_type_name() == "Reshape":
+        weight = weight.input_value(0).get_node()
+    return str(weight.get_type_name()) == "Constant"
 
 
 def _past_zeros(result: Any) -> Any:

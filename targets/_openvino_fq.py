@@ -6,6 +6,7 @@ into the middle of it before it is recognised, and the layers behind run in floa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,10 @@ import numpy as np
 from edgerun.targets import _openvino_ir as ir
 
 
-def fuse(graph: Any) -> int:
-    """Rewrite every activation pair and every weight in place; return how many activation pairs there were."""
-    pairs = 0
-    for node in graph.get_ordered_ops():
-        kind = node.get_type_name()
-        if kind == "FakeQuantize":
-            pairs += _fuse_pair(node)
-        elif kind == "Subtract":
-            _drop_zero(node)
-    graph.validate_nodes_and_infer_types()
-    return pairs
+def fuse(ops: Mapping[str, list[Any]]) -> int:
+    """Rewrite every activation pair and every weight among `ops`, by kind, in place; return how many there were."""
+    pairs = sum([_fuse_pair(node) for node in ops.get("FakeQuantize", [])])
+    return pairs + sum([_drop_zero(node) for node in ops.get("Subtract", [])])
 
 
 def _fuse_pair(quantize: Any) -> bool:
@@ -52,15 +46,17 @@ def _fuse_pair(quantize: Any) -> bool:
     return True
 
 
-def _drop_zero(node: Any) -> None:
+def _drop_zero(node: Any) -> bool:
     """A weight's zero point that is zero everywhere."""
     stored = node.input_value(0).get_node()
+    if stored.get_type_name() != "Convert" or stored.input_value(0).get_node().get_type_name() != "Constant":
+        return False
     zero_point = _constant(node.input_value(1))
-    if stored.get_type_name() != "Convert" or zero_point is None or np.any(zero_point):
-        return
-    if stored.input_value(0).get_node().get_type_name() == "Constant":
-        for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(stored.output(0))
+    if zero_point is None or np.any(zero_point):
+        return False
+    for reader in node.output(0).get_target_inputs():
+        reader.replace_source_output(stored.output(0))
+    return True
 
 
 def _only_reader(node: Any, kind: str) -> Any | None:

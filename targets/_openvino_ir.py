@@ -65,6 +65,14 @@ def read(payload: bytes | Path) -> Any:
     return graph
 
 
+def by_kind(graph: Any) -> dict[str, list[Any]]:
+    """The ops of a graph by the name of their type, in order."""
+    found: dict[str, list[Any]] = {}
+    for op in graph.get_ordered_ops():
+        found.setdefault(op.get_type_name(), []).append(op)
+    return found
+
+
 def split(payload: bytes) -> tuple[bytes, bytes]:
     """Graph and weights of an engine in memory."""
     start = len(MAGIC) + 8

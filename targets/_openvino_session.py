@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import queue
 from collections.abc import Callable, Iterator, Mapping
@@ -11,12 +12,15 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Session, TensorSpec, dtypes
+from edgerun.runtime.lanes import Begun
 from edgerun.targets import _openvino_ir as ir
 
 
 class OvSession(Session):
     """Inputs are shared with the caller for the time of a run; outputs are copied out of the request's buffers, or
     written into the caller's."""
+
+    _begins = True
 
     def __init__(
         self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1
@@ -25,10 +29,12 @@ class OvSession(Session):
         self._tensor = ir.runtime().Tensor
         self._compiled: Any = compiled
         self._last: Any = None
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        self.spare: list[_Request] = []  # for runs that are begun, beside those
+        self.under_way: set[_Run] = set()
         for _ in range(streams):
             self._last = compiled.create_infer_request()
-            self._requests.put(self._last)
+            self._requests.put(_Request(self._last))
         kept = _places(compiled.inputs, inputs)
         # OpenVINO drops inputs that nothing uses: their feeds are checked and go no further.
         self._feeds = [(kept[spec.name], spec.name) for spec in inputs if spec.name in kept]
@@ -40,25 +46,51 @@ class OvSession(Session):
         self._packed = {name for index, name, _ in self._results if ports[index]}
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        request, shared = self._requests.get(), []
+        request, shared = self._requests.get(), list[np.ndarray]()
         if request is None:  # closed while this run waited for its turn
             self._requests.put(None)
             raise EdgerunError("the session is closed", do="load the engine again")
         try:
-            for index, name in self._feeds:
-                array = feeds[name]
-                if not array.flags.c_contiguous:
-                    array = np.ascontiguousarray(array)
-                shared.append(array)
-                request.set_input_tensor(index, self._shared(name, array))
-            made = tuple(request.infer(None, share_outputs=True).values())  # views of the request's buffers
+            self.give(request, feeds, shared)
+            made = tuple(request.own.infer(None, share_outputs=True).values())  # views of the request's buffers
             if self._packed:
-                return {name: self._unpacked(request, i, name, dtype) for i, name, dtype in self._results}
+                return self.outputs_of(request)
             return {name: np.array(made[i], dtype) for i, name, dtype in self._results}
         except RuntimeError as error:
-            raise EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error)) from error
+            raise _failed(error) from error
         finally:
             self._requests.put(request)
+
+    def _start(self, feeds: Mapping[str, np.ndarray]) -> Begun:
+        return _Run(self, feeds)
+
+    def request(self) -> _Request:
+        """One for a run that is begun."""
+        try:
+            return self.spare.pop()
+        except IndexError:
+            return _Request(self._compiled.create_infer_request())
+
+    def give(self, request: _Request, feeds: Mapping[str, np.ndarray], shared: list[np.ndarray]) -> None:
+        """Let a request read the feeds where they lie: in arrays that join `shared`, and must live while it runs.
+
+        It is told of a place when that is another than the last time: memory is planned around it.
+        """
+        for index, name in self._feeds:
+            array = feeds[name]
+            if not array.flags.c_contiguous:
+                array = np.ascontiguousarray(array)
+            shared.append(array)
+            place = (array.__array_interface__["data"][0], array.shape) if name not in self._types else None
+            if place is None or request.places.get(index) != place:
+                request.places.pop(index, None)
+                request.own.set_input_tensor(index, self._shared(name, array))
+                if place is not None:
+                    request.places[index] = place
+
+    def outputs_of(self, request: _Request) -> dict[str, np.ndarray]:
+        """Copies of what a request computed."""
+        return {name: self._unpacked(request.own, i, name, dtype) for i, name, dtype in self._results}
 
     def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
         places = [(index, out[name]) for index, name, _ in self._results]
@@ -83,7 +115,7 @@ class OvSession(Session):
             try:
                 made = tuple(request.infer(None, share_outputs=True).values())  # views of the caller's arrays
             except RuntimeError as error:
-                raise EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error)) from error
+                raise _failed(error) from error
             for index, array in open_shapes:
                 if made[index].shape != array.shape:
                     what = f"output {self.outputs[index].name!r} has another shape than its place"
@@ -118,7 +150,58 @@ class OvSession(Session):
         for _ in range(self.streams):
             self._requests.get()  # a run in flight gives its request back first
         self._requests.put(None)
+        for run in tuple(self.under_way):
+            run.wait()
         self._last = self._compiled = None
+        self.spare.clear()
+
+
+class _Request:
+    """One of OpenVINO's, and the address and shape of each input that it was told of last."""
+
+    def __init__(self, own: Any) -> None:
+        self.own, self.places = own, dict[int, object]()
+
+
+class _Run:
+    """A run that OpenVINO was handed, and does on a thread of its own when its turn comes: more of them than streams,
+    so that none waits for Python."""
+
+    def __init__(self, session: OvSession, feeds: Mapping[str, np.ndarray]) -> None:
+        self._session, self._request, self._shared = session, session.request(), list[np.ndarray]()
+        try:
+            session.give(self._request, feeds, self._shared)
+            self._request.own.start_async(None)
+        except RuntimeError as error:
+            raise _failed(error) from error
+        session.under_way.add(self)
+
+    def wait(self) -> None:
+        """Until it ended, however."""
+        with contextlib.suppress(RuntimeError):
+            self._request.own.wait()
+
+    def result(self) -> dict[str, np.ndarray]:
+        try:
+            self._request.own.wait()
+            return self._session.outputs_of(self._request)
+        except RuntimeError as error:
+            raise _failed(error) from error
+        finally:
+            self._ended()
+
+    def cancel(self) -> None:
+        """It reads the caller's arrays, and so it has to end first."""
+        self.wait()
+        self._ended()
+
+    def _ended(self) -> None:
+        self._session.under_way.discard(self)
+        self._session.spare.append(self._request)
+
+
+def _failed(error: RuntimeError) -> EdgerunError:
+    return EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error))
 
 
 def _places(ports: Any, specs: tuple[TensorSpec, ...]) -> dict[str, int]:

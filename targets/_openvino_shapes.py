@@ -17,6 +17,7 @@ from edgerun.batches import fitted
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import RELATIVE_ERROR, SQNR_DB, Difference
 from edgerun.runtime import Session, TensorSpec
+from edgerun.runtime.lanes import Begun
 from edgerun.targets import _openvino_cells as cells
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets._openvino_session import OvSession
@@ -76,6 +77,8 @@ class ShapedSession(Session):
     they do not.
     """
 
+    _begins = True
+
     def __init__(self, ready: OvSession, shapes: Shapes, general: Callable[[], OvSession], rounds: bool) -> None:
         super().__init__(ready.inputs, ready.outputs, ready.streams)
         self._rounds = rounds
@@ -115,6 +118,9 @@ class ShapedSession(Session):
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self._for(feeds)._run(feeds)
+
+    def _start(self, feeds: Mapping[str, np.ndarray]) -> Begun:
+        return self._for(feeds)._start(feeds)
 
     def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
         return self._for(feeds)._bind(feeds, out)

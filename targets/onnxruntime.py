@@ -218,8 +218,10 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     except _errors() as error:
         raise _refused(error) from error
     session.disable_fallback()
-    if machine.freed() > LITTLE:
-        machine.release()  # optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it
+    if (
+        machine.freed() > LITTLE
+    ):  # optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it
+        machine.release_when_quiet(0.0 if setting.lean(options) else None)
     if session.get_providers()[0] != chosen.provider.name:
         wanted = chosen.provider.name
         raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=wanted)

@@ -174,9 +174,9 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 def _read(payload: bytes | Path) -> Any:
     """The graph of an engine or an ONNX model, with what OpenVINO has kernels for in the form that it finds them in."""
     graph = ir.read(payload)
-    fake_quantize.fuse(graph)
-    forks.mend(graph)
-    dynamic.fuse(graph, payload)
+    ops = ir.by_kind(graph)  # asked once: a large graph has thousands
+    if sum([fake_quantize.fuse(ops), forks.mend(ops), dynamic.fuse(graph, ops, payload)]):
+        graph.validate_nodes_and_infer_types()
     return graph
 
 

@@ -5,9 +5,38 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from edgerun.errors import EdgerunError
 
 Result = TypeVar("Result")
+
+
+class Begun(Protocol):
+    """A run that is under way, as a Future is one."""
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Its outputs, when they are there. Called once."""
+        ...
+
+    def cancel(self) -> object:
+        """Nobody will ask for them: end it, or let it end."""
+        ...
+
+
+class Refused:
+    """A run that could not begin."""
+
+    def __init__(self, error: EdgerunError) -> None:
+        self._error = error
+
+    def result(self) -> dict[str, np.ndarray]:
+        raise self._error
+
+    def cancel(self) -> None:
+        """There is nothing to end."""
 
 
 class Lanes:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Self  # Python 3.11; a device may have 3.10
 
-    from edgerun.runtime.lanes import Lanes
+    from edgerun.runtime.lanes import Begun, Lanes
     from edgerun.runtime.memory import Bound
 
 Outputs = dict[str, np.ndarray]
@@ -34,10 +34,11 @@ class Session(ABC):
     session keeps the last ones, and the feeds that came with them, until other ones come or it is closed.
 
     `streams` runs are under way at once, each on its share of the threads; more take turns.
-    Subclasses implement `_run` and `_close`, and `_bind` where the runtime can write into given memory;
+    Subclasses implement `_run` and `_close`, `_bind` where the runtime can write into given memory, and `_start`;
     this class checks what goes in, so that no backend has to.
     """
 
+    _begins = False  # whether there is `_start`
     saves = "smaller feeds, fewer streams, or a model that edgerun compress made smaller"  # what would hold less memory
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1) -> None:
@@ -59,6 +60,10 @@ class Session(ABC):
     def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
         """A call that reads exactly these arrays and fills exactly those, one for every output; None: cannot."""
         return None
+
+    def _start(self, feeds: Mapping[str, np.ndarray]) -> Begun:
+        """Begin a run, where the runtime has threads of its own (`_begins`): nobody has to wait for it meanwhile."""
+        raise NotImplementedError
 
     def run(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> Outputs:
         """Outputs by name. A feed is an array, a numpy scalar, or any object with `__dlpack__` in host memory.
@@ -100,18 +105,30 @@ class Session(ABC):
         most = 2 * self.streams if in_flight is None else in_flight
         if most < 1:
             raise EdgerunError("nothing can be in flight", got=in_flight, wanted="1 or more")
-        started = self._started()
-        waiting: deque[Future[Outputs]] = deque()
+        self._check_open()
+        waiting: deque[Begun] = deque()
         try:
             for feed in feeds:
-                waiting.append(started.submit(functools.partial(self.run, feed), limited=False))
+                waiting.append(self._begun(feed))
                 if len(waiting) >= most:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
+            for begun in waiting:
+                begun.cancel()
+
+    def _begun(self, feeds: Mapping[str, Any]) -> Begun:
+        """A run under way; what is wrong with it is told when its outputs are asked for."""
+        from edgerun.runtime.lanes import Refused
+
+        try:
+            self._check_open()
+            if self._begins and self._rss is None:
+                return self._start(self._checked(feeds))
+            return self._started().submit(functools.partial(self.run, feeds), limited=False)
+        except EdgerunError as error:
+            return Refused(error)
 
     def empty(self, name: str, shape: Sequence[int]) -> np.ndarray:
         """An array for the input or output `name`, not initialized, in the memory that the runtime copies fastest:

@@ -92,21 +92,64 @@ def test_a_board_says_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert machine.model(tmp_path / "none") == "Intel Core Ultra 7 155H"
 
 
-def test_freed_memory_goes_back_where_the_system_lets_it() -> None:
-    status = Path("/proc/self/status")
-    if platform.libc_ver()[0] != "glibc" or not status.exists():
-        machine.release().join()
-        return
+def _resident() -> int:
+    """kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
-    def resident() -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
 
-    machine.release().join()
-    before = resident()
-    kept = [bytearray(100_000) for _ in range(500)]  # each too small for a mapping of its own
-    del kept[:-1]  # the last one holds the heap's end in place
-    machine.release().join()
-    assert resident() - before < 10_000, "of 50,000 kB"
+def _freed_below() -> bytearray:
+    """50 MB of the heap freed, in blocks too small for mappings of their own; what is returned holds its end."""
+    kept = [bytearray(100_000) for _ in range(500)]
+    return kept[-1]
+
+
+glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not Path("/proc/self/status").exists(), reason="glibc on Linux keeps it"
+)
+
+
+@glibc
+def test_freed_memory_goes_back() -> None:
+    machine.release()
+    before, end = _resident(), _freed_below()
+    machine.release()
+    assert _resident() - before < 10_000, "of 50,000 kB"
+    del end
+
+
+@glibc
+def test_freed_memory_goes_back_when_it_was_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call puts it off; one thread waits for all of them."""
+    if (waiting := machine.release_when_quiet()) is not None:
+        waiting.join()
+    before, end = _resident(), _freed_below()
+    first, second = machine.release_when_quiet(5.0), machine.release_when_quiet()
+    assert first is second and first is not None and first.daemon
+    assert _resident() - before > 40_000, "nothing before its time"
+    monkeypatch.setattr(machine, "_quiet", machine._Quiet())
+    third = machine.release_when_quiet(0.0)
+    assert third is not None and third is not first
+    third.join(30)
+    assert _resident() - before < 10_000, "of 50,000 kB"
+    del end
+
+
+def test_nothing_waits_for_quiet_at_the_end() -> None:
+    """Not the process, and not a forked one, which has a thread of its own in place of its parent's."""
+    code = """
+import os, threading
+from edgerun.runtime import machine
+machine.QUIET = 600.0
+parent = machine.release_when_quiet()
+child = os.fork()
+if child == 0:
+    left = machine.release_when_quiet()
+    os._exit(0 if left is not parent and left.is_alive() and not parent.is_alive() else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), parent.is_alive())
+"""
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ran.stdout, ran.stderr, ran.returncode) == ("0 True\n", "", 0)
 
 
 def test_freed_blocks_are_kept_for_the_next_where_the_c_library_can_be_told() -> None:

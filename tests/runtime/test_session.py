@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -110,6 +110,55 @@ def test_futures_and_streams_give_the_right_results(session: Session) -> None:
         np.testing.assert_allclose(future.result()["y"], expected(feeds(value)), rtol=1e-6)
     for value, outputs in enumerate(session.stream(feeds(v) for v in range(8))):
         np.testing.assert_allclose(outputs["y"], expected(feeds(value)), rtol=1e-6)
+
+
+def test_a_stream_can_be_left_and_other_runs_come_between(session: Session) -> None:
+    results = session.stream(feeds(value) for value in range(50))
+    for value in range(3):
+        np.testing.assert_allclose(next(results)["y"], expected(feeds(value)), rtol=1e-6)
+        np.testing.assert_allclose(session.run(feeds(100 + value))["y"], expected(feeds(100 + value)), rtol=1e-6)
+    assert isinstance(results, Generator)
+    results.close()
+    np.testing.assert_allclose(session.run(feeds(7))["y"], expected(feeds(7)), rtol=1e-6)
+    outputs = list(session.stream([feeds(1), feeds(2, batch=3), feeds(3)], in_flight=9))
+    for given, found in zip([feeds(1), feeds(2, batch=3), feeds(3)], outputs, strict=True):
+        np.testing.assert_allclose(found["y"], expected(given), rtol=1e-6)
+
+
+def test_what_a_stream_gives_stays_though_arrays_are_filled_anew(session: Session) -> None:
+    given, kept = feeds(0), []
+
+    def source() -> Iterator[dict[str, np.ndarray]]:
+        for value in range(6):
+            given["x"][:] = value
+            yield given
+
+    for outputs in session.stream(source(), in_flight=1):
+        kept.append(outputs["y"])
+    for value, found in enumerate(kept):
+        np.testing.assert_allclose(found, expected(feeds(value)), rtol=1e-6)
+
+
+def test_a_feed_that_is_refused_ends_a_stream_at_its_place(session: Session) -> None:
+    wrong = {**feeds(2), "x": np.zeros((2, 3))}
+    results = session.stream([feeds(0), feeds(1), wrong, feeds(3)])
+    for value in range(2):
+        np.testing.assert_allclose(next(results)["y"], expected(feeds(value)), rtol=1e-6)
+    with pytest.raises(EdgerunError, match="wrong dtype"):
+        next(results)
+    assert list(results) == []
+    np.testing.assert_allclose(session.run(feeds(7))["y"], expected(feeds(7)), rtol=1e-6)
+
+
+def test_a_session_that_is_closed_lets_a_stream_have_what_was_begun(session: Session) -> None:
+    results, found = session.stream(feeds(value) for value in range(50)), []
+    with pytest.raises(EdgerunError, match="closed"):
+        for outputs in results:
+            found.append(outputs["y"])
+            session.close()
+    assert 1 <= len(found) <= 2 * session.streams
+    for value, result in enumerate(found):
+        np.testing.assert_allclose(result, expected(feeds(value)), rtol=1e-6)
 
 
 def test_streams_are_asked_of_the_target(dense: bytes, session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from edgerun.errors import EdgerunError
 from edgerun.metrics import Difference, sqnr_db
 from edgerun.model import Model, Step
 from edgerun.runtime import Engine, Options
+from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import openvino as target
 from edgerun.verbs.compress import compress
@@ -192,3 +194,36 @@ def test_a_convolution_on_integers_may_have_several_readers(
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     with target.load(target.compile(Model.from_proto(proto), ONE), ONE) as ours:
         assert sqnr_db(np.asarray(session.run(None, x)[0]), ours.run(x)["y"]) > 60
+
+
+def test_float_models_are_opened_as_they_were_read() -> None:
+    """No number is added behind a convolution with groups whose weights are float, however many read it."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> net (float[n,8,h,w] x) => (float[n,8,p,q] y) {'
+        " c = Conv<group=8>(x, w) r = Relu(c) y = Add(c, r) }"
+    )
+    weight = np.random.default_rng(0).standard_normal((8, 1, 3, 3)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    data = proto.SerializeToString()
+    kinds = [Counter(op.get_type_name() for op in graph.get_ops()) for graph in (ir.read(data), target._read(data))]
+    assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("place", ["node", "function", "weight"])
+def test_what_products_may_compute_with_is_read_from_nodes(place: str, tmp_path: Path) -> None:
+    """The bytes of an attribute may stand in a weight by chance, or in a function's node; files are not read whole."""
+    said = helper.make_attribute("accuracy_level", 4)
+    node = helper.make_node("Identity", ["x"], ["y"])
+    stored = said.SerializeToString() if place == "weight" else b"nothing"
+    weight = numpy_helper.from_array(np.frombuffer(stored, np.uint8), "w")
+    door = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
+    inside = helper.make_node("Identity", ["x"], ["y"])
+    if place != "weight":
+        (node if place == "node" else inside).attribute.append(said)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    function = helper.make_function("own", "Same", ["x"], ["y"], [inside], opsets[:1])
+    graph = helper.make_graph([node], "test", door[:1], door[1:], [weight])
+    data = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8).SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(data)
+    wanted = place != "weight"
+    assert dynamic._integer_blocks(data) is wanted and dynamic._integer_blocks(tmp_path / "m.onnx") is wanted
