@@ -86,11 +86,15 @@ def _name_by_place(graph: Any) -> None:
     for index, op in enumerate(graph.get_ordered_ops()):
         if op.get_friendly_name() == op.get_name():
             op.set_friendly_name(f"{op.get_type_name()}.{index}")
-        if op.get_type_name() == "If":
-            _name_by_place(op.get_then_body())
-            _name_by_place(op.get_else_body())
-        elif op.get_type_name() in ("Loop", "TensorIterator"):
-            _name_by_place(op.get_function())
+        for body in bodies(op):
+            _name_by_place(body)
+
+
+def bodies(op: Any) -> list[Any]:
+    """The graphs of its branches, or of its loop."""
+    if op.get_type_name() == "If":
+        return [op.get_then_body(), op.get_else_body()]
+    return [op.get_function()] if op.get_type_name() in ("Loop", "TensorIterator") else []
 
 
 def told(graph: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_options as asked
 from edgerun.targets import _openvino_profile as counters
+from edgerun.targets import _openvino_sequences as sequences
 from edgerun.targets import _openvino_shapes as shapes
 from edgerun.targets._openvino_session import OvSession
 
@@ -142,9 +143,12 @@ def load(engine: Engine, options: Options) -> Session:
     if not usual:
         return _opened(graph, options, ir.door(graph))
     door = ir.door(graph)
-    ready = _opened(shapes.settled(graph, usual), options, door)
+
+    def opened(known: shapes.Shapes) -> OvSession:
+        return _opened(shapes.settled(graph, known) if known else graph, options, door)
+
     rounds = shapes.rounds(graph) or asked.choice(options).precision != "f32" or dynamic.group_size(graph) != "0"
-    return shapes.ShapedSession(ready, usual, lambda: _opened(graph, options, door), rounds)
+    return shapes.ShapedSession(opened(usual), usual, opened, rounds)
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
@@ -176,6 +180,7 @@ def _read(payload: bytes | Path) -> Any:
     graph = ir.read(payload)
     fake_quantize.fuse(graph)
     forks.mend(graph)
+    sequences.write_out(graph)
     dynamic.fuse(graph, payload)
     return graph
 
