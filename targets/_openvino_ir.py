@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ NARROW = {
     "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "f8e8m0": "float8_e8m0fnu",
     "f4e2m1": "float4_e2m1fn", "i4": "int4", "u4": "uint4",
 }  # fmt: skip
+SOURCES = re.compile(r"(?:Check '[^']*' failed at|Exception from) \S+:\d+:\s*")
 DIGEST = "@sha256-of-the-weights@"
 
 
@@ -130,6 +132,8 @@ def port(found: Any) -> TensorSpec:
 
 
 def reason(error: object) -> str:
-    """The message without the lines that only name OpenVINO's sources."""
+    """The message without what only names OpenVINO's sources."""
     lines = (line.strip() for line in str(error).splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(("Exception from src", "Check '")))[:500]
+    return SOURCES.sub(
+        "", " ".join(line for line in lines if line and not line.startswith(("Exception from src", "Check '")))
+    )[:500]
