@@ -72,6 +72,20 @@ def test_every_unknown_op_is_named(cli: Cli, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_node_is_not_blamed_without_its_constants(cli: Cli, tmp_path: Path) -> None:
+    """OpenVINO takes an Unsqueeze whose axes are known, and none whose rank depends on an input."""
+    needs("openvino")
+    path = save(
+        tmp_path / "m.onnx",
+        """(float[5] x, int64 m, bool c, seq(float[k]) s) => (seq(float[k]) y) {
+        y = Loop(m, c, s)<body = l (int64 i, bool g, seq(float[k]) t) => (bool g2, seq(float[k]) u) {
+            g2 = Identity(g)  a = Constant<value_ints = [0]>()  e = Unsqueeze(i, a)
+            b = Constant<value_ints = [0]>()  p = Slice(x, b, e)  u = SequenceInsert(t, p) }> }""",
+    )
+    refused = json.loads(cli("check", path, "--target", "openvino", "--json").out)["refused"]
+    assert [issue["op"] for issue in refused] == ["SequenceInsert"]
+
+
 @pytest.mark.parametrize(("target", "text", "reason"), [
     ("tensorrt", "(float[1,3,8,8] x) => (float[1,3,h,k] y) { s = Constant<value_floats = [1.0,1.0,2.0,2.0]>()"
      ' y = Resize<mode = "cubic", antialias = 1>(x, , s) }', "Antialiasing is not supported currently."),
