@@ -132,7 +132,8 @@ def signed(proto: onnx.ModelProto) -> Made | None:
     del graph.value_info[:]
     graph.value_info.extend(stay)
     _replace(graph, list(graph.node), constants)
-    return made, f"uint8 written as int8, which stands for the same numbers ({len(shifted)} values)"
+    count = f"{len(shifted)} value{'s' if len(shifted) > 1 else ''}"
+    return made, f"uint8 written as int8, which stands for the same numbers ({count})"
 
 
 def _shift_zero(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:

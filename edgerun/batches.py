@@ -51,6 +51,27 @@ def fitted(feeds: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]],
     return found
 
 
+def cuttable(
+    feeds: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], inputs: Sequence[TensorSpec]
+) -> bool:
+    """Whether `fitted` leaves feeds that mean something: no length and no index among them points behind what is left.
+
+    That may be any whole number as large as what is left of a dimension; one whose own input has that dimension, by
+    name, is an element of it.
+    """
+    cut: dict[int | str, int] = {}
+    for spec in inputs:
+        for dim, have, want in zip(spec.shape, feeds[spec.name].shape, shapes.get(spec.name, ()), strict=False):
+            if want < have:
+                cut[dim] = min(want, cut.get(dim, want))
+    for spec in inputs:
+        left = min((size for dim, size in cut.items() if dim not in spec.shape), default=None)
+        numbers = feeds[spec.name]
+        if left is not None and numbers.dtype.kind in "iu" and ((numbers >= left) | (numbers <= -left)).any():
+            return False
+    return True
+
+
 class Digest:
     """SHA-256 of feeds in order: every input's bytes, and its runs of equal row shapes."""
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import Unsupported
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import correction, placement
-from edgerun.quantize.graphs.activation import Activation
+from edgerun.quantize.graphs.activation import Activation, unusable
 from edgerun.quantize.graphs.statistics import Watch
 from edgerun.quantize.graphs.windows import Window
 from edgerun.quantize.numerics import coverage
@@ -93,7 +93,7 @@ def observe(
             rest = itertools.chain([more], data)
             for (feeds, digest), out in (runs := in_lanes(lambda item: session.run(item[0]), rest, request.lanes)):
                 told.add(out, samples_in(feeds, request), digest)
-                enough = told.rows >= request.effort.settled and verdict(*watch.extremes(points), request).enough
+                enough = told.rows >= request.effort.settled and verdict(*_extremes(watch, points), request).enough
                 told.settled = bool(enough)
                 if enough:
                     break
@@ -107,9 +107,15 @@ def observe(
     seen = watch.activations()
     for name, activation in seen.items():
         if not all(np.isfinite(a).all() for a in vars(activation.channels).values()):
-            raise EdgerunError(f"activation {name!r} is not finite on the calibration data",
-                               do="check the preprocessing; run the float model on the same data")  # fmt: skip
+            raise unusable(name)
     return seen, told.truths
+
+
+def _extremes(watch: Watch, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    lows, highs = watch.extremes(names)
+    if not (finite := (np.isfinite(lows) & np.isfinite(highs)).all(axis=0)).all():
+        raise unusable(names[int(finite.argmin())])
+    return lows, highs
 
 
 Marked = tuple["Feeds", str]  # a batch, and the digest of the data up to its end

@@ -171,4 +171,5 @@ def first_line(error: Exception) -> str:
     """The runtime's message without its build paths and C++ signatures."""
     text = " ".join(str(error).split())
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    return re.sub(r"^(Load model from .*? failed:)?\s*/\S+:\d+ .*?\) ", "", text)[:500]
+    prefix = r"^(?:Load model from .*? failed:|Exception during initialization:)?\s*/\S+:\d+ .*?\)(?:::<lambda\(\)>)? "
+    return re.sub(r" node with name '[^']*'$", "", re.sub(prefix, "", text))[:500]

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ NARROW = {
     "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "f8e8m0": "float8_e8m0fnu",
     "f4e2m1": "float4_e2m1fn", "i4": "int4", "u4": "uint4",
 }  # fmt: skip
+SOURCES = re.compile(r"(?:Check '[^']*' failed at|Exception from) \S+:\d+:\s*")
 DIGEST = "@sha256-of-the-weights@"
 
 
@@ -94,11 +96,15 @@ def _name_by_place(graph: Any) -> None:
     for index, op in enumerate(graph.get_ordered_ops()):
         if op.get_friendly_name() == op.get_name():
             op.set_friendly_name(f"{op.get_type_name()}.{index}")
-        if op.get_type_name() == "If":
-            _name_by_place(op.get_then_body())
-            _name_by_place(op.get_else_body())
-        elif op.get_type_name() in ("Loop", "TensorIterator"):
-            _name_by_place(op.get_function())
+        for body in bodies(op):
+            _name_by_place(body)
+
+
+def bodies(op: Any) -> list[Any]:
+    """The graphs of its branches, or of its loop."""
+    if op.get_type_name() == "If":
+        return [op.get_then_body(), op.get_else_body()]
+    return [op.get_function()] if op.get_type_name() in ("Loop", "TensorIterator") else []
 
 
 def told(graph: Any) -> dict[str, Any]:
@@ -134,6 +140,8 @@ def port(found: Any) -> TensorSpec:
 
 
 def reason(error: object) -> str:
-    """The message without the lines that only name OpenVINO's sources."""
+    """The message without what only names OpenVINO's sources."""
     lines = (line.strip() for line in str(error).splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(("Exception from src", "Check '")))[:500]
+    return SOURCES.sub(
+        "", " ".join(line for line in lines if line and not line.startswith(("Exception from src", "Check '")))
+    )[:500]

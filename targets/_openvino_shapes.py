@@ -2,7 +2,8 @@
 
 So the graph is compiled with these shapes, and feeds of others run on the graph as it is, compiled when the first of
 them comes, and compared then: on that feed, cut to the usual shapes, it must give what the kernels for these give,
-which the reference has confirmed.
+which the reference has confirmed. A feed that cannot be cut, since a length or an index in it would then point behind
+the data, is compared as it is, with kernels compiled for its shapes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.batches import fitted
+from edgerun.batches import cuttable, fitted
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import RELATIVE_ERROR, SQNR_DB, Difference
 from edgerun.runtime import Session, TensorSpec
@@ -71,7 +72,8 @@ def rounds(graph: Any) -> bool:
 
 
 class ShapedSession(Session):
-    """`ready` runs feeds of `shapes`; `general` opens what runs the others, when the first of them comes.
+    """`ready` runs feeds of `shapes`; `opened` opens what runs those of given shapes, or of any ({}), when the first of
+    others than `shapes` comes.
 
     Both must agree on what they compute: as models that have steps do where `rounds`. A run raises GateFailed where
     they do not.
@@ -79,11 +81,11 @@ class ShapedSession(Session):
 
     _begins = True
 
-    def __init__(self, ready: OvSession, shapes: Shapes, general: Callable[[], OvSession], rounds: bool) -> None:
+    def __init__(self, ready: OvSession, shapes: Shapes, opened: Callable[[Shapes], OvSession], rounds: bool) -> None:
         super().__init__(ready.inputs, ready.outputs, ready.streams)
         self._rounds = rounds
         self._ready, self._shapes = ready, [(name, tuple(shape)) for name, shape in shapes.items()]
-        self._open, self._opening = general, threading.Lock()
+        self._open, self._opening = opened, threading.Lock()
         self._general: OvSession | None = None
 
     def _for(self, feeds: Mapping[str, np.ndarray]) -> OvSession:
@@ -95,18 +97,26 @@ class ShapedSession(Session):
     def _opened(self, feeds: Mapping[str, np.ndarray]) -> OvSession:
         with self._opening:
             if self._general is None:
-                found = self._open()
+                found = self._open({})
                 try:
-                    self._compare(found, fitted(feeds, dict(self._shapes)))
+                    self._confirm(found, feeds)
                 except EdgerunError:
                     found.close()
                     raise
                 self._general = found
             return self._general
 
-    def _compare(self, general: OvSession, feeds: Mapping[str, np.ndarray]) -> None:
+    def _confirm(self, general: OvSession, feeds: Mapping[str, np.ndarray]) -> None:
+        usual = dict(self._shapes)
+        if cuttable(feeds, usual, self.inputs):
+            self._compare(general, self._ready, fitted(feeds, usual))
+            return
+        with self._open({name: feeds[name].shape for name in usual}) as known:
+            self._compare(general, known, feeds)
+
+    def _compare(self, general: OvSession, known: OvSession, feeds: Mapping[str, np.ndarray]) -> None:
         got = general._run(feeds)
-        for name, want in self._ready._run(feeds).items():
+        for name, want in known._run(feeds).items():
             error = Difference.of(want, got[name])
             if not error.agrees(rounds=self._rounds):
                 raise GateFailed(

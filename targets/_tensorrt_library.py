@@ -24,6 +24,8 @@ RTX_RUNS, RTX_ALONE, RTX_FROM = frozenset({(8, 0), (8, 6), (8, 9)}), frozenset({
 NOISE = re.compile(
     r"\[checkMacros\S* Error Code \d+: Cuda Runtime .*", re.DOTALL
 )  # it looks for a GPU when it complains
+# What is said behind the C++ condition that did not hold.
+SAID = re.compile(r'&& ((?:"[^"]*" ?)+)|^Assertion failed: .+?(?<!:): (?=[A-Z])(.*)')
 
 
 def missing(extra: str) -> str | None:
@@ -136,7 +138,9 @@ def reason(errors: list[str]) -> str:
 
 
 def shortened(text: str) -> str:
-    """A message without its file names, C++ locations and the search for a GPU that it ends with."""
+    """A message without its file names, C++ locations and conditions, and the search for a GPU that it ends with."""
     text = " ".join(NOISE.sub("", text).split())
+    if said := SAID.search(text):
+        text = "".join(re.findall(r'"([^"]*)"', said[1] or "")) or said[2]
     text = re.sub(r"\s*In \w+ at \S+:\d+\)?", "", text)
     return re.sub(r"^\S+\.cpp(::\w+)*:\d+: ", "", text)[:400].strip()

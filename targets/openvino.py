@@ -24,6 +24,7 @@ from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_options as asked
 from edgerun.targets import _openvino_profile as counters
+from edgerun.targets import _openvino_sequences as sequences
 from edgerun.targets import _openvino_shapes as shapes
 from edgerun.targets._openvino_session import OvSession
 
@@ -142,9 +143,12 @@ def load(engine: Engine, options: Options) -> Session:
     if not usual:
         return _opened(graph, options, ir.door(graph))
     door = ir.door(graph)
-    ready = _opened(shapes.settled(graph, usual), options, door)
+
+    def opened(known: shapes.Shapes) -> OvSession:
+        return _opened(shapes.settled(graph, known) if known else graph, options, door)
+
     rounds = shapes.rounds(graph) or asked.choice(options).precision != "f32" or dynamic.group_size(graph) != "0"
-    return shapes.ShapedSession(ready, usual, lambda: _opened(graph, options, door), rounds)
+    return shapes.ShapedSession(opened(usual), usual, opened, rounds)
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
@@ -175,6 +179,8 @@ def _read(payload: bytes | Path) -> Any:
     """The graph of an engine or an ONNX model, with what OpenVINO has kernels for in the form that it finds them in."""
     graph = ir.read(payload)
     ops = ir.by_kind(graph)  # asked once: a large graph has thousands
+    if ops.keys() & sequences.KINDS and sequences.write_out(graph):
+        ops = ir.by_kind(graph)
     if sum([fake_quantize.fuse(ops), forks.mend(ops), dynamic.fuse(graph, ops, payload)]):
         graph.validate_nodes_and_infer_types()
     return graph

@@ -14,7 +14,7 @@ import numpy as np
 from edgerun import files
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
-from edgerun.runtime import Engine, Options, Session
+from edgerun.runtime import Engine, Options, Session, dtypes
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
 from edgerun.targets import _tensorrt_file as file
@@ -97,7 +97,7 @@ def check(model: Model) -> list[Issue]:
     if found := limits().exceeded(model):
         return found
     proto, trt = model.to_proto(), tensorrt.library()
-    if found := list(_misread(proto)):
+    if found := [*_misread(proto), *_unfed(model, proto)]:
         return found
     logger = tensorrt.log(trt)
     network = tensorrt.builder(trt, logger).create_network(
@@ -233,6 +233,18 @@ def _misread(proto: onnx.ModelProto) -> Iterator[Issue]:
             kind = next((t.data_type for t in (point, stored) if t is not None), onnx.TensorProto.UINT8)
             if kind == onnx.TensorProto.UINT8 and not any(a.name == "output_dtype" for a in node.attribute):
                 yield Issue(node.name or node.output[0], node.op_type, "uint8 is no type of TensorRT's quantizers")
+
+
+def _unfed(model: Model, proto: onnx.ModelProto) -> Iterator[Issue]:
+    """The nodes at the door that read or write a dtype which no feed or output of TensorRT's has here."""
+    for spec in (*model.inputs, *model.outputs):
+        if spec.dtype == "object" or spec.dtype in dtypes.NARROW:
+            dtype = "text" if spec.dtype == "object" else spec.dtype
+            for node in proto.graph.node:
+                if spec.name in (*node.input, *node.output):
+                    yield Issue(
+                        node.name or node.output[0], node.op_type, f"TensorRT takes and gives no {dtype}: {spec.name!r}"
+                    )
 
 
 def _refused(parser: Any, proto: onnx.ModelProto) -> Iterator[Issue]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgerun.batches import fitted
+from edgerun.batches import cuttable, fitted
 from edgerun.data import open_data
 from edgerun.runtime import TensorSpec
 
@@ -26,3 +27,22 @@ def test_feeds_fitted_to_a_shape(have: int, want: int, place: int) -> None:
     got = fitted({"x": np.arange(2 * have).reshape(2, have)}, {"x": (2, want)}, place)["x"]
     for row in range(2):
         assert got[row].tolist() == [row * have + (place * want + i) % have for i in range(want)]
+
+
+@pytest.mark.parametrize(("dtype", "shape", "values", "cut", "whole"), [
+    ("int32", ("b",), [10], 4, False),  # a length behind what is left of the steps
+    ("int32", ("b",), [4], 4, False),  # an index would be
+    ("int32", ("b",), [3], 4, True),
+    ("int32", ("b",), [-4], 4, False),
+    ("int32", ("b",), [10], 12, True),  # steps are repeated, none is lost
+    ("float32", ("b",), [10], 4, True),
+    ("int64", ("b", "t"), [[30_000] * 10], 4, True),  # an element a step, as a token
+    ("int64", ("b", "s"), [[9, 0]], 4, False),  # places in the steps, a dimension of their own
+])  # fmt: skip
+def test_what_points_into_a_dimension_is_not_cut(
+    dtype: str, shape: tuple[str, ...], values: list[int], cut: int, whole: bool
+) -> None:
+    inputs = TensorSpec("x", "float32", ("b", "t")), TensorSpec("n", dtype, shape)
+    feeds = {"x": np.zeros((1, 10), np.float32), "n": np.array(values, dtype)}
+    sizes = {"b": 1, "t": cut, "s": 2}
+    assert cuttable(feeds, {spec.name: spec.with_dims(sizes) for spec in inputs}, inputs) is whole

@@ -59,7 +59,7 @@ def _echo(found: Check, fix: Path | None) -> None:
         click.echo(f"in float ({len(nodes)} of {found.products} products between Q/DQ): {reason}")
         for node in nodes:
             click.echo(f"  {node.node} ({node.op}){_cost(node)}")
-    if found.fix is None:
+    if found.fix is None and found.unfixed is None:
         for idea in found.ideas:
             click.echo(f"--fix would try: {idea}")
     if found.part is not None:
@@ -67,17 +67,25 @@ def _echo(found: Check, fix: Path | None) -> None:
     if found.fix is not None:
         for line in found.fix.rewritten:
             click.echo(f"rewritten: {line}")
-        c = found.fix.check
+        c, state = found.fix.check, "taken" if found.idle else "runs"
         click.echo(
-            f"{found.fix.path}: runs; compared with the original ({c.reference}) on {c.runs} draws, run on "
+            f"{found.fix.path}: {state}; compared with the original ({c.reference}) on {c.runs} draws, run on "
             f"{found.fix.ran}: relative error {c.relative_error:.2g}"
         )
     elif found.unfixed is not None:
         click.echo(f"not rewritten: {found.unfixed}")
     elif not found.refused:
-        click.echo(f"{found.model}: all {found.nodes} nodes run on {where}{_integers(found)}")
+        click.echo(f"{found.model}: {_all(found)} {where}{_integers(found)}")
         if fix is not None:
             click.echo("nothing was rewritten, so nothing was written", err=True)
+
+
+def _all(found: Check) -> str:
+    one = found.nodes == 1
+    nodes = "the one node" if one else f"all {found.nodes} nodes"
+    if found.idle:
+        return f"{nodes} {'is' if one else 'are'} taken by"
+    return f"{nodes} {'runs' if one else 'run'} on"
 
 
 def _integers(found: Check) -> str:

@@ -16,7 +16,7 @@ from edgerun.effort import PRESETS
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
 from edgerun.passes import Quantization, Target
-from edgerun.verbs import devices, proof
+from edgerun.verbs import devices, finite, proof
 
 log = logging.getLogger("edgerun")
 OLDEST_OPSET = 13
@@ -69,13 +69,17 @@ class Aim:
             raise unknown("preset", preset, PRESETS)
 
     def check_model(self, model: Model, keep_float: Iterable[str]) -> None:
-        """Raise EdgerunError for a graph that cannot be quantized, or that has no node of a name in `keep_float`."""
+        """Raise EdgerunError for a graph that cannot be quantized, or weights that are not finite, or where no node
+        has a name in `keep_float`."""
         _check_graph(model)
         devices.check_limits(model, self.device, self.target)
         known = {str(node.name) for node in model.ir.graph}
         for name in keep_float:
             if name not in known:
                 raise unknown("node", name, known)
+        if found := finite.broken(model):
+            raise EdgerunError("weights of the model are not finite", got=finite.told(found),
+                               do="repair the float model: no data makes up for them")  # fmt: skip
 
 
 def aimed(

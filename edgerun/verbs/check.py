@@ -44,7 +44,7 @@ class Check:
     `nodes` counts all, `products` those between Q/DQ, which are to run on integers. `refused` are nodes that do not run
     (a node "" is the whole model); `fell_back` are the products that run in float, None where nothing of the target
     runs here, so that nobody knows; `unseen` those whose kernel the profile does not tell; of the rewritten model where
-    there is one.
+    there is one. `idle` says that nothing of the target runs here: it was asked which nodes it takes, and no more.
     `ideas` are rewrites that `--fix` would try; `unfixed` says why it wrote none.
     """
 
@@ -58,6 +58,7 @@ class Check:
     unseen: tuple[str, ...]
     ideas: tuple[str, ...]
     notes: tuple[str, ...]
+    idle: bool = False
     part: Part | None = None
     fix: Fix | None = None
     unfixed: str | None = None
@@ -105,6 +106,8 @@ def check(
             if Path(output).suffix != ".onnx":
                 raise EdgerunError("what is written is ONNX", got=output, wanted="NAME.onnx")
             files.refuse_overwrite(Path(output), force)
+    if part is not None and fix is not None and Path(part).absolute() == Path(fix).absolute():
+        raise EdgerunError("the part and the rewritten model are one file", got=part, do="give each a name of its own")
     where, name = devices.chosen(device, target)
     loaded, chosen = Model.load(model), registry.target(name)
     limits, whose = _limits(where, name)
@@ -115,7 +118,8 @@ def check(
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
-        refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_versions(where, name, chosen), *notes),
+        refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_looked(where, name, chosen), *notes),
+        idle=chosen.runnable() is not None,
         ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused else ()),
         part=_part(loaded, refused, found, chosen, limits, name, rules, part) if part is not None else None,
         fix=Fix(str(fix), fixed.rewritten, fixed.check, fixed.ran) if fixed is not None else None,
@@ -170,7 +174,7 @@ def _refused(model: Model, chosen: Target, limits: Limits, where: str) -> Iterat
         for issue in issues:
             yield Issue("", "", issue.reason + (needs if issue.reason.startswith("opset") else ""))
         return
-    for issue in chosen.check(model):
+    for issue in dict.fromkeys(chosen.check(model)):
         if issue.node or (found := subgraph.smallest(proto, "", lambda m: bool(chosen.check(m)))) is None:
             yield issue
         else:
@@ -215,13 +219,15 @@ def _tried(model: Model, target: str, rules: Quantization) -> list[Fallback]:
         return []  # a part that does not run at all says nothing about how it would
 
 
-def _versions(device: Device | None, target: str, chosen: Target) -> Iterator[str]:
-    """That the device has another version of the runtime than the one that looked at the nodes here."""
+def _looked(device: Device | None, target: str, chosen: Target) -> Iterator[str]:
+    """That the nodes were looked at by less than what runs them: another version of the runtime, or no device."""
     told = chosen.device()
     if device is not None and target == device.target:
         there = next((f"{k} {device.value(k)}" for k in (told["runtime"], target) if device.value(k)), None)
         if there is not None and there != f"{told['runtime']} {told['version']}":
             yield f"looked at with {told['runtime']} {told['version']}; {device.name} has {there}"
+    if reason := chosen.runnable():
+        yield f"{target} was asked which nodes it takes; whether it has kernels for them shows where it runs: {reason}"
 
 
 def _named(found: Sequence[Issue]) -> str:

@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgerun import __version__, registry
-from edgerun.batches import fitted
+from edgerun.batches import cuttable, fitted
 from edgerun.data import Data, Feeds
 from edgerun.errors import EdgerunError
 from edgerun.measure import attribution, brief
@@ -205,16 +205,19 @@ def clock_for(
 
 
 def feed_for(inputs: Sequence[TensorSpec], data: Data | None) -> Feeds:
-    """What models are timed on: the first sample of `data`, or noise, at the sizes that `inputs` say.
+    """What models are timed on: the first sample of `data` that can be cut, or noise, at the sizes that `inputs` say.
 
     An axis that is longer than an input says is cut, a shorter one is repeated.
     """
     if data is None:
         return next(iter(feeds_for(inputs, "", "random:1", batch=1)))
-    feed = next(iter(data.in_batches(1)))
-    own = {s.name: [d if isinstance(d, int) else n for d, n in zip(s.shape, feed[s.name].shape, strict=True)]
-           for s in inputs}  # fmt: skip
-    return fitted(feed, own)
+    for feed in data.in_batches(1):
+        own = {s.name: [d if isinstance(d, int) else n for d, n in zip(s.shape, feed[s.name].shape, strict=True)]
+               for s in inputs}  # fmt: skip
+        if cuttable(feed, own, data.inputs):
+            return fitted(feed, own)
+    sized = [replace(spec, shape=tuple(own[spec.name])) for spec in inputs]
+    return next(iter(feeds_for(sized, "", "random:1", batch=1)))
 
 
 def usual_shapes(inputs: Sequence[TensorSpec], data: Data | None) -> dict[str, tuple[int, ...]]:

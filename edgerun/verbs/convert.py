@@ -24,7 +24,7 @@ from edgerun.parity import Parity
 from edgerun.passes import Choosing, Trusting
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
-from edgerun.verbs import devices, source_files
+from edgerun.verbs import devices, finite, source_files
 
 __all__ = ["Parity", "convert"]
 log = logging.getLogger("edgerun")
@@ -88,6 +88,8 @@ def convert(
         model = _made(source, Path(folder), asked, data, reproduction, limits or sandbox.Limits())
         if issues := newest.exceeded(model):
             raise Unsupported(f"{runs} does not read the model", got=issues[0].reason)
+        if spoilt := finite.broken(model):
+            log.warning("weights that are not finite spoil what the model computes: %s", finite.told(spoilt))
         if model.is_large():
             return _moved(Path(folder) / "model.onnx", output)
     if output is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from edgerun import __version__, registry
+from edgerun import __version__, draws, registry
 from edgerun.converters import _lower, _rewrites
 from edgerun.converters._normalize import OLDEST_OPSET, ir_version, opset_of, to_opset
 from edgerun.errors import EdgerunError, GateFailed
@@ -92,14 +92,14 @@ def fixed(model: Model, target: str, limits: Limits) -> Fixed:
 
 def ideas(proto: onnx.ModelProto, issues: Sequence[Issue], limits: Limits) -> list[str]:
     """What `fixed` would try first, as lines; whether the target takes it, and computes the same, is not looked at."""
-    found: list[str] = []
     for rewrite in REWRITES:
         try:
             made = rewrite(proto, issues, limits)
         except EdgerunError:
             continue
-        found += made[1] if made is not None else []
-    return found
+        if made is not None:
+            return made[1]
+    return []
 
 
 def _proven(made: Model, original: Model, target: str) -> tuple[SelfCheck, str]:
@@ -107,7 +107,7 @@ def _proven(made: Model, original: Model, target: str) -> tuple[SelfCheck, str]:
     options = Options()
     chosen = registry.target(target)
     if chosen.runnable():
-        chosen.compile(made, options)
+        _built(made, chosen)
         target, chosen = MEASURER, registry.target(MEASURER)
     try:
         return self_check(original, chosen.compile(made, options), options), target
@@ -117,6 +117,21 @@ def _proven(made: Model, original: Model, target: str) -> tuple[SelfCheck, str]:
         raise GateFailed(
             "nothing here runs the original model, so the rewritten one cannot be compared with it", got=error.got
         ) from error
+
+
+def _built(made: Model, chosen: Target) -> None:
+    """Show that `chosen` makes an engine of the model, at one of the usual sizes for what is open."""
+    refusal = EdgerunError("")
+    for other in draws.SIZES:
+        sizes = {dim: (size, size, size) for dim, size in draws.sizes(made.inputs, 0, other).items() if size}
+        try:
+            chosen.compile(made, Options(sizes=sizes))
+            return
+        except EdgerunError as error:
+            refusal = error
+            if not sizes:
+                break
+    raise GateFailed(f"no engine of the rewritten model: {refusal.what}", got=refusal.got) from refusal
 
 
 def _lowered(proto: onnx.ModelProto, issues: Sequence[Issue], limits: Limits) -> Found | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgerun import draws, registry
-from edgerun.batches import fitted
+from edgerun.batches import cuttable, fitted
 from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds
 from edgerun.runtime import Engine, Options, Session, dtypes
@@ -79,15 +79,15 @@ def _computed(
     name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds], usual: Shapes, others: bool
 ) -> Truth:
     target, settings = registry.target(name), Options(options.threads, own.extra)
-    feeds = feeds if others else _singles(feeds, usual)
+    feeds = feeds if others else _singles(feeds, usual, model)
     with target.load(target.compile(model, settings), settings) as session:
         pairs = [(feed, session.run(feed)) for feed in feeds] if feeds else _drawn(model, session, options.sizes)
-        parts = _apart(pairs, usual, session) if others else (pairs,)
+        parts = _apart(pairs, usual, session, model) if others else (pairs,)
     extra = "".join(f", {key}={value}" for key, value in own.extra.items())
     return Truth(name, f"{name} {target.device()['version']}{extra}", parts)
 
 
-def _apart(pairs: list[Pair], usual: Shapes, session: Session) -> tuple[list[Pair], ...]:
+def _apart(pairs: list[Pair], usual: Shapes, session: Session, model: Model) -> tuple[list[Pair], ...]:
     """Pairs of the usual shapes, which an engine has kernels ready for, and of others: where the model takes both,
     neither is empty."""
     if not usual:
@@ -95,7 +95,7 @@ def _apart(pairs: list[Pair], usual: Shapes, session: Session) -> tuple[list[Pai
     ready: list[Pair] = [pair for pair in pairs if _usual(pair[0], usual)]
     others: list[Pair] = [pair for pair in pairs if not _usual(pair[0], usual)]
     if not ready:
-        ready = [(feed, session.run(feed)) for feed in _singles([feed for feed, _ in pairs], usual)]
+        ready = [(feed, session.run(feed)) for feed in _singles([feed for feed, _ in pairs], usual, model)]
     elif not others:
         longer = {name: (2 * shape[0], *shape[1:]) for name, shape in usual.items() if shape}
         with contextlib.suppress(EdgerunError):  # of a model without an open batch
@@ -104,11 +104,15 @@ def _apart(pairs: list[Pair], usual: Shapes, session: Session) -> tuple[list[Pai
     return ready, others
 
 
-def _singles(feeds: Sequence[Feeds], usual: Shapes) -> Sequence[Feeds]:
-    """SINGLES of the usual shapes, or as many as there are `feeds`, cut out of them in turn; themselves where they have
-    these shapes, or none are usual."""
+def _singles(feeds: Sequence[Feeds], usual: Shapes, model: Model) -> Sequence[Feeds]:
+    """SINGLES of the usual shapes, or as many as there are `feeds`, cut out of them in turn, or drawn where they cannot
+    be cut; themselves where they have these shapes, or none are usual."""
     if not feeds or not usual or all(_usual(feed, usual) for feed in feeds):
         return feeds
+    feeds = [feed for feed in feeds if cuttable(feed, usual, model.inputs)]
+    if not feeds:
+        specs = [replace(spec, shape=tuple(usual[spec.name])) for spec in model.inputs]
+        return [draws.feeds(specs, {}, seed, draws.index_bounds(model.ir)) for seed in range(SINGLES)]
     turns = (divmod(number, len(feeds)) for number in range(max(SINGLES, len(feeds))))
     return [fitted(feeds[index], usual, place) for place, index in turns]
 

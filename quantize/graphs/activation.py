@@ -7,6 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgerun.errors import EdgerunError
+
+
+def unusable(name: str) -> EdgerunError:
+    """What is said of a value that is NaN or infinite on the calibration data."""
+    do = "check the preprocessing; run the float model on the same data"
+    return EdgerunError(f"activation {name!r} is not finite on the calibration data", do=do)
+
+
 FEWEST = 8  # sampled values of a channel without which they say nothing of its mean
 
 

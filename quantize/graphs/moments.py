@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize.graphs.activation import unusable
 from edgerun.runtime import Session
 
 if TYPE_CHECKING:
@@ -26,14 +27,29 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def accumulate(session: Session, batches: Iterable[Feeds], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """H = X·Xᵀ for each value, float64 `[K, K]`; every vector along its last axis is a column of X."""
+    """H = X·Xᵀ for each value, float64 `[K, K]`; every vector along its last axis is a column of X.
+
+    Raises EdgerunError naming a value that is not finite.
+    """
     found: dict[str, np.ndarray] = {}
     for feeds in batches:
         out = session.run(feeds)
         for name in names:
             array = feeds[name] if name in feeds else out[name]
             rows = array.reshape(-1, array.shape[-1])
-            found[name] = found.get(name, 0.0) + (rows.T @ rows).astype(np.float64)  # float32 is exact enough for one
+            found[name] = found.get(name, 0.0) + _products(rows, name)
+    return found
+
+
+def _products(rows: np.ndarray, name: str) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        found: np.ndarray = (rows.T @ rows).astype(np.float64)  # float32 is exact enough for one batch
+    if np.isfinite(np.diag(found)).all():
+        return found
+    if not np.isfinite(rows).all():
+        raise unusable(name)
+    wide = rows.astype(np.float64)  # squares that float32 has no room for
+    found = wide.T @ wide
     return found
 
 

@@ -96,7 +96,7 @@ def test_other_shapes_are_compared_when_the_first_of_them_comes(conv: Model) -> 
         fixed = target.load(target.compile(conv, ONE), ONE)
         opened: list[Any] = []
 
-        def load(of: Model = general, opened: list[Any] = opened) -> Any:
+        def load(shapes: Any, of: Model = general, opened: list[Any] = opened) -> Any:
             opened.append(target.load(target.compile(of, ONE), ONE))
             return opened[-1]
 
@@ -146,7 +146,7 @@ def test_an_lstm_of_one_step_is_a_product(direction: str) -> None:
 
 
 def test_a_length_that_is_fed_keeps_its_lstm() -> None:
-    """A sequence of length 0 leaves the state as it is."""
+    """A sequence may be of length 0."""
     model, usual = cell(lengths="n"), {"x": (1, 2, 5), "n": (2,), "h": (1, 2, 8), "c": (1, 2, 8)}
     feeds = {"x": drawn(1, 2, 5), "n": np.array([1, 0], np.int32), "h": drawn(1, 2, 8), "c": drawn(1, 2, 8, seed=4)}
     assert "FullyConnected" not in kernels(model, Options(1, usual=usual), feeds)

@@ -22,9 +22,11 @@ import pytest
 from onnx import numpy_helper
 
 from edgerun import cache
+from edgerun.data import open_data
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.model import Model
-from edgerun.verbs.clock import Speed
+from edgerun.runtime import TensorSpec
+from edgerun.verbs.clock import Speed, feed_for
 from edgerun.verbs.compress import compress
 from edgerun.verbs.making import KEPT
 
@@ -167,6 +169,17 @@ def test_the_sizes_that_the_device_runs(tmp_path: Path) -> None:
     said: list[Speed] = []
     compress(model, scheme="w8a8_dynamic", placement="clock", clocked=said.append)
     assert said[0].answer == "not timed" and said[0].pays, "without data and with open sizes there is nothing to feed"
+
+
+def test_what_is_timed_is_a_feed_that_can_be_cut() -> None:
+    """Lengths in it stay within the sizes asked for; where no sample has such, noise of these sizes is timed."""
+    named = TensorSpec("x", "float32", ("b", "t")), TensorSpec("n", "int32", ("b",))
+    asked = TensorSpec("x", "float32", (1, 4)), TensorSpec("n", "int32", (1,))
+    for lengths, taken in (((9, 3, 2), 3), ((9, 8, 7), None)):
+        samples = [{"x": np.full((1, 10), n, np.float32), "n": np.array([n], np.int32)} for n in lengths]
+        feed = feed_for(asked, open_data(samples, named, batch=1))
+        assert feed["x"].shape == (1, 4) and feed["n"] < 4
+        assert taken is None or (feed["n"] == taken and (feed["x"] == taken).all())
 
 
 def test_schemes_that_promise_size_are_not_timed(tmp_path: Path) -> None:
