@@ -31,6 +31,7 @@ LIGHT = 1e6  # elements of all activations of a sample: below, every candidate c
 KEPT = 16  # spans whose shifts are remembered
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5
+UNLIKELY = 0.25  # error of being better halfway that ends a trial
 ERROR = 0.05  # of taking a candidate that is no better than the extremes
 LEAST_GAIN = 0.01  # dB, the same
 Intervals = dict[str, tuple[float, float]]
@@ -225,7 +226,7 @@ def _tried(
         again = {name: stream.judged(spans[name], seen_by, f"trying {name}") for name in ("minmax", *left)}
         gains = {name: gained(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
         request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
-        left = [name for name, (gain, _) in gains.items() if gain > 0]
+        left = [name for name in left if gained(again["minmax"], again[name], UNLIKELY)[1] > 0]
     # What is not surely better is taken for chance: extremes clip nothing of what was seen.
     sure = {name: gain for name, (gain, surely) in gains.items() if surely > 0}
     best = max(sure, key=lambda name: sure[name], default="minmax")
