@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MEANS = "edgerun/mean/"
 SHARE = "edgerun/share"
-SPREAD = 64
+SPREAD = 64  # positions: a mean over so many hides nothing of a single value
 
 
 @dataclass(frozen=True)
