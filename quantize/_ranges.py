@@ -28,6 +28,7 @@ CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
 LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
+HEAVY = 8e6  # above, fewer of them tell as much
 KEPT = 16  # spans whose shifts are remembered
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5
@@ -169,22 +170,24 @@ class Stream:
             yield truth, out
 
 
-def light(seen: Mapping[str, Activation], stream: Stream) -> bool:
-    """Whether a sample has few activations: then it costs little, and says little."""
-    return sum(activation.size for activation in seen.values()) < LIGHT * stream.samples
+def activations(seen: Mapping[str, Activation], stream: Stream) -> float:
+    """How many numbers the activations of a sample have: what a run costs, and how much one sample says."""
+    return sum(activation.size for activation in seen.values()) / stream.samples
 
 
 def looked_at(seen: Mapping[str, Activation], stream: Stream, request: Request) -> int:
     """The samples on which the search judges: more of a light model; none where nothing is searched."""
-    return request.effort.first // 2 if request.effort.search and light(seen, stream) else request.effort.search
+    light = activations(seen, stream) < LIGHT
+    return request.effort.first // 2 if light and request.effort.search else request.effort.search
 
 
 def corrected_on(seen: Mapping[str, Activation], stream: Stream, request: Request) -> int:
-    """The samples by which biases are corrected: half of those that are known of the float model, all of a light one.
+    """The samples by which biases are corrected: all that are known of the float model, of a heavy one half.
 
     What differs between samples is noise that no bias takes away; by n of them, chance adds 1/n of it.
     """
-    return request.effort.first if light(seen, stream) else max(1, request.effort.first // 2)
+    heavy = activations(seen, stream) > HEAVY
+    return max(1, request.effort.first // 2) if heavy else request.effort.first
 
 
 def few_of(samples: int) -> int:
