@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import _ranges
-from edgerun.quantize.graphs import edit, factors, placement, work
+from edgerun.quantize.graphs import correction, edit, factors, placement, work
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.numerics.grid import Grid
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Judge = Callable[["Placed", Request], float]
 
-NEEDED = 20.0  # dB, on the samples of the search: below, layers are tried in float
+NEEDED = 20.0  # dB: below, layers are tried in float
 CLEARLY = 3.0
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
@@ -73,15 +73,15 @@ class Cheap:
     def needed(
         self, plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request
     ) -> bool:
-        """Whether the model as it is placed is less than NEEDED dB from the float one, by the search's samples.
+        """Whether the model as it is placed is less than NEEDED dB from the float one.
 
-        A few of them say that it is not, where it is CLEARLY nearer on these.
+        A few samples say that it is not, where it is CLEARLY nearer on these.
         """
         if not self.plans:
             return False
         samples = _ranges.looked_at(seen, stream, request) or _ranges.RACE
-        few = _reached(plan, seen, stream, _ranges.few_of(samples), request)
-        return few < NEEDED + CLEARLY and _reached(plan, seen, stream, samples, request) < NEEDED
+        few = reached_db(plan, seen, stream, request, _ranges.few_of(samples))
+        return few < NEEDED + CLEARLY and reached_db(plan, seen, stream, request) < NEEDED
 
     def spared(self, made: Placed, judge: Judge, request: Request) -> Placed:
         """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other."""
@@ -113,18 +113,19 @@ class Cheap:
         return Placed(model, plan, {name: weight for name, weight in made.stored.items() if name not in names})
 
 
-def reached_db(plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request) -> float:
-    """How near a placement comes on the samples of the check, in emulation, with grids over the extremes.
+def reached_db(
+    plan: placement.Plan,
+    seen: Mapping[str, Activation],
+    stream: _ranges.Stream,
+    request: Request,
+    samples: int | None = None,
+) -> float:
+    """How near a placement comes in emulation, with grids over the extremes, on `samples` or all that correct biases.
 
-    Biases are corrected by all samples that the finished model's will be: by a few, they would be the larger noise.
+    Every mean is put right on the way, where one says nothing of a single value: what these runs tell of a bias is
+    asked for later. Elsewhere biases are those of as many other samples; of few, they would be the larger noise.
     """
     spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
-    shifts = stream.missing(spans, request.effort.first, "precision")
-    return _ranges.sqnr(stream.scores(spans, shifts, request.effort.check, "precision"))
-
-
-def _reached(
-    plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, samples: int, request: Request
-) -> float:
-    spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
-    return _ranges.sqnr(stream.judged(spans, samples, "precision"))
+    samples = samples or _ranges.corrected_on(seen, stream, request)
+    judged = stream.righted if all(map(correction.spread, correction.layers(plan))) else stream.judged
+    return _ranges.sqnr(judged(spans, samples, "precision"))

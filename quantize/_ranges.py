@@ -28,15 +28,18 @@ CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
 LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
+HEAVY = 8e6  # above, fewer of them tell as much
 KEPT = 16  # spans whose shifts are remembered
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5
+UNLIKELY = 0.25  # error of being better halfway that ends a trial
 ERROR = 0.05  # of taking a candidate that is no better than the extremes
 LEAST_GAIN = 0.01  # dB, the same
 Intervals = dict[str, tuple[float, float]]
 Shifts = dict[correction.Layer, np.ndarray]
 Totals = dict[str, Difference]
-Begun = dict[tuple[object, int], dict[str, Running]]  # by what was run, and on how many samples: by layer, means
+# By what was run, and on how many samples: by layer, means; and what was lost of each sample.
+Begun = dict[tuple[object, int], tuple[dict[str, Running], list["Totals"]]]
 
 
 def intervals(
@@ -84,6 +87,11 @@ class Stream:
         """How many samples it can run at most."""
         return sum(truth.rows for truth in self._truths)
 
+    def _whole(self, samples: int) -> int:
+        """The samples of as many whole batches as hold so many."""
+        ends = itertools.accumulate((truth.rows for truth in self._truths), initial=0)
+        return next((end for end in ends if end >= samples), self.samples)
+
     def grids(self, spans: Intervals) -> dict[str, Grid]:
         """The grids that span these intervals."""
         rules = self._request.rules
@@ -97,20 +105,28 @@ class Stream:
         Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
         little from one sample to the next.
         """
+        found, _ = self._righted(spans, samples, stage)
+        return {layer: found[layer.mean].shrunk() for layer in self._layers}
+
+    def righted(self, spans: Intervals, samples: int, stage: str) -> list[Totals]:
+        """What is lost of each sample meanwhile: what a bias can make good is not in it, nor chance in finding that."""
+        return self._righted(spans, samples, stage)[1]
+
+    def _righted(self, spans: Intervals, samples: int, stage: str) -> tuple[dict[str, Running], list[Totals]]:
         key = tuple(spans.items()), tuple(layer.mean for layer in self._layers)
         known = max((count for about, count in list(self._begun) if about == key and count <= samples), default=0)
-        before = self._begun.get((key, known), {})
-        found = {layer: before.get(layer.mean, Running()) for layer in self._layers}
-        rows = next((running.weight for running in found.values()), 0)
+        before, lost = self._begun.get((key, known), ({}, []))
+        found, lost = {layer.mean: before.get(layer.mean, Running()) for layer in self._layers}, list(lost)
         zeros: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
-        for truth, out in self._outputs(spans, zeros, 1.0, samples, stage, skip=rows):
-            for layer, running in found.items():
-                found[layer] = running.with_(out[layer.missing], truth.rows)
         # More samples of the same spans go on from here.
-        self._begun[key, samples] = {layer.mean: running for layer, running in found.items()}
+        for truth, out in self._outputs(spans, zeros, 1.0, samples, stage, skip=self._whole(known)):
+            for layer in self._layers:
+                found[layer.mean] = found[layer.mean].with_(out[layer.missing], truth.rows)
+            lost += by_sample(truth, out)
+        self._begun[key, samples] = found, lost
         if len(self._begun) > KEPT:
             self._begun.pop(next(iter(self._begun)), None)
-        return {layer: running.shrunk() for layer, running in found.items()}
+        return found, lost
 
     def scores(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> list[Totals]:
         """What is lost of each sample with grids over `spans` and every layer moved by its shift, `skip` samples on."""
@@ -125,8 +141,7 @@ class Stream:
         On the same samples, shifts make up for clipping that no other sample has.
         """
         mark = cache.key(str(samples), *(f"{name} {float(a).hex()} {float(b).hex()}" for name, (a, b) in spans.items()))
-        ends = itertools.accumulate(truth.rows for truth in self._truths)
-        used = next((end for end in ends if end >= samples), self.samples)  # whole batches
+        used = self._whole(samples)
         skip = used if used < self.samples else 0
 
         def find() -> np.ndarray:
@@ -155,21 +170,30 @@ class Stream:
             yield truth, out
 
 
+def activations(seen: Mapping[str, Activation], samples: int) -> float:
+    """How many numbers the activations of a sample have: what a run costs, and how much one sample says."""
+    return sum(activation.size for activation in seen.values()) / samples
+
+
 def looked_at(seen: Mapping[str, Activation], stream: Stream, request: Request) -> int:
-    """The samples on which the search judges: more of a model with few activations; none where nothing is searched."""
-    light = request.effort.search and is_light(seen, stream.samples)
-    return request.effort.first // 2 if light else request.effort.search
+    """The samples on which the search judges: more of a light model; none where nothing is searched."""
+    light = activations(seen, stream.samples) < LIGHT
+    return request.effort.first // 2 if light and request.effort.search else request.effort.search
 
 
 def checked(seen: Mapping[str, Activation], truths: list[Truth], request: Request) -> int:
-    """The samples on which the finished model is judged: of a model with few activations, all whose truth is known."""
-    light = is_light(seen, sum(truth.rows for truth in truths))
+    """The samples on which the finished model is judged: of a light model, all whose truth is known."""
+    light = activations(seen, sum(truth.rows for truth in truths)) < LIGHT
     return request.effort.first if light else request.effort.check
 
 
-def is_light(seen: Mapping[str, Activation], samples: int) -> bool:
-    """Whether all activations of one sample, seen on `samples`, are few enough for many runs."""
-    return sum(activation.size for activation in seen.values()) < LIGHT * samples
+def corrected_on(seen: Mapping[str, Activation], stream: Stream, request: Request) -> int:
+    """The samples by which biases are corrected: all that are known of the float model, of a heavy one half.
+
+    What differs between samples is noise that no bias takes away; by n of them, chance adds 1/n of it.
+    """
+    heavy = activations(seen, stream.samples) > HEAVY
+    return max(1, request.effort.first // 2) if heavy else request.effort.first
 
 
 def few_of(samples: int) -> int:
@@ -204,11 +228,14 @@ def _tried(
         tried["shrink80"] = stream.judged(spans["shrink80"], few, "trying shrink80")
     request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
     left = [name for name in SEARCH[1:] if name in tried and gained(tried["minmax"], tried[name])[0] > -CLEAR]
-    if not left:
-        return "minmax", spans["minmax"]
-    again = {name: stream.judged(spans[name], samples, f"trying {name}") for name in ("minmax", *left)}
-    gains = {name: gained(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
-    request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
+    gains: dict[str, tuple[float, float]] = {}
+    for seen_by in (max(1, samples // 2), samples):
+        if not left:
+            return "minmax", spans["minmax"]
+        again = {name: stream.judged(spans[name], seen_by, f"trying {name}") for name in ("minmax", *left)}
+        gains = {name: gained(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
+        request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
+        left = [name for name in left if gained(again["minmax"], again[name], UNLIKELY)[1] > 0]
     # What is not surely better is taken for chance: extremes clip nothing of what was seen.
     sure = {name: gain for name, (gain, surely) in gains.items() if surely > 0}
     best = max(sure, key=lambda name: sure[name], default="minmax")

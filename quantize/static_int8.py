@@ -7,7 +7,8 @@ nearest to the float one at its outputs, and bias correction stays when the fini
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,7 +20,18 @@ from edgerun.quantize import _evened, _observation, _precision, _rounding, fold,
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
 from edgerun.quantize._precision import Cheap, Placed, Stored
-from edgerun.quantize._ranges import Begun, Stream, Totals, by_sample, checked, choose, gained, sqnr
+from edgerun.quantize._ranges import (
+    ERROR,
+    Begun,
+    Stream,
+    Totals,
+    by_sample,
+    checked,
+    choose,
+    corrected_on,
+    gained,
+    sqnr,
+)
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
     correction,
@@ -145,7 +157,7 @@ def _settled(
     """The grid of every scale group, and how far each layer's bias is to be moved, by the name of what holds it."""
     name, spans = choose(plan, seen, stream, request)
     request.found["ranges"] = name
-    shifts = stream.missing(spans, request.effort.first, "bias correction")
+    shifts = stream.missing(spans, corrected_on(seen, stream, request), "bias correction")
     return stream.grids(spans), {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
 
 
@@ -160,7 +172,7 @@ def _written(
     """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`."""
     biased = {} if request.rules.float_bias else made.stored
     plain, moved = (_quantized(made.model, made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
-    without, corrected = (_scores(model, truths, samples, request) for model in (plain, moved))
+    without, corrected = _compared((plain, moved), truths, samples, request)
     pays = gained(without, corrected)[0] > 0  # each sample counts alike: in a sum the loudest one decides
     request.found |= {"bias correction": pays, REACHED: round(sqnr(corrected if pays else without), 2)}
     request.found |= {"integer nodes": len(made.plan.compute), "quantized activations": len(made.plan.points)}
@@ -261,11 +273,25 @@ def reached_db(quantized: ir.Model, truths: list[Truth], request: Request) -> fl
     return sqnr(_scores(quantized, truths, request.effort.check, request))
 
 
-def _scores(quantized: ir.Model, truths: list[Truth], samples: int, request: Request) -> list[Totals]:
-    """What is lost of each sample of the check."""
+def _compared(
+    models: tuple[ir.Model, ir.Model], truths: list[Truth], samples: int, request: Request
+) -> tuple[list[Totals], list[Totals]]:
+    """What each of two models loses of every one of `samples`: of half of them where these say surely who is nearer."""
+    few = max(1, samples // 2)
+    plain, moved = (_scores(model, truths, few, request) for model in models)
+    if gained(plain, moved, ERROR)[1] > 0 or gained(moved, plain, ERROR)[1] > 0:
+        return plain, moved
+    more = [_scores(model, truths, samples, request, few) for model in models]
+    return plain + more[0], moved + more[1]
+
+
+def _scores(quantized: ir.Model, truths: list[Truth], samples: int, request: Request, known: int = 0) -> list[Totals]:
+    """What is lost of each of so many samples, behind those that are `known`."""
     found: list[Totals] = []
     with request.open(quantized, lanes=request.lanes) as session:
-        pairs = zip(batches(request, samples, "check"), truths, strict=False)
+        starts = itertools.accumulate((truth.rows for truth in truths), initial=0)
+        later = zip(batches(request, samples, "check"), truths, starts, strict=False)
+        pairs = ((feeds, truth) for feeds, truth, start in later if start >= known)
         for (_, truth), out in in_lanes(lambda pair: session.run(pair[0]), pairs, request.lanes):
             found += by_sample(truth, out)
     return found

@@ -6,6 +6,7 @@ these means as inputs and moves each layer's output onto them before it goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MEANS = "edgerun/mean/"
 SHARE = "edgerun/share"
+SPREAD = 64  # positions: a mean over so many hides nothing of a single value
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,13 @@ def _has_positions(node: ir.Node) -> bool:
     """Whether a mean over everything but the channels can be taken: the rank is known and there is a batch axis."""
     shape = node.outputs[0].shape
     return shape is not None and len(shape) > 1
+
+
+def spread(layer: Layer) -> bool:
+    """Whether a sample has SPREAD positions at least, over which its means are taken; sizes that are open are many."""
+    shape = list(layer.holder.outputs[0].shape or ())
+    positions = shape[2:] if layer.holder.op_type in ("Conv", "ConvTranspose") else shape[1:-1]
+    return math.prod(size if isinstance(size, int) else SPREAD for size in positions) >= SPREAD
 
 
 def move(graph: ir.Graph, plan: Plan, shifts: Mapping[str, np.ndarray]) -> None:

@@ -130,22 +130,21 @@ def _scale(
         _saturation(model, open, few, forms, judgement)
         return None
     judgement.judged.append("scale by BatchNorm statistics")
-    early, rows = few[:1], len(few[0][picture.name])
+    pairs = [(have, want) for have in forms for want in FORMS if want is not have]
     with open(_probed(model, [norm.inputs[0] for norm in norms]), lanes=2) as session:
+
+        def begun(pair: tuple[Form, Form] | None) -> float:
+            feeds = few[:1] if pair is None else _reformed(few[:1], picture, *pair)
+            return _misfit(norms, _moments(session, feeds, len(norms)))
+
+        first, *fits = (fit for _, fit in in_lanes(begun, [None, *pairs], 2))
+        # What fits the first batch worse than the form given is no repair.
+        likely = [pair for pair, fit in zip(pairs, fits, strict=True) if fit <= first]
+        if not likely:
+            return None
         given = _moments(session, few, len(norms))
-        begun = _misfit(norms, [(means[:rows], squares[:rows]) for means, squares in given])
-        tried: list[tuple[float, float, Form, Form]] = []
-        for have in forms:
-            for want in FORMS:
-                if want is have:
-                    continue
-                # What fits the first batch worse than the form given is no repair.
-                if _misfit(norms, _moments(session, _reformed(early, picture, have, want), len(norms))) > begun:
-                    continue
-                other = _moments(session, _reformed(few, picture, have, want), len(norms))
-                tried.append((*_misfits(norms, given, other), have, want))
-    if not tried:
-        return None
+        others = (_moments(session, _reformed(few, picture, *pair), len(norms)) for pair in likely)
+        tried = [(*_misfits(norms, given, other), *pair) for pair, other in zip(likely, others, strict=True)]
     now = _misfit(norms, given)
     fit, error, have, want = min(tried, key=lambda trial: trial[0])
     if fit > BETTER * now or now - fit < max(LEAST, SURELY * error):

@@ -42,8 +42,9 @@ class Window:
             found.append((starts[:, None] + np.arange(size) * dilation).reshape(-1))
         return found
 
-    def vectors(self, array: np.ndarray, axis: int, cut: bool) -> np.ndarray:
-        """`[m, C · taps]`, a copy, as a Conv's weight has its inputs; `cut`: `array` has only what `indices` names.
+    def vectors(self, array: np.ndarray, axis: int, cut: list[np.ndarray] | None) -> np.ndarray:
+        """`[m, C · taps]`, a copy, as a Conv's weight has its inputs; `cut`: `indices`, where `array` has only the rows
+        (axis 2) that they name.
 
         Where a matrix reads it, m vectors along `axis`, about `places` for each of `rows`; m = 0 where no kernel fits.
         """
@@ -51,10 +52,10 @@ class Window:
             rows = np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
             step = max(1, round(len(rows) / (self.places * self.rows)))
             return rows[step // 2 :: step].copy()
-        if not cut:
-            if (indices := self.indices(array.shape)) is None:
-                return np.zeros((0, 0), np.float32)
-            for place, index in enumerate(indices, 2):
+        if (indices := cut or self.indices(array.shape)) is None:
+            return np.zeros((0, 0), np.float32)
+        for place, index in enumerate(indices, 2):
+            if place > 2 or cut is None:
                 array = np.take(array, index, axis=place)
         split = [
             part for length, size in zip(array.shape[2:], self.sizes, strict=True) for part in (length // size, size)

@@ -1,0 +1,34 @@
+"""Layers that stay float where a model would else be too far off: found whatever its last layers write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgerun.verbs.compress import compress
+
+PICTURES = "(float[n,8,16,16] x) => (float[n,8,14,14] y) { %s y = Conv(c, last) }"
+SCORES = """(float[n,8,16,16] x) => (float[n,8] y)
+            { %s p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, last) }"""
+BODY = "a = Conv(x, first) k = Clip(a, low, high) b = Conv(k, second) c = Conv(b, third)"
+
+
+@pytest.mark.parametrize(
+    ("text", "last"), [(PICTURES, (8, 256, 1, 1)), (SCORES, (256, 8))], ids=["positions", "values"]
+)
+def test_a_layer_stays_float_whose_input_has_peaks(net: Any, text: str, last: tuple[int, ...]) -> None:
+    """One number of 500 to 1000 in noise of 1, which a Clip cuts: a step of the input's grid is 4, and rounds the noise
+    away. Scores are single values, whose mean over one sample would hide all of that."""
+    generator = np.random.default_rng(0)
+    shapes = {"first": (8, 8, 3, 3), "second": (128, 8, 1, 1), "third": (256, 128, 1, 1), "last": last}
+    weights = {name: (generator.standard_normal(shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+    ends = {"low": np.float32(-2), "high": np.float32(2)}
+    x = generator.standard_normal((48, 8, 16, 16)).astype(np.float32)
+    x[:, 0, 8, 8] = 500 * (1 + generator.random(48))
+    result = compress(net(text % BODY, **weights, **ends), calibration={"x": x}, placement="rules", memory_cap=1)
+    told = result.history[-1].options
+    assert "a" in told["float layers"]
+    assert 20 < told["dB won in float"]["stem"] < 50
+    assert told["calibration SQNR (dB)"] > 25
