@@ -77,8 +77,6 @@ class ShapedSession(Session):
     they do not.
     """
 
-    _begins = True
-
     def __init__(self, ready: OvSession, shapes: Shapes, general: Callable[[], OvSession], rounds: bool) -> None:
         super().__init__(ready.inputs, ready.outputs, ready.streams)
         self._rounds = rounds
