@@ -20,8 +20,6 @@ class OvSession(Session):
     """Inputs are shared with the caller for the time of a run; outputs are copied out of the request's buffers, or
     written into the caller's."""
 
-    _begins = True
-
     def __init__(
         self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1
     ) -> None:

@@ -79,8 +79,6 @@ class ShapedSession(Session):
     they do not.
     """
 
-    _begins = True
-
     def __init__(self, ready: OvSession, shapes: Shapes, opened: Callable[[Shapes], OvSession], rounds: bool) -> None:
         super().__init__(ready.inputs, ready.outputs, ready.streams)
         self._rounds = rounds

@@ -34,11 +34,10 @@ class Session(ABC):
     session keeps the last ones, and the feeds that came with them, until other ones come or it is closed.
 
     `streams` runs are under way at once, each on its share of the threads; more take turns.
-    Subclasses implement `_run` and `_close`, `_bind` where the runtime can write into given memory, and `_start`;
-    this class checks what goes in, so that no backend has to.
+    Subclasses implement `_run` and `_close`, `_bind` where the runtime can write into given memory, and `_start` where
+    it has threads of its own; this class checks what goes in, so that no backend has to.
     """
 
-    _begins = False  # whether there is `_start`
     saves = "smaller feeds, fewer streams, or a model that edgerun compress made smaller"  # what would hold less memory
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1) -> None:
@@ -62,8 +61,8 @@ class Session(ABC):
         return None
 
     def _start(self, feeds: Mapping[str, np.ndarray]) -> Begun:
-        """Begin a run, where the runtime has threads of its own (`_begins`): nobody has to wait for it meanwhile."""
-        raise NotImplementedError
+        """Begin a run of checked feeds: on a thread of the session's, unless the runtime has its own."""
+        return self._started().submit(functools.partial(self._run, feeds), limited=False)
 
     def run(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> Outputs:
         """Outputs by name. A feed is an array, a numpy scalar, or any object with `__dlpack__` in host memory.
@@ -124,9 +123,9 @@ class Session(ABC):
 
         try:
             self._check_open()
-            if self._begins and self._rss is None:
+            if self._rss is None:
                 return self._start(self._checked(feeds))
-            return self._started().submit(functools.partial(self.run, feeds), limited=False)
+            return self._started().submit(functools.partial(self.run, feeds), limited=False)  # and measured
         except EdgerunError as error:
             return Refused(error)
 
