@@ -211,12 +211,13 @@ def feed_for(inputs: Sequence[TensorSpec], data: Data | None) -> Feeds:
     """
     if data is None:
         return next(iter(feeds_for(inputs, "", "random:1", batch=1)))
+    sized = list(inputs)
     for feed in data.in_batches(1):
         own = {s.name: [d if isinstance(d, int) else n for d, n in zip(s.shape, feed[s.name].shape, strict=True)]
                for s in inputs}  # fmt: skip
         if cuttable(feed, own, data.inputs):
             return fitted(feed, own)
-    sized = [replace(spec, shape=tuple(own[spec.name])) for spec in inputs]
+        sized = [replace(spec, shape=tuple(own[spec.name])) for spec in inputs]
     return next(iter(feeds_for(sized, "", "random:1", batch=1)))
 
 
