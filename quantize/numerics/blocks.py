@@ -22,6 +22,10 @@ class BlockGrid:
     block: int
     bits: int
 
+    def rows(self, part: slice) -> BlockGrid:
+        """The grid of some output rows."""
+        return replace(self, scale=self.scale[part], zero_point=self.zero_point[part])
+
     def columns(self, inputs: int) -> tuple[np.ndarray, np.ndarray]:
         """s and z of every weight, float32 `[N, K]` each, for K = `inputs`."""
         scale = np.repeat(self.scale, self.block, axis=1)[:, :inputs]
@@ -32,8 +36,7 @@ class BlockGrid:
         """q = clip(round(w/s) + z), ties to even; `[N, K]` -> uint8 `[N, K]`."""
         stored = np.empty(weight.shape, np.uint8)
         for rows in _bands(*weight.shape):
-            own = replace(self, scale=self.scale[rows], zero_point=self.zero_point[rows])
-            scale, zero_point = own.columns(weight.shape[1])
+            scale, zero_point = self.rows(rows).columns(weight.shape[1])
             steps = np.rint(np.divide(weight[rows], scale, out=scale), out=scale)
             stored[rows] = np.clip(np.add(steps, zero_point, out=steps), 0, 2**self.bits - 1, out=steps)
         return stored

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgerun.quantize.numerics.blocks import BlockGrid
@@ -11,6 +13,8 @@ BATCH = 32  # columns whose errors are collected before the rest of the weight s
 BLOCK = 64  # columns of a factorization
 SHRINK = 0.3  # the same, where rounding is fine and samples are few
 SWEEPS = 2
+Factor = tuple[np.ndarray, np.ndarray]
+BAND = 1 << 22  # weights that are rounded at once: outputs do not depend on each other, and float64 copies are many
 
 
 def loss(weight: np.ndarray, stored: np.ndarray, grid: BlockGrid, moments: np.ndarray) -> np.ndarray:
@@ -32,19 +36,21 @@ def rounded(weight: np.ndarray, moments: np.ndarray, grid: BlockGrid) -> np.ndar
     rounding has the smaller loss starts from that, so the result is never worse than nearest. H is float64, symmetric,
     positive semidefinite.
     """
-    nearest = grid.quantize(weight)
     if not np.any(np.diag(moments) > 0):
-        return nearest
-    first = _gptq(weight, moments, grid)
+        return grid.quantize(weight)
+    factor, step = factored(moments, DAMP, np.float64), max(1, BAND // weight.shape[1])
+    bands = [slice(start, start + step) for start in range(0, len(weight), step)]
+    return np.concatenate([_band(weight[rows], moments, grid.rows(rows), factor) for rows in bands])
+
+
+def _band(weight: np.ndarray, moments: np.ndarray, grid: BlockGrid, factor: Factor) -> np.ndarray:
+    nearest, (wanted, scale, zero_point) = grid.quantize(weight), _columns(weight, grid)
+    codes = nearest_plane(wanted, scale, zero_point, (0, 2**grid.bits - 1), factor)
+    del wanted, scale, zero_point
+    first = np.ascontiguousarray(codes.T.astype(np.uint8))
     worse = loss(weight, first, grid, moments) > loss(weight, nearest, grid, moments)
     first[worse] = nearest[worse]
     return descend(weight, first, moments, grid)
-
-
-def _gptq(weight: np.ndarray, moments: np.ndarray, grid: BlockGrid) -> np.ndarray:
-    wanted, scale, zero_point = _columns(weight, grid)
-    codes = nearest_plane(wanted, scale, zero_point, (0, 2**grid.bits - 1), moments, DAMP)
-    return np.ascontiguousarray(codes.T.astype(np.uint8))
 
 
 def symmetric(weight: np.ndarray, scale: np.ndarray, moments: np.ndarray, steps: int) -> np.ndarray:
@@ -55,7 +61,7 @@ def symmetric(weight: np.ndarray, scale: np.ndarray, moments: np.ndarray, steps:
     """
     wanted = np.ascontiguousarray(weight.T, np.float32)
     rows = np.asarray(scale, np.float32)[None]
-    codes = nearest_plane(wanted, rows, np.zeros_like(rows), (-steps, steps), moments, SHRINK)
+    codes = nearest_plane(wanted, rows, np.zeros_like(rows), (-steps, steps), factored(moments, SHRINK, np.float32))
     return np.ascontiguousarray(codes.T.astype(np.int8))
 
 
@@ -78,29 +84,32 @@ def grouped(weight: np.ndarray, scale: np.ndarray, moments: np.ndarray, steps: i
     return in_place
 
 
-def nearest_plane(
-    wanted: np.ndarray,
-    scale: np.ndarray,
-    zero_point: np.ndarray,
-    ends: tuple[int, int],
-    moments: np.ndarray,
-    damp: float,
-) -> np.ndarray:
-    """Codes `[K, N]` within `ends` for Wᵀ `[K, N]`, scales and zero points `[K, N]` or `[1, N]`; H `[K, K]` is XXᵀ.
+def factored(moments: np.ndarray, damp: float, dtype: type[np.floating[Any]]) -> Factor:
+    """The order of the inputs, those with the least squares first, and L `[K, K]` with H + λI = L·Lᵀ in that order.
 
-    With H + λI = L·Lᵀ, λ = `damp` of the mean of H's diagonal, the loss of a row is ‖e·L‖²: the last input k is rounded
-    first, and every other where (e·L)_k would be zero, w_k + Σ_{i>k} e_i·L_ik / L_kk (Babai's nearest plane, 1986;
-    GPTQ is the same with the inputs the other way around, Chen et al. 2025). Those with the largest inputs go first.
+    λ is `damp` of the mean of the diagonal of H `[K, K]`.
     """
     own = np.diag(moments)
     order = np.argsort(own, kind="stable")
-    damped = moments[np.ix_(order, order)].astype(wanted.dtype)
+    damped = moments[np.ix_(order, order)].astype(dtype)
     damped[np.diag_indices(len(own))] += damp * float(own.mean())
-    lower = cholesky(damped)
+    return order, cholesky(damped)
+
+
+def nearest_plane(
+    wanted: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, ends: tuple[int, int], factor: Factor
+) -> np.ndarray:
+    """Codes `[K, N]` within `ends` for Wᵀ `[K, N]`, scales and zero points `[K, N]` or `[1, N]`, H as `factored`.
+
+    The loss of a row is ‖e·L‖²: the last input k is rounded first, and every other where (e·L)_k would be zero,
+    w_k + Σ_{i>k} e_i·L_ik / L_kk (Babai's nearest plane, 1986; GPTQ is the same with the inputs the other way around,
+    Chen et al. 2025). Those with the largest inputs go first.
+    """
+    order, lower = factor
     pivots = np.diag(lower).copy()
     left, step, zero = (np.broadcast_to(part, wanted.shape)[order] for part in (wanted, scale, zero_point))
     codes, error, pushed = (np.zeros_like(left) for _ in range(3))
-    for stop in range(len(own), 0, -BATCH):
+    for stop in range(len(order), 0, -BATCH):
         start = max(0, stop - BATCH)
         block = np.ascontiguousarray(lower[start:stop, start:stop].T)
         for k in range(stop - 1, start - 1, -1):

@@ -146,5 +146,7 @@ def test_the_nearest_plane_is_gptq() -> None:
         wanted[:, k] = np.clip(np.rint(left[:, k] / 0.05), -127, 127)
         left[:, k + 1 :] -= np.outer((left[:, k] - wanted[:, k] * 0.05) / upper[k, k], upper[k, k + 1 :])
     step = np.full((1, 3), 0.05)
-    found = gptq.nearest_plane(weight.T.copy(), step, np.zeros_like(step), (-127, 127), second, 0.01)
+    found = gptq.nearest_plane(
+        weight.T.copy(), step, np.zeros_like(step), (-127, 127), gptq.factored(second, 0.01, weight.dtype.type)
+    )
     np.testing.assert_array_equal(found.T[:, order], wanted)
