@@ -120,6 +120,7 @@ def command(
     if as_json:
         doors = {"inputs": [str(s) for s in model.inputs], "outputs": [str(s) for s in model.outputs]}
         routes = next(({"routes": s.options["routes"]} for s in model.history if "routes" in s.options), {})
+        routes |= {key: step.options[key] for key in ("nodes", "compared before") if key in step.options}
         told = {"output": str(output), "passed": all(parity.passed for parity in compared.values()), **doors,
                 "preprocessing": model.preprocessing}  # fmt: skip
         drawn, *own = (parity.to_json() for parity in compared.values())
@@ -128,8 +129,12 @@ def command(
     click.echo(f"{output}: {', '.join(map(str, model.inputs))} -> {', '.join(map(str, model.outputs))}")
     if model.preprocessing is not None:
         click.echo(f"preprocessing: {json.dumps(model.preprocessing)}")
+    if "nodes" in step.options:
+        click.echo("simplified: {after} nodes of {before}".format(**step.options["nodes"]))
     for parity in compared.values():
         _table(parity)
+    for name, op in step.options.get("compared before", {}).items():
+        click.echo(f"{name} was compared before its {op}: on these inputs it is all but 0 or 1")
 
 
 def _table(parity: Parity) -> None:

@@ -33,10 +33,10 @@ def proven(
 ) -> tuple[Conversion, dict[str, Parity] | None]:
     """What was found in fewer nodes, proven, in `path`; as it was, and None, where it is not.
 
-    That is for the graphs of others, and those with branches, into which exporters do not look. Where outputs cannot
+    That is for the graphs of others, and those with an If, into which exporters do not look. Where outputs cannot
     prove it, because they saturate, what stands before their last Sigmoid or Softmax may.
     """
-    meant = found.foreign is not None or fold.has_branches(found.model.ir)
+    meant = found.foreign is not None or any(node.op_type == "If" for node in found.model.ir.graph.all_nodes())
     model = simplified(found.model) if meant else found.model
     if model is found.model:
         return found, None

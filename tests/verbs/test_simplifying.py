@@ -133,6 +133,21 @@ def test_saturated_outputs_are_proven_by_what_stands_before(tmp_path: Path) -> N
     assert Parity.of(made).passed and 1e-6 < Parity.of(made).outputs[0].relative_error < 1e-4
 
 
+def test_the_command_says_so(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from edgerun.cli import edgerun
+
+    source = _saved(_net(), tmp_path)
+    told = CliRunner().invoke(edgerun, ["convert", str(source), "-o", str(tmp_path / "out.onnx")])
+    assert told.exit_code == 0 and "nodes of 12" in told.output
+    told = CliRunner().invoke(
+        edgerun, ["convert", str(source), "-o", str(tmp_path / "as_is.onnx"), "--as-is", "--json"]
+    )
+    assert told.exit_code == 0 and '"nodes"' not in told.output
+    assert _ops(tmp_path / "as_is.onnx") == _ops(source)
+
+
 def test_a_simplified_graph_that_is_wrong_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgerun.verbs import convert as verb
 
