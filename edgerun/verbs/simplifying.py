@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerun import external
 from edgerun.converters import _merges, _normalize, _ort
-from edgerun.errors import GateFailed
+from edgerun.errors import EdgerunError
 from edgerun.model import Model
 from edgerun.parity import Parity
 from edgerun.passes import Conversion
@@ -47,7 +47,7 @@ def proven(
     made = replace(found, model=model, told=told, taps=())
     try:
         return made, proving.proven(made, path, data, contract)
-    except GateFailed as error:
+    except EdgerunError as error:  # a runtime may refuse the graph, too
         reason = f"{error.what}: {error.got}"
     if found.foreign is not None and (parts := bared_both(made)) is not None:
         bared, ends = parts
@@ -56,7 +56,7 @@ def proven(
             bared.model.save(path.with_name("bared.onnx"))
             proofs = proving.proven(bared, path.with_name("bared.onnx"), data, contract)
             return replace(made, told={**told, "compared before": ends}), proofs
-        except GateFailed as error:
+        except EdgerunError as error:  # a runtime may refuse the graph, too
             reason = f"{error.what}: {error.got}"
     log.info("the simplified graph is not proven, so that the graph stays as it came: %s", reason)
     return found, None
