@@ -199,9 +199,9 @@ def _branches() -> onnx.ModelProto:
         output = helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, None)
         return helper.make_graph(nodes, name, [], [output])
 
-    certain = {"then_branch": body("a", [node("Identity", ["x"], ["kept"])]),
+    certain: dict[str, Any] = {"then_branch": body("a", [node("Identity", ["x"], ["kept"])]),
                "else_branch": body("b", [node("Neg", ["x"], ["turned"])])}  # fmt: skip
-    open_ = {
+    open_: dict[str, Any] = {
         "then_branch": body("c", [node("Mul", ["half", "half"], ["quarter"]), node("Add", ["h", "quarter"], ["then"])]),
         "else_branch": body("d", [node("Identity", ["h"], ["else"])]),
     }
