@@ -134,7 +134,15 @@ def _plain(model: ir.Model) -> bool:
 
 
 def _sink(model: ir.Model) -> None:
-    """Give a weight that one branch alone reads to that branch: ONNX Runtime packs what it finds there beforehand."""
+    """Give a weight that one branch alone reads to that branch: ONNX Runtime packs what it finds there beforehand.
+
+    Weights that nothing reads any more, nor a branch that is gone, are dropped: the passes leave some.
+    """
+    graphs = {id(graph): graph for node in model.graph.all_nodes() if (graph := node.graph) is not None}
+    for graph in graphs.values():
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output():
+                graph.initializers.pop(name)
     for name, value in list(model.graph.initializers.items()):
         readers = {id(use.node.graph): use.node.graph for use in value.uses()}
         (reader,) = readers.values() if len(readers) == 1 else (None,)

@@ -237,6 +237,20 @@ def test_a_weight_that_one_branch_reads_goes_into_it(tmp_path: Path) -> None:
         np.testing.assert_allclose(_run(tmp_path / "out.onnx", x), _run(source, x), rtol=1e-5)
 
 
+def test_what_a_folded_constant_was_made_of_does_not_stay(tmp_path: Path) -> None:
+    """In the branch that an input decides, a weight is turned before it is read: only the turned one is kept."""
+    model = _branches()
+    model.graph.initializer.append(numpy_helper.from_array(_floats(64, 4, 4), "tall"))
+    branch = model.graph.node[-1].attribute[0].g
+    branch.node.insert(0, helper.make_node("ReduceSum", ["tall", "axes"], ["own"], keepdims=0))
+    branch.node.insert(1, helper.make_node("MatMul", ["h", "own"], ["turned"]))
+    branch.node[-1].input[0] = "turned"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axes"))
+    source = _saved(model, tmp_path)
+    convert(source, output=tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").stat().st_size < source.stat().st_size - 64 * 4 * 4 * 4 / 2
+
+
 def test_compress_takes_a_model_with_branches(tmp_path: Path) -> None:
     made = compress(_saved(_branches(), tmp_path), target="onnxruntime", scheme="w8a8_dynamic")
     x = _floats(2, 16)
