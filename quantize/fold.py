@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgerun.quantize.graphs import affine, gates
 from edgerun.quantize.graphs.edit import constant, sole_consumer
 
@@ -96,6 +98,8 @@ def join_matmul_bias(graph: ir.Graph) -> int:
         bias = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
         row = constant(bias)
         if row is None or row.shape != (weight.shape[1],) or source.shape is None or len(source.shape) != 2:
+            continue
+        if not np.isfinite(row).all():  # a mask, which is no bias
             continue
         gemm = ir.node("Gemm", [source, node.inputs[1], bias], name=add.name)
         graph.insert_before(add, gemm)

@@ -72,8 +72,8 @@ def _map(node: ir.Node) -> tuple[ir.Value, np.ndarray, np.ndarray] | None:
     if source is None or number is None or constant(source) is not None or number.dtype != np.float32:
         return None
     row = _per_channel(source, number)
-    if row is None or (node.op_type == "Div" and not row.all()):
-        return None
+    if row is None or not np.isfinite(row).all() or (node.op_type == "Div" and not row.all()):
+        return None  # what is not finite is a mask, and no layer's
     one, zero = np.ones_like(row), np.zeros_like(row)
     maps = {"Mul": (row, zero), "Div": (1 / np.where(row, row, 1), zero), "Add": (one, row), "Sub": (one, -row)}
     return source, *maps[node.op_type]
