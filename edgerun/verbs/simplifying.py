@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun import external
-from edgerun.converters import _merges, _normalize, _ort
+from edgerun.converters import _merges, _normalize, _ort, _transposes
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
 from edgerun.parity import Parity
@@ -64,7 +64,7 @@ def proven(
 
 def simplified(model: Model) -> Model:
     """`model` with constant subgraphs computed (none grows by more than a mebibyte), BatchNormalization, Mul and Add
-    per channel inside the layers next to them, Reshapes, Concats and Slices in a row joined, nothing computed twice.
+    per channel inside the layers next to them, Reshapes, Concats, Slices and Transposes joined, nothing computed twice.
 
     Values agree to float rounding. A quantized model stays as it is, and so do one with another domain's operators and
     one over 1.8 GB. Sizes are inferred from the inputs alone: what a file says of the values between is no proof.
@@ -81,6 +81,7 @@ def simplified(model: Model) -> Model:
     common.RemoveUnusedNodesPass()(graph)
     common.CommonSubexpressionEliminationPass()(graph)
     _merges.merge(graph, _merges.known(onnx.ModelProto.FromString(external.split(graph)[0])))
+    _transposes.meet(graph)
     graph = _normalize.inferred(_normalize.normalize(graph))
     _sink(graph)
     made = Model.of(graph)

@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 import onnx  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import helper, numpy_helper  # noqa: E402
 
 from edgerun.errors import EdgerunError  # noqa: E402
 from edgerun.quantize import fold  # noqa: E402
-from edgerun.verbs.compress import compress  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
-
-RNG = np.random.default_rng(0)
-FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
-
-
-def _model(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], x: Sequence[Any], y: Sequence[Any],
-           opset: int = 17) -> onnx.ModelProto:  # fmt: skip
-    inputs, outputs = (helper.make_tensor_value_info(n, FLOAT, s) for n, s in (("x", x), ("y", y)))
-    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "net", [inputs], [outputs], held)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-
-
-def _floats(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+from tests.verbs.simplified import FLOAT, floats, network, ops, run, saved  # noqa: E402
 
 
 def _net(last: str = "Relu", gain: float = 1.0) -> onnx.ModelProto:
@@ -56,48 +38,29 @@ def _net(last: str = "Relu", gain: float = 1.0) -> onnx.ModelProto:
         node(last, ["wider"], ["y"]),
     ]
     weights = {
-        "w": _floats(4, 3, 3, 3) * gain, "scale": _floats(4), "shift": _floats(4), "mean": _floats(4),
-        "variance": np.abs(_floats(4)) + 0.5, "row": _floats(4), "column": np.array([1, 4, 1, 1]),
+        "w": floats(4, 3, 3, 3) * gain, "scale": floats(4), "shift": floats(4), "mean": floats(4),
+        "variance": np.abs(floats(4)) + 0.5, "row": floats(4), "column": np.array([1, 4, 1, 1]),
         "zero": np.array([0]), "one": np.array([1]), "rest": np.array([-1]),
     }  # fmt: skip
-    return _model(nodes, weights, ["batch", 3, 8, 8], ["batch", 1, 1, 256])
-
-
-def _saved(model: onnx.ModelProto, folder: Path) -> Path:
-    onnx.save(model, folder / "net.onnx")
-    return folder / "net.onnx"
-
-
-def _ops(path: Path) -> Counter[str]:
-    def nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-        inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
-        return [*graph.node, *(node for one in inner for node in nodes(one))]
-
-    return Counter(node.op_type for node in nodes(onnx.load(path).graph))
-
-
-def _run(path: Path, x: np.ndarray) -> np.ndarray:
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    result: np.ndarray = session.run(None, {"x": x})[0]
-    return result
+    return network(nodes, weights, ["batch", 3, 8, 8], ["batch", 1, 1, 256])
 
 
 def test_maps_go_into_layers_and_what_is_constant_is_computed(tmp_path: Path) -> None:
-    source = _saved(_net(), tmp_path)
+    source = saved(_net(), tmp_path)
     model = convert(source, output=tmp_path / "out.onnx")
-    assert set(_ops(tmp_path / "out.onnx")) <= {"Conv", "Relu", "Reshape", "Unsqueeze", "Shape", "Slice", "Concat"}
-    assert _ops(tmp_path / "out.onnx")["Unsqueeze"] == 1
+    assert set(ops(tmp_path / "out.onnx")) <= {"Conv", "Relu", "Reshape", "Unsqueeze", "Shape", "Slice", "Concat"}
+    assert ops(tmp_path / "out.onnx")["Unsqueeze"] == 1
     told = model.history[-1].options["nodes"]
-    assert told["before"] == 12 and told["after"] == _ops(tmp_path / "out.onnx").total() <= 8
-    x = _floats(3, 3, 8, 8)
-    np.testing.assert_allclose(_run(tmp_path / "out.onnx", x), _run(source, x), rtol=0, atol=1e-5)
+    assert told["before"] == 12 and told["after"] == ops(tmp_path / "out.onnx").total() <= 8
+    x = floats(3, 3, 8, 8)
+    np.testing.assert_allclose(run(tmp_path / "out.onnx", x), run(source, x), rtol=0, atol=1e-5)
     assert Parity.of(model).passed and Parity.of(model).outputs[0].relative_error < 1e-5
 
 
 def test_as_is_leaves_the_graph(tmp_path: Path) -> None:
-    source = _saved(_net(), tmp_path)
+    source = saved(_net(), tmp_path)
     model = convert(source, output=tmp_path / "out.onnx", as_is=True)
-    assert _ops(tmp_path / "out.onnx") == _ops(source)
+    assert ops(tmp_path / "out.onnx") == ops(source)
     assert "nodes" not in model.history[-1].options
     assert Parity.of(model).outputs[0].relative_error == 0
 
@@ -125,11 +88,11 @@ def test_saturated_outputs_are_proven_by_what_stands_before(tmp_path: Path) -> N
         node("Sub", ["difference", "far"], ["low"]),
         node("Sigmoid", ["low"], ["y"]),
     ]
-    source = _saved(_model(nodes, weights, ["batch", 3, 8, 8], ["batch", 4, 6, 6]), tmp_path)
+    source = saved(network(nodes, weights, ["batch", 3, 8, 8], ["batch", 4, 6, 6]), tmp_path)
     made = convert(source, output=tmp_path / "out.onnx")
     options = made.history[-1].options
     assert options["compared before"] == {"y": "Sigmoid"}
-    assert _ops(tmp_path / "out.onnx")["BatchNormalization"] == 0
+    assert ops(tmp_path / "out.onnx")["BatchNormalization"] == 0
     assert Parity.of(made).passed and 1e-6 < Parity.of(made).outputs[0].relative_error < 1e-4
 
 
@@ -138,14 +101,14 @@ def test_the_command_says_so(tmp_path: Path) -> None:
 
     from edgerun.cli import edgerun
 
-    source = _saved(_net(), tmp_path)
+    source = saved(_net(), tmp_path)
     told = CliRunner().invoke(edgerun, ["convert", str(source), "-o", str(tmp_path / "out.onnx")])
     assert told.exit_code == 0 and "nodes of 12" in told.output
     told = CliRunner().invoke(
         edgerun, ["convert", str(source), "-o", str(tmp_path / "as_is.onnx"), "--as-is", "--json"]
     )
     assert told.exit_code == 0 and '"nodes"' not in told.output
-    assert _ops(tmp_path / "as_is.onnx") == _ops(source)
+    assert ops(tmp_path / "as_is.onnx") == ops(source)
 
 
 def test_a_simplified_graph_that_is_wrong_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +124,10 @@ def test_a_simplified_graph_that_is_wrong_is_not_taken(tmp_path: Path, monkeypat
 
     onnx_ir = pytest.importorskip("onnx_ir")
     monkeypatch.setattr(fold, "maps", wrong)
-    source = _saved(_net(), tmp_path)
+    source = saved(_net(), tmp_path)
     (tmp_path / "made").mkdir()
     verb.convert_here(str(source), str(tmp_path / "made"), "onnx", [], None, 21)
-    assert _ops(tmp_path / "made" / "model.onnx") == _ops(source)
+    assert ops(tmp_path / "made" / "model.onnx") == ops(source)
 
 
 def test_quantized_models_stay_as_they_are(tmp_path: Path) -> None:
@@ -176,109 +139,70 @@ def test_quantized_models_stay_as_they_are(tmp_path: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend([numpy_helper.from_array(scale, "s"), numpy_helper.from_array(zero, "z")])
-    source = _saved(model, tmp_path)
+    source = saved(model, tmp_path)
     convert(source, output=tmp_path / "out.onnx")
-    assert _ops(tmp_path / "out.onnx") == _ops(source)
+    assert ops(tmp_path / "out.onnx") == ops(source)
 
 
 def test_sizes_that_a_file_declares_are_no_proof(tmp_path: Path) -> None:
     """value_info says that the Relu's batch is 1: a Reshape made constant by that would join samples."""
     model = _net()
     model.graph.value_info.append(helper.make_tensor_value_info("relu", FLOAT, [1, 4, 8, 8]))
-    source = _saved(model, tmp_path)
+    source = saved(model, tmp_path)
     convert(source, output=tmp_path / "out.onnx")
-    x = _floats(2, 3, 8, 8)
-    assert _run(tmp_path / "out.onnx", x).shape == (2, 1, 1, 256)
-
-
-def _branches() -> onnx.ModelProto:
-    """An If that a constant decides, whose branch hands on a value from around it, and one that the input decides."""
-    node = helper.make_node
-
-    def body(name: str, nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
-        output = helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, None)
-        return helper.make_graph(nodes, name, [], [output])
-
-    certain: dict[str, Any] = {"then_branch": body("a", [node("Identity", ["x"], ["kept"])]),
-               "else_branch": body("b", [node("Neg", ["x"], ["turned"])])}  # fmt: skip
-    open_: dict[str, Any] = {
-        "then_branch": body("c", [node("Mul", ["half", "half"], ["quarter"]), node("Add", ["h", "quarter"], ["then"])]),
-        "else_branch": body("d", [node("Identity", ["h"], ["else"])]),
-    }
-    nodes = [
-        node("Cast", ["one"], ["sure"], to=TensorProto.BOOL), node("If", ["sure"], ["same"], **certain),
-        node("MatMul", ["same", "w"], ["h"]), node("ReduceMax", ["x"], ["top"], keepdims=0),
-        node("Greater", ["top", "half"], ["large"]), node("If", ["large"], ["y"], **open_),
-    ]  # fmt: skip
-    weights = {"one": np.array(1), "w": _floats(16, 4), "half": np.array(0.5, np.float32)}
-    return _model(nodes, weights, ["batch", 16], ["batch", 4])
-
-
-def test_a_branch_that_is_always_taken_takes_its_place(tmp_path: Path) -> None:
-    source = _saved(_branches(), tmp_path)
-    convert(source, output=tmp_path / "out.onnx")
-    assert _ops(tmp_path / "out.onnx")["If"] == 1 and "Mul" not in _ops(tmp_path / "out.onnx")
-    for x in (np.full((2, 16), 0.1, np.float32), np.full((2, 16), 0.9, np.float32)):  # both sides of the other
-        np.testing.assert_allclose(_run(tmp_path / "out.onnx", x), _run(source, x), rtol=1e-6)
-
-
-def test_a_weight_that_one_branch_reads_goes_into_it(tmp_path: Path) -> None:
-    model = _branches()
-    model.graph.initializer.append(numpy_helper.from_array(_floats(4, 4), "own"))
-    branch = model.graph.node[-1].attribute[0].g
-    branch.node.insert(0, helper.make_node("MatMul", ["h", "own"], ["turned"]))
-    branch.node[-1].input[0] = "turned"
-    source = _saved(model, tmp_path)
-    convert(source, output=tmp_path / "out.onnx")
-    graph = onnx.load(tmp_path / "out.onnx").graph
-    inner = [tensor.name for a in graph.node[-1].attribute for tensor in a.g.initializer]
-    assert "own" in inner and "own" not in {tensor.name for tensor in graph.initializer}
-    for x in (np.full((2, 16), 0.1, np.float32), np.full((2, 16), 0.9, np.float32)):
-        np.testing.assert_allclose(_run(tmp_path / "out.onnx", x), _run(source, x), rtol=1e-5)
-
-
-def test_what_a_folded_constant_was_made_of_does_not_stay(tmp_path: Path) -> None:
-    """In the branch that an input decides, a weight is turned before it is read: only the turned one is kept."""
-    model = _branches()
-    model.graph.initializer.append(numpy_helper.from_array(_floats(64, 4, 4), "tall"))
-    branch = model.graph.node[-1].attribute[0].g
-    branch.node.insert(0, helper.make_node("ReduceSum", ["tall", "axes"], ["own"], keepdims=0))
-    branch.node.insert(1, helper.make_node("MatMul", ["h", "own"], ["turned"]))
-    branch.node[-1].input[0] = "turned"
-    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "axes"))
-    source = _saved(model, tmp_path)
-    convert(source, output=tmp_path / "out.onnx")
-    assert (tmp_path / "out.onnx").stat().st_size < source.stat().st_size - 64 * 4 * 4 * 4 / 2
-
-
-def test_compress_takes_a_model_with_branches(tmp_path: Path) -> None:
-    made = compress(_saved(_branches(), tmp_path), target="onnxruntime", scheme="w8a8_dynamic")
-    x = _floats(2, 16)
-    made.save(tmp_path / "made.onnx")
-    wanted = _run(tmp_path / "net.onnx", x)
-    error = np.abs(_run(tmp_path / "made.onnx", x) - wanted).max() / np.abs(wanted).max()
-    assert error < 0.03  # 8-bit weights and inputs of 16 products
+    x = floats(2, 3, 8, 8)
+    assert run(tmp_path / "out.onnx", x).shape == (2, 1, 1, 256)
 
 
 def test_a_large_tensor_of_one_number_stays_a_node(tmp_path: Path) -> None:
     node = helper.make_node
     nodes = [node("ConstantOfShape", ["sizes"], ["zeros"]), node("ConstantOfShape", ["few"], ["small"]),
              node("Add", ["x", "zeros"], ["sum"]), node("Add", ["sum", "small"], ["y"])]  # fmt: skip
-    model = _model(
+    model = network(
         nodes, {"sizes": np.array([512, 512]), "few": np.array([512])}, ["batch", 512, 512], ["batch", 512, 512]
     )
-    convert(_saved(model, tmp_path), output=tmp_path / "out.onnx")
-    assert _ops(tmp_path / "out.onnx")["ConstantOfShape"] == 1
+    convert(saved(model, tmp_path), output=tmp_path / "out.onnx")
+    assert ops(tmp_path / "out.onnx")["ConstantOfShape"] == 1
     assert (tmp_path / "out.onnx").stat().st_size < 50_000
 
 
 def test_older_softmax_along_the_last_axis_is_one_node(tmp_path: Path) -> None:
-    model = _model([helper.make_node("Softmax", ["x"], ["y"], axis=2)], {}, ["batch", 5, 7], ["batch", 5, 7], opset=11)
-    source = _saved(model, tmp_path)
+    model = network([helper.make_node("Softmax", ["x"], ["y"], axis=2)], {}, ["batch", 5, 7], ["batch", 5, 7], opset=11)
+    source = saved(model, tmp_path)
     convert(source, output=tmp_path / "out.onnx")
-    assert _ops(tmp_path / "out.onnx") == {"Softmax": 1}
-    x = _floats(2, 5, 7)
-    np.testing.assert_allclose(_run(tmp_path / "out.onnx", x), _run(source, x), rtol=1e-6)
+    assert ops(tmp_path / "out.onnx") == {"Softmax": 1}
+    x = floats(2, 5, 7)
+    np.testing.assert_allclose(run(tmp_path / "out.onnx", x), run(source, x), rtol=1e-6)
+
+
+TURNS = ["first", "last", "Relu", "Mul", "Clip"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(steps=st.lists(st.sampled_from(TURNS), min_size=1, max_size=8))
+def test_transposes_meet(steps: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Any chain of two turns and of what looks at elements alone keeps one Transpose at most."""
+    from edgerun.model import Model
+    from edgerun.verbs.simplifying import simplified
+
+    folder, value, nodes, order = tmp_path_factory.mktemp("turns"), "x", [], [0, 1, 2, 3]
+    turns = {"first": [0, 3, 1, 2], "last": [0, 2, 3, 1]}
+    for i, step in enumerate(steps):
+        out, more = f"v{i}", {"Mul": ["half"], "Clip": ["low", "high"]}.get(step, [])
+        if step in turns:
+            nodes.append(helper.make_node("Transpose", [value], [out], perm=turns[step]))
+            order = [order[axis] for axis in turns[step]]
+        else:
+            nodes.append(helper.make_node(step, [value, *more], [out]))
+        value = out
+    nodes.append(helper.make_node("Neg", [value], ["y"]))
+    numbers = {name: np.array(n, np.float32) for name, n in (("half", 0.5), ("low", -1), ("high", 0.75))}
+    source = saved(network(nodes, numbers, [1, 2, 3, 5], [None] * 4), folder)
+    made = simplified(Model.load(source))
+    made.save(folder / "out.onnx")
+    assert ops(folder / "out.onnx")["Transpose"] <= (order != [0, 1, 2, 3])
+    x = floats(1, 2, 3, 5)
+    np.testing.assert_array_equal(run(folder / "out.onnx", x), run(source, x))
 
 
 @settings(deadline=None, max_examples=25)
@@ -293,22 +217,22 @@ def test_any_chain_of_maps_and_layers_computes_the_same(
     for i, op in enumerate([*steps, "Conv"]):
         out, names = f"v{i}", [f"v{i}_{k}" for k in range(4)]
         if op == "Conv":
-            inputs, weights[names[0]] = [value, names[0]], _floats(3, 3, 3, 3)
+            inputs, weights[names[0]] = [value, names[0]], floats(3, 3, 3, 3)
         elif op == "BatchNormalization":
             inputs = [value, *names]
-            weights |= {name: np.abs(_floats(3)) + 0.5 for name in names}
+            weights |= {name: np.abs(floats(3)) + 0.5 for name in names}
         else:
             inputs = [value] if op == "Relu" else [value, names[0]]
-            weights |= {} if op == "Relu" else {names[0]: np.abs(_floats(3, 1, 1)) + 0.5}
+            weights |= {} if op == "Relu" else {names[0]: np.abs(floats(3, 1, 1)) + 0.5}
         nodes.append(helper.make_node(op, inputs, [out]))
         if op == "Conv" and i % 2:
             nodes[-1].attribute.append(helper.make_attribute("pads", [1, 1, 1, 1]))
         value = out
     nodes[-1].output[0] = "y"
-    source = _saved(_model(nodes, weights, [1, 3, 20, 20], [None] * 4), folder)
+    source = saved(network(nodes, weights, [1, 3, 20, 20], [None] * 4), folder)
     made = simplified(Model.load(source))
     made.save(folder / "out.onnx")
     assert len(made.ir.graph) <= len(nodes)
-    x = _floats(1, 3, 20, 20)
-    wanted = _run(source, x)
-    np.testing.assert_allclose(_run(folder / "out.onnx", x), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    x = floats(1, 3, 20, 20)
+    wanted = run(source, x)
+    np.testing.assert_allclose(run(folder / "out.onnx", x), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
