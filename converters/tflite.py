@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.converters import _door, _normalize
+from edgerun.converters import _door, _merges, _normalize
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Conversion
@@ -222,4 +222,7 @@ def _clean(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     proto.ir_version = _normalize.ir_version(opset)
     graph = _normalize.normalize(ir.from_proto(proto))
     common.CommonSubexpressionEliminationPass()(graph)
-    return _normalize.infer_shapes(ir.to_proto(graph))
+    clean = ir.to_proto(graph)
+    if not any(node.op_type == "DequantizeLinear" for node in clean.graph.node):  # codes are compared value by value
+        clean = _merges.merged(clean)
+    return _normalize.infer_shapes(clean)

@@ -24,8 +24,8 @@ def _cached(archive: zoo_fetch.Archive) -> None:
 
 # Transposes that are in each: the door's, and one for every head that leaves in the source's order.
 TRANSPOSES = {
-    "efficientnet_lite0": 1, "deeplabv3": 2, "face_detection_back": 5, "face_detection_full_range": 3,
-    "face_detection_full_range_sparse": 3, "face_landmark": 1, "iris_landmark": 1, "basic_pitch": 13,
+    "efficientnet_lite0": 1, "deeplabv3": 2, "face_detection_back": 5, "face_detection_full_range": 2,
+    "face_detection_full_range_sparse": 2, "face_landmark": 1, "iris_landmark": 1, "basic_pitch": 9,
 }  # fmt: skip
 
 
