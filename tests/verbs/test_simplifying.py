@@ -236,3 +236,16 @@ def test_any_chain_of_maps_and_layers_computes_the_same(
     x = floats(1, 3, 20, 20)
     wanted = run(source, x)
     np.testing.assert_allclose(run(folder / "out.onnx", x), wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_what_the_passes_cannot_take_stays_as_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgerun.verbs import convert as verb
+
+    def refuses(model: object) -> None:
+        raise RuntimeError("no such node")
+
+    monkeypatch.setattr(fold, "constants", refuses)
+    source = saved(_net(), tmp_path)
+    (tmp_path / "made").mkdir()
+    verb.convert_here(str(source), str(tmp_path / "made"), "onnx", [], None, 21)
+    assert ops(tmp_path / "made" / "model.onnx") == ops(source)
