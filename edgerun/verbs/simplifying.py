@@ -55,15 +55,15 @@ def proven(
         return made, proving.proven(made, path, data, contract)
     except EdgerunError as error:  # a runtime may refuse the graph, too
         reason = f"{error.what}: {error.got}"
-    if found.foreign is not None and (parts := bared_both(made)) is not None:
-        bared, ends = parts
-        log.info("comparing what stands before %s", ", ".join(f"{op} of {name}" for name, op in ends.items()))
-        try:
-            bared.model.save(path.with_name("bared.onnx"))
-            proofs = proving.proven(bared, path.with_name("bared.onnx"), data, contract)
+    try:
+        if found.foreign is not None and (parts := bared_both(made)) is not None:
+            bare, ends = parts
+            log.info("comparing what stands before %s", ", ".join(f"{op} of {name}" for name, op in ends.items()))
+            bare.model.save(path.with_name("bared.onnx"))
+            proofs = proving.proven(bare, path.with_name("bared.onnx"), data, contract)
             return replace(made, told={**told, "compared before": ends}), proofs
-        except EdgerunError as error:  # a runtime may refuse the graph, too
-            reason = f"{error.what}: {error.got}"
+    except EdgerunError as error:
+        reason = f"{error.what}: {error.got}"
     log.info("the simplified graph is not proven, so that the graph stays as it came: %s", reason)
     return found, None
 

@@ -63,3 +63,18 @@ def test_such_a_model_is_compressed(tmp_path: Path) -> None:
     data = {"x": RNG.standard_normal((16, 3, 8, 8)).astype(np.float32)}
     made = compress(tmp_path / "out.onnx", target="onnxruntime", calibration=data, placement="rules")
     assert made.history[-1].options["integer nodes"] == 1
+
+
+def test_a_source_that_refuses_random_inputs_keeps_its_shapes(tmp_path: Path) -> None:
+    """The numbers say which row is read: random ones lie outside, so that the data given decides alone."""
+    net = _net(helper.make_node("Relu", ["h"], ["y"]))
+    net.graph.node.insert(0, helper.make_node("Gather", ["x", "rows"], ["picked"]))
+    net.graph.node[1].input[0] = net.graph.node[4].input[0] = "picked"
+    net.graph.input.append(helper.make_tensor_value_info("rows", TensorProto.INT64, ["picks"]))
+    net.graph.node.insert(0, helper.make_node("Sub", ["more", "many"], ["rows"]))
+    net.graph.input[-1].name = "more"
+    net.graph.initializer.append(numpy_helper.from_array(np.array(100_000), "many"))
+    onnx.save(net, tmp_path / "net.onnx")
+    data = {"x": RNG.standard_normal((4, 3, 8, 8)).astype(np.float32), "more": np.full(4, 100_000)}
+    convert(tmp_path / "net.onnx", output=tmp_path / "out.onnx", data=data)
+    assert (tmp_path / "out.onnx").is_file()
