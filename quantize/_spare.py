@@ -38,18 +38,18 @@ def apart(request: Request) -> tuple[list[Feeds], list[Feeds]]:
 
 
 def spared(
-    original: ir.Model,
     sizes: Mapping[str, int],
     trial: Trial,
     floor_db: float,
     data: tuple[list[_weights.Truth], list[_weights.Truth]],
     request: Request,
+    most: float = MOST,
 ) -> list[str]:
     """The names of the layers to spare so that the outputs on the second data keep `floor_db`, by bisection.
 
     `sizes` are numbers of weights by layer, `trial(names)` the model with these layers rounded and all others float,
     `data` a few samples and what judges. The order is that of damage per weight: the noise at the model's outputs
-    when one layer alone is rounded, over its size; at most `MOST` of the weights are spared.
+    when one layer alone is rounded, over its size; at most `most` of the weights are spared.
     """
     ranking, judge = data
     if _weights.sqnr_db(trial(sizes), judge, request) >= floor_db:
@@ -60,7 +60,7 @@ def spared(
         request.progress("damage of each layer", index + 1, len(sizes))
     order = sorted(sizes, key=lambda name: -damage[name])
     taken = np.cumsum([sizes[name] for name in order])
-    low, high = 1, int(np.searchsorted(taken, MOST * taken[-1], "right"))
+    low, high = 1, int(np.searchsorted(taken, most * taken[-1], "right"))
     while low < high:
         middle = (low + high) // 2
         request.progress("choosing bits", 0, 0)

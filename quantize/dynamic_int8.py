@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgerun.errors import Unsupported
-from edgerun.quantize import _recurrent, _weights, fold, weight_int8
+from edgerun.quantize import _sequences, _weights, fold, weight_int8
 from edgerun.quantize.graphs import dynamic, edit
 
 if TYPE_CHECKING:
@@ -29,26 +29,23 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     nodes = _weights.chosen([node for node in graph if node.op_type in ops and _fits(node)], request,
                             f"{', '.join(sorted(ops))} with constant float32 weights")  # fmt: skip
     steps = 63 if request.rules.reduced_range else 127
-    rounded = _recurrent.codes(model, nodes, request, steps)
+    loops = [node for node in nodes if node.op_type == "LSTM"]
     for node in nodes:
-        if node.op_type == "LSTM":
-            parts = []
-            for value in node.inputs[1:3]:
-                weight = edit.constant(value)
-                assert weight is not None and value is not None
-                codes, scale = _weights.per_channel(_weights.finite(node, weight), (2,), steps)
-                parts.append((rounded.get(str(value.name), codes), scale))
-            dynamic.lstm(model, node, parts)
-        else:
+        if node not in loops:
             matrix = dynamic.weight(node)
             assert matrix is not None
             codes, scale = _weights.per_channel(_weights.finite(node, matrix), (0,), steps)
             dynamic.product(graph, node, codes, scale.reshape(-1))
+        elif request.calibration is None:
+            _sequences.to_integers(model, node, {}, steps)
     stored = weight_int8.tables(graph, request.keep_float)
     edit.drop_unused(model)
     request.found |= {"integer nodes": len(nodes), "tables in 8 bits": stored}
-    _weights.evidence(original, model, request)
-    return model
+    if request.calibration is None or not loops:
+        _weights.evidence(original, model, request)
+        return model
+    request.found["integer nodes"] -= len(loops)
+    return _sequences.apply(original, model, request)
 
 
 def integers(model: Model, rules: Quantization, keep_float: frozenset[str]) -> list[str]:

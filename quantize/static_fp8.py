@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.errors import Unsupported
-from edgerun.quantize import static_int8
+from edgerun.quantize import _finished, static_int8
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._ranges import Stream, intervals, sqnr
 from edgerun.quantize._weights import finite
@@ -58,7 +58,7 @@ def finish(prepared: static_int8.Prepared, request: Request) -> ir.Model:
     grids: dict[str, Grid] = {group: float8.spanning(HEADROOM * high) for group, (_, high) in spans.items()}
     shifts = _shifts(model, plan, grids, truths, request)
     result = _quantized(model, plan, grids, shifts)
-    request.found |= {"ranges": name, static_int8.REACHED: round(static_int8.reached_db(result, truths, request), 2)}
+    request.found |= {"ranges": name, static_int8.REACHED: round(_finished.reached_db(result, truths, request), 2)}
     request.found |= {"8-bit nodes": len(plan.compute), "quantized activations": len(plan.points)}
     return result
 

@@ -7,7 +7,6 @@ nearest to the float one at its outputs, and bias correction stays when the fini
 from __future__ import annotations
 
 import gc
-import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,16 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.quantize import _evened, _observation, _precision, _rounding, fold, weight_int8
-from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize._observation import Truth, batches, observe, with_moved_means
+from edgerun.quantize import _evened, _finished, _observation, _precision, _rounding, _sequences, fold, weight_int8
+from edgerun.quantize._observation import Truth, observe, with_moved_means
 from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._ranges import (
-    ERROR,
     Begun,
     Stream,
-    Totals,
-    by_sample,
     checked,
     choose,
     corrected_on,
@@ -67,10 +62,11 @@ class Prepared:
     """A float model ready to be quantized: folded and equalized, with what was seen of its activations.
 
     `truths` are the float model's answers to the first batches of the calibration data; `codes`, by node name, those of
-    weights that are not rounded to nearest.
+    weights that are not rounded to nearest. `original` is the folded model as it was, where it has recurrent layers.
     """
 
     model: ir.Model
+    original: ir.Model | None
     seen: Mapping[str, Activation]
     truths: list[Truth]
     codes: Mapping[str, np.ndarray]
@@ -95,7 +91,10 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     gc.collect()
     _check_kept(model, request)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
+    original = model.clone() if _sequences.found(model.graph, request.keep_float) else None
     if not plan.compute:
+        if original is not None:
+            return Prepared(model, original, {}, [], {})
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
@@ -104,7 +103,7 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     seen, means = _evened.apply(model, plan, seen, request)
     codes = _rounding.codes(placement.plan(model.graph, request.rules, request.keep_float), seen, request)
     seen = {name: replace(activation, vectors=Vectors()) for name, activation in seen.items()}
-    return Prepared(model, seen, [with_moved_means(truth, means) for truth in truths], codes)
+    return Prepared(model, original, seen, [with_moved_means(truth, means) for truth in truths], codes)
 
 
 def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
@@ -119,6 +118,12 @@ def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
     """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed."""
+    model = _placed(prepared, request) if prepared.truths else prepared.model
+    return model if prepared.original is None else _sequences.apply(prepared.original, model, request)
+
+
+def _placed(prepared: Prepared, request: Request) -> ir.Model:
+    """The model with all that stands in the placement on integers."""
     model, seen, truths = prepared.model, prepared.seen, prepared.truths
     tables = weight_int8.tables(model.graph, request.keep_float) if request.rules.tables else 0
     request.found["tables in 8 bits"] = tables
@@ -172,7 +177,7 @@ def _written(
     """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`."""
     biased = {} if request.rules.float_bias else made.stored
     plain, moved = (_quantized(made.model, made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
-    without, corrected = _compared((plain, moved), truths, samples, request)
+    without, corrected = _finished.compared((plain, moved), truths, samples, request)
     pays = gained(without, corrected)[0] > 0  # each sample counts alike: in a sum the loudest one decides
     request.found |= {"bias correction": pays, REACHED: round(sqnr(corrected if pays else without), 2)}
     request.found |= {"integer nodes": len(made.plan.compute), "quantized activations": len(made.plan.points)}
@@ -191,6 +196,7 @@ def _refuse_quantized(model: ir.Model) -> None:
 
 def _check_kept(model: ir.Model, request: Request) -> None:
     ops = request.rules.compute | request.rules.join | ({"Gather"} if request.rules.tables else set())
+    ops |= {node.op_type for node in _sequences.found(model.graph)}
     candidates = {str(n.name) for n in model.graph if n.op_type in ops}
     for name in request.keep_float:
         if name not in candidates:
@@ -266,32 +272,3 @@ def _quantized(
         forks.hold(graph)
     edit.drop_unused(result)
     return result
-
-
-def reached_db(quantized: ir.Model, truths: list[Truth], request: Request) -> float:
-    """SQNR (dB) of a finished model against the float one, on calibration data."""
-    return sqnr(_scores(quantized, truths, request.effort.check, request))
-
-
-def _compared(
-    models: tuple[ir.Model, ir.Model], truths: list[Truth], samples: int, request: Request
-) -> tuple[list[Totals], list[Totals]]:
-    """What each of two models loses of every one of `samples`: of half of them where these say surely who is nearer."""
-    few = max(1, samples // 2)
-    plain, moved = (_scores(model, truths, few, request) for model in models)
-    if gained(plain, moved, ERROR)[1] > 0 or gained(moved, plain, ERROR)[1] > 0:
-        return plain, moved
-    more = [_scores(model, truths, samples, request, few) for model in models]
-    return plain + more[0], moved + more[1]
-
-
-def _scores(quantized: ir.Model, truths: list[Truth], samples: int, request: Request, known: int = 0) -> list[Totals]:
-    """What is lost of each of so many samples, behind those that are `known`."""
-    found: list[Totals] = []
-    with request.open(quantized, lanes=request.lanes) as session:
-        starts = itertools.accumulate((truth.rows for truth in truths), initial=0)
-        later = zip(batches(request, samples, "check"), truths, starts, strict=False)
-        pairs = ((feeds, truth) for feeds, truth, start in later if start >= known)
-        for (_, truth), out in in_lanes(lambda pair: session.run(pair[0]), pairs, request.lanes):
-            found += by_sample(truth, out)
-    return found

@@ -87,7 +87,7 @@ def stored(prepared: Prepared, request: Request, *, integer: bool) -> ir.Model:
         rounded = _better(original, rounded, judge, request)
         sizes = {str(node.name): _size(node) for node in nodes}
         trial = functools.partial(_trial, original, rounded)
-        wide = _spare.spared(original, sizes, trial, FLOOR_DB, (few, judge), request)
+        wide = _spare.spared(sizes, trial, FLOOR_DB, (few, judge), request)
     blocked = integer or external.weight_bytes(original) > external.ABOVE
     for node in nodes:
         if str(node.name) not in wide:

@@ -46,9 +46,7 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     if request.calibration is not None:
         sizes = {str(node.name): _size(node) for node in nodes}
         few, judge = (_weights.truths(original, data, request) for data in _spare.apart(request))
-        halves = _spare.spared(
-            original, sizes, functools.partial(_trial, model, large, rounded), FLOOR_DB, (few, judge), request
-        )
+        halves = _spare.spared(sizes, functools.partial(_trial, model, large, rounded), FLOOR_DB, (few, judge), request)
     counts = [0, 0]
     for done, node in enumerate(nodes, 1):
         half = str(node.name) in halves

@@ -271,6 +271,8 @@ def quantization(device: Device | None = None) -> Quantization:
         _cpu.RULES,
         # The kernels for SSE widen before they multiply.
         reduced_range=_cpu.saturates(flags, device) and "avx2" in flags,
+        through=_cpu.RULES.through | {"Split", "Resize", "Slice"},
+        join=_cpu.RULES.join | {"Sigmoid"},
         float_output=frozenset({"MatMul", "Gemm"}),
         float_stem=4,
         requantizes=True,

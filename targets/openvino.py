@@ -253,6 +253,7 @@ def quantization(device: Device | None = None) -> Quantization:
         fused_sum=True,
         pair_matmul=True,
         dynamic=frozenset({"MatMul", "Gemm"}),
+        float_loops=True,
         channel_scales=True,
     )
 

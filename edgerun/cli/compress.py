@@ -165,6 +165,8 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{found['integer nodes']} nodes on integers, {found['quantized activations']} activations quantized"
         corrected = "biases corrected" if found["bias correction"] else "biases as they were"
         yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
+        if "recurrent layers" in found:
+            yield "recurrent layers: " + ", ".join(f"{len(v)} {k}" for k, v in found["recurrent layers"].items())
     else:
         left_out = ("target", "scheme", "random data", "calibration", "engine", "device", SQNR)
         told = {k: v for k, v in found.items() if k not in left_out}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
-from edgerun.quantize.graphs import gates
+from edgerun.quantize.graphs import between, gates, recurrent
 from edgerun.quantize.graphs.edit import constant, row_bias, sole_consumer
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
     """
     placement = Plan()
     stem: set[ir.Node] = set()
-    gated = gates.nodes(graph) if rules.float_gates else []
+    left = {*(gates.nodes(graph) if rules.float_gates else ()), *recurrent.heads(graph)}
     for node in graph:
-        if node.name in keep_float or node in gated or not _computes(node, rules):
+        if node.name in keep_float or node in left or not _computes(node, rules):
             continue
         if node.op_type == "Conv" and _stem(node, stem, rules):
             stem.add(node)
@@ -130,9 +130,9 @@ def _stem(node: ir.Node, before: set[ir.Node], rules: Quantization) -> bool:
     groups = node.attributes.get_int("group", 1)
     if weight is None or source is None or weight.shape[1] > rules.float_stem:
         return False
-    if groups != 1 and (groups != weight.shape[0] or _source(source, rules) not in before):
+    if groups != 1 and (groups != weight.shape[0] or between.source(source, rules) not in before):
         return False
-    readers = [user for user, _ in _behind(node.outputs[0], rules).uses()]
+    readers = [user for user, _ in between.behind(node.outputs[0], rules).uses()]
     if rules.depthwise_stem and groups == 1 and not all(map(depthwise, readers)):
         return False
     return bool(readers) and all(reader.op_type in rules.compute for reader in readers)
@@ -159,37 +159,10 @@ def _mark(placement: Plan, value: ir.Value, group: str | None = None) -> None:
     placement.points.setdefault(value, group or str(value.name))
 
 
-def _absorbable(node: ir.Node | None, rules: Quantization) -> bool:
-    """Whether a quantizer can do this node's clipping: Relu, Clip from zero, Min with constants behind a Relu."""
-    if node is None or node.domain != "" or node.op_type not in rules.absorbed:
-        return False
-    if node.op_type == "Clip":
-        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        return low is not None and float(low) == 0.0
-    if node.op_type == "Min":
-        before = node.inputs[0].producer() if node.inputs[0] is not None else None
-        return (
-            before is not None
-            and before.op_type == "Relu"
-            and len(node.inputs) == 2
-            and constant(node.inputs[1]) is not None
-        )
-    return node.op_type == "Relu"
-
-
-def _behind(value: ir.Value, rules: Quantization) -> ir.Value:
-    """Where the quantizer of `value` belongs: behind the activations that it absorbs."""
-    node = sole_consumer(value)
-    while node is not None and _absorbable(node, rules):
-        value = node.outputs[0]
-        node = sole_consumer(value)
-    return value
-
-
 def _from_layer(value: ir.Value | None, placement: Plan, rules: Quantization) -> bool:
     """Whether an integer layer writes `value`, looking back over movers and the bias that is added to a product."""
     node = value.producer() if value is not None else None
-    while node is not None and node.domain == "" and node.op_type in rules.through and node.inputs[0] is not None:
+    while node is not None and between.moves(node, rules) and node.inputs[0] is not None:
         node = node.inputs[0].producer()
     if node is not None and node.op_type == "Add" and node.domain == "":
         products = [v.producer() for v in node.inputs if v is not None and constant(v) is None]
@@ -202,7 +175,7 @@ def _extend_outputs(placement: Plan, rules: Quantization) -> None:
     for node in placement.compute:
         if node.op_type in rules.float_output:
             continue
-        _mark(placement, _behind(node.outputs[0], rules))
+        _mark(placement, between.behind(node.outputs[0], rules))
 
 
 def _extend_joins(
@@ -214,8 +187,10 @@ def _extend_joins(
         if node.domain != "" or node.op_type not in rules.join or node.name in keep_float or not _float32(node):
             continue
         inputs = [v for v in node.inputs if v is not None]
-        final = _behind(node.outputs[0], rules)
-        if not all(constant(v) is None and (v in placement.points or _source(v, rules) in integer) for v in inputs):
+        final = between.behind(node.outputs[0], rules)
+        if not all(
+            constant(v) is None and (v in placement.points or between.moved(v, rules) in integer) for v in inputs
+        ):
             continue
         # An Add of quantized values is cheaper on integers even when floats are read behind it; a Concat would
         # press values of different sizes into one scale for nothing.
@@ -243,34 +218,29 @@ def _wanted(graph: ir.Graph, placement: Plan, rules: Quantization) -> set[ir.Val
     """The values that some integer op reads, directly or through joins, movers and absorbed activations."""
     wanted = set(placement.points)
     for node in reversed(list(graph)):
-        passes_on = node.op_type in rules.join | rules.through or _absorbable(node, rules)
-        if node.domain == "" and passes_on and node.outputs[0] in wanted:
+        passes_on = node.op_type in rules.join or between.moves(node, rules) or between.absorbable(node, rules)
+        if node.domain == "" and passes_on and wanted.intersection(node.outputs):
             wanted.update(v for v in node.inputs if v is not None)
     return wanted
 
 
-def _source(value: ir.Value, rules: Quantization) -> ir.Node | None:
-    """The node that computes `value`, looking back over absorbed activations."""
-    node = value.producer()
-    while node is not None and _absorbable(node, rules) and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node
-
-
 def _extend_through(graph: ir.Graph, placement: Plan, rules: Quantization, integer: set[ir.Node]) -> None:
-    """A mover between integer ops works on integers: its input takes its output's scale."""
+    """A mover between integer ops works on integers: its input and all that it writes have one scale."""
     for node in reversed(list(graph)):
-        if node.domain != "" or node.op_type not in rules.through:
+        if not between.moves(node, rules) or (source := node.inputs[0]) is None or constant(source) is not None:
             continue
-        source, result = node.inputs[0], node.outputs[0]
-        if source is None or result not in placement.points or constant(source) is not None:
+        groups = [placement.points[result] for result in node.outputs if result in placement.points]
+        if not groups:
             continue
         if source in placement.points:
-            _merge(placement, placement.points[source], placement.points[result])
-        elif _source(source, rules) in integer or _from_layer(source, placement, rules):
-            _mark(placement, source, placement.points[result])
+            _merge(placement, placement.points[source], groups[0])
+        elif between.source(source, rules) in integer or _from_layer(source, placement, rules):
+            _mark(placement, source, groups[0])
         else:
             continue
+        for result in node.outputs:
+            _mark(placement, result, groups[0])
+            _merge(placement, placement.points[result], groups[0])
         integer.add(node)
 
 
@@ -284,7 +254,7 @@ def _absorb(placement: Plan, rules: Quantization) -> None:
     """List the activations right before a quantizer, the one next to it first."""
     for value in placement.points:
         node = value.producer()
-        while node is not None and _absorbable(node, rules):
+        while node is not None and between.absorbable(node, rules):
             source = node.inputs[0]
             if source is None or source in placement.points or sole_consumer(source) is not node:
                 break

@@ -77,7 +77,7 @@ def apply(
     def judged(site: Site) -> tuple[np.ndarray, float]:
         channels = seen[str(site.value.name)]
         weights = [np.ascontiguousarray(w[:: max(1, len(w) // ROWS)]) for w in map(_matrix, site.readers)]
-        return factors(channels.low, channels.high, channels.power, weights)
+        return factors(channels.lows, channels.highs, channels.power, weights, channels.count)
 
     gains: dict[str, float] = {}
     made: dict[str, tuple[str, np.ndarray]] = {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgerun.quantize import fold
-from edgerun.quantize.graphs import edit, placement
+from edgerun.quantize.graphs import dynamic, edit, placement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,7 +33,13 @@ def integers(model: Model, rules: Quantization, keep_float: frozenset[str] = fro
     """The nodes that `static_int8` puts on integers and that may be kept in float, in graph order."""
     folded = fold.apply(model.clone())
     found = placement.plan(folded.graph, rules, keep_float).integer
-    return [str(n.name) for n in folded.graph if n.name in found and n.op_type in rules.compute | rules.join]
+    ops = rules.compute | rules.join
+    return [
+        str(n.name)
+        for n in folded.graph
+        if (n.name in found and n.op_type in ops)
+        or (n.op_type in rules.dynamic and dynamic.recurrent(n) and n.name not in keep_float)
+    ]
 
 
 def stem(plan: placement.Plan, share: float) -> frozenset[str]:

@@ -41,7 +41,7 @@ def by_hand(f: np.ndarray, low: np.ndarray, high: np.ndarray, power: np.ndarray,
 @given(st.integers(0, 9999), st.integers(1, 12), st.floats(0.0, 5.0), st.integers(1, 3))
 def test_the_factors_have_the_least_noise(seed: int, channels: int, spread: float, readers: int) -> None:
     low, high, power, weights = problem(seed, channels, spread, readers)
-    found, gain = factors(low, high, power, weights)
+    found, gain = factors(low[None], high[None], power, weights)
     assert found.shape == (channels,) and (found > 0).all() and found.max() == pytest.approx(1.0)
     assert found.min() >= LEAST * (1 - 1e-9)
     before, after = (by_hand(f, low, high, power, weights) for f in (np.ones(channels), found))
@@ -57,8 +57,8 @@ def test_the_factors_have_the_least_noise(seed: int, channels: int, spread: floa
 @given(st.integers(0, 9999), st.integers(2, 12), st.floats(0.1, 10))
 def test_the_unit_of_the_activation_does_not_matter(seed: int, channels: int, unit: float) -> None:
     low, high, power, weights = problem(seed, channels, 2.0, 2)
-    found, gain = factors(low, high, power, weights)
-    scaled, same = factors(low * unit, high * unit, power * unit**2, weights)
+    found, gain = factors(low[None], high[None], power, weights)
+    scaled, same = factors(low[None] * unit, high[None] * unit, power * unit**2, weights)
     np.testing.assert_allclose(scaled, found, rtol=1e-6)
     assert same == pytest.approx(gain, abs=1e-6)
 
@@ -71,7 +71,7 @@ def test_an_outlier_channel_is_what_it_is_for() -> None:
     # The model learnt small weights for the loud channel.
     weight = generator.standard_normal((32, 64))
     weight[:, 7] /= 40
-    found, gain = factors(x.min(0), x.max(0), (x**2).mean(0), [weight])
+    found, gain = factors(x.min(0)[None], x.max(0)[None], (x**2).mean(0), [weight])
 
     def measured(f: np.ndarray) -> float:
         y, w = x * f, weight / f
@@ -86,5 +86,5 @@ def test_an_outlier_channel_is_what_it_is_for() -> None:
 @pytest.mark.parametrize("high", [[0.0, 0.0], [1.0, 1.0], [np.inf, 1.0], [np.nan, 1.0]])
 def test_where_nothing_is_to_gain_nothing_changes(high: list[float]) -> None:
     array = np.array(high)
-    found, gain = factors(-array, array, array**2, [np.ones((3, 2))])
+    found, gain = factors(-array[None], array[None], array**2, [np.ones((3, 2))])
     assert gain == 0.0 and (found == 1).all()

@@ -1,0 +1,62 @@
+"""What stands between layers and costs integers nothing: activations that a quantizer does, and ops that move data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgerun.quantize.graphs.edit import constant, sole_consumer
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Quantization
+
+
+def absorbable(node: ir.Node | None, rules: Quantization) -> bool:
+    """Whether a quantizer can do this node's clipping: Relu, Clip from zero, Min with constants behind a Relu."""
+    if node is None or node.domain != "" or node.op_type not in rules.absorbed:
+        return False
+    if node.op_type == "Clip":
+        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        return low is not None and float(low) == 0.0
+    if node.op_type == "Min":
+        before = node.inputs[0].producer() if node.inputs[0] is not None else None
+        return (
+            before is not None
+            and before.op_type == "Relu"
+            and len(node.inputs) == 2
+            and constant(node.inputs[1]) is not None
+        )
+    return node.op_type == "Relu"
+
+
+def behind(value: ir.Value, rules: Quantization) -> ir.Value:
+    """Where the quantizer of `value` belongs: behind the activations that it absorbs."""
+    node = sole_consumer(value)
+    while node is not None and absorbable(node, rules):
+        value = node.outputs[0]
+        node = sole_consumer(value)
+    return value
+
+
+def source(value: ir.Value, rules: Quantization) -> ir.Node | None:
+    """The node that computes `value`, looking back over absorbed activations."""
+    node = value.producer()
+    while node is not None and absorbable(node, rules) and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
+
+
+def moved(value: ir.Value, rules: Quantization) -> ir.Node | None:
+    """The same, looking back over movers as well."""
+    node = source(value, rules)
+    while node is not None and moves(node, rules) and node.inputs[0] is not None:
+        node = source(node.inputs[0], rules)
+    return node
+
+
+def moves(node: ir.Node, rules: Quantization) -> bool:
+    """Whether the node only moves data: a Resize does where it repeats the nearest element."""
+    if node.domain != "" or node.op_type not in rules.through:
+        return False
+    return node.op_type != "Resize" or node.attributes.get_string("mode", "nearest") == "nearest"
