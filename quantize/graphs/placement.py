@@ -229,7 +229,8 @@ def _extend_through(graph: ir.Graph, placement: Plan, rules: Quantization, integ
     for node in reversed(list(graph)):
         if not between.moves(node, rules) or (source := node.inputs[0]) is None or constant(source) is not None:
             continue
-        groups = [placement.points[result] for result in node.outputs if result in placement.points]
+        parts = node.outputs if node.op_type == "Split" else node.outputs[:1]
+        groups = [placement.points[result] for result in parts if result in placement.points]
         if not groups:
             continue
         if source in placement.points:
@@ -238,7 +239,7 @@ def _extend_through(graph: ir.Graph, placement: Plan, rules: Quantization, integ
             _mark(placement, source, groups[0])
         else:
             continue
-        for result in node.outputs:
+        for result in parts:
             _mark(placement, result, groups[0])
             _merge(placement, placement.points[result], groups[0])
         integer.add(node)
