@@ -150,6 +150,23 @@ def test_a_pictures_first_layer_stays_float_on_onnxruntime(net: Any, fused: Any,
     )
 
 
+def test_a_block_of_silus_in_parts_stays_on_integers(net: Any, fused: Any, evaluate: Any, weights: Any) -> None:
+    """As YOLO has them: every kernel is an integer one, 25 dB from float."""
+    silu = "{0}s = Sigmoid({0}) {0}m = Mul({0}, {0}s)"
+    text = f"""(float[n,8,12,12] x) => (float[n,8,24,24] y) {{ a = Conv<pads=[1,1,1,1]>(x, w) {silu.format("a")}
+        h, k = Split<axis=1>(am) b = Conv<pads=[1,1,1,1]>(k, v) {silu.format("b")} s = Add(k, bm)
+        j = Concat<axis=1>(h, k, s) c = Conv(j, u) {silu.format("c")} r = Resize<mode="nearest">(cm, , twice)
+        d = Conv(r, t) {silu.format("d")} y = Conv(dm, t) }}"""
+    parts = {"w": weights(1, 8, 8, 3, 3), "v": weights(2, 4, 4, 3, 3), "u": weights(3, 8, 12, 1, 1)}
+    model = net(text, **parts, t=weights(4, 8, 8, 1, 1), twice=np.array([1, 1, 2, 2], np.float32))
+    feeds = {"x": np.random.default_rng(1).standard_normal((24, 8, 12, 12)).astype(np.float32)}
+    result = compress(model, calibration=feeds)
+    wanted = {"QLinearConv": 5, "QLinearSigmoid": 4, "QLinearMul": 4, "QLinearAdd": 1, "QLinearConcat": 1, "Split": 1,
+              "Resize": 1, "QuantizeLinear": 1, "DequantizeLinear": 1}  # fmt: skip
+    assert fused(result) == wanted
+    assert sqnr_db(evaluate(model, feeds)[0], evaluate(result, feeds, optimized=True)[0]) > 25
+
+
 def test_kept_nodes_stay_float(net: Any, fused: Any, parts: dict[str, np.ndarray]) -> None:
     model, feeds = built(net, parts, "plain")
     result = compress(model, calibration=feeds, keep_float=["a"], ranges="minmax")

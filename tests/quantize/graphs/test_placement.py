@@ -23,6 +23,7 @@ RULES = Quantization(
 WRITES_FLOAT = replace(RULES, float_output=frozenset({"Conv", "Gemm", "MatMul"}))
 PAIRS = replace(RULES, pair_matmul=True)
 SUMS_INSIDE = replace(WRITES_FLOAT, fused_sum=True)
+SPLITS = replace(RULES, through=RULES.through | {"Split", "Resize"}, join=RULES.join | {"Sigmoid"})
 DOOR = "(float[n,8,8,8] x) => (float[n,p,q,r] y)"
 FLAT = "(float[n,8] x) => (float[n,p] y)"
 
@@ -53,6 +54,25 @@ CASES: dict[str, tuple[Quantization, str, str, str, str, str]] = {
     "pool, flatten, gemm": (
         RULES, "(float[n,8,8,8] x) => (float[n,p] y)",
         "a = Conv(x, w) r = Relu(a) h = GlobalAveragePool(r) f = Flatten(h) y = Gemm(f, m)", "x r h=f", "a y", "r",
+    ),
+    "SiLU on integers": (
+        SPLITS, DOOR, "a = Conv(x, w) s = Sigmoid(a) t = Mul(a, s) y = Conv(t, w)", "x a s t y", "a y", "",
+    ),
+    "a Sigmoid that floats read": (SPLITS, DOOR, "a = Conv(x, w) y = Sigmoid(a)", "x a", "a", ""),
+    "a Split shares the scale, its parts are joined again": (
+        SPLITS, DOOR, "a = Conv(x, w) r = Relu(a) h, k = Split<axis=1>(r) j = Concat<axis=1>(k, h) y = Conv(j, w)",
+        "x r=h=k j y", "a y", "r",
+    ),
+    "one part of a Split is read": (
+        SPLITS, DOOR, "a = Conv(x, w) r = Relu(a) h, k = Split<axis=1>(r) y = Conv(k, half)", "x r=h=k y", "a y", "r",
+    ),
+    "the nearest element again": (
+        SPLITS, DOOR, 'a = Conv(x, w) r = Relu(a) p = Resize<mode="nearest">(r, , twice) y = Conv(p, w)',
+        "x r=p y", "a y", "r",
+    ),
+    "elements between": (
+        SPLITS, DOOR, 'a = Conv(x, w) r = Relu(a) p = Resize<mode="linear">(r, , twice) y = Conv(p, w)',
+        "x r p y", "a y", "r",
     ),
     "float in between": (RULES, DOOR, "a = Conv(x, w) s = Sigmoid(a) y = Conv(s, w)", "x a s y", "a y", ""),
     "float in between, float writer": (
@@ -85,7 +105,9 @@ def parts(weights: Any) -> dict[str, np.ndarray]:
     scalars = {"zero": 0.0, "six": 6.0, "low": -1.0}
     return {
         "w": weights(1, 8, 8, 1, 1), "wide": weights(2, 8, 16, 1, 1), "m": weights(3, 8, 8), "m2": weights(4, 8, 8),
-        "b": weights(5, 8), **{name: np.array(value, np.float32) for name, value in scalars.items()},
+        "b": weights(5, 8), "half": weights(6, 8, 4, 1, 1),
+        "twice": np.array([1, 1, 2, 2], np.float32),
+        **{name: np.array(value, np.float32) for name, value in scalars.items()},
     }  # fmt: skip
 
 
