@@ -21,7 +21,7 @@ RULES = Quantization(
     compute=frozenset({"Conv", "Gemm", "MatMul"}),
     through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
     join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
-    absorbed=frozenset({"Relu", "Clip", "Min"}),
+    absorbed=frozenset({"Relu", "Clip", "Max", "Min"}),
     float_gates=True,
     tables=True,
 )

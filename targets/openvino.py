@@ -252,6 +252,7 @@ def quantization(device: Device | None = None) -> Quantization:
         forked_bias=True,
         fused_sum=True,
         pair_matmul=True,
+        join=_cpu.RULES.join - {"LeakyRelu"},
         dynamic=frozenset({"MatMul", "Gemm"}),
         float_loops=True,
         channel_scales=True,

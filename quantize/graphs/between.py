@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgerun.quantize.graphs.edit import constant, sole_consumer
 
 if TYPE_CHECKING:
@@ -13,12 +15,10 @@ if TYPE_CHECKING:
 
 
 def absorbable(node: ir.Node | None, rules: Quantization) -> bool:
-    """Whether a quantizer can do this node's clipping: Relu, Clip from zero, Min with constants behind a Relu."""
+    """Whether a quantizer can do this node's clipping: it begins at zero or below, where a grid can, or is a Min with
+    constants behind a Relu."""
     if node is None or node.domain != "" or node.op_type not in rules.absorbed:
         return False
-    if node.op_type == "Clip":
-        low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
-        return low is not None and float(low) == 0.0
     if node.op_type == "Min":
         before = node.inputs[0].producer() if node.inputs[0] is not None else None
         return (
@@ -27,7 +27,17 @@ def absorbable(node: ir.Node | None, rules: Quantization) -> bool:
             and len(node.inputs) == 2
             and constant(node.inputs[1]) is not None
         )
-    return node.op_type == "Relu"
+    return -np.inf < lower(node) <= 0
+
+
+def lower(node: ir.Node) -> float:
+    """The least that a Relu, a Clip, a Min behind a Relu, or a Max with one constant number lets through; else −∞."""
+    if node.op_type in ("Relu", "Min"):
+        return 0.0
+    if node.op_type == "Max" and (len(node.inputs) != 2 or constant(node.inputs[0]) is not None):
+        return -np.inf
+    low = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    return float(low.reshape(-1)[0]) if low is not None and low.size == 1 else -np.inf
 
 
 def behind(value: ir.Value, rules: Quantization) -> ir.Value:

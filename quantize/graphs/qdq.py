@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize.graphs import between
 from edgerun.quantize.graphs.edit import constant, drop_initializer, drop_node, fresh_name, initializer, set_constant
 from edgerun.quantize.graphs.placement import Plan
 from edgerun.quantize.numerics.grid import Grid, quantize_bias
@@ -21,16 +22,16 @@ SCALE, ZERO_POINT = "edgerun/scale/", "edgerun/zero_point/"
 def absorb(graph: ir.Graph, plan: Plan, grids: Mapping[str, Grid]) -> None:
     """Drop the activations whose clipping their quantizer does.
 
-    That is so when the grid's zero point is the lowest code and the grid ends no later than the Clip (or per-channel
-    Min) does. An activation that fails this stays, and so do those before it.
+    That is so when the grid begins where the activation does, to half a step, and ends no later than the Clip (or
+    per-channel Min) does. An activation that fails this stays, and so do those before it.
     """
     for node in plan.absorbed:
         group = plan.points.get(node.outputs[0])
         if group is None:
             continue
         grid = grids[group]
-        lowest = {"uint8": 0, "int8": -128}[grid.zero_point.dtype.name]
-        if int(grid.zero_point) != lowest or float(grid.scale) * 255 > upper(node) * (1 + 1e-6):
+        step, below = float(grid.scale), int(grid.zero_point) - {"uint8": 0, "int8": -128}[grid.zero_point.dtype.name]
+        if -below * step < between.lower(node) - step / 2 or (255 - below) * step > upper(node) * (1 + 1e-6):
             continue
         source, result = node.inputs[0], node.outputs[0]
         assert source is not None

@@ -17,7 +17,7 @@ RULES = Quantization(
     compute=frozenset({"Conv", "Gemm", "MatMul"}),
     through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}),
     join=frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu"}),
-    absorbed=frozenset({"Relu", "Clip", "Min"}),
+    absorbed=frozenset({"Relu", "Clip", "Max", "Min"}),
     float_output=frozenset({"Gemm", "MatMul"}),
 )
 WRITES_FLOAT = replace(RULES, float_output=frozenset({"Conv", "Gemm", "MatMul"}))
@@ -32,7 +32,12 @@ CASES: dict[str, tuple[Quantization, str, str, str, str, str]] = {
     "conv relu conv": (RULES, DOOR, "a = Conv(x, w) r = Relu(a) y = Conv(r, w)", "x r y", "a y", "r"),
     "a last conv may write float": (WRITES_FLOAT, DOOR, "a = Conv(x, w) r = Relu(a) y = Conv(r, w)", "x r", "a y", "r"),
     "relu6": (RULES, DOOR, "a = Conv(x, w) r = Clip(a, zero, six) y = Conv(r, w)", "x r y", "a y", "r"),
-    "clip from below zero": (RULES, DOOR, "a = Conv(x, w) r = Clip(a, low, six) y = Conv(r, w)", "x a r y", "a y", ""),
+    "clip from below zero": (RULES, DOOR, "a = Conv(x, w) r = Clip(a, low, six) y = Conv(r, w)", "x r y", "a y", "r"),
+    "clip from above zero": (RULES, DOOR, "a = Conv(x, w) r = Clip(a, six) y = Conv(r, w)", "x a r y", "a y", ""),
+    "no less than a number": (
+        RULES, DOOR, "a = Conv(x, w) l = LeakyRelu(a) r = Max(l, low) y = Conv(r, w)", "x a r y", "a y", "r",
+    ),
+    "the larger of two": (RULES, DOOR, "a = Conv(x, w) r = Max(a, a) y = Conv(r, w)", "x a r y", "a y", ""),
     "clip without end": (RULES, DOOR, "a = Conv(x, w) r = Clip(a, zero) y = Conv(r, w)", "x r y", "a y", "r"),
     "residual": (
         RULES, DOOR, "a = Conv(x, w) r = Relu(a) c = Conv(r, w) s = Add(r, c) t = Relu(s) y = Conv(t, w)",
