@@ -53,7 +53,12 @@ VARIANTS = (
     Variant("ort_minmax_s8s8", ".onnx", ("onnxruntime", "openvino")),
     Variant("ort_percentile", ".onnx", ("onnxruntime", "openvino")),
     Variant("ort_layers", ".onnx", ("onnxruntime", "openvino")),
-    Variant("ort_dynamic", ".onnx", ("onnxruntime", "openvino"), only=("minilm", "silero", "silero_meetings")),
+    Variant(
+        "ort_dynamic",
+        ".onnx",
+        ("onnxruntime", "openvino"),
+        only=("minilm", "silero", "silero_meetings", "magika", "speaker"),
+    ),
     Variant("onnxsim_minmax", ".onnx", ("onnxruntime", "openvino")),
     Variant("onnxsim_auto", ".onnx", ("onnxruntime", "openvino")),
     Variant("nncf_onnx", ".onnx", ("onnxruntime", "openvino")),

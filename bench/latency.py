@@ -3,7 +3,8 @@
     python -m bench.latency ZOO TARGET SECONDS BASELINE [FILE …]
 
 Every variant, float32 and the peers' too, is opened for the shapes that it is timed with: kernels for known shapes are
-not what is compared. Prints JSON: per file p50, p90, p99 in ms and the speed-up over the baseline, each with its 95 % interval.
+not what is compared. Prints JSON: per file p50, p90, p99 in ms and the speed-up over the baseline, each with its 95 %
+interval.
 """
 
 from __future__ import annotations

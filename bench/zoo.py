@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import answers, converter_rows, zoo_audio, zoo_build, zoo_data, zoo_fetch, zoo_images
+from bench import answers, converter_rows, zoo_audio, zoo_build, zoo_data, zoo_fetch, zoo_images, zoo_text
 from bench.zoo_data import Batches, Feeds
 from edgerun.errors import unknown
 from edgerun.files import replacing
@@ -103,14 +103,6 @@ def cifar_top1(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return top1(zoo_images.cifar_scores(outputs), labels)
 
 
-def sentiment(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whether the logistic regression fitted on fp32 embeddings is right about the embeddings [n, 384]."""
-    with np.load(MINILM.folder / "head.npz") as head:
-        positive: np.ndarray = outputs @ head["weights"] + head["bias"] > 0
-    hits: np.ndarray = positive == (labels == 1)
-    return hits
-
-
 def _same(other: Callable[[], ZooModel]) -> Callable[[Path], None]:
     def build_it(folder: Path) -> None:
         build(other())
@@ -121,21 +113,7 @@ def _same(other: Callable[[], ZooModel]) -> Callable[[Path], None]:
 
 def _build_minilm(folder: Path) -> None:
     zoo_build.minilm(folder)
-    _fit_head(folder)
-
-
-def _fit_head(folder: Path) -> None:
-    import onnxruntime as ort  # type: ignore[import-untyped]
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
-    session = ort.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-    batches = list(zoo_data.sentence_batches(TEXT_TRAIN, 50))
-    embeddings = np.concatenate([session.run(None, feeds)[0] for feeds, _ in batches])
-    head = LogisticRegression(max_iter=1000).fit(embeddings, np.concatenate([labels for _, labels in batches]))
-    with replacing(folder / "head.npz") as path:
-        np.savez(path, weights=head.coef_[0].astype(np.float32), bias=head.intercept_.astype(np.float32))
+    zoo_text.fit_head(folder, zoo_data.sentence_batches(TEXT_TRAIN, 50))
 
 
 TEXT_TEST, TEXT_CALIBRATION, TEXT_TRAIN = slice(0, 2043), slice(2043, 2243), slice(2043, 8043)
@@ -226,10 +204,39 @@ MINILM = ZooModel(
     _build_minilm,
     lambda: zoo_data.calibration(zoo_data.sentence_batches(TEXT_CALIBRATION, 200)),
     lambda batch: zoo_data.sentence_batches(TEXT_TEST, batch),
-    sentiment,
+    zoo_text.sentiment,
     batch=50,
     stored=True,
     transformer=True,
+)
+NUDENET = ZooModel(
+    "nudenet",
+    "agreement with fp32: IoU of the boxes found (score .25), mean of 50 photos",
+    {"images": (1, 3, 320, 320)},
+    zoo_build.nudenet,
+    lambda: zoo_data.calibration(
+        zoo_data.photo_batches(PHOTO_CALIBRATION, 50, zoo_data.unit, "images", side=320, size=320)
+    ),
+    lambda batch: zoo_data.photo_batches(PHOTO_TEST, batch, zoo_data.unit, "images", side=320, size=320),
+    agree=answers.boxes,
+    batch=5,
+)
+MAGIKA = ZooModel(
+    "magika",
+    "agreement with fp32: type of 199 files",
+    {"bytes": (1, 2048)},
+    zoo_build.magika,
+    lambda: {"bytes": zoo_data.file_ends(slice(0, 100))},
+    lambda batch: zoo_data.unlabelled("bytes", zoo_data.file_ends(slice(100, 299)), batch),
+)
+SPEAKER = ZooModel(
+    "speaker",
+    "agreement with fp32: cosine of the embeddings of 225 utterances, speakers that calibration has not heard",
+    {"mels": (1, 160, 40)},
+    zoo_build.speaker,
+    lambda: {"mels": zoo_audio.voices(zoo_audio.TRAIN, 160)},
+    lambda batch: zoo_data.unlabelled("mels", zoo_audio.voices((*zoo_audio.MEETINGS, zoo_audio.SAMPLE), 64), batch),
+    agree=answers.cosine,
 )
 MODELS = {
     model.name: model
@@ -243,6 +250,9 @@ MODELS = {
         PPOCR_DET,
         SILERO,
         SILERO_MEETINGS,
+        NUDENET,
+        MAGIKA,
+        SPEAKER,
     )
 }
 

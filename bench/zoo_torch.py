@@ -20,6 +20,11 @@ def minilm() -> nn.Module:
     return _SentenceEncoder()
 
 
+def speaker() -> nn.Module:
+    """Resemblyzer's voice encoder: mels float32 [batch, 160, 40] to unit embeddings [batch, 256]."""
+    return _Speaker()
+
+
 def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, groups=groups, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6())
@@ -133,3 +138,15 @@ class _SentenceEncoder(nn.Module):
         x = self.encoder(self.embeddings(input_ids, token_type_ids), bias)
         mean: Tensor = (x * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1.0)
         return nn.functional.normalize(mean, dim=1)
+
+
+class _Speaker(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.linear = nn.LSTM(40, 256, 3, batch_first=True), nn.Linear(256, 256)
+
+    def forward(self, mels: Tensor) -> Tensor:
+        _, (states, _) = self.lstm(mels)
+        y = torch.relu(self.linear(states[-1]))
+        unit: Tensor = y / torch.norm(y, dim=1, keepdim=True)
+        return unit

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import edgerun
-from bench import answers, evaluate, zoo, zoo_audio, zoo_build, zoo_fetch, zoo_images, zoo_keras, zoo_text
+from bench import answers, evaluate, zoo, zoo_audio, zoo_build, zoo_data, zoo_fetch, zoo_images, zoo_keras, zoo_text
 from edgerun.errors import EdgerunError
 
 
@@ -117,6 +117,52 @@ def test_scores_clipped_at_the_threshold_are_no_speech() -> None:
     outputs = np.array([0.5, 0.51, 0.1], np.float32)
     assert answers.speech(outputs, np.array([1, 1, 0])).tolist() == [False, True, True]
     assert answers.same_speech(np.array([0.9, 0.9, 0.2], np.float32), outputs).tolist() == [False, True, True]
+
+
+def test_boxes_agree_by_what_both_find() -> None:
+    first, second = np.zeros((3, 6, 2), np.float32), np.zeros((3, 6, 2), np.float32)
+    first[:, :4], second[:, :4] = 100.0, 50.0  # where they lie counts for nothing
+    first[0, 4, 0], second[0, 4] = 0.9, 0.3  # one of two
+    second[2, 5, 1] = 0.26
+    assert answers.boxes(first, second) == pytest.approx([0.5, 1.0, 0.0])
+    assert answers.cosine(np.array([[1.0, 1.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [-1.0, 0.0]])) == pytest.approx(
+        [0.5**0.5, 0.0]
+    )
+
+
+def test_a_tone_is_in_its_band() -> None:
+    """1,000 Hz is mel 15 of 45.25, in 41 steps of 1.104: nearest to the middle of the 14th band, mel 15.45."""
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000).astype(np.float32)
+    found = zoo_audio.mel(tone)
+    assert found.shape == (101, 40) and (found[5:-5].argmax(axis=1) == 13).all()
+    quiet = zoo_audio.loud(tone / 1000)
+    assert np.sqrt(np.mean(quiet**2)) == pytest.approx(10**-1.5, rel=1e-3) and np.array_equal(
+        zoo_audio.loud(tone), tone
+    )
+
+
+@pytest.mark.zoo
+def test_the_speaker_encoder_tells_recordings_apart() -> None:
+    """Half a minute each, four utterances apart: 0.1 nearer within a recording in the mean."""
+    chosen = cached("speaker")
+    embeddings, _ = outputs(chosen, 225)
+    own = embeddings.reshape(5, 45, 256)[:, ::8]
+    near = np.mean([(part @ part.T)[np.triu_indices(len(part), 1)].mean() for part in own])
+    far = np.mean([(a @ b.T).mean() for i, a in enumerate(own) for b in own[:i]])
+    assert near > far + 0.1
+
+
+@pytest.mark.zoo
+def test_magika_knows_python() -> None:
+    """Of the files that are told apart by their names' ends: 9 of 10 and more."""
+    labels = json.loads(zoo_fetch.read(zoo_fetch.MAGIKA, "magika/models/standard_v3_3/config.min.json"))
+    names = zoo_fetch.members(zoo_fetch.SPEECH)
+    python = [name for name in names if name.endswith(".py")]
+    ends = np.stack([zoo_data.ends(content) for content in zoo_fetch.read_all(zoo_fetch.SPEECH, python).values()])
+    with edgerun.load(cached("magika").onnx, "onnxruntime", edgerun.Options(threads=1)) as session:
+        scores = session.run({"bytes": ends})["target_label"]
+    said = scores.argmax(axis=1) == labels["target_labels_space"].index("python")
+    assert len(python) > 50 and said.mean() > 0.9
 
 
 @pytest.mark.zoo
