@@ -133,7 +133,7 @@ class Quantization:
     `pair_matmul`: a product of two activations that integer layers write (attention's Q·Kᵀ) has an integer kernel that
     pays, on grids with their zero in the middle.
     `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
-    `float_loops`: beside integer layers, recurrent ones bear no 8-bit weights: they would be unpacked in every run.
+    `float_loops`: beside integer layers, recurrent ones bear no 8-bit weights: the runtime leaves them packed.
     `tables`: a Gather may read rows of int8 that are scaled afterwards (embeddings).
     `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind.
     `timed`: what runs here is as fast as on the device, so that this machine's clock may judge.

@@ -115,7 +115,7 @@ def test_without_an_integer_kernel_the_weights_have_8_bits(op: str) -> None:
 
 @pytest.mark.parametrize(("conv", "stored"), [(False, ["l0"]), (True, [])])
 def test_on_openvino_beside_integers_weights_have_16_bits(conv: bool, stored: list[str]) -> None:
-    """It would unpack 8 bits in every run there."""
+    """It would leave 8 bits packed there, and its kernel refuse them."""
     model = net("LSTM", conv=conv)
     result = compress(model, target="openvino", calibration=data(24, 1))
     assert told(result) == {"on integers": [], "weights in 8 bits": stored}
