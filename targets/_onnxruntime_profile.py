@@ -15,6 +15,7 @@ from edgerun.targets._profile import covers, typical
 if TYPE_CHECKING:
     import onnx
 
+ROUNDS = "DynamicQuantizeLSTM"
 QUANTIZE = frozenset({"QuantizeLinear", "DynamicQuantizeLinear"})
 DEQUANTIZE = "DequantizeLinear"
 REORDER = frozenset({"ReorderInput", "ReorderOutput"})
@@ -86,8 +87,11 @@ def _precision(arguments: Mapping[str, Any]) -> str:
 
 
 def _integer(arguments: Mapping[str, Any]) -> bool:
-    """Whether it computes on quantized values: 8-bit data comes in (its first input is an index nowhere)."""
-    return _precision(arguments) in ("uint8", "int8") and arguments["op_name"] != DEQUANTIZE
+    """Whether it computes on quantized values: 8-bit data comes in (its first input is an index nowhere), or it rounds
+    what comes in itself."""
+    return arguments["op_name"] == ROUNDS or (
+        _precision(arguments) in ("uint8", "int8") and arguments["op_name"] != DEQUANTIZE
+    )
 
 
 def _work(op: str) -> str:

@@ -166,11 +166,12 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
         corrected = "biases corrected" if found["bias correction"] else "biases as they were"
         yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
         if "recurrent layers" in found:
-            yield "recurrent layers: " + ", ".join(f"{len(v)} {k}" for k, v in found["recurrent layers"].items())
+            yield f"recurrent layers: {_brief(found['recurrent layers'])}"
     else:
         left_out = ("target", "scheme", "random data", "calibration", "engine", "device", SQNR)
         told = {k: v for k, v in found.items() if k not in left_out}
-        yield ", ".join(f"{k}: {_brief(v)}" for k, v in told.items())
+        yield ", ".join(f"{k}: {_brief(v)}" for k, v in told.items() if not isinstance(v, Mapping))
+        yield from (f"{k}: {_brief(v)}" for k, v in told.items() if isinstance(v, Mapping))
     if "engine" in found:
         yield f"engine {found['engine']}; its Q/DQ form was run and agrees with the reference"
     if SQNR in found:
@@ -179,6 +180,8 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _brief(value: Any) -> str:
     """A list of names as their number; numbers as they are."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_brief(part)}" for key, part in value.items())
     if not isinstance(value, list):
         return str(value)
     names = any(isinstance(item, str) for item in value)

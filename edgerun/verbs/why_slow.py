@@ -262,7 +262,7 @@ def _hints(found: Account, total: float, ops: Mapping[str, str], rules: Quantiza
 def _quantized_node(parts: Sequence[Part], ops: Mapping[str, str], rules: Quantization) -> str | None:
     """The node that `compress --keep-float` would take to bring a layer back to float; None where there is none."""
     nodes = (node for part in parts if part.integer and part.before for node in part.nodes)
-    return next((node for node in nodes if ops.get(node) in rules.compute | rules.join), None)
+    return next((node for node in nodes if ops.get(node) in rules.compute | rules.join | rules.dynamic), None)
 
 
 def _ops(paths: Sequence[Path]) -> dict[str, str]:

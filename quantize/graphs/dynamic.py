@@ -85,7 +85,10 @@ def product(graph: ir.Graph, node: ir.Node, codes: np.ndarray, scale: np.ndarray
 
 
 def lstm(model: ir.Model, node: ir.Node, weights: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """LSTM becomes com.microsoft's DynamicQuantizeLSTM: W and R as int8 `[D, inputs, 4H]` with scales `[D, 4H]`."""
+    """LSTM becomes com.microsoft's DynamicQuantizeLSTM: W and R as int8 `[D, inputs, 4H]` with scales `[D, 4H]`.
+
+    It keeps its name, by which profiles find it again.
+    """
     import onnx_ir as ir
 
     graph, name = model.graph, str(node.name)
@@ -100,7 +103,7 @@ def lstm(model: ir.Model, node: ir.Node, weights: list[tuple[np.ndarray, np.ndar
     attributes = {key: value for key, value in node.attributes.items() if key != "layout"}
     made = ir.Node(
         MICROSOFT, "DynamicQuantizeLSTM", [*inputs, *tail], attributes.values(),
-        num_outputs=len(node.outputs), name=fresh_name(graph, f"{name}/DynamicQuantizeLSTM"),
+        num_outputs=len(node.outputs), name=name,
     )  # fmt: skip
     graph.insert_before(node, made)
     for old, new in zip(node.outputs, made.outputs, strict=True):
