@@ -134,6 +134,10 @@ def _timed(
     """What is as fast as the float model by the clock: `made`, or one with more in float."""
     if (space := making.search()) is None:
         return made
+    if not made[0].history[-1].options["integer nodes"]:
+        what = "nothing of the model runs on integers there: it is smaller, and as fast as float"
+        clocked(clock.not_timed(EdgerunError(what)))
+        return made
     try:
         feed = clock.feed_for(making.inputs, making.data)
     except EdgerunError as error:  # noise needs every size
