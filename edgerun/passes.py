@@ -126,12 +126,10 @@ class Quantization:
     first layer alone is slower.
     `requantizes`: what is left in float between two integer layers gets 8-bit weights with one scale from the runtime
     itself, where its input has one scale for all channels.
-    `float_gates`: layers over one position whose result scales a whole tensor (squeeze-and-excitation) stay in float:
-    they cost no time, and what rounding does to a gate it does to all that is behind it.
+    `float_gates`: layers over one position whose result scales a whole tensor (squeeze-and-excitation) stay in float.
     `forked_bias`: a Conv on integers whose result is read more than once needs a bias that is not zero.
     `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
-    `pair_matmul`: a product of two activations that integer layers write (attention's Q·Kᵀ) has an integer kernel that
-    pays, on grids with their zero in the middle.
+    `pair_matmul`: a product of two layers' results (attention's Q·Kᵀ) has an integer kernel, its zeros in the middle.
     `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
     `float_loops`: beside integer layers, recurrent ones bear no 8-bit weights: the runtime leaves them packed.
     `tables`: a Gather may read rows of int8 that are scaled afterwards (embeddings).
