@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,19 +41,49 @@ def integers(graph: ir.Graph, rules: Quantization) -> list[str]:
     return [str(node.name) for node in found(graph) if node.op_type in rules.dynamic and dynamic.recurrent(node)]
 
 
-def apply(original: ir.Model, model: ir.Model, request: Request) -> ir.Model:
+@dataclass(frozen=True)
+class Decision:
+    """What was found out about the recurrent layers of a model: their codes, who bears what, and what judged that."""
+
+    codes: Mapping[str, np.ndarray]
+    on_integers: Sequence[str]
+    stored: Sequence[str]
+    judge: Sequence[_weights.Truth]
+
+
+Settled = dict[tuple[frozenset[str], bool], Decision]  # by the layers, and whether integers are beside them
+
+
+def apply(original: ir.Model, model: ir.Model, request: Request, settled: Settled) -> ir.Model:
     """`model`, which computes what the float `original` does, with its recurrent layers smaller; into `found`, how.
 
     First the integer kernels, then the weights of what is left, of which those that 8 bits harm have 16. Each layer is
     tried alone, and those that lose most for their size are spared, until the outputs keep the floor on data that the
-    rounding has not seen.
+    rounding has not seen. What is `settled` stays so, wherever else the model is in float.
     """
     nodes = [node for node in found(model.graph, request.keep_float) if _size(node) >= weight_int8.LEAST]
     if not nodes:
         return model
+    names = [str(node.name) for node in nodes]
+    beside = any(node.op_type == "QuantizeLinear" for node in model.graph)
+    key = frozenset(names), beside
+    if key not in settled:
+        settled[key] = _decided(original, model, nodes, request, packed=beside and request.rules.float_loops)
+    chosen = settled[key]
+    result = _on_integers(model, chosen.codes, request, chosen.on_integers)
+    left = [name for name in names if name not in chosen.on_integers]
+    result = _stored(result, chosen.codes, request, left, chosen.stored)
+    request.found["integer nodes"] = request.found.get("integer nodes", 0) + len(chosen.on_integers)
+    request.found[LAYERS] = {"on integers": list(chosen.on_integers), "weights in 8 bits": list(chosen.stored)}
+    request.found["calibration SQNR (dB)"] = round(_weights.sqnr_db(result, chosen.judge, request), 2)
+    return result
+
+
+def _decided(
+    original: ir.Model, model: ir.Model, nodes: Sequence[ir.Node], request: Request, *, packed: bool
+) -> Decision:
     few, judge = (_weights.truths(original, part, request) for part in _spare.apart(request))
-    steps = 63 if request.rules.reduced_range else 127
-    codes = _recurrent.codes(model, nodes, request, steps)
+    codes = _recurrent.codes(model, nodes, request, _steps(request))
     sizes = {str(node.name): _size(node) for node in nodes}
 
     def taken(trial: _spare.Trial, names: Sequence[str]) -> list[str]:
@@ -62,31 +93,33 @@ def apply(original: ir.Model, model: ir.Model, request: Request) -> ir.Model:
         return [name for name in names if name not in spared]
 
     able = [name for name in integers(model.graph, request.rules) if name in sizes]
-    on_integers = taken(trial := functools.partial(_on_integers, model, codes, steps), able)
-    model = trial(on_integers)
+    on_integers = taken(trial := functools.partial(_on_integers, model, codes, request), able)
     left = [name for name in sizes if name not in on_integers]
-    beside = any(node.op_type == "QuantizeLinear" for node in model.graph)
-    trial = functools.partial(_stored, model, codes if steps == 127 else {}, left)
-    stored = taken(trial, [] if beside and request.rules.float_loops else left)
-    request.found["integer nodes"] = request.found.get("integer nodes", 0) + len(on_integers)
-    request.found[LAYERS] = {"on integers": on_integers, "weights in 8 bits": stored}
-    result = trial(stored)
-    _weights.evidence(original, result, request)
-    return result
+    stored = functools.partial(_stored, trial(on_integers), codes, request, left)
+    return Decision(codes, on_integers, taken(stored, [] if packed else left), judge)
 
 
-def _on_integers(model: ir.Model, rounded: Mapping[str, np.ndarray], steps: int, names: Iterable[str]) -> ir.Model:
+def _steps(request: Request) -> int:
+    return 63 if request.rules.reduced_range else 127
+
+
+def _on_integers(
+    model: ir.Model, rounded: Mapping[str, np.ndarray], request: Request, names: Iterable[str]
+) -> ir.Model:
     """A clone in which the LSTMs `names` quantize while they run."""
     result, chosen = model.clone(), set(names)
     for node in [node for node in result.graph if node.name in chosen]:
-        to_integers(result, node, rounded, steps)
+        to_integers(result, node, rounded, _steps(request))
     edit.drop_unused(result)
     return result
 
 
-def _stored(model: ir.Model, rounded: Mapping[str, np.ndarray], left: Sequence[str], names: Iterable[str]) -> ir.Model:
+def _stored(
+    model: ir.Model, rounded: Mapping[str, np.ndarray], request: Request, left: Sequence[str], names: Iterable[str]
+) -> ir.Model:
     """A clone in which the layers `names` have int8 weights, and the others that are `left` float16."""
     result, chosen = model.clone(), set(names)
+    rounded = rounded if _steps(request) == 127 else {}  # fewer steps are for integer kernels
     for node in [node for node in result.graph if node.name in left]:
         weight_int8.store(node, weight_int8.LEAST, frozenset(), node.name not in chosen, rounded)
     edit.drop_unused(result)

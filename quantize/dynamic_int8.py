@@ -45,7 +45,7 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
         _weights.evidence(original, model, request)
         return model
     request.found["integer nodes"] -= len(loops)
-    return _sequences.apply(original, model, request)
+    return _sequences.apply(original, model, request, {})
 
 
 def integers(model: Model, rules: Quantization, keep_float: frozenset[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,7 +62,8 @@ class Prepared:
     """A float model ready to be quantized: folded and equalized, with what was seen of its activations.
 
     `truths` are the float model's answers to the first batches of the calibration data; `codes`, by node name, those of
-    weights that are not rounded to nearest. `original` is the folded model as it was, where it has recurrent layers.
+    weights that are not rounded to nearest. `original` is the folded model as it was, where it has recurrent layers,
+    and `settled` what was found out about these, once for all that is made of it.
     """
 
     model: ir.Model
@@ -70,6 +71,7 @@ class Prepared:
     seen: Mapping[str, Activation]
     truths: list[Truth]
     codes: Mapping[str, np.ndarray]
+    settled: _sequences.Settled = field(default_factory=dict)
 
     def copy(self) -> Prepared:
         """The same on a clone, since `finish` consumes the model; the weights are shared."""
@@ -119,7 +121,7 @@ def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
 def finish(prepared: Prepared, request: Request) -> ir.Model:
     """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed."""
     model = _placed(prepared, request) if prepared.truths else prepared.model
-    return model if prepared.original is None else _sequences.apply(prepared.original, model, request)
+    return model if prepared.original is None else _sequences.apply(prepared.original, model, request, prepared.settled)
 
 
 def _placed(prepared: Prepared, request: Request) -> ir.Model:
