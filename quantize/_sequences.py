@@ -27,12 +27,13 @@ LOSS_DB = 1.0  # or take no more away than this, where the other layers are fart
 
 
 def found(graph: ir.Graph, keep_float: frozenset[str] = frozenset()) -> list[ir.Node]:
-    """The recurrent layers whose weights are constant float32."""
+    """The recurrent layers whose weights are constant float32, and not too few to be worth it."""
     return [
         node
         for node in graph
         if node.op_type in recurrent.OPS and node.domain == "" and node.name not in keep_float
         and all((w := edit.constant(value)) is not None and w.dtype == np.float32 for value in node.inputs[1:3])
+        and _size(node) > 0
     ]  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def apply(original: ir.Model, model: ir.Model, request: Request, settled: Settle
     tried alone, and those that lose most for their size are spared, until the outputs keep the floor on data that the
     rounding has not seen. What is `settled` stays so, wherever else the model is in float.
     """
-    nodes = [node for node in found(model.graph, request.keep_float) if _size(node) >= weight_int8.LEAST]
+    nodes = found(model.graph, request.keep_float)
     if not nodes:
         return model
     names = [str(node.name) for node in nodes]
@@ -138,5 +139,6 @@ def to_integers(model: ir.Model, node: ir.Node, rounded: Mapping[str, np.ndarray
 
 
 def _size(node: ir.Node) -> int:
+    """The elements of those weights that are not too small to store."""
     weights = (edit.constant(value) for value in node.inputs[1:3])
-    return sum(weight.size for weight in weights if weight is not None)
+    return sum(weight.size for weight in weights if weight is not None and weight.size >= weight_int8.LEAST)
