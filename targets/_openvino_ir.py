@@ -141,7 +141,6 @@ def port(found: Any) -> TensorSpec:
 
 def reason(error: object) -> str:
     """The message without what only names OpenVINO's sources."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return SOURCES.sub(
-        "", " ".join(line for line in lines if line and not line.startswith(("Exception from src", "Check '")))
-    )[:500]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from src", "Check '"))]
+    return SOURCES.sub("", " ".join(told or lines[-1:]))[:500]
