@@ -71,11 +71,13 @@ def _squared_difference(graph: Graph, call: Call) -> Value:
     return graph.beside(call, graph.node("Mul", [difference, difference]), left, right)
 
 
-@rule("FLOOR_DIV", to="Div, Floor", limits="floats")
+@rule("FLOOR_DIV", to="Div, Floor; Mod, Sub, Div for whole numbers")
 def _floor_div(graph: Graph, call: Call) -> Value:
+    """⌊x/y⌋; of whole numbers (x - x mod y)/y, for ONNX's division of them rounds to 0."""
     left, right = graph.alike([call.value(0), call.value(1)])
     if left.dtype != "float32":
-        raise Unsupported(f"of {left.dtype} is not supported")
+        rest = graph.node("Sub", [left.name, graph.node("Mod", [left.name, right.name])])
+        return graph.beside(call, graph.node("Div", [rest, right.name]), left, right)
     return graph.beside(call, graph.node("Floor", [graph.node("Div", [left.name, right.name])]), left, right)
 
 

@@ -25,11 +25,13 @@ _LEAST = 256  # elements of a float16 constant that is worth a Cast
 @dataclass(frozen=True)
 class Value(_layout.Value):
     """A tensor under construction. `data`: it is constant, as the file stores it, and has no ONNX name until it lies
-    somewhere. `quant`: what `data`, or the ONNX tensor called `codes`, stands for; `name` is then the real tensor."""
+    somewhere. `quant`: what `data`, or the ONNX tensor called `codes`, stands for; `name` is then the real tensor.
+    `imaginary`: the tensor is the real part of complex numbers, whose other part this is."""
 
     data: np.ndarray | None = None
     quant: Quant | None = None
     codes: str = ""
+    imaginary: Value | None = None
 
     @property
     def real(self) -> np.ndarray | None:
@@ -41,12 +43,16 @@ class Value(_layout.Value):
 
 @dataclass(frozen=True)
 class Call:
-    """One operator with what it reads (None where an input is left out) and the tensors that it makes."""
+    """One operator with what it reads (None where an input is left out) and the tensors that it makes.
+
+    `parts` are those of its complex numbers that anything reads: "real", "imaginary".
+    """
 
     kind: str
     options: Any
     inputs: Sequence[Value | None]
     outputs: Sequence[Tensor]
+    parts: frozenset[str] = frozenset()
 
     def value(self, index: int = 0) -> Value:
         """An input that must be there."""

@@ -32,7 +32,7 @@ extra = "tflite"
 newest_opset = _normalize.PREFERRED_OPSET
 log = logging.getLogger("edgerun")
 RULE_MODULES = ("_tflite_elementwise", "_tflite_windows", "_tflite_shapes", "_tflite_parts", "_tflite_sums",
-                "_tflite_sequences", "_tflite_boxes")  # fmt: skip
+                "_tflite_sequences", "_tflite_boxes", "_tflite_spectra")  # fmt: skip
 _STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE")
 
 
@@ -62,7 +62,7 @@ def _converted(
 ) -> Conversion:
     if factory is not None:
         raise EdgerunError("a TFLite model needs no factory", got=factory, do="leave --factory out")
-    from edgerun.converters import _tflite_files, _tflite_hybrid, _tflite_parity
+    from edgerun.converters import _tflite_files, _tflite_hybrid, _tflite_parity, _tflite_sizes
     from edgerun.converters._tflite_source import Source
 
     rules()
@@ -72,6 +72,7 @@ def _converted(
     specs = _door.matched(have, inputs)
     names = _unlike({spec.name for spec in specs}, list(net.outputs))
     net = replace(net, outputs=dict(zip(names, net.outputs.values(), strict=True)))
+    net = _tflite_sizes.settled(net, [spec.shape for spec in specs])
     proto, values = write(net, specs, min(opset, newest_opset))
     data = path.read_bytes()
     model = _told(Model.from_proto(proto), data, net)
