@@ -8,9 +8,10 @@ stay int8. Constants keep the form in which the file stores them: codes behind D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from edgerun.converters import _layout
 from edgerun.converters._layout import Shape
 from edgerun.converters._tflite_files import Quant, Tensor, shifted
 from edgerun.errors import Unsupported
+
+if TYPE_CHECKING:
+    import onnx
 
 _LEAST = 256  # elements of a float16 constant that is worth a Cast
 
@@ -115,6 +119,16 @@ class Graph(_layout.Graph):
         super().__init__(opset)
         self._shared: dict[Any, str] = {}
         self._numbers: dict[str, str] = {}  # codes -> the real tensor
+
+    @contextmanager
+    def inside(self) -> Iterator[list[onnx.NodeProto]]:
+        """The nodes of a graph inside this one: what they make is not seen outside."""
+        outer = self.nodes, dict(self._turned), dict(self._numbers)
+        self.nodes = []
+        try:
+            yield self.nodes
+        finally:
+            self.nodes, self._turned, self._numbers = outer
 
     def first(self, value: Value) -> Value:  # type: ignore[override]
         """The value, constants and codes too, with its ONNX tensor channels-first."""

@@ -70,7 +70,7 @@ def _splits(graph: Graph, call: Call) -> list[Value]:
 
 def _sliced(graph: Graph, value: Value, cuts: Sequence[tuple[int, int, int, int]]) -> str:
     """The value without what is outside (axis, begin, end, step) of the source's axes."""
-    cuts = [cut for cut in cuts if cut[1:] != (0, FAR, 1)]
+    cuts = [cut for cut in cuts if cut[1:] not in ((0, FAR, 1), (0, value.shape[cut[0]], 1))]
     if not cuts:
         return value.name
     columns = list(zip(*cuts, strict=True))
@@ -92,7 +92,6 @@ def _slice(graph: Graph, call: Call) -> Value:
             raise Unsupported("to the end from a place that is computed is not supported")
         return call.made(graph.node("Slice", [value.name, start, graph.node("Add", [start, size])]))
     ends = [FAR if size < 0 else int(begin + size) for begin, size in zip(begins, sizes, strict=True)]
-    ends = [FAR if end == whole else end for end, whole in zip(ends, value.shape, strict=True)]
     cuts = [(axis, int(begin), end, 1) for axis, (begin, end) in enumerate(zip(begins, ends, strict=True))]
     return call.made(_sliced(graph, value, cuts), first=value.first)
 

@@ -32,7 +32,7 @@ extra = "tflite"
 newest_opset = _normalize.PREFERRED_OPSET
 log = logging.getLogger("edgerun")
 RULE_MODULES = ("_tflite_elementwise", "_tflite_windows", "_tflite_shapes", "_tflite_parts", "_tflite_sums",
-                "_tflite_sequences", "_tflite_boxes", "_tflite_spectra")  # fmt: skip
+                "_tflite_sequences", "_tflite_boxes", "_tflite_spectra", "_tflite_branches")  # fmt: skip
 _STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE")
 
 
@@ -80,7 +80,10 @@ def _converted(
     if not _tflite_parity.coded(net):
         if _tflite_hybrid.weights(net):
             return _hybrid(model, ran, data, net)
-        return Conversion(model, ran.run, taps=[_tflite_parity.taps(net, values, ran)])
+        ways = _tflite_parity.both_ways(net, model, ran)
+        return Conversion(model, ran.run, feeds=ways, data=_tflite_parity.WAYS if ways else "",
+                          taps=[_tflite_parity.taps(net, values, ran)],
+                          bare=_tflite_parity.bare(net, data, ran))  # fmt: skip
     feeds = _tflite_parity.feeds(net, model)
     parts = _tflite_parity.parts(net, values, proto, ran, feeds)
     return Conversion(model, ran.run, feeds=feeds, data=_tflite_parity.DATA, parts=parts)

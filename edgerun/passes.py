@@ -33,6 +33,7 @@ class Conversion:
     compare on where random ones would not reach what the source has learnt, and `data` says what they are. `taps` find
     the first node that differs; `told` are JSON values on how it was converted. `parts` are the model in pieces, where
     the source computes on codes: then these are judged. `foreign` is the path or proto of the graph that `run` runs.
+    `bare` computes what stands before the outputs' last Sigmoid or Tanh, under their names, and says which it is.
     """
 
     model: Model
@@ -44,6 +45,7 @@ class Conversion:
     told: Mapping[str, Any] = field(default_factory=dict)
     parts: Iterable[Part] | None = None
     foreign: Any = None
+    bare: tuple[Mapping[str, str], Runner] | None = None
 
 
 class Converter(Protocol):
