@@ -61,11 +61,13 @@ def _behind(net: Net, index: int) -> Quant | None:
     return next((net.tensors[output].quant for output in rounded), None)
 
 
-def bare(net: Net, data: bytes, source: Source) -> tuple[Mapping[str, str], Runner]:
-    """For `Conversion.bare`: which outputs a Sigmoid or a Tanh ends, and the source up to there."""
+def bare(net: Net, data: bytes, source: Source) -> tuple[Mapping[str, str], Runner] | None:
+    """For `Conversion.bare`: which outputs a Sigmoid or a Tanh ends, and the source up to there; None without one."""
     makers = {index: operator for operator in net.operators for index in operator.outputs}
     ends = {name: makers[index] for name, index in net.outputs.items() if index in makers}
     ends = {name: operator for name, operator in ends.items() if operator.kind in _ENDS}
+    if not ends:
+        return None
     before = {name: ends[name].inputs[0] if name in ends else index for name, index in net.outputs.items()}
     up_to = Source(data, replace(net, outputs=before), source.names)
     return {name: _ENDS[operator.kind] for name, operator in ends.items()}, up_to.run
