@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.converters import _products
+from edgerun.converters import _frames, _products
 from edgerun.converters._torch_graph import constant, initializer, instead, read_instead
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def merge(model: ir.Model, told: Known) -> None:
     """As `merged`, in place; rules that need sizes find them in what is `told`, and do nothing without."""
     import onnx_ir.passes.common as common
 
-    while any([_merge(node, told) for node in list(model.graph)]):
-        common.RemoveUnusedNodesPass()(model)
+    for rule in (_merge, _frames.convolved, _merge):  # a matrix first takes in all that it can
+        while any([rule(node, told) for node in list(model.graph) if node.graph is not None]):
+            common.RemoveUnusedNodesPass()(model)
 
 
 def known(bare: onnx.ModelProto) -> Known:

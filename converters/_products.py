@@ -16,61 +16,70 @@ from edgerun.converters._torch_graph import constant, initializer, instead
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+MOST = 1 << 22  # elements of a matrix: a larger one may be mapped, or shared, and is not computed anew
 Known = Mapping[str, tuple[int, Sequence[int | None] | None]]  # a value's element type and sizes
 
 
 def joined(node: ir.Node, known: Known) -> bool:
     """Let a MatMul or Gemm take in the constant product, or the factors per column, right before it."""
-    matrix = _matrix(node)
-    if matrix is None or matrix.dtype.kind != "f":
-        return False
-    view, maker = _before(node.inputs[0], len(matrix))
-    if maker is None or maker.inputs[0] is None or maker.domain not in ("", "ai.onnx"):
+    second, (view, maker) = matrix(node), rows(node)
+    if second is None or maker is None or maker.inputs[0] is None:
         return False
     if maker.op_type == "Mul":
-        inner = _factors(maker, known, len(matrix))
-        product = None if inner is None else inner[1].astype(np.float64)[:, None] * matrix
+        inner = _factors(maker, known, len(second))
+        product = None if inner is None else inner[1].astype(np.float64)[:, None] * second
     else:
-        inner = _inner(maker, matrix)
-        product = None if inner is None else inner[1].astype(np.float64) @ matrix.astype(np.float64)
+        inner = _inner(maker, second)
+        product = None if inner is None else inner[1].astype(np.float64) @ second.astype(np.float64)
     if inner is None or product is None:
         return False
-    _replace(node, inner[0], view, product.astype(matrix.dtype))
+    _replace(node, inner[0], view, product.astype(second.dtype))
     return True
 
 
-def _matrix(node: ir.Node) -> np.ndarray | None:
-    """The constant right factor [k, m] of a product; None of another node."""
+def matrix(node: ir.Node) -> np.ndarray | None:
+    """The constant right factor [k, m] of a product, in float32 or float64; None of another node."""
     plain = node.op_type == "MatMul" or (
         node.op_type == "Gemm"
         and not any(node.attributes.get_int(side, 0) for side in ("transA", "transB"))
         and node.attributes.get_float("alpha", 1.0) == 1
     )
     held = node.inputs[1].const_value if plain and node.inputs[1] is not None else None
-    return held.numpy() if held is not None and len(held.shape) == 2 else None
+    if held is None or len(held.shape) != 2 or held.size > MOST or held.dtype.name not in ("FLOAT", "DOUBLE"):
+        return None
+    return held.numpy()
 
 
-def _before(value: ir.Value | None, width: int) -> tuple[list[int] | None, ir.Node | None]:
-    """What makes a value for this one reader, and the sizes that it gets on the way, which keep rows of `width`."""
-    maker = value.producer() if value is not None and _alone(value) else None
+def rows(node: ir.Node) -> tuple[list[int] | None, ir.Node | None]:
+    """What makes the rows of a product, for products alone, and the sizes that it gets on the way, whose last is the
+    rows' own."""
+    value, second = node.inputs[0], matrix(node)
+    if value is None or second is None or not _multiplied(value):
+        return None, None
+    maker = value.producer()
     if maker is None or maker.op_type != "Reshape":
         return None, maker
     sizes, value = constant(maker.inputs[1]), maker.inputs[0]
-    if sizes is None or int(sizes.ravel()[-1]) != width or value is None or not _alone(value):
+    if sizes is None or int(sizes.ravel()[-1]) != len(second) or value is None or not _multiplied(value):
         return None, None
     return sizes.ravel().tolist(), value.producer()
 
 
-def _alone(value: ir.Value) -> bool:
-    return len(value.uses()) == 1 and not value.is_graph_output()
+def _multiplied(value: ir.Value) -> bool:
+    """Whether all that reads a value multiplies its rows by constant matrices, or sees them otherwise and does so."""
+    return not value.is_graph_output() and all(
+        index == 0 and (matrix(user) is not None or (user.op_type == "Reshape" and _multiplied(user.outputs[0])))
+        for user, index in value.uses()
+    )
 
 
-def _inner(maker: ir.Node, matrix: np.ndarray) -> tuple[ir.Value, np.ndarray] | None:
+def _inner(maker: ir.Node, second: np.ndarray) -> tuple[ir.Value, np.ndarray] | None:
     """x and A of x·A, where A·B is not larger than A and B are."""
-    first = _matrix(maker)
-    if first is None or first.dtype != matrix.dtype or first.shape[1] != len(matrix) or maker.inputs[2:]:
+    first = matrix(maker)
+    alone = len(maker.outputs[0].uses()) == 1
+    if first is None or not alone or first.dtype != second.dtype or first.shape[1] != len(second) or maker.inputs[2:]:
         return None
-    smaller = len(first) * matrix.shape[1] <= first.size + matrix.size
+    smaller = len(first) * second.shape[1] <= first.size + second.size
     return (maker.inputs[0], first) if smaller and maker.inputs[0] is not None else None
 
 
@@ -88,17 +97,17 @@ def _factors(maker: ir.Node, known: Known, width: int) -> tuple[ir.Value, np.nda
     return None
 
 
-def _replace(node: ir.Node, x: ir.Value, view: list[int] | None, matrix: np.ndarray) -> None:
+def _replace(node: ir.Node, x: ir.Value, view: list[int] | None, product: np.ndarray) -> None:
     """The same node on x, seen as `view` with rows as wide as the matrix is long."""
     import onnx_ir as ir
 
     inputs = list(node.inputs)
     if view is not None:
-        made = ir.node("Reshape", [x, initializer(node, np.array([*view[:-1], len(matrix)], np.int64), 2)])
+        made = ir.node("Reshape", [x, initializer(node, np.array([*view[:-1], len(product)], np.int64), 2)])
         assert node.graph is not None
         made.name = f"{node.name}/rows"
         made.outputs[0].name = f"{node.name}/rows"
         node.graph.insert_before(node, made)
         x = made.outputs[0]
-    inputs[:2] = [x, initializer(node, matrix, 1)]
+    inputs[:2] = [x, initializer(node, product, 1)]
     instead(node, ir.node(node.op_type, inputs, dict(node.attributes), name=node.name))

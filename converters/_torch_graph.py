@@ -186,7 +186,9 @@ def initializer(node: ir.Node, array: np.ndarray, slot: int = 0) -> ir.Value:
     graph = node.graph
     assert graph is not None
     owner = graph.graph if isinstance(graph, ir.Function) else graph
-    name = f"{node.outputs[0].name}_constant_{slot}_{len(owner.initializers)}"
+    number = len(owner.initializers)
+    while (name := f"{node.outputs[0].name}_constant_{slot}_{number}") in owner.initializers:
+        number += 1  # some were dropped in between
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
                      const_value=ir.tensor(array, name=name))  # fmt: skip
     owner.register_initializer(value)
