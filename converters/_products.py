@@ -56,13 +56,14 @@ def rows(node: ir.Node) -> tuple[list[int] | None, ir.Node | None]:
     value, second = node.inputs[0], matrix(node)
     if value is None or second is None or not _multiplied(value):
         return None, None
-    maker = value.producer()
-    if maker is None or maker.op_type != "Reshape":
-        return None, maker
-    sizes, value = constant(maker.inputs[1]), maker.inputs[0]
-    if sizes is None or int(sizes.ravel()[-1]) != len(second) or value is None or not _multiplied(value):
-        return None, None
-    return sizes.ravel().tolist(), value.producer()
+    view: list[int] | None = None
+    while (maker := value.producer()) is not None and maker.op_type == "Reshape":
+        sizes, value = constant(maker.inputs[1]), maker.inputs[0]
+        if view is None:  # the last Reshape alone says how it lies
+            view = None if sizes is None else sizes.ravel().tolist()
+        if value is None or view is None or view[-1] != len(second) or 0 in view[:-1] or not _multiplied(value):
+            return None, None
+    return view, maker
 
 
 def _multiplied(value: ir.Value) -> bool:

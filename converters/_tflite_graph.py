@@ -49,7 +49,7 @@ class Value(_layout.Value):
 class Call:
     """One operator with what it reads (None where an input is left out) and the tensors that it makes.
 
-    `parts` are those of its complex numbers that anything reads: "real", "imaginary".
+    `parts` are those of its complex numbers that anything reads (`_tflite_spectra.read`).
     """
 
     kind: str

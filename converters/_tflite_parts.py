@@ -96,10 +96,12 @@ def _slice(graph: Graph, call: Call) -> Value:
     return call.made(_sliced(graph, value, cuts), first=value.first)
 
 
-@rule("STRIDED_SLICE", to="Slice, Squeeze, Unsqueeze", limits="constant begins, ends and strides")
+@rule("STRIDED_SLICE", to="Slice, Squeeze, Unsqueeze", limits="constant strides; ends that are computed: no axis goes or comes")
 def _strided(graph: Graph, call: Call) -> Value:
     """Bit i of a mask is about entry i of begins, ends and strides: left open, one place, a new axis, or "…"."""
     value = graph.settled(call.value())
+    if call.value(1).real is None or call.value(2).real is None:
+        return _computed(graph, call)
     begins, ends, strides = (call.constant(index).tolist() for index in (1, 2, 3))
     cuts, gone, new = entries(call.options, begins, ends, strides, value.rank)
     if gone or new or value.order is not None:
@@ -110,6 +112,23 @@ def _strided(graph: Graph, call: Call) -> Value:
     if new:
         name = graph.node("Unsqueeze", [name, graph.ints(new, "new")])
     return call.made(name, first=value.first)
+
+
+def _computed(graph: Graph, call: Call) -> Value:
+    """A Slice from and to places that are computed, where a mask does not leave them open."""
+    options, strides = call.options, call.constant(3)
+    if options.ellipsisMask or options.newAxisMask or options.shrinkAxisMask or options.offset:
+        raise Unsupported("between places that are computed, with axes that go or come, is not supported")
+    ends = []
+    for index, mask, far in ((1, options.beginMask, strides < 0), (2, options.endMask, strides > 0)):
+        place = graph.node("Cast", [graph.plain(call.value(index)).name], to=7)
+        flags = np.array([mask >> i & 1 == 1 for i in range(strides.size)])
+        if flags.any():
+            limits = graph.ints([FAR if wide else 0 if index == 1 else -FAR for wide in far], "limits")
+            place = graph.node("Where", [graph.shared(flags, "open"), limits, place])
+        ends.append(place)
+    axes, steps = graph.ints(range(strides.size), "axes"), graph.ints(strides.tolist(), "steps")
+    return call.made(graph.node("Slice", [graph.plain(call.value()).name, *ends, axes, steps]))
 
 
 def entries(

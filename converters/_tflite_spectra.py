@@ -14,29 +14,35 @@ from edgerun.converters._tflite_files import Net, Tensor
 from edgerun.converters._tflite_graph import Call, Emit, Graph, Value, rule
 from edgerun.errors import Unsupported
 
-# Elements of a matrix up to which a product with it is no slower than DFT. Measured, one thread, ms for 500 rows of
-# 2048: the real part 22 by the matrix, 24 by ONNX Runtime's DFT, 48 by OpenVINO's; both parts 45, 21, 48. At 512 the
-# matrix takes a quarter to two thirds of DFT's time, at 4096 twice to six times as long.
-MOST = 2048 * 1025
+# Lengths up to which one matrix is as fast as two small ones in two steps, and up to which it is written where its
+# product is multiplied by another matrix, which it joins (`_products`). Measured, one thread, ms for 500 rows of 2048,
+# real part, both: one matrix 28, 47; two steps 7, 12; ONNX Runtime's DFT 24, 21. OpenVINO 2026 reads DFT's axes wrongly.
+SHORT, JOINED = 256, 2048
+Parts = tuple[str, str]  # the ONNX tensors of the real and of the imaginary part
 BOTH = frozenset({"real", "imaginary"})
-READS = {"CAST": frozenset({"real"}), "REAL": frozenset({"real"}), "IMAG": frozenset({"imaginary"}),
-         "COMPLEX_ABS": BOTH}  # fmt: skip
-MOVING = ("ADD", "CONCATENATION", "EXPAND_DIMS", "GATHER", "PACK", "RESHAPE", "REVERSE_V2", "SLICE", "SPLIT", "SPLIT_V",
-          "SQUEEZE", "STRIDED_SLICE", "SUB", "TILE", "TRANSPOSE", "UNPACK")  # fmt: skip
+READING = ("CAST", "REAL", "IMAG", "COMPLEX_ABS")
+MOVING = ("EXPAND_DIMS", "RESHAPE", "SQUEEZE")  # all others are none that TFLite has for complex numbers
 
 
 def read(net: Net, index: int) -> frozenset[str]:
-    """The parts of a complex tensor that anything reads, through what moves them."""
-    found, asked, seen = frozenset[str](), [index], {index}
+    """The parts of a complex tensor that anything reads, through what moves them; "alone" where something else than a
+    product with a constant matrix does."""
+    found, asked = set[str](), [(index, True)]
     while asked:
-        one = asked.pop()
+        one, whole = asked.pop()
         for operator in net.operators:
-            if one in operator.inputs:
-                moves = operator.kind in MOVING
-                found |= frozenset() if moves else READS.get(operator.kind, BOTH)
-                asked += [output for output in operator.outputs if moves and output not in seen]
-                seen |= set(operator.outputs)
-    return found
+            if one not in operator.inputs or operator.inputs[0] != one:
+                found |= {"alone"} if one in operator.inputs else set()
+            elif operator.kind in MOVING:
+                asked.append((operator.outputs[0], whole))
+            elif whole and operator.kind in ("CAST", "REAL", "IMAG"):
+                found.add("imaginary" if operator.kind == "IMAG" else "real")
+                asked.append((operator.outputs[0], False))
+            elif whole:
+                return BOTH | {"alone"}
+            elif operator.kind not in ("FULLY_CONNECTED", "BATCH_MATMUL") or net.tensors[operator.inputs[1]].data is None:
+                found.add("alone")
+    return frozenset(found)
 
 
 def on_parts(emit: Emit, graph: Graph, call: Call) -> list[Value]:
@@ -44,7 +50,7 @@ def on_parts(emit: Emit, graph: Graph, call: Call) -> list[Value]:
 
     Raises Unsupported for any other that does not say what it makes of them.
     """
-    if call.kind in READS:
+    if call.kind in READING:
         found = emit(graph, call)
         return [found] if isinstance(found, Value) else list(found)
     if call.kind not in MOVING:
@@ -64,7 +70,7 @@ def _part(value: Value | None, part: str) -> Value | None:
     return value.imaginary if part == "imaginary" else replace(value, imaginary=None)
 
 
-@rule("RFFT2D", to="MatMul by cosines and sines; DFT where they are many", limits="constant lengths, sizes of two axes")
+@rule("RFFT2D", to="MatMul by cosines and sines", limits="constant lengths, sizes of two axes that are known")
 def _rfft(graph: Graph, call: Call) -> Value:
     """X[l, m] = Σⱼₖ x[j, k]·exp(-2πi·(jl/h + km/w)) for m = 0 … w/2, of x cut or padded with zeros to [h, w]."""
     height, width = (int(length) for length in call.constant(1))
@@ -72,28 +78,35 @@ def _rfft(graph: Graph, call: Call) -> Value:
     rows, columns = value.shape[-2:]
     if rows is None or columns is None:
         raise Unsupported("of an open size is not supported")
+    if width & (width - 1) or height & (height - 1):
+        raise Unsupported("of a length that is no power of 2 is not supported")  # nor is it by TFLite
     name = _cut(graph, value, (height, rows), (width, columns))
     rows, columns = min(rows, height), min(columns, width)
-    parts = BOTH if height > 1 else call.parts or BOTH
-    if columns * (width // 2 + 1) * len(parts) > MOST:
-        found = _dft(graph, name, height, width)
+    joined = height == 1 and call.parts in ({"real"}, {"imaginary"})
+    if width > (JOINED if joined else SHORT):
+        found = _two_steps(graph, name, value.rank, columns, width)
     else:
-        real, imaginary = _waves(width, columns, width // 2 + 1)
-        found = {"real": graph.node("MatMul", [name, graph.shared(real, "cosines")])} if "real" in parts else {}
-        if "imaginary" in parts:
-            found["imaginary"] = graph.node("MatMul", [name, graph.shared(imaginary, "sines")])
-        found = _across(graph, found, height, rows) if height > 1 else found
-    tensor = replace(call.outputs[0], dtype="float32")
-    made = {part: Value(name, tensor.shape, "float32") for part, name in found.items()}
-    imaginary_part = made.get("imaginary", made.get("real"))
-    return replace(made.get("real", imaginary_part), imaginary=imaginary_part)  # type: ignore[type-var]
+        cosines, sines = _waves(graph, width, columns, width // 2 + 1)
+        found = (graph.node("MatMul", [name, cosines]), graph.node("MatMul", [name, sines]))
+    if height > 1:
+        found = _product(graph, "MatMul", _waves(graph, height, height, rows), found)
+    shape = call.outputs[0].shape
+    return Value(found[0], shape, "float32", imaginary=Value(found[1], shape, "float32"))
 
 
-def _waves(length: int, have: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and -sin of 2π·k·m/length, float32 [have, wanted]."""
-    turns = np.outer(np.arange(have), np.arange(wanted)) % length  # whole turns, so that the angle stays exact
+def _waves(graph: Graph, length: int, rows: int, columns: int) -> tuple[str, str]:
+    """cos and -sin of 2π·k·m/length, float32 [rows, columns]."""
+    turns = np.outer(np.arange(rows), np.arange(columns)) % length  # whole turns left out, so that angles are exact
     angles = 2 * np.pi * turns / length
-    return np.cos(angles).astype(np.float32), (-np.sin(angles)).astype(np.float32)
+    return (graph.shared(np.cos(angles).astype(np.float32), "cosines"),
+            graph.shared(-np.sin(angles).astype(np.float32), "sines"))  # fmt: skip
+
+
+def _product(graph: Graph, op: str, left: Parts, right: Parts) -> Parts:
+    """Real and imaginary part of (a + ib)·(c + id), of matrices or element by element."""
+    (a, b), (c, d) = left, right
+    ac, bd, ad, bc = (graph.node(op, pair) for pair in ((a, c), (b, d), (a, d), (b, c)))
+    return graph.node("Sub", [ac, bd]), graph.node("Add", [ad, bc])
 
 
 def _cut(graph: Graph, value: Value, *axes: tuple[int, int]) -> str:
@@ -106,31 +119,28 @@ def _cut(graph: Graph, value: Value, *axes: tuple[int, int]) -> str:
                                 graph.ints(places, "axes")])  # fmt: skip
 
 
-def _across(graph: Graph, found: dict[str, str], height: int, rows: int) -> dict[str, str]:
-    """The transform over the rows of what was transformed along them: (C + iS)·(R + iI)."""
-    cosines, sines = (graph.shared(array.T, word) for array, word in zip(_waves(height, rows, height),
-                                                                         ("cosines", "sines"), strict=True))  # fmt: skip
-    real, imaginary = found["real"], found["imaginary"]
-    terms = [[graph.node("MatMul", pair) for pair in pairs] for pairs in (
-        ((cosines, real), (sines, imaginary)), ((cosines, imaginary), (sines, real)),
-    )]  # fmt: skip
-    return {"real": graph.node("Sub", terms[0]), "imaginary": graph.node("Add", terms[1])}
+def _two_steps(graph: Graph, name: str, rank: int, columns: int, width: int) -> Parts:
+    """The transform of rows by two small matrices, for w = p·q, n = q·n₁ + n₂ and k = k₁ + p·k₂:
 
-
-def _dft(graph: Graph, name: str, height: int, width: int) -> dict[str, str]:
-    name = _transformed(graph, graph.node("Unsqueeze", [name, graph.ints([-1], "axes")]), -2, width, onesided=1)
-    if height > 1:
-        name = _transformed(graph, name, -3, height)
-    places = {"real": 0, "imaginary": 1}
-    return {part: graph.node("Gather", [name, graph.shared(np.int64(place), "part")], axis=-1)
-            for part, place in places.items()}  # fmt: skip
-
-
-def _transformed(graph: Graph, name: str, axis: int, length: int, **how: int) -> str:
-    size = graph.shared(np.int64(length), "length")
-    if graph.opset >= 20:
-        return graph.node("DFT", [name, size, graph.shared(np.int64(axis), "axis")], **how)
-    return graph.node("DFT", [name, size], axis=axis, **how)
+    X[k] = Σₙ₂ exp(-2πi·n₂k₂/q)·exp(-2πi·n₂k₁/w)·Σₙ₁ x[n]·exp(-2πi·n₁k₁/p)   (Bailey 1990, the four-step FFT)
+    """
+    if columns < width:
+        pads = graph.ints([0] * (2 * rank - 1) + [width - columns], "pads")
+        name = graph.node("Pad", [name, pads])
+    first = 1 << (width.bit_length() - 1) // 2
+    second, last = width // first, [*range(rank - 1)]
+    name = graph.node("Reshape", [name, graph.ints([0] * (rank - 1) + [first, second], "square")])
+    waves = _waves(graph, first, first, first)
+    found: Parts = (graph.node("MatMul", [waves[0], name]), graph.node("MatMul", [waves[1], name]))
+    found = _product(graph, "Mul", found, _waves(graph, width, first, second))
+    found = _product(graph, "MatMul", found, _waves(graph, second, second, second // 2 + 1))
+    real, imaginary = (
+        graph.node("Reshape", [graph.node("Transpose", [part], perm=[*last, rank, rank - 1]),
+                               graph.ints([0] * (rank - 1) + [-1], "line")])
+        for part in found
+    )  # fmt: skip
+    ends = [graph.ints([n], "half") for n in (0, width // 2 + 1, rank - 1)]
+    return graph.node("Slice", [real, *ends]), graph.node("Slice", [imaginary, *ends])
 
 
 @rule("REAL", to="nothing: the real part is a tensor of its own")

@@ -171,7 +171,7 @@ def _entering(graph: Any, net: Net, index: int, spec: TensorSpec) -> Any:
 
 def _unknown(net: Net) -> list[str]:
     """A line for every kind of operator, and every state, that has no form here."""
-    from edgerun.converters import _tflite_sequences
+    from edgerun.converters import _tflite_files, _tflite_sequences
 
     counts = Counter(operator.kind for operator in net.operators if operator.kind not in rules())
     lines = []
@@ -179,6 +179,9 @@ def _unknown(net: Net) -> list[str]:
         stateful = kind.startswith(_STATEFUL)
         why = "a state that lives from run to run" if stateful else "a custom operator" if ":" in kind else ""
         lines.append(f"{kind} ({count}){': ' + why if why else ''}")
+    for name, index in {**net.inputs, **net.outputs}.items():
+        if (dtype := net.tensors[index].dtype) not in _tflite_files.DTYPES.values():
+            lines.append(f"{name}: of type {dtype} at the door")
     if wide := [t.name for t in net.tensors if t.quant is not None and t.data is None and t.dtype == "int16"]:
         lines.append(f"{wide[0]} and {len(wide) - 1} more: codes of 16 bits")
     fused = {net.tensors[i].name for o in net.operators if o.kind == _tflite_sequences.KIND for i in o.inputs[18:20]}
