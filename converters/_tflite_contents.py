@@ -133,12 +133,14 @@ def _gather(known: Known) -> list[np.ndarray]:
 
 def cut(begin: int, end: int, step: int) -> slice:
     """The slice of `entries`' begin, end and step."""
-    return slice(*(None if abs(place) == FAR else place for place in (begin, end)), step)
+    low, high = (None if abs(place) == FAR else place for place in (begin, end))
+    return slice(low, high, step)
 
 
 def _strided(known: Known) -> list[np.ndarray]:
     array = known.content(0)
-    cuts, gone, new = entries(known.options, *(known.whole(index) for index in (1, 2, 3)), array.ndim)
+    begins, ends, strides = (known.whole(index) for index in (1, 2, 3))
+    cuts, gone, new = entries(known.options, begins, ends, strides, array.ndim)
     places = [slice(None)] * array.ndim
     for axis, *place in cuts:
         places[axis] = cut(*place)

@@ -96,7 +96,11 @@ def _slice(graph: Graph, call: Call) -> Value:
     return call.made(_sliced(graph, value, cuts), first=value.first)
 
 
-@rule("STRIDED_SLICE", to="Slice, Squeeze, Unsqueeze", limits="constant strides; ends that are computed: no axis goes or comes")
+@rule(
+    "STRIDED_SLICE",
+    to="Slice, Squeeze, Unsqueeze",
+    limits="constant strides; ends that are computed: no axis goes or comes",
+)
 def _strided(graph: Graph, call: Call) -> Value:
     """Bit i of a mask is about entry i of begins, ends and strides: left open, one place, a new axis, or "…"."""
     value = graph.settled(call.value())

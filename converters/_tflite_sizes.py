@@ -24,7 +24,7 @@ _WHOLE = np.iinfo(np.int32).max  # an end that no axis reaches
 def settled(net: Net, doors: Sequence[Sequence[Size]]) -> Net:
     """The net with all that is known for inputs of the sizes `doors`, in its order, where a name is an open size.
 
-    One that computes nothing from sizes keeps its operators. Sizes that the file tells stay; what does not fit together is left for the rules to refuse.
+    Sizes that the file tells stay; what does not fit together is left for the rules to refuse.
     """
     tensors = list(net.tensors)
     sizes: dict[int, Sizes] = {i: tensor.shape for i, tensor in enumerate(tensors)}
@@ -213,8 +213,9 @@ def _squeezed(known: Known) -> list[Sizes]:
 
 
 def _strided(known: Known) -> list[Sizes]:
-    found, lists = list(known.sizes[0]), [known.content(index).tolist() for index in (1, 2, 3)]
-    cuts, gone, new = entries(known.options, *lists, len(found))
+    found = list(known.sizes[0])
+    begins, ends, strides = (known.content(index).tolist() for index in (1, 2, 3))
+    cuts, gone, new = entries(known.options, begins, ends, strides, len(found))
     for axis, begin, end, step in cuts:
         if (begin, end, step) != (0, found[axis], 1) and (begin, end, step) != (0, FAR, 1):
             size = found[axis]

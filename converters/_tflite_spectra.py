@@ -16,7 +16,7 @@ from edgerun.errors import Unsupported
 
 # Lengths up to which one matrix is as fast as two small ones in two steps, and up to which it is written where its
 # product is multiplied by another matrix, which it joins (`_products`). Measured, one thread, ms for 500 rows of 2048,
-# real part, both: one matrix 28, 47; two steps 7, 12; ONNX Runtime's DFT 24, 21. OpenVINO 2026 reads DFT's axes wrongly.
+# real part, both: one matrix 28, 47; two steps 7, 12; ONNX Runtime's DFT 24, 21. OpenVINO reads DFT along another axis.
 SHORT, JOINED = 256, 2048
 Parts = tuple[str, str]  # the ONNX tensors of the real and of the imaginary part
 BOTH = frozenset({"real", "imaginary"})
@@ -33,6 +33,8 @@ def read(net: Net, index: int) -> frozenset[str]:
         for operator in net.operators:
             if one not in operator.inputs or operator.inputs[0] != one:
                 found |= {"alone"} if one in operator.inputs else set()
+            elif operator.kind == "SHAPE":
+                continue
             elif operator.kind in MOVING:
                 asked.append((operator.outputs[0], whole))
             elif whole and operator.kind in ("CAST", "REAL", "IMAG"):
@@ -40,7 +42,9 @@ def read(net: Net, index: int) -> frozenset[str]:
                 asked.append((operator.outputs[0], False))
             elif whole:
                 return BOTH | {"alone"}
-            elif operator.kind not in ("FULLY_CONNECTED", "BATCH_MATMUL") or net.tensors[operator.inputs[1]].data is None:
+            elif (
+                operator.kind not in ("FULLY_CONNECTED", "BATCH_MATMUL") or net.tensors[operator.inputs[1]].data is None
+            ):
                 found.add("alone")
     return frozenset(found)
 

@@ -67,7 +67,7 @@ def compared(
 
     Where outputs cannot prove it, because they saturate, what stands before their last Sigmoid or Softmax may.
     """
-    failed: EdgerunError | None = None
+    failed, proofs = None, dict[str, Parity]()
     try:
         proofs = proving.proven(found, path, data, contract)
         if found.bare is None or not _mute(found, proofs):
@@ -145,15 +145,15 @@ def bared(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
 
 def bared_both(found: Conversion) -> tuple[Conversion, dict[str, str]] | None:
     """The model and its source `bared`, to be compared, and where; None where they do not end alike, or in neither."""
-    if found.foreign is None and found.bare is None:
-        return None
-    right, same = bared(found.model.to_proto())
     if found.bare is not None:
         ends, run = found.bare
+        right, same = bared(found.model.to_proto())
         made = replace(found, model=Model.from_proto(right), run=run, run64=None, taps=())
-        return (made, same) if ends and ends == same else None
+        return (made, same) if ends == same else None
+    if found.foreign is None:
+        return None
     source = external.read(found.foreign) if isinstance(found.foreign, Path) else found.foreign
-    left, ends = bared(source)
+    (left, ends), (right, same) = bared(source), bared(found.model.to_proto())
     older = _normalize.opset_of(source) != _normalize.opset_of(right)  # Softmax means another thing before 13
     if not ends or ends != same or (older and any(op.startswith("Softmax") for op in ends.values())):
         return None

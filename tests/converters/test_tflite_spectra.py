@@ -22,7 +22,6 @@ Lite = Callable[..., Path]
 ROWS = (None, 4, 32)
 
 
-
 def _moved(tf: Any, x: Any) -> Any:
     """Complex numbers in other shapes, which is all that TFLite does with them before it takes a part."""
     spectrum = tf.reshape(tf.expand_dims(tf.signal.rfft(x), 1), [-1, 2, 34])
@@ -105,7 +104,7 @@ def _mel(tf: Any, x: Any, part: str) -> Any:
 def test_a_spectrogram_is_a_convolution(
     part: str, batch: int | None, target: str, lite: Lite, tf: Any, tmp_path: Path
 ) -> None:
-    """Framing, window, transform and, where all of it is linear, mel bands: no frames, no indices, no sizes computed."""
+    """Framing, window, transform and, where all is linear, mel bands: no frames, no indices, no sizes computed."""
     found, result = judged(lite(lambda x: _mel(tf, x, part), (batch, 500)))
     assert all(o.relative_error <= 1e-5 for o in result.outputs)
     count = ops(found.model)
