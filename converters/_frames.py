@@ -44,10 +44,13 @@ def convolved(node: ir.Node, known: Known) -> bool:
         return False
     if indices.shape[1] * width != len(weight):
         return False
+    count = (length - len(weight)) // (hop * width) + 1
+    if count < len(indices):  # they reach beyond the signal
+        return False
     made = _Row(node)
     x = made.node("Reshape", [signal, initializer(node, np.array([-1, 1, length], np.int64), 3)])
     reach = (len(indices) - 1) * hop * width + len(weight)
-    if (length - len(weight)) // (hop * width) + 1 > len(indices):
+    if count > len(indices):
         ends = [initializer(node, np.array([n], np.int64), 4 + i) for i, n in enumerate((0, reach, 2))]
         x = made.node("Slice", [x, *ends])
     kernel = initializer(node, np.ascontiguousarray(weight.T[:, None]), 1)

@@ -53,7 +53,11 @@ class Known:
 
 
 def _known(function: Callable[[int, int], int]) -> Callable[[Size, Size], Size]:
-    return lambda a, b: function(a, b) if isinstance(a, int) and isinstance(b, int) else None
+    def found(a: Size, b: Size) -> Size:
+        number = function(a, b) if isinstance(a, int) and isinstance(b, int) else None
+        return number if number is not None and abs(number) < FAR else None
+
+    return found
 
 
 def _times(a: Size, b: Size) -> Size:

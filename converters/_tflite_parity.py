@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 _ENDS = {"LOGISTIC": "Sigmoid", "TANH": "Tanh"}
-_TRIES = 60  # draws in which both ways of an IF are looked for
+_TRIES = 30  # draws in which both ways of an IF are looked for
 WAYS = "random, from seed 0: floats N(0, 1), integers uniform, until every IF went both ways"
 log = logging.getLogger("edgerun")
 DATA = "random, seed 0: codes, and floats that become codes, uniform over their range"

@@ -37,19 +37,24 @@ def settled(net: Net, doors: Sequence[Sequence[Size]]) -> Net:
     operators = []
     for operator in net.operators:
         known = _followed(operator, tensors, sizes, contents)
-        if operator.outputs and all(_constant(contents.get(index)) for index in operator.outputs):
-            for index in operator.outputs:
-                tensors[index] = replace(tensors[index], data=contents[index].astype(tensors[index].dtype))
-            continue
-        operators.append(_opened(operator, known, tensors))
+        arrays = {index: _array(contents.get(index), tensors[index].dtype) for index in operator.outputs}
+        if arrays and all(array is not None for array in arrays.values()):
+            for index, array in arrays.items():
+                tensors[index] = replace(tensors[index], data=array)
+        else:
+            operators.append(_opened(operator, known, tensors))
     for index, found in sizes.items():
         shape = tuple(size if isinstance(size, int) else None for size in found)
         tensors[index] = replace(tensors[index], shape=shape) if tensors[index].shape != shape else tensors[index]
     return replace(net, tensors=tensors, operators=operators)
 
 
-def _constant(content: np.ndarray | None) -> bool:
-    return content is not None and all(isinstance(number, int) for number in content.reshape(-1).tolist())
+def _array(content: np.ndarray | None, dtype: str) -> np.ndarray | None:
+    """Contents that are all known, and that the dtype holds."""
+    try:
+        return None if content is None else content.astype(dtype)
+    except (TypeError, ValueError, OverflowError):  # a None, a name, a number that is too large
+        return None
 
 
 def _followed(
@@ -67,15 +72,19 @@ def _followed(
         have = sizes[index]
         sizes[index] = tuple(map(_either, have, told)) if len(have) == len(told) else told
     known = replace(known, made=[sizes[i] for i in operator.outputs])
-    if all(tensors[i].dtype in _INTEGERS and tensors[i].quant is None for i in operator.outputs):
+    if all(tensors[i].dtype in _INTEGERS and tensors[i].quant is None and _few(sizes[i]) for i in operator.outputs):
         try:
             arrays = CONTENTS[operator.kind](known)
         except (KeyError, ValueError, TypeError, IndexError, ZeroDivisionError):
             arrays = []
         for index, array in zip(operator.outputs, arrays, strict=False):
-            fits = array.size <= MOST and tuple(array.shape) == sizes[index]
-            contents |= {index: array} if fits else {}
+            contents |= {index: array} if tuple(array.shape) == sizes[index] else {}
     return known
+
+
+def _few(sizes: Sizes) -> bool:
+    """Whether so many elements are followed."""
+    return all(isinstance(size, int) for size in sizes) and math.prod(sizes) <= MOST  # type: ignore[arg-type, operator]
 
 
 def _either(have: Size, told: Size) -> Size:
@@ -85,7 +94,7 @@ def _either(have: Size, told: Size) -> Size:
 def _opened(operator: Operator, known: Known, tensors: list[Tensor]) -> Operator:
     """A slice up to the end of an axis of open size, with an end that says so."""
     place = {"STRIDED_SLICE": 2, "SLICE": 2}.get(operator.kind)
-    if place is None or known.contents[place] is None or _constant(known.contents[place]):
+    if place is None or known.contents[place] is None:
         return operator
     whole, ends = _WHOLE if operator.kind == "STRIDED_SLICE" else -1, known.content(place).tolist()
     begins = known.contents[1]
@@ -94,7 +103,7 @@ def _opened(operator: Operator, known: Known, tensors: list[Tensor]) -> Operator
         return operator
     pairs = zip(begins.tolist(), ends, known.sizes[0], strict=False)
     ends = [whole if isinstance(end, str) and end == size and begin == 0 else end for begin, end, size in pairs]
-    if not all(isinstance(end, int) for end in ends):
+    if not all(isinstance(end, int) for end in ends) or ends == known.content(place).tolist():
         return operator
     old = tensors[operator.inputs[place]]
     tensors.append(replace(old, name=f"{old.name}/opened", data=np.array(ends, old.dtype)))

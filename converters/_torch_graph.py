@@ -31,6 +31,13 @@ def simplify(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
 
 
+def settle(model: ir.Model) -> None:
+    """In place: Reshapes to computed sizes, of which all but one are known or the input's own, are by constants."""
+    for node in list(model.graph):
+        if node.op_type == "Reshape":
+            _reshaped(node)
+
+
 def _reshaped(node: ir.Node) -> None:
     """Reshape(x, computed) where every size is x's own at the same axis (0), a number, or the only other one (-1)."""
     x, shape = node.inputs[0], node.inputs[1]

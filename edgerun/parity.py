@@ -258,6 +258,8 @@ def accepted(model: Model, source: Runner, seed: int = 0) -> list[tuple[Feeds, M
             empty = empty or found
         except Exception as error:  # any framework's own complaint about a shape
             if any(word in str(error) for word in OUT_OF_MEMORY):
+                if empty:
+                    break
                 raise EdgerunError("the source needs more memory than it may have", got=str(error)[:400],
                                    do="--memory-cap allows more") from error  # fmt: skip
             refusal = refusal or error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import external, parity
-from edgerun.converters import _merges, _normalize, _ort, _transposes
+from edgerun.converters import _merges, _normalize, _ort, _torch_graph, _transposes
 from edgerun.errors import EdgerunError, out_of_memory
 from edgerun.model import Model
 from edgerun.parity import Parity
@@ -114,6 +114,7 @@ def simplified(model: Model) -> Model:
     _forget(graph)
     fold.constants(graph)
     fold.maps(graph)
+    _torch_graph.settle(graph)
     common.RemoveUnusedNodesPass()(graph)
     common.CommonSubexpressionEliminationPass()(graph)
     _merges.merge(graph, _merges.known(onnx.ModelProto.FromString(external.split(graph)[0])))

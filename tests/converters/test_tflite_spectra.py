@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason="pip install 'edgerun[tflite]'")
 
 import edgerun  # noqa: E402
+from edgerun.converters import _tflite_files, _tflite_sizes  # noqa: E402
 from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.parity import Parity  # noqa: E402
 from tests.converters.conftest import judged, ops, packed, ran_on  # noqa: E402
@@ -203,3 +204,19 @@ def test_signals_are_drawn_as_long_as_the_window(lite: Lite, tf: Any, tmp_path: 
     path = lite(lambda x: tf.nn.conv1d(x[..., None], weight(512, 1, 4), 160, "VALID"), (1, None))
     model = edgerun.convert(path, output=tmp_path / "net.onnx")
     assert all("1024" in shape or "2048" in shape for shape in Parity.of(model).shapes)
+
+
+def test_numbers_without_end_are_not_followed(lite: Lite, tf: Any) -> None:
+    """Squares of squares, beyond int32 at the fifth, and a constant of 2³¹ elements: neither is computed beforehand."""
+
+    def serve(x: Any) -> Any:
+        number = tf.shape(x)[1]
+        for _ in range(40):
+            number = number * number
+        huge = tf.fill([tf.shape(x)[1] * 2**15, 2**14], tf.shape(x)[1])
+        return x * tf.cast(number, tf.float32), huge[0, 0]
+
+    path = lite(serve, (2, None))
+    net = _tflite_files.load(path)
+    kinds = [operator.kind for operator in _tflite_sizes.settled(net, [(2, 4)]).operators]
+    assert kinds.count("FILL") == 1 and kinds.count("MUL") > 20
