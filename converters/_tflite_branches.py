@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @rule("IF", to="If", limits="no codes")
 def _if(graph: Graph, call: Call) -> list[Value]:
     condition, given = graph.plain(call.value(0)), [call.value(index) for index in range(1, len(call.inputs))]
-    if any(one.quant is not None for one in (*call.outputs, *given)):
+    if any(value.quant for value in given) or any(tensor.quant for tensor in call.outputs):
         raise Unsupported("in codes is not supported")
     ways = [_way(graph, net, given, word) for net, word in zip(call.options, ("then", "else"), strict=True)]
     names = graph.several("If", [condition.name], len(call.outputs), then_branch=ways[0], else_branch=ways[1])

@@ -84,7 +84,7 @@ def _followed(
 
 def _few(sizes: Sizes) -> bool:
     """Whether so many elements are followed."""
-    return all(isinstance(size, int) for size in sizes) and math.prod(sizes) <= MOST  # type: ignore[arg-type, operator]
+    return all(isinstance(size, int) for size in sizes) and math.prod(sizes) <= MOST  # type: ignore[arg-type]
 
 
 def _either(have: Size, told: Size) -> Size:
