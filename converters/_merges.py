@@ -1,6 +1,7 @@
 """Nodes that do the work of several: Reshapes, Unsqueezes, Concats and Slices in a row, and what changes nothing.
 
-Values stay what they are to the bit, but for a factor that joins the weights before it, which rounds these once.
+Values stay what they are to the bit, but for a factor that joins the weights before it and for products that join
+(`_products`), which round those once.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.converters import _frames, _products
 from edgerun.converters._torch_graph import constant, initializer, instead, read_instead
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ def merge(model: ir.Model, told: Known) -> None:
     """As `merged`, in place; rules that need sizes find them in what is `told`, and do nothing without."""
     import onnx_ir.passes.common as common
 
-    while any([_merge(node, told) for node in list(model.graph)]):
-        common.RemoveUnusedNodesPass()(model)
+    for rule in (_merge, _frames.convolved, _merge):  # a matrix first takes in all that it can
+        while any([rule(node, told) for node in list(model.graph) if node.graph is not None]):
+            common.RemoveUnusedNodesPass()(model)
 
 
 def known(bare: onnx.ModelProto) -> Known:
@@ -56,7 +59,8 @@ def known(bare: onnx.ModelProto) -> Known:
 def _merge(node: ir.Node, known: Known) -> bool:
     if node.graph is None or node.domain not in ("", "ai.onnx") or node.inputs[:1] in ((), (None,)):
         return False
-    rules = {"Reshape": _reshape, "Transpose": _turned, "Cast": _cast}
+    rules = {"Reshape": _reshape, "Transpose": _turned, "Cast": _cast, "MatMul": _products.joined,
+             "Gemm": _products.joined}  # fmt: skip
     if (rule := rules.get(node.op_type)) is not None:
         return rule(node, known)
     plain = {"Unsqueeze": _unsqueeze, "Concat": _concat, "Slice": _slice, "Mul": _factor}

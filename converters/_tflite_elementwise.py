@@ -46,11 +46,24 @@ _BINARY = {"ADD": "Add", "SUB": "Sub", "MUL": "Mul", "DIV": "Div", "MAXIMUM": "M
 
 @rule(*_BINARY, to=_BINARY)
 def _binary(graph: Graph, call: Call) -> Value:
+    if call.kind == "ADD" and (name := _biased(graph, call.value(0), call.value(1))):
+        return activate(graph, call, call.made(name))
     left, right = graph.alike([call.value(0), call.value(1)])
     if call.kind == "DIV" and left.dtype.startswith("int"):
         raise Unsupported("a division of integers is not supported")  # rounds to 0 there, undefined by 0 here
     name = graph.node(_BINARY[call.kind], [left.name, right.name])
     return activate(graph, call, graph.beside(call, name, left, right))
+
+
+def _biased(graph: Graph, value: Value, row: Value) -> str:
+    """The product right before, with a constant row as its bias; "" for other sums. Where an IF hands weights in, the
+    exporter does not see that they are constant. The product without it goes, unless something else reads it."""
+    last = graph.nodes[-1] if graph.nodes else None
+    if last is None or last.op_type != "Gemm" or len(last.input) != 2 or last.output[0] != value.name:
+        return ""
+    if row.data is None or row.quant is not None or row.dtype != "float32" or row.shape != value.shape[-1:]:
+        return ""
+    return graph.node("Gemm", [*last.input, graph.plain(row).name])
 
 
 @rule("ADD_N", to="Sum")
@@ -71,11 +84,13 @@ def _squared_difference(graph: Graph, call: Call) -> Value:
     return graph.beside(call, graph.node("Mul", [difference, difference]), left, right)
 
 
-@rule("FLOOR_DIV", to="Div, Floor", limits="floats")
+@rule("FLOOR_DIV", to="Div, Floor; Mod, Sub, Div for whole numbers")
 def _floor_div(graph: Graph, call: Call) -> Value:
+    """⌊x/y⌋; of whole numbers (x - x mod y)/y, for ONNX's division of them rounds to 0."""
     left, right = graph.alike([call.value(0), call.value(1)])
     if left.dtype != "float32":
-        raise Unsupported(f"of {left.dtype} is not supported")
+        rest = graph.node("Sub", [left.name, graph.node("Mod", [left.name, right.name])])
+        return graph.beside(call, graph.node("Div", [rest, right.name]), left, right)
     return graph.beside(call, graph.node("Floor", [graph.node("Div", [left.name, right.name])]), left, right)
 
 

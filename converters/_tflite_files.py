@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,10 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Operator:
-    """`kind` is the schema's name, CUSTOM:NAME for custom ones; tensors by index into `Net.tensors`, -1 for none."""
+    """`kind` is the schema's name, CUSTOM:NAME for custom ones; tensors by index into `Net.tensors`, -1 for none.
+
+    `options` are the schema's; of an IF the nets of both ways.
+    """
 
     kind: str
     options: Any
@@ -109,14 +112,31 @@ def parsed(data: bytes, place: str = "the file", signature: str = "") -> Net:
 def _net(model: Any, data: bytes, schema: Any, wanted: str) -> Net:
     signature = _signature(model.signatureDefs or [], wanted)
     number = signature.subgraphIndex if signature else 0
-    graph = model.subgraphs[number]
     types = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
     builtins = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    return _subgraph(model, data, types, builtins, (number,), signature)
+
+
+def _subgraph(
+    model: Any, data: bytes, types: Mapping[int, str], builtins: Mapping[int, str], path: tuple[int, ...],
+    signature: Any = None,
+) -> Net:  # fmt: skip
+    """The last subgraph of `path`, each of which is a way of an IF in the one before it."""
+    if not 0 <= path[-1] < len(model.subgraphs) or path[-1] in path[:-1]:
+        raise EdgerunError("the file is damaged: a way of an IF is no graph, or the one that it is in",
+                           got=path[-1], do="export it again")  # fmt: skip
+    graph, operators = model.subgraphs[path[-1]], []
     tensors = [_tensor(entry, model.buffers, data, types) for entry in graph.tensors]
-    operators = [_operator(entry, model.operatorCodes, builtins) for entry in graph.operators or ()]
+    for entry in graph.operators or ():
+        operator = _operator(entry, model.operatorCodes, builtins)
+        if operator.kind == "IF":
+            numbers = (operator.options.thenSubgraphIndex, operator.options.elseSubgraphIndex)
+            ways = [_subgraph(model, data, types, builtins, (*path, number)) for number in numbers]
+            operator = replace(operator, options=tuple(ways))
+        operators.append(operator)
     doors = [_door(tensors, graph.inputs, signature.inputs if signature else None)]
     doors.append(_door(tensors, graph.outputs, signature.outputs if signature else None))
-    return Net(tensors, operators, doors[0], doors[1], number, _text(signature.signatureKey) if signature else "")
+    return Net(tensors, operators, doors[0], doors[1], path[-1], _text(signature.signatureKey) if signature else "")
 
 
 def _signature(found: Sequence[Any], wanted: str) -> Any:

@@ -8,9 +8,10 @@ stay int8. Constants keep the form in which the file stores them: codes behind D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,17 +20,22 @@ from edgerun.converters._layout import Shape
 from edgerun.converters._tflite_files import Quant, Tensor, shifted
 from edgerun.errors import Unsupported
 
+if TYPE_CHECKING:
+    import onnx
+
 _LEAST = 256  # elements of a float16 constant that is worth a Cast
 
 
 @dataclass(frozen=True)
 class Value(_layout.Value):
     """A tensor under construction. `data`: it is constant, as the file stores it, and has no ONNX name until it lies
-    somewhere. `quant`: what `data`, or the ONNX tensor called `codes`, stands for; `name` is then the real tensor."""
+    somewhere. `quant`: what `data`, or the ONNX tensor called `codes`, stands for; `name` is then the real tensor.
+    `imaginary`: the tensor is the real part of complex numbers, whose other part this is."""
 
     data: np.ndarray | None = None
     quant: Quant | None = None
     codes: str = ""
+    imaginary: Value | None = None
 
     @property
     def real(self) -> np.ndarray | None:
@@ -41,12 +47,16 @@ class Value(_layout.Value):
 
 @dataclass(frozen=True)
 class Call:
-    """One operator with what it reads (None where an input is left out) and the tensors that it makes."""
+    """One operator with what it reads (None where an input is left out) and the tensors that it makes.
+
+    `parts` are those of its complex numbers that anything reads (`_tflite_spectra.read`).
+    """
 
     kind: str
     options: Any
     inputs: Sequence[Value | None]
     outputs: Sequence[Tensor]
+    parts: frozenset[str] = frozenset()
 
     def value(self, index: int = 0) -> Value:
         """An input that must be there."""
@@ -109,6 +119,16 @@ class Graph(_layout.Graph):
         super().__init__(opset)
         self._shared: dict[Any, str] = {}
         self._numbers: dict[str, str] = {}  # codes -> the real tensor
+
+    @contextmanager
+    def inside(self) -> Iterator[list[onnx.NodeProto]]:
+        """The nodes of a graph inside this one: what they make is not seen outside."""
+        outer = self.nodes, dict(self._turned), dict(self._numbers)
+        self.nodes = []
+        try:
+            yield self.nodes
+        finally:
+            self.nodes, self._turned, self._numbers = outer
 
     def first(self, value: Value) -> Value:  # type: ignore[override]
         """The value, constants and codes too, with its ONNX tensor channels-first."""

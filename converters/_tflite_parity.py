@@ -7,24 +7,30 @@ step is the most that two ways of rounding the same number make, and what all th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun import draws
+from edgerun import draws, parity
 from edgerun.converters import _ort
 from edgerun.converters._tflite_files import Net, Quant, shifted
 from edgerun.converters._tflite_graph import RULES, Value
 from edgerun.converters._tflite_source import Source
 from edgerun.model import Model
-from edgerun.passes import Feeds
+from edgerun.passes import Feeds, Runner
 from edgerun.pieces import Part
 from edgerun.taps import Tap, Taps
 
 if TYPE_CHECKING:
     import onnx
 
+_ENDS = {"LOGISTIC": "Sigmoid", "TANH": "Tanh"}
+_TRIES = 30  # draws in which both ways of an IF are looked for
+WAYS = "random, from seed 0: floats N(0, 1), integers uniform, until every IF went both ways"
+log = logging.getLogger("edgerun")
 DATA = "random, seed 0: codes, and floats that become codes, uniform over their range"
 
 
@@ -53,6 +59,52 @@ def _behind(net: Net, index: int) -> Quant | None:
     """The codes that an input is rounded to at once."""
     rounded = (o.outputs[0] for o in net.operators if o.kind == "QUANTIZE" and o.inputs[0] == index)
     return next((net.tensors[output].quant for output in rounded), None)
+
+
+def bare(net: Net, data: bytes, source: Source) -> tuple[Mapping[str, str], Runner] | None:
+    """For `Conversion.bare`: which outputs a Sigmoid or a Tanh ends, and the source up to there; None without one."""
+    makers = {index: operator for operator in net.operators for index in operator.outputs}
+    ends = {name: makers[index] for name, index in net.outputs.items() if index in makers}
+    ends = {name: operator for name, operator in ends.items() if operator.kind in _ENDS}
+    if not ends:
+        return None
+    before = {name: ends[name].inputs[0] if name in ends else index for name, index in net.outputs.items()}
+    up_to = Source(data, replace(net, outputs=before), source.names)
+    return {name: _ENDS[operator.kind] for name, operator in ends.items()}, up_to.run
+
+
+def both_ways(net: Net, model: Model, source: Source) -> list[Feeds]:
+    """The usual draws and those of more seeds in which an IF takes a way that it did not take; none without an IF.
+
+    Which way is never taken is told: that one is not compared.
+    """
+    tests = {operator.inputs[0]: net.tensors[operator.outputs[0]].name for operator in net.operators
+             if operator.kind == "IF"}  # fmt: skip
+    went: dict[int, set[bool]] = {index: set() for index in tests}
+
+    def watched(fed: Feeds) -> dict[str, np.ndarray]:
+        made = source.run(fed)
+        for index, ways in went.items():
+            ways.add(bool(source.tensor(index).reshape(-1)[0]))
+        return made
+
+    if not tests:
+        return []
+    found = [fed for fed, _ in parity.accepted(model, watched)]
+    for seed in range(len(found), _TRIES):
+        if all(len(ways) == 2 for ways in went.values()):
+            break
+        before = {index: set(ways) for index, ways in went.items()}
+        sizes = [array.shape for array in found[seed % parity.DRAWS].values()]
+        specs = [replace(spec, shape=shape) for spec, shape in zip(model.inputs, sizes, strict=True)]
+        watched(fed := draws.feeds(specs, {}, seed, draws.index_bounds(model.ir)))
+        found += [fed] if went != before else []
+    for index, ways in went.items():
+        if len(ways) < 2:
+            way = "then" if ways == {True} else "else"
+            log.warning("IF %r takes its %s way on every input that was drawn: the other is not compared; give --data "
+                        "with inputs for it", tests[index], way)  # fmt: skip
+    return found
 
 
 def taps(net: Net, values: Mapping[int, Value], source: Source) -> Taps:

@@ -11,7 +11,8 @@ from edgerun.converters._tflite_elementwise import activate
 from edgerun.converters._tflite_graph import Call, Graph, Value, rule
 from edgerun.errors import Unsupported
 
-_FAR = np.iinfo(np.int64).max
+FAR = np.iinfo(np.int64).max
+_WHOLE = np.iinfo(np.int32).max  # an end that no axis reaches
 
 
 def _together(graph: Graph, values: Sequence[Value | None]) -> list[Value]:
@@ -69,7 +70,7 @@ def _splits(graph: Graph, call: Call) -> list[Value]:
 
 def _sliced(graph: Graph, value: Value, cuts: Sequence[tuple[int, int, int, int]]) -> str:
     """The value without what is outside (axis, begin, end, step) of the source's axes."""
-    cuts = [cut for cut in cuts if cut[1:] != (0, _FAR, 1)]
+    cuts = [cut for cut in cuts if cut[1:] not in ((0, FAR, 1), (0, value.shape[cut[0]], 1))]
     if not cuts:
         return value.name
     columns = list(zip(*cuts, strict=True))
@@ -90,18 +91,23 @@ def _slice(graph: Graph, call: Call) -> Value:
         if sizes is not None and (sizes < 0).any():
             raise Unsupported("to the end from a place that is computed is not supported")
         return call.made(graph.node("Slice", [value.name, start, graph.node("Add", [start, size])]))
-    ends = [_FAR if size < 0 else int(begin + size) for begin, size in zip(begins, sizes, strict=True)]
-    ends = [_FAR if end == whole else end for end, whole in zip(ends, value.shape, strict=True)]
+    ends = [FAR if size < 0 else int(begin + size) for begin, size in zip(begins, sizes, strict=True)]
     cuts = [(axis, int(begin), end, 1) for axis, (begin, end) in enumerate(zip(begins, ends, strict=True))]
     return call.made(_sliced(graph, value, cuts), first=value.first)
 
 
-@rule("STRIDED_SLICE", to="Slice, Squeeze, Unsqueeze", limits="constant begins, ends and strides")
+@rule(
+    "STRIDED_SLICE",
+    to="Slice, Squeeze, Unsqueeze",
+    limits="constant strides; ends that are computed: no axis goes or comes",
+)
 def _strided(graph: Graph, call: Call) -> Value:
     """Bit i of a mask is about entry i of begins, ends and strides: left open, one place, a new axis, or "…"."""
     value = graph.settled(call.value())
+    if call.value(1).real is None or call.value(2).real is None:
+        return _computed(graph, call)
     begins, ends, strides = (call.constant(index).tolist() for index in (1, 2, 3))
-    cuts, gone, new = _entries(call.options, begins, ends, strides, value.rank)
+    cuts, gone, new = entries(call.options, begins, ends, strides, value.rank)
     if gone or new or value.order is not None:
         value = graph.plain(value)
     name = _sliced(graph, value, cuts)
@@ -112,7 +118,24 @@ def _strided(graph: Graph, call: Call) -> Value:
     return call.made(name, first=value.first)
 
 
-def _entries(
+def _computed(graph: Graph, call: Call) -> Value:
+    """A Slice from and to places that are computed, where a mask does not leave them open."""
+    options, strides = call.options, call.constant(3)
+    if options.ellipsisMask or options.newAxisMask or options.shrinkAxisMask or options.offset:
+        raise Unsupported("between places that are computed, with axes that go or come, is not supported")
+    ends = []
+    for index, mask, far in ((1, options.beginMask, strides < 0), (2, options.endMask, strides > 0)):
+        place = graph.node("Cast", [graph.plain(call.value(index)).name], to=7)
+        flags = np.array([mask >> i & 1 == 1 for i in range(strides.size)])
+        if flags.any():
+            limits = graph.ints([FAR if wide else 0 if index == 1 else -FAR for wide in far], "limits")
+            place = graph.node("Where", [graph.shared(flags, "open"), limits, place])
+        ends.append(place)
+    axes, steps = graph.ints(range(strides.size), "axes"), graph.ints(strides.tolist(), "steps")
+    return call.made(graph.node("Slice", [graph.plain(call.value()).name, *ends, axes, steps]))
+
+
+def entries(
     options: Any, begins: Sequence[int], ends: Sequence[int], strides: Sequence[int], rank: int
 ) -> tuple[list[tuple[int, int, int, int]], list[int], list[int]]:
     """(axis, begin, end, step) of what is cut, the axes that go, and the places of new axes in the result."""
@@ -129,14 +152,15 @@ def _entries(
             place += 1
             continue
         if options.shrinkAxisMask >> i & 1:
-            cuts.append((axis, begin, _FAR if begin == -1 else begin + 1, 1))
+            cuts.append((axis, begin, FAR if begin == -1 else begin + 1, 1))
             gone.append(axis)
         else:
             if options.offset:
                 end += begin
-            low, high = (0, _FAR) if step > 0 else (_FAR, -_FAR)
+            low, high = (0, FAR) if step > 0 else (FAR, -FAR)
             begin = low if options.beginMask >> i & 1 else begin
-            cuts.append((axis, begin, high if options.endMask >> i & 1 else end, step))
+            whole = options.endMask >> i & 1 or (step > 0 and end == _WHOLE)
+            cuts.append((axis, begin, high if whole else end, step))
             place += 1
         axis += 1
     return cuts, gone, new
@@ -146,7 +170,7 @@ def _entries(
 def _reverse(graph: Graph, call: Call) -> Value:
     value = graph.settled(call.value())
     value = graph.plain(value) if value.order is not None else value
-    cuts = [(int(axis) % value.rank, -1, -_FAR, -1) for axis in call.constant(1).reshape(-1)]
+    cuts = [(int(axis) % value.rank, -1, -FAR, -1) for axis in call.constant(1).reshape(-1)]
     return call.made(_sliced(graph, value, cuts), first=value.first)
 
 

@@ -56,11 +56,15 @@ def _reshape(graph: Graph, call: Call) -> Value:
 def _axes_of_one(graph: Graph, call: Call) -> Value:
     value, shape = call.value(), call.outputs[0].shape
     if shape.count(None) > 1:
-        value, op = graph.plain(value), "Squeeze" if call.kind == "SQUEEZE" else "Unsqueeze"
-        axes = call.options.squeezeDims if op == "Squeeze" else call.constant(1).reshape(-1)
-        if axes is None or not len(axes):
+        op, rank = ("Squeeze", value.rank) if call.kind == "SQUEEZE" else ("Unsqueeze", len(shape))
+        given = call.options.squeezeDims if op == "Squeeze" else call.constant(1).reshape(-1)
+        if given is None or not len(given):
             raise Unsupported("without its axes is not supported")
-        return call.made(graph.node(op, [value.name, graph.ints([int(a) for a in axes], "axes")]))
+        axes = [int(axis) % rank for axis in given]
+        if value.first and len(shape) >= 3 and all(0 < axis < rank - 1 for axis in axes):  # channels stay in front
+            places = graph.ints([axis + 1 for axis in axes], "axes")
+            return call.made(graph.node(op, [value.name, places]), first=True)
+        return call.made(graph.node(op, [graph.plain(value).name, graph.ints(axes, "axes")]))
     return reshaped(graph, value, shape)
 
 

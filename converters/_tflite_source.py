@@ -18,7 +18,7 @@ class Source:
     """A file as a function; `names` are what the converted model calls its inputs, in the net's order."""
 
     def __init__(self, data: bytes, net: Net, names: Sequence[str]) -> None:
-        self._data, self._net = data, net
+        self._data, self._net, self.names = data, net, names
         self._inputs = dict(zip(names, net.inputs.values(), strict=True))
         self._called = dict(zip(names, net.inputs, strict=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from edgerun.converters import _tflite_spectra
 from edgerun.converters._tflite_files import Net, Operator, Tensor
 from edgerun.converters._tflite_graph import RULES, Call, Graph, Value
 from edgerun.errors import EdgerunError, Unsupported
@@ -41,7 +42,11 @@ def _written(
         for index in operator.inputs
     ]
     try:
-        found = RULES[operator.kind].emit(graph, Call(operator.kind, operator.options, inputs, outputs))
+        emit = RULES[operator.kind].emit
+        parts = _tflite_spectra.read(net, operator.outputs[0]) if operator.kind == "RFFT2D" else frozenset[str]()
+        call = Call(operator.kind, operator.options, inputs, outputs, parts)
+        complexes = any(value is not None and value.imaginary is not None for value in inputs)
+        found = _tflite_spectra.on_parts(emit, graph, call) if complexes else emit(graph, call)
     except EdgerunError:
         raise
     except Exception as error:  # whatever a rule meets in sizes, options and constants that do not belong together

@@ -66,10 +66,22 @@ def state_dict(path: Path) -> dict[str, Any]:
     for key in _NESTED:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    tensors = isinstance(loaded, dict) and all(isinstance(v, torch.Tensor) for v in loaded.values())
-    if not loaded or not tensors:
+    if isinstance(loaded, dict) and not _are_tensors(loaded):  # a checkpoint: what else it keeps are no tensors by name
+        held = [key for key, value in loaded.items() if _are_tensors(value)]
+        if len(held) != 1:
+            found = f"a dict of {', '.join(map(str, list(loaded)[:8]))}"
+            raise EdgerunError("the file holds no state_dict" if not held else "the file holds several state_dicts",
+                               got=found, do=_WAY_OUT)  # fmt: skip
+        loaded = loaded[held[0]]
+    if not _are_tensors(loaded):
         raise EdgerunError("the file holds no state_dict", got=type(loaded).__name__, do=_WAY_OUT)
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _are_tensors(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, dict) and bool(value) and all(isinstance(v, torch.Tensor) for v in value.values())
 
 
 def torchscript(path: Path) -> Any:

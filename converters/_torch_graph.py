@@ -31,6 +31,13 @@ def simplify(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
 
 
+def settle(model: ir.Model) -> None:
+    """In place: Reshapes to computed sizes, of which all but one are known or the input's own, are by constants."""
+    for node in list(model.graph):
+        if node.op_type == "Reshape":
+            _reshaped(node)
+
+
 def _reshaped(node: ir.Node) -> None:
     """Reshape(x, computed) where every size is x's own at the same axis (0), a number, or the only other one (-1)."""
     x, shape = node.inputs[0], node.inputs[1]
@@ -186,7 +193,9 @@ def initializer(node: ir.Node, array: np.ndarray, slot: int = 0) -> ir.Value:
     graph = node.graph
     assert graph is not None
     owner = graph.graph if isinstance(graph, ir.Function) else graph
-    name = f"{node.outputs[0].name}_constant_{slot}_{len(owner.initializers)}"
+    number = len(owner.initializers)
+    while (name := f"{node.outputs[0].name}_constant_{slot}_{number}") in owner.initializers:
+        number += 1  # some were dropped in between
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
                      const_value=ir.tensor(array, name=name))  # fmt: skip
     owner.register_initializer(value)

@@ -32,7 +32,7 @@ extra = "tflite"
 newest_opset = _normalize.PREFERRED_OPSET
 log = logging.getLogger("edgerun")
 RULE_MODULES = ("_tflite_elementwise", "_tflite_windows", "_tflite_shapes", "_tflite_parts", "_tflite_sums",
-                "_tflite_sequences", "_tflite_boxes")  # fmt: skip
+                "_tflite_sequences", "_tflite_boxes", "_tflite_spectra", "_tflite_branches")  # fmt: skip
 _STATEFUL = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE", "HASHTABLE")
 
 
@@ -62,7 +62,7 @@ def _converted(
 ) -> Conversion:
     if factory is not None:
         raise EdgerunError("a TFLite model needs no factory", got=factory, do="leave --factory out")
-    from edgerun.converters import _tflite_files, _tflite_hybrid, _tflite_parity
+    from edgerun.converters import _tflite_files, _tflite_hybrid, _tflite_parity, _tflite_sizes
     from edgerun.converters._tflite_source import Source
 
     rules()
@@ -72,6 +72,7 @@ def _converted(
     specs = _door.matched(have, inputs)
     names = _unlike({spec.name for spec in specs}, list(net.outputs))
     net = replace(net, outputs=dict(zip(names, net.outputs.values(), strict=True)))
+    net = _tflite_sizes.settled(net, [spec.shape for spec in specs])
     proto, values = write(net, specs, min(opset, newest_opset))
     data = path.read_bytes()
     model = _told(Model.from_proto(proto), data, net)
@@ -79,7 +80,10 @@ def _converted(
     if not _tflite_parity.coded(net):
         if _tflite_hybrid.weights(net):
             return _hybrid(model, ran, data, net)
-        return Conversion(model, ran.run, taps=[_tflite_parity.taps(net, values, ran)])
+        ways = _tflite_parity.both_ways(net, model, ran)
+        return Conversion(model, ran.run, feeds=ways, data=_tflite_parity.WAYS if ways else "",
+                          taps=[_tflite_parity.taps(net, values, ran)],
+                          bare=_tflite_parity.bare(net, data, ran))  # fmt: skip
     feeds = _tflite_parity.feeds(net, model)
     parts = _tflite_parity.parts(net, values, proto, ran, feeds)
     return Conversion(model, ran.run, feeds=feeds, data=_tflite_parity.DATA, parts=parts)
@@ -167,7 +171,7 @@ def _entering(graph: Any, net: Net, index: int, spec: TensorSpec) -> Any:
 
 def _unknown(net: Net) -> list[str]:
     """A line for every kind of operator, and every state, that has no form here."""
-    from edgerun.converters import _tflite_sequences
+    from edgerun.converters import _tflite_files, _tflite_sequences
 
     counts = Counter(operator.kind for operator in net.operators if operator.kind not in rules())
     lines = []
@@ -175,6 +179,9 @@ def _unknown(net: Net) -> list[str]:
         stateful = kind.startswith(_STATEFUL)
         why = "a state that lives from run to run" if stateful else "a custom operator" if ":" in kind else ""
         lines.append(f"{kind} ({count}){': ' + why if why else ''}")
+    for name, index in {**net.inputs, **net.outputs}.items():
+        if (dtype := net.tensors[index].dtype) not in _tflite_files.DTYPES.values():
+            lines.append(f"{name}: of type {dtype} at the door")
     if wide := [t.name for t in net.tensors if t.quant is not None and t.data is None and t.dtype == "int16"]:
         lines.append(f"{wide[0]} and {len(wide) - 1} more: codes of 16 bits")
     fused = {net.tensors[i].name for o in net.operators if o.kind == _tflite_sequences.KIND for i in o.inputs[18:20]}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 SIZES = (16, 32, 64, 224, 256)  # tried in turn for symbolic dimensions that are not the batch
+LONG = (1024, 16384)  # and then, where no input has two of them, as a signal's length
 
 
 def sizes(specs: Sequence[TensorSpec], batch: int, other: int) -> dict[str, int]:
@@ -25,6 +26,13 @@ def sizes(specs: Sequence[TensorSpec], batch: int, other: int) -> dict[str, int]
     leading = {spec.shape[0] for spec in specs if len(spec.shape) > (0 if flat else 1)}
     names = {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
     return {name: batch if name in leading else other for name in sorted(names)}
+
+
+def larger(specs: Sequence[TensorSpec]) -> tuple[int, ...]:
+    """The sizes to try, smallest first."""
+    batch = {name for name, size in sizes(specs, 1, 0).items() if size}
+    many = any(sum(isinstance(dim, str) and dim not in batch for dim in spec.shape) > 1 for spec in specs)
+    return SIZES if many else SIZES + LONG
 
 
 def feeds(

@@ -237,13 +237,15 @@ def _output(name: str, error: Difference, own: float | None, bound: float) -> Ou
 
 
 def accepted(model: Model, source: Runner, seed: int = 0) -> list[tuple[Feeds, Mapping[str, np.ndarray]]]:
-    """Feeds that the source takes, with its outputs: the first group of sizes where every draw runs.
+    """Feeds that the source takes, with its outputs: the first group of sizes where every draw runs and gives numbers.
 
-    Batch 1 may be refused (one node in a graph has no other to be joined to): then larger ones are drawn.
+    Batch 1 may be refused (one node in a graph has no other to be joined to): then larger ones are drawn. Where a
+    signal is shorter than the source's window, outputs may be empty: larger sizes come before such a group.
     """
     below = draws.index_bounds(model.ir)
     refusal: Exception | None = None
-    for other, batches in itertools.product(draws.SIZES, ((1, 3, 2), (4, 6, 5))):
+    empty: list[tuple[Feeds, Mapping[str, np.ndarray]]] = []
+    for other, batches in itertools.product(draws.larger(model.inputs), ((1, 3, 2), (4, 6, 5))):
         try:
             found: list[tuple[Feeds, Mapping[str, np.ndarray]]] = []
             for number in range(DRAWS):
@@ -251,14 +253,20 @@ def accepted(model: Model, source: Runner, seed: int = 0) -> list[tuple[Feeds, M
                 dims = draws.sizes(model.inputs, batches[number % 3], other * (1, 1, 2)[number % 3])
                 feeds = draws.feeds(model.inputs, dims, seed + number, below)
                 found.append((feeds, source(feeds)))
-            return found
+            if all(np.size(array) for _, outputs in found for array in outputs.values()):
+                return found
+            empty = empty or found
         except Exception as error:  # any framework's own complaint about a shape
             if any(word in str(error) for word in OUT_OF_MEMORY):
+                if empty:
+                    break
                 raise EdgerunError("the source needs more memory than it may have", got=str(error)[:400],
                                    do="--memory-cap allows more") from error  # fmt: skip
             refusal = refusal or error
-            if not draws.sizes(model.inputs, 1, 1):
-                break
+        if not draws.sizes(model.inputs, 1, 1):
+            break
+    if empty:
+        return empty
     raise EdgerunError(
         "the source refuses every random input that was tried", got=str(refusal)[:400],
         wanted=", ".join(map(str, model.inputs)), do="give --input with fixed sizes that the model takes",

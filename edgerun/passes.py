@@ -27,12 +27,11 @@ Runner = Callable[[Feeds], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converter's result: the model, and the source as two functions to compare with.
+    """A converter's result: the model, and the source to compare with: `run` in its own precision, `run64` in float64.
 
-    `run` computes in the source's own precision, `run64` in float64 (None where the source cannot). `feeds` are what to
-    compare on where random ones would not reach what the source has learnt, and `data` says what they are. `taps` find
-    the first node that differs; `told` are JSON values on how it was converted. `parts` are the model in pieces, where
-    the source computes on codes: then these are judged. `foreign` is the path or proto of the graph that `run` runs.
+    `feeds` are what to compare on where random ones would not do, and `data` says what they are. `taps` find the first
+    node that differs; `told` says in JSON how it was converted. `parts` are pieces, judged where the source computes on
+    codes. `foreign` is the graph that `run` runs. `bare` computes what stands before the outputs' last Sigmoid or Tanh.
     """
 
     model: Model
@@ -44,6 +43,7 @@ class Conversion:
     told: Mapping[str, Any] = field(default_factory=dict)
     parts: Iterable[Part] | None = None
     foreign: Any = None
+    bare: tuple[Mapping[str, str], Runner] | None = None
 
 
 class Converter(Protocol):

@@ -164,7 +164,7 @@ def convert_here(
     as_is: bool = False, data: Any = None,
 ) -> None:  # fmt: skip
     """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
-    from edgerun.verbs import observing, proving, simplifying  # which the child's parent, and a device, do not need
+    from edgerun.verbs import observing, simplifying  # which the child's parent, and a device, do not need
 
     specs, converter = [TensorSpec.parse(text) for text in inputs], registry.converter(name)
     reads = converter.convert_trusted if trust and isinstance(converter, Trusting) else converter.convert
@@ -186,7 +186,7 @@ def convert_here(
         found.model.save(path, beside=simplifying.BESIDE)
         if found.model.is_large():  # from here on the file's, mapped: what the converter made need not stay in memory
             found = replace(found, model=Model.load(path))
-        made = proving.proven(found, path, data, contract)
+        found, made = simplifying.compared(found, path, data, contract)
     model, told = observing.observed(found, path) if found.foreign is not None else found.model, found.told
     del found  # the source's weights are free to go
     options: Mapping[str, Any] = {

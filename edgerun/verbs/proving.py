@@ -10,7 +10,7 @@ from typing import Any
 from edgerun import divergence, parity
 from edgerun.converters import _ort
 from edgerun.data import Feeds
-from edgerun.errors import EdgerunError, GateFailed
+from edgerun.errors import EdgerunError, GateFailed, out_of_memory
 from edgerun.parity import Parity
 from edgerun.passes import Conversion
 from edgerun.preprocess import Preprocessing
@@ -86,9 +86,14 @@ def _divergence(found: Conversion, feeds: Any) -> str:
         return ""
     log.info("looking for the first node that differs")
     drawn = list(feeds) or [feeds for feeds, _ in parity.accepted(found.model, found.run)]
-    for one in drawn:
-        if (place := divergence.find(found.model, found.taps, _ort.runner, one)) is not None:
-            return f"\n    {place}"
+    try:
+        for one in drawn:
+            if (place := divergence.find(found.model, found.taps, _ort.runner, one)) is not None:
+                return f"\n    {place}"
+    except Exception as error:  # the runtime's own, where the model fails on what the source takes
+        if out_of_memory(error):
+            raise
+        return f"\n    no value inside can be compared: {_ort.first_line(error)}"
     return "\n    no value inside that the source also has differs"
 
 

@@ -32,6 +32,14 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
+def drawn(*shape: int) -> np.ndarray:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def frames(count: int, hop: int, length: int) -> np.ndarray:
+    return hop * np.arange(count)[:, None] + np.arange(length)
+
+
 CASES: dict[str, tuple[Nodes, Sequence[int | str], Mapping[str, Any], list[str], float]] = {
     "reshapes": (
         [("Reshape", ["x", "a"], "r", {}), ("Reshape", ["r", "b"], "y", {})],
@@ -75,6 +83,50 @@ CASES: dict[str, tuple[Nodes, Sequence[int | str], Mapping[str, Any], list[str],
          ("Relu", ["m"], "y", {})],
         ("n", 4), {"w": RNG.normal(size=(4, 6)).astype(np.float32), "b": np.ones(6, np.float32), "s": ints(-1, 2, 3),
                    "f": np.float32(0.2)}, ["Gemm", "Reshape", "Relu"], 1e-6,
+    ),
+    "products": (
+        [("Mul", ["x", "f"], "m", {}), ("MatMul", ["m", "v"], "p", {}), ("Reshape", ["p", "s"], "r", {}),
+         ("Gemm", ["r", "w", "b"], "y", {})],
+        ("n", 3, 4), {"f": drawn(4), "v": drawn(4, 5), "s": ints(-1, 5), "w": drawn(5, 2), "b": drawn(2)},
+        ["Reshape", "Gemm"], 1e-5,
+    ),
+    "a factorized product": (
+        [("MatMul", ["x", "v"], "p", {}), ("MatMul", ["p", "w"], "y", {})],
+        ("n", 6), {"v": drawn(6, 1), "w": drawn(1, 6)}, ["MatMul", "MatMul"], 0,
+    ),
+    "factors that two products read": (
+        [("Mul", ["f", "x"], "m", {}), ("MatMul", ["m", "v"], "p", {}), ("MatMul", ["m", "w"], "q", {}),
+         ("Sub", ["p", "q"], "y", {})],
+        ("n", 4), {"f": drawn(4), "v": drawn(4, 3), "w": drawn(4, 3)}, ["MatMul", "MatMul", "Sub"], 1e-5,
+    ),
+    "factors that something else reads": (
+        [("Mul", ["x", "f"], "m", {}), ("MatMul", ["m", "v"], "p", {}), ("Add", ["p", "m"], "y", {})],
+        ("n", 4), {"f": drawn(4), "v": drawn(4, 4)}, ["Mul", "MatMul", "Add"], 0,
+    ),
+    "a factor per row": (
+        [("Mul", ["x", "f"], "m", {}), ("MatMul", ["m", "v"], "y", {})],
+        ("n", 4, 4), {"f": drawn(4, 1), "v": drawn(4, 3)}, ["Mul", "MatMul"], 0,
+    ),
+    "factors of more axes": (
+        [("Mul", ["x", "f"], "m", {}), ("MatMul", ["m", "v"], "y", {})],
+        ("n", 4), {"f": drawn(1, 1, 4), "v": drawn(4, 3)}, ["Mul", "MatMul"], 0,
+    ),
+    "frames": (
+        [("Gather", ["x", "i"], "g", {"axis": 1}), ("Reshape", ["g", "s"], "r", {}), ("Gemm", ["r", "w", "b"], "p", {}),
+         ("Relu", ["p"], "y", {})],
+        ("n", 20, 2), {"i": frames(5, 3, 4), "s": ints(-1, 8), "w": drawn(8, 3), "b": drawn(3)},
+        ["Reshape", "Slice", "Conv", "Transpose", "Reshape", "Relu"], 1e-5,
+    ),
+    "frames up to the end": (
+        [("Gather", ["x", "i"], "g", {"axis": 1}), ("Reshape", ["g", "s"], "r", {}), ("MatMul", ["r", "w"], "p", {}),
+         ("Relu", ["p"], "y", {})],
+        ("n", 17, 2), {"i": frames(5, 3, 4), "s": ints(-1, 5, 8), "w": drawn(8, 3)},
+        ["Reshape", "Conv", "Transpose", "Reshape", "Relu"], 1e-5,
+    ),
+    "rows that are no frames": (
+        [("Gather", ["x", "i"], "g", {"axis": 1}), ("Reshape", ["g", "s"], "r", {}), ("MatMul", ["r", "w"], "y", {})],
+        ("n", 20, 2), {"i": frames(5, 3, 4)[:, ::-1].copy(), "s": ints(-1, 5, 8), "w": drawn(8, 3)},
+        ["Gather", "Reshape", "MatMul"], 0,
     ),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from edgerun import registry  # noqa: E402
-from edgerun.converters import _torch_folders  # noqa: E402
+from edgerun.converters import _torch_files, _torch_folders  # noqa: E402
 from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 from edgerun.runtime import TensorSpec  # noqa: E402
@@ -37,6 +37,20 @@ def _safetensors(path: Path, tensors: dict[str, Any], **damage: Any) -> None:
         header[name], data = {**entry, **damage}, data + raw
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_a_checkpoint_is_known_by_its_tensors(tmp_path: Path) -> None:
+    """Whatever a training script calls its weights; two such entries are a question."""
+    weights = nn.Linear(4, 3).state_dict()
+    kept: dict[str, Any] = {"step": 7, "model_state": weights, "optimizer_state": {"state": {}, "param_groups": [{}]}}
+    torch.save(kept, tmp_path / "one.pt")
+    assert _torch_files.state_dict(tmp_path / "one.pt").keys() == weights.keys()
+    torch.save({**kept, "averaged": weights}, tmp_path / "two.pt")
+    with pytest.raises(EdgerunError, match="several state_dicts(.|\\n)*step, model_state, optimizer_state, averaged"):
+        _torch_files.state_dict(tmp_path / "two.pt")
+    torch.save({"step": 7}, tmp_path / "none.pt")
+    with pytest.raises(EdgerunError, match="the file holds no state_dict(.|\\n)*a dict of step"):
+        _torch_files.state_dict(tmp_path / "none.pt")
 
 
 def test_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
