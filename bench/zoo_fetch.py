@@ -117,20 +117,6 @@ PITCH = Archive(  # a SavedModel and its authors' ONNX: for the tests of the con
 )
 
 
-NUDENET = Archive(
-    "pypi",
-    "nudenet",
-    "3.4.2",
-    "nudenet-3.4.2-py3-none-any.whl",
-    "5937dbd84e5d8e5de038f08ffea5a1bb50a08475776bf2b4795914ce0eaf0331",
-)
-MAGIKA = Archive(
-    "pypi",
-    "magika",
-    "1.0.3",
-    "magika-1.0.3-py3-none-manylinux_2_28_x86_64.whl",
-    "3e9b49134e8116ee40b431664dcbed9e199413efddcce1a173c734b4e0521529",
-)
 SPEAKER = Archive(
     "pypi",
     "Resemblyzer",
