@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun import rearranged
 from edgerun.quantize.graphs import affine, gates
 from edgerun.quantize.graphs.edit import constant, sole_consumer
 
@@ -18,7 +19,7 @@ summary = "constant folding, BatchNorm, Mul and Add into Conv/ConvTranspose/Gemm
 needs_calibration = False
 scheme = ""
 
-# A folded constant may be this much larger than what it was computed from before it is left alone (bytes).
+# A folded constant may have this many elements more than what it was computed from before it is left alone.
 GROWTH_CAP = 1 << 20
 _FILLED = 1024  # elements of a ConstantOfShape that are written out: more are a node's work to make
 _WORK = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Loop", "Scan", "Resize")
@@ -48,6 +49,7 @@ def constants(model: ir.Model) -> None:
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
+    rearranged.weights(model)
     # The pass keeps quantizers as they are, and what draws random numbers.
     fold_constants(
         model, onnx_shape_inference=True, input_size_limit=1 << 62, output_size_limit=GROWTH_CAP, should_fold=_folds
