@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun import rearranged
-from edgerun.quantize.graphs import affine, gates
+from edgerun.quantize.graphs import affine, gates, hardswish
 from edgerun.quantize.graphs.edit import constant, sole_consumer
 
 if TYPE_CHECKING:
@@ -60,8 +60,14 @@ def constants(model: ir.Model) -> None:
 
 
 def maps(model: ir.Model) -> None:
-    """Put per-channel maps into the layers next to them, and a row that is added to a product into a Gemm."""
+    """Join hard-swish, put per-channel maps into the layers next to them, and a row that is added to a product into a
+    Gemm."""
+    import onnx_ir.passes.common as common
+
     infer_shapes(model)
+    if hardswish.join(model):
+        common.RemoveUnusedNodesPass()(model)
+        infer_shapes(model)
     affine.fold_back(model.graph)
     infer_shapes(model)
     affine.fold_on(model.graph)
