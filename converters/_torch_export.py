@@ -166,11 +166,12 @@ def _finish(
     import onnx_ir as ir
     import onnx_ir.passes.common as common
 
-    from edgerun import pair
+    from edgerun import pair, rearranged
 
     common.OutputFixPass()(model)
     modules = _name_by_module(model)
     _rename_inputs(model, specs)
+    rearranged.weights(model)
     _torch_graph.simplify(model)
     room = pair.spilled(model)
     renamed: dict[str, str] = {}

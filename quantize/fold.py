@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs import affine, gates
+from edgerun import rearranged
+from edgerun.quantize.graphs import affine, gates, hardswish
 from edgerun.quantize.graphs.edit import constant, sole_consumer
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ summary = "constant folding, BatchNorm, Mul and Add into Conv/ConvTranspose/Gemm
 needs_calibration = False
 scheme = ""
 
-# A folded constant may be this much larger than what it was computed from before it is left alone (bytes).
+# A folded constant may have this many elements more than what it was computed from before it is left alone.
 GROWTH_CAP = 1 << 20
 _FILLED = 1024  # elements of a ConstantOfShape that are written out: more are a node's work to make
 _WORK = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Loop", "Scan", "Resize")
@@ -48,6 +49,7 @@ def constants(model: ir.Model) -> None:
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveInitializersFromInputsPass()(model)
+    rearranged.weights(model)
     # The pass keeps quantizers as they are, and what draws random numbers.
     fold_constants(
         model, onnx_shape_inference=True, input_size_limit=1 << 62, output_size_limit=GROWTH_CAP, should_fold=_folds
@@ -58,8 +60,14 @@ def constants(model: ir.Model) -> None:
 
 
 def maps(model: ir.Model) -> None:
-    """Put per-channel maps into the layers next to them, and a row that is added to a product into a Gemm."""
+    """Join hard-swish, put per-channel maps into the layers next to them, and a row that is added to a product into a
+    Gemm."""
+    import onnx_ir.passes.common as common
+
     infer_shapes(model)
+    if hardswish.join(model):
+        common.RemoveUnusedNodesPass()(model)
+        infer_shapes(model)
     affine.fold_back(model.graph)
     infer_shapes(model)
     affine.fold_on(model.graph)

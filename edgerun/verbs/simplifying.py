@@ -99,8 +99,9 @@ def _mute(found: Conversion, proofs: Mapping[str, Parity]) -> bool:
 
 
 def simplified(model: Model) -> Model:
-    """`model` with constant subgraphs computed (none grows by more than a mebibyte), BatchNormalization, Mul and Add
-    per channel inside the layers next to them, Reshapes, Concats, Slices and Transposes joined, nothing computed twice.
+    """`model` with constant subgraphs computed (none grows by more than 2²⁰ elements; `edgerun.rearranged` has weights
+    that are only moved), BatchNormalization, Mul and Add per channel inside the layers next to them, hard-swish in one
+    operator, Reshapes, Concats, Slices and Transposes joined, nothing computed twice.
 
     Values agree to float rounding. A quantized model stays as it is, and so do one with another domain's operators and
     one over 1.8 GB. Sizes are inferred from the inputs alone: what a file says of the values between is no proof.

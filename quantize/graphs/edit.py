@@ -20,6 +20,12 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return array
 
 
+def number(value: ir.Value | None) -> float | None:
+    """The one number of an initializer of a single element, or None."""
+    array = constant(value)
+    return float(array.reshape(())) if array is not None and array.size == 1 else None
+
+
 def row_bias(node: ir.Node, channels: int) -> np.ndarray | None:
     """The constant bias of a Conv or Gemm as `[C]` (zeros when there is none), or None when it is no such bias.
 

@@ -29,6 +29,7 @@ SMOOTH, REORDERED = 0.9, 1.3  # roughness of pictures; how much rougher another 
 SATURATED = 0.1  # of a first ReLU6: trained ones end there in less than 1 % of their outputs
 FINE, WRONG, IN_THE_END = 1.0, -3.0, -2.5  # t values of how much less sure a classifier is with colours swapped
 FIRST, MOST = 8, 64  # samples for a verdict on colours: to call them fine; to give up
+_BENDING = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish")
 SURE = 0.6  # of ln C: the most entropy of what counts as a classifier's scores
 
 
@@ -235,9 +236,8 @@ def _saturation(
     import onnx_ir as ir
     import onnx_ir.passes.common as common
 
-    first = next((n for n in model.graph if n.op_type in ("Relu", "Clip", "Sigmoid", "HardSwish")), None)
-    six = None if first is None or first.op_type != "Clip" else constant((*first.inputs, None, None)[2])
-    if first is None or six is None or six.size != 1 or float(six) != 6.0:
+    first = next((node for node in model.graph if node.op_type in _BENDING), None)
+    if first is None or not _relu6(first):
         return
     judgement.judged.append("scale by the first ReLU6 (too large only: no BatchNorm statistics)")
     clone = model.clone()
@@ -254,6 +254,16 @@ def _saturation(
             f"the first ReLU6 is at its stop in {share:.0%} of its outputs: the model was trained on smaller numbers, "
             f"as 0..1 or less mean over std{looks}"
         )
+
+
+def _relu6(node: ir.Node) -> bool:
+    """Whether it is Clip(x, 0, 6) by itself: behind x + 3 it is a part of hard-swish, which is often at its stop."""
+    add, ends = node.inputs[0].producer() if node.inputs[0] else None, [constant(value) for value in node.inputs[1:3]]
+    terms = [constant(value) for value in add.inputs] if add is not None and add.op_type in ("Add", "Sub") else []
+    if any(term is not None and term.size == 1 for term in terms):  # a bias has a number for every channel
+        return False
+    numbers = [float(end.item()) for end in ends if end is not None and end.size == 1]
+    return node.op_type == "Clip" and numbers == [0.0, 6.0]
 
 
 def _colour(model: ir.Model, open: Opener, feeds: Iterable[Feeds], picture: Picture, judgement: Judgement) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, sole_consumer
+from edgerun.quantize.graphs.edit import number, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def _closed(node: ir.Node) -> float:
     if node.domain != "":
         return -np.inf
     if node.op_type == "Add":
-        clip, number = sole_consumer(node.outputs[0]), _number(node.inputs[1])
-        number = _number(node.inputs[0]) if number is None else number
-        return -number if number is not None and clip is not None and _flat(clip)[0] == 0 else -np.inf
+        clip, offset = sole_consumer(node.outputs[0]), number(node.inputs[1])
+        offset = number(node.inputs[0]) if offset is None else offset
+        return -offset if offset is not None and clip is not None and _flat(clip)[0] == 0 else -np.inf
     if node.op_type == "Clip":
         return 0.0 if _flat(node)[0] == 0 else -np.inf
     return _flat(node)[0] if node.op_type == "HardSigmoid" else -np.inf
@@ -75,11 +75,6 @@ def _flat(node: ir.Node) -> tuple[float, float]:
         slope, offset = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
         return (-offset / slope, (1 - offset) / slope) if slope > 0 else EVERYTHING
     if node.op_type == "Clip" and len(node.inputs) > 1:
-        low, high = _number(node.inputs[1]), _number(node.inputs[2]) if len(node.inputs) > 2 else None
+        low, high = number(node.inputs[1]), number(node.inputs[2]) if len(node.inputs) > 2 else None
         return -np.inf if low is None else low, np.inf if high is None else high
     return EVERYTHING
-
-
-def _number(value: ir.Value | None) -> float | None:
-    array = constant(value)
-    return float(array.reshape(())) if array is not None and array.size == 1 else None

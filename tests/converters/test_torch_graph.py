@@ -51,6 +51,27 @@ def test_attention_needs_no_arithmetic_on_shapes() -> None:
     assert made["Reshape"] == 4 and made["Transpose"] == 5  # q, k, v and back; the keys' own
 
 
+@pytest.mark.parametrize(("cell", "hidden"), [(nn.LSTM, 512), (nn.LSTM, 20), (nn.GRU, 600)])
+def test_recurrent_weights_are_constants(cell: type[nn.LSTM | nn.GRU], hidden: int) -> None:
+    """No Slice, Concat or Unsqueeze of weights at any size: integer kernels and packing look for these."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell(8, hidden, 2, batch_first=True, bidirectional=hidden == 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.cell(x)[0]
+            return made
+
+    found = convert(Net(), inputs=["x:float32[batch,time,8]"])
+    nodes = [node for node in found.ir.graph if node.op_type == cell.__name__]
+    assert len(nodes) == 2
+    assert all(value is not None and value.const_value is not None for node in nodes for value in node.inputs[1:4])
+    assert not [n for n in found.ir.graph if all(v is None or v.const_value is not None for v in n.inputs)]
+    assert found.weight_bytes() < 1.02 * sum(4 * p.numel() for p in Net().parameters())
+
+
 def test_no_mask_no_guard() -> None:
     class Plain(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

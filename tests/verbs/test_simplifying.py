@@ -57,6 +57,27 @@ def test_maps_go_into_layers_and_what_is_constant_is_computed(tmp_path: Path) ->
     assert Parity.of(model).passed and Parity.of(model).outputs[0].relative_error < 1e-5
 
 
+@pytest.mark.parametrize("padded", [0, 1])
+def test_hard_swish_is_one_operator(tmp_path: Path, padded: int) -> None:
+    """Its ÷ 6 does not go into the layer behind, from where it would have to come back."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("Add", ["c", "three"], ["more"]),
+        node("Clip", ["more", "zero", "six"], ["clip"]),
+        node("Mul", ["c", "clip"], ["product"]),
+        node("Div", ["product", "six"], ["swish"]),
+        node("Conv", ["swish", "w"], ["y"], pads=[padded] * 4),
+    ]
+    weights = {name: np.array(n, np.float32) for name, n in (("zero", 0), ("three", 3), ("six", 6))}
+    wide = 6 + 2 * padded
+    model = network(nodes, {"w": floats(3, 3, 2, 2), **weights}, ["batch", 3, 8, 8], ["batch", 3, wide, wide], opset=11)
+    convert(source := saved(model, tmp_path), output=tmp_path / "out.onnx")
+    assert ops(tmp_path / "out.onnx") == {"Conv": 2, "HardSwish": 1}
+    x = floats(3, 3, 8, 8)
+    np.testing.assert_allclose(run(tmp_path / "out.onnx", x), run(source, x), rtol=0, atol=1e-4)
+
+
 def test_as_is_leaves_the_graph(tmp_path: Path) -> None:
     source = saved(_net(), tmp_path)
     model = convert(source, output=tmp_path / "out.onnx", as_is=True)

@@ -64,9 +64,9 @@ def test_pairs_take_the_factors_and_the_model_comes_nearer(
     if target == "openvino":  # its layers write floats, and its pairs have scales per channel for nothing
         assert scale.shape == (16,) and "c1" not in found
         assert scale.max() / scale.min() > 8  # the loud channel is rounded in coarser steps than the quiet ones
-        assert ops(after)["Mul"] == 2  # none of ours is left
+        assert "Mul" not in ops(after)  # none of ours is left
     else:
-        assert scale.shape == () and ops(after)["Mul"] > 3
+        assert scale.shape == () and ops(after)["Mul"] > 1
     monkeypatch.setattr(factors, "WORTH", np.inf)
     monkeypatch.setattr(factors, "WORTH_MUL", np.inf)
     before = compress(model, target=target, calibration=FEEDS)
@@ -159,7 +159,7 @@ def test_released_factors_change_nothing(model: Model, evaluate: Any) -> None:
     rules = registry.target("onnxruntime").quantization()
     plan = placement.plan(graph.graph, rules)
     channels = Channels(-np.ones((1, 16)), np.geomspace(1, 50, 16)[None], np.ones(16))
-    seen: dict[str, Channels] = dict.fromkeys(("c1", "s1", "c2", "m2"), channels)
+    seen: dict[str, Channels] = dict.fromkeys(("c1", "s1", "c2", "m2/HardSwish"), channels)
     gains, _, _ = factors.apply(graph.graph, factors.sites(plan, ()), seen, rules)
     assert len(gains) >= 3
     fold.infer_shapes(graph)

@@ -109,6 +109,25 @@ def test_a_saturated_first_relu6(net: Any, request_for: Any, weights: Any) -> No
     assert found.warnings == [] and any("too large only" in line for line in found.judged)
 
 
+@pytest.mark.parametrize(
+    "swish",
+    [
+        "t = Add(a, three) c = Clip(t, zero, six) r = Mul(a, c)",
+        "t = Add(three, a) c = Clip(t, zero, six) m = Mul(c, a) r = Div(m, six)",
+        "h = HardSigmoid<alpha=0.16666667>(a) m = Mul(a, h) r = Clip(m, zero, six)",
+        "m = HardSwish(a) r = Clip(m, zero, six)",
+    ],
+)
+def test_hard_swish_is_no_relu6(net: Any, request_for: Any, weights: Any, swish: str) -> None:
+    """Its Clip ends most outputs of many layers, whatever the data; a bias in front of a ReLU6 makes it no other."""
+    numbers = {name: np.array(n, np.float32) for name, n in (("zero", 0), ("three", 3), ("six", 6))}
+    arrays = {"w1": weights(2, 12, 3, 3, 3), "w2": weights(3, 12, 1), **numbers}
+    found = judged(net(RELU6.replace("r = Clip(a, zero, six)", swish), **arrays), pictures(8), request_for)
+    assert found.warnings == [] and not any("ReLU6" in line for line in found.judged)
+    biased = RELU6.replace("r = Clip(a,", "t = Add(a, bias) r = Clip(t,")
+    assert judged(net(biased, bias=weights(4, 12, 1, 1), **arrays), pictures(8), request_for).warnings
+
+
 def test_the_order_of_colours(net: Any, request_for: Any) -> None:
     """Four classes by how red a picture is; blue is always between two of them, so that it leaves them unsure."""
     text = (
