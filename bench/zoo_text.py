@@ -108,7 +108,7 @@ def fit_head(folder: Path, batches: Iterable[tuple[Mapping[str, np.ndarray], np.
     options.intra_op_num_threads = 2
     session = ort.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     fitted = list(batches)
-    embeddings = np.concatenate([session.run(None, feeds)[0] for feeds, _ in fitted])
+    embeddings = np.concatenate([np.asarray(session.run(None, dict(feeds))[0]) for feeds, _ in fitted])
     head = LogisticRegression(max_iter=1000).fit(embeddings, np.concatenate([labels for _, labels in fitted]))
     with replacing(folder / HEAD) as path:
         np.savez(path, weights=head.coef_[0].astype(np.float32), bias=head.intercept_.astype(np.float32))
