@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from edgerun.passes import Quantization
 
 NAME = "/even"  # how the names of the Muls end
+# Between two pairs ONNX Runtime, which judges every result, makes tables of these, for one scale alone.
+TABLES = ("LeakyRelu", "Sigmoid")
 # dB of predicted noise that factors must take away: where pairs have them for nothing, and where a Mul is a pass more.
 WORTH, WORTH_MUL = 1.0, 3.0
 
@@ -143,7 +145,7 @@ def release(graph: ir.Graph, plan: Plan) -> None:
 
 
 def fold(graph: ir.Graph) -> int:
-    """Put each Mul by positive per-channel factors that touches a Q/DQ pair into the pair's scale; return how many."""
+    """Put each Mul by positive per-channel factors beside a Q/DQ pair into the pair's scale; return how many."""
     folded = 0
     for node in list(graph):
         factors = _factors(node)
@@ -151,6 +153,8 @@ def fold(graph: ir.Graph) -> int:
         if factors is None or source is None:
             continue
         after, before = sole_consumer(node.outputs[0]), source.producer()
+        if before is not None and before.op_type in TABLES:
+            continue
         if after is not None and after.op_type == "QuantizeLinear" and _scalar(after):
             _per_channel(graph, after, 1 / factors)
             drop_node(graph, node)
