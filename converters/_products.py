@@ -53,7 +53,8 @@ def matrix(node: ir.Node) -> np.ndarray | None:
 def rows(node: ir.Node) -> tuple[list[int] | None, ir.Node | None]:
     """What makes the rows of a product, for products alone, and the sizes that it gets on the way, whose last is the
     rows' own."""
-    value, second = node.inputs[0], matrix(node)
+    second = matrix(node)
+    value = node.inputs[0] if second is not None else None
     if value is None or second is None or not _multiplied(value):
         return None, None
     view: list[int] | None = None
