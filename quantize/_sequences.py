@@ -84,8 +84,11 @@ def _decided(
     original: ir.Model, model: ir.Model, nodes: Sequence[ir.Node], request: Request, *, packed: bool
 ) -> Decision:
     few, judge = (_weights.truths(original, part, request) for part in _spare.apart(request))
-    codes = _recurrent.codes(model, nodes, request, _steps(request))
     sizes = {str(node.name): _size(node) for node in nodes}
+    able = [name for name in integers(model.graph, request.rules) if name in sizes]
+    if packed and not able:
+        return Decision({}, [], [], judge)
+    codes = _recurrent.codes(model, nodes, request, _steps(request))
 
     def taken(trial: _spare.Trial, names: Sequence[str]) -> list[str]:
         own = {name: sizes[name] for name in names}
@@ -93,7 +96,6 @@ def _decided(
         spared = _spare.spared(own, trial, floor, (few, judge), request, most=1.0) if own else []
         return [name for name in names if name not in spared]
 
-    able = [name for name in integers(model.graph, request.rules) if name in sizes]
     on_integers = taken(trial := functools.partial(_on_integers, model, codes, request), able)
     left = [name for name in sizes if name not in on_integers]
     stored = functools.partial(_stored, trial(on_integers), codes, request, left)

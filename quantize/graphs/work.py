@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgerun.quantize import fold
-from edgerun.quantize.graphs import dynamic, edit, placement
+from edgerun.quantize import _sequences, fold
+from edgerun.quantize.graphs import edit, placement
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,13 +33,8 @@ def integers(model: Model, rules: Quantization, keep_float: frozenset[str] = fro
     """The nodes that `static_int8` puts on integers and that may be kept in float, in graph order."""
     folded = fold.apply(model.clone())
     found = placement.plan(folded.graph, rules, keep_float).integer
-    ops = rules.compute | rules.join
-    return [
-        str(n.name)
-        for n in folded.graph
-        if (n.name in found and n.op_type in ops)
-        or (n.op_type in rules.dynamic and dynamic.recurrent(n) and n.name not in keep_float)
-    ]
+    ops, loops = rules.compute | rules.join, set(_sequences.integers(folded.graph, rules)) - keep_float
+    return [str(n.name) for n in folded.graph if n.name in loops or (n.name in found and n.op_type in ops)]
 
 
 def stem(plan: placement.Plan, share: float) -> frozenset[str]:

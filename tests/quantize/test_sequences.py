@@ -9,10 +9,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgerun
+from edgerun import registry
 from edgerun.errors import EdgerunError
 from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize._sequences import LAYERS
+from edgerun.quantize.graphs import work
 from edgerun.runtime import Options
 from edgerun.verbs.compress import compress
 
@@ -20,7 +22,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 INPUTS, HIDDEN, STEPS = 16, 48, 20
 
 
-def net(*ops: str, conv: bool = False, head: bool = False) -> Model:
+def net(*ops: str, conv: bool = False, head: bool = False, hidden: int = HIDDEN) -> Model:
     """x [T, B, 16] through recurrent layers `l0`, `l1` …, behind a convolution over time where asked; y."""
     rng, nodes, arrays, value, width = np.random.default_rng(3), [], {}, "x", INPUTS
     if conv:
@@ -31,13 +33,13 @@ def net(*ops: str, conv: bool = False, head: bool = False) -> Model:
                   helper.make_node("Transpose", ["xr"], ["xb"], "xb", perm=[2, 0, 1])]  # fmt: skip
         value = "xb"
     for i, op in enumerate(ops):
-        arrays[f"W{i}"] = rng.standard_normal((1, GATES[op] * HIDDEN, width)) / width**0.5
-        arrays[f"R{i}"] = rng.standard_normal((1, GATES[op] * HIDDEN, HIDDEN)) / HIDDEN**0.5
-        nodes += [helper.make_node(op, [value, f"W{i}", f"R{i}"], [f"s{i}"], f"l{i}", hidden_size=HIDDEN),
+        arrays[f"W{i}"] = rng.standard_normal((1, GATES[op] * hidden, width)) / width**0.5
+        arrays[f"R{i}"] = rng.standard_normal((1, GATES[op] * hidden, hidden)) / hidden**0.5
+        nodes += [helper.make_node(op, [value, f"W{i}", f"R{i}"], [f"s{i}"], f"l{i}", hidden_size=hidden),
                   helper.make_node("Squeeze", [f"s{i}", "one"], [f"y{i}"], f"q{i}")]  # fmt: skip
-        value, width = f"y{i}", HIDDEN
+        value, width = f"y{i}", hidden
     if head:
-        arrays["m"] = rng.standard_normal((HIDDEN, 8)) / HIDDEN**0.5
+        arrays["m"] = rng.standard_normal((hidden, 8)) / hidden**0.5
         nodes.append(helper.make_node("MatMul", [value, "m"], ["out"], "head"))
         value = "out"
     weights = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()]
@@ -120,6 +122,8 @@ def test_on_openvino_beside_integers_weights_have_16_bits(conv: bool, stored: li
     result = compress(model, target="openvino", calibration=data(24, 1))
     assert told(result) == {"on integers": [], "weights in 8 bits": stored}
     assert result.history[-1].options["integer nodes"] == int(conv)
+    rounded = "recurrent weights rounded to the second order" in result.history[-1].options
+    assert rounded != conv, "what is stored in 16 bits is not rounded"
     assert result.weight_bytes() < (0.55 if conv else 0.35) * model.weight_bytes()
     assert lost(model, result, data(16, 2), "openvino") > (24 if conv else 29)
 
@@ -144,3 +148,11 @@ def test_kept_in_float() -> None:
     assert told(result) == {"on integers": ["l1"], "weights in 8 bits": []} and "LSTM" in ops(result)
     with pytest.raises(EdgerunError, match="keeping 'q0' in float has no effect"):
         compress(net("LSTM", "LSTM"), calibration=data(24, 1), keep_float=["q0"])
+
+
+def test_what_is_too_small_is_no_choice_of_the_clock() -> None:
+    """A layer with weights of fewer than 256 elements stays as it is, and nobody proposes to keep it so."""
+    small, rules = net("LSTM", conv=True, hidden=3), registry.target("onnxruntime").quantization()
+    assert work.integers(small, rules) == ["conv"]
+    assert work.integers(net("LSTM", conv=True), rules) == ["conv", "l0"]
+    assert LAYERS not in compress(small, calibration=data(24, 1)).history[-1].options
