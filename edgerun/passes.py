@@ -122,8 +122,7 @@ class Quantization:
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
-    integer op follows at once, and a depthwise one that reads it is as fast. `depthwise_stem`: only such a pair is, a
-    first layer alone is slower.
+    integer op follows at once, and a depthwise one that reads it is as fast.
     `requantizes`: what is left in float between two integer layers gets 8-bit weights with one scale from the runtime
     itself, where its input has one scale for all channels.
     `float_gates`: layers over one position whose result scales a whole tensor (squeeze-and-excitation) stay in float.
@@ -149,7 +148,6 @@ class Quantization:
     absorbed: frozenset[str] = frozenset()
     float_output: frozenset[str] = frozenset()
     float_stem: int = 0
-    depthwise_stem: bool = False
     requantizes: bool = False
     float_gates: bool = False
     forked_bias: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     Judge = Callable[["Placed", Request], float]
 
-NEEDED = 20.0  # dB: below, layers are tried in float
 CLEARLY = 3.0
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
@@ -73,15 +73,16 @@ class Cheap:
     def needed(
         self, plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request
     ) -> bool:
-        """Whether the model as it is placed is less than NEEDED dB from the float one.
+        """Whether the model as it is placed is less than the effort's dB (`spare`) from the float one.
 
         A few samples say that it is not, where it is CLEARLY nearer on these.
         """
-        if not self.plans:
-            return False
+        needed = request.effort.spare
+        if not self.plans or needed == math.inf:
+            return bool(self.plans)
         samples = _ranges.looked_at(seen, stream, request) or _ranges.RACE
         few = reached_db(plan, seen, stream, request, _ranges.few_of(samples))
-        return few < NEEDED + CLEARLY and reached_db(plan, seen, stream, request) < NEEDED
+        return few < needed + CLEARLY and reached_db(plan, seen, stream, request) < needed
 
     def spared(self, made: Placed, judge: Judge, request: Request) -> Placed:
         """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other."""
