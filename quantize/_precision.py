@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,10 +18,11 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
-    Judge = Callable[["Placed", Request], float]
+    Judge = Callable[["Placed", Request], list[_ranges.Totals]]
 
-CLEARLY = 3.0
+FLOOR = 20.0  # dB that a model is surely near
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
+WIDER = (0.15, 0.25, 0.4)  # that the first layers may have of a model that is not there yet
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
 
 
@@ -61,8 +61,11 @@ class Cheap:
     def of(cls, model: ir.Model, plan: placement.Plan, request: Request) -> Cheap:
         """Those of a float model."""
         kinds = {"stem": work.stem(plan, SHARE), "depthwise": work.depthwise(plan, SHARE)}
-        sets = {kinds["stem"], kinds["depthwise"], kinds["stem"] | kinds["depthwise"]} - {frozenset()}
-        plans = {names: placement.plan(model.graph, request.rules, request.keep_float | names) for names in sets}
+        kinds |= {f"first {share:.0%}": work.stem(plan, share) for share in WIDER}
+        sets = {names | other for names in kinds.values() for other in (frozenset(), kinds["depthwise"])}
+        plans = {
+            names: placement.plan(model.graph, request.rules, request.keep_float | names) for names in sets if names
+        }
         plans = {names: shorter for names, shorter in plans.items() if shorter.compute}
         named = frozenset().union(*plans)
         weights = {
@@ -73,31 +76,32 @@ class Cheap:
     def needed(
         self, plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request
     ) -> bool:
-        """Whether the model as it is placed is less than the effort's dB (`spare`) from the float one.
-
-        A few samples say that it is not, where it is CLEARLY nearer on these.
-        """
-        needed = request.effort.spare
-        if not self.plans or needed == math.inf:
+        """Whether the model as it is placed is not surely FLOOR dB near the float one, by a few samples or by all."""
+        if not self.plans or request.effort.spare:
             return bool(self.plans)
-        samples = _ranges.looked_at(seen, stream, request) or _ranges.RACE
-        few = reached_db(plan, seen, stream, request, _ranges.few_of(samples))
-        return few < needed + CLEARLY and reached_db(plan, seen, stream, request) < needed
+        few = _ranges.looked_at(seen, stream, request) or _ranges.RACE
+        return all(_ranges.surely(reached(plan, seen, stream, request, n)) < FLOOR for n in (few, None))
 
     def spared(self, made: Placed, judge: Judge, request: Request) -> Placed:
-        """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other."""
+        """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other.
+
+        Ever more of the first ones are tried as long as the model is not surely FLOOR dB near.
+        """
         best, kept = made, frozenset[str]()
-        reached = judge(made, request)
+        scores = judge(made, request)
         for kind, names in self.kinds.items():
             trial = kept | names
             if trial == kept or trial not in self.plans:
                 continue
+            if kind not in ("stem", "depthwise") and _ranges.surely(scores) >= FLOOR:
+                break
             own = replace(request, keep_float=request.keep_float | trial, found={})
             other = self._without(made, trial)
-            db = judge(other, own)
-            request.found.setdefault("dB won in float", {})[kind] = round(db - reached, 2)
-            if db >= reached + WORTH:
-                best, kept, reached = other, trial, db
+            after = judge(other, own)
+            gain = _ranges.sqnr(after) - _ranges.sqnr(scores)
+            request.found.setdefault("dB won in float", {})[kind] = round(gain, 2)
+            if gain >= WORTH:
+                best, kept, scores = other, trial, after
         if kept:
             request.found["float layers"] = sorted(kept)
         return best
@@ -114,14 +118,14 @@ class Cheap:
         return Placed(model, plan, {name: weight for name, weight in made.stored.items() if name not in names})
 
 
-def reached_db(
+def reached(
     plan: placement.Plan,
     seen: Mapping[str, Activation],
     stream: _ranges.Stream,
     request: Request,
     samples: int | None = None,
-) -> float:
-    """How near a placement comes in emulation, with grids over the extremes, on `samples` or all that correct biases.
+) -> list[_ranges.Totals]:
+    """What a placement loses in emulation, with grids over the extremes, of `samples` or all that correct biases.
 
     Every mean is put right on the way, where one says nothing of a single value: what these runs tell of a bias is
     asked for later. Elsewhere biases are those of as many other samples; of few, they would be the larger noise.
@@ -129,4 +133,4 @@ def reached_db(
     spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
     samples = samples or _ranges.corrected_on(seen, stream, request)
     judged = stream.righted if all(map(correction.spread, correction.layers(plan))) else stream.judged
-    return _ranges.sqnr(judged(spans, samples, "precision"))
+    return judged(spans, samples, "precision")

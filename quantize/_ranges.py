@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
@@ -290,6 +291,19 @@ def gained(before: list[Totals], after: list[Totals], error: float = 0.5) -> tup
 def sqnr(scores: list[Totals]) -> float:
     """SQNR (dB) over all samples, the mean over outputs."""
     return decibels({name: sum((score[name] for score in scores), Difference()) for name in scores[0]})
+
+
+def surely(scores: list[Totals], error: float = ERROR) -> float:
+    """What `sqnr` is at least on other samples, but for `error`: a few samples may make most of the noise.
+
+    Student's bound, its standard error from leaving out one sample at a time (jackknife, Tukey 1958); −∞ for one.
+    """
+    n = len(scores)
+    if n < 2:
+        return -math.inf
+    left_out = np.array([sqnr(scores[:i] + scores[i + 1 :]) for i in range(n)])
+    spread = math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum()))
+    return sqnr(scores) - paired.student(1 - error, n - 1) * spread
 
 
 def decibels(totals: Mapping[str, Difference]) -> float:

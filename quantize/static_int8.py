@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.quantize import _evened, _finished, _observation, _precision, _rounding, _sequences, fold, weight_int8
+from edgerun.quantize import (
+    _evened,
+    _finished,
+    _observation,
+    _precision,
+    _ranges,
+    _rounding,
+    _sequences,
+    fold,
+    weight_int8,
+)
 from edgerun.quantize._observation import Truth, observe, with_moved_means
 from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._ranges import (
@@ -138,9 +148,9 @@ def _placed(prepared: Prepared, request: Request) -> ir.Model:
         settled = None if cheap.needed(plan, seen, stream, request) else _settled(made.plan, seen, stream, request)
     if settled is None:
 
-        def judge(spared: Placed, own: Request) -> float:
+        def judge(spared: Placed, own: Request) -> list[_ranges.Totals]:
             with _streaming(spared, truths, own, begun) as stream:
-                return _precision.reached_db(spared.plan, seen, stream, own)
+                return _precision.reached(spared.plan, seen, stream, own)
 
         made = cheap.spared(made, judge, request)
         with _streaming(made, truths, request, begun) as stream:

@@ -154,6 +154,19 @@ def test_layers_stay_in_float_where_that_is_needed_and_pays(
         assert sqnr_db(want, got) > 28
 
 
+def test_more_of_the_first_layers_stay_in_float_until_a_model_is_surely_near(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_precision, "WORTH", -99.0)
+    monkeypatch.setattr(_precision, "WIDER", (0.8, 0.95))
+    told = []
+    for floor in (99.0, 20.0):
+        monkeypatch.setattr(_precision, "FLOOR", floor)
+        told.append(compress(model, target="openvino", calibration=FEEDS).history[-1].options)
+    assert set(told[0]["dB won in float"]) == {"first 80%", "first 95%"} and told[0]["float layers"] == ["c1", "c2"]
+    assert "dB won in float" not in told[1]
+
+
 def test_released_factors_change_nothing(model: Model, evaluate: Any) -> None:
     graph = fold.apply(model.clone())
     rules = registry.target("onnxruntime").quantization()
