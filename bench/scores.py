@@ -29,6 +29,7 @@ def scored(model: zoo.ZooModel, baseline: Path, other: Path) -> dict[str, Any]:
         "drop": drop,
         "agreement": float(agreement.mean()),
         "sqnr_db": None if baseline == other else metrics.sqnr_db(reference, outputs),
+        "sqnr_interval": None if baseline == other else _sqnr_interval(reference, outputs),
         "cosine": _mean_cosine(reference, outputs),
     }
 
@@ -47,12 +48,28 @@ def _on_labels(
 
 
 def _as_agreement(agreement: np.ndarray) -> tuple[Interval, Interval]:
-    # Shares such as an intersection over union are no yes or no: the examples are drawn anew 2,000 times.
-    rows = np.random.default_rng(0).integers(0, len(agreement), (2_000, len(agreement)))
-    low, high = np.quantile(agreement[rows].mean(axis=1), (0.025, 0.975))
+    # Shares such as an intersection over union are no yes or no.
+    low, high = np.quantile(agreement[_drawn(len(agreement))].mean(axis=1), (0.025, 0.975))
     value = agreement.mean()
     told = {"value": float(value), "low": float(low), "high": float(high)}
     return told, {"value": float(1 - value), "low": float(1 - high), "high": float(1 - low)}
+
+
+def _sqnr_interval(reference: np.ndarray, outputs: np.ndarray) -> Interval | None:
+    """Of the SQNR over all examples, where a few may make most of the noise; None where examples are no rows."""
+    if reference.ndim < 2:
+        return None
+    signal = np.square(reference.astype(np.float64)).reshape(len(reference), -1).sum(axis=1)
+    noise = np.square(outputs.astype(np.float64) - reference).reshape(len(reference), -1).sum(axis=1)
+    rows = _drawn(len(reference))
+    ratio = signal[rows].sum(axis=1) / np.maximum(noise[rows].sum(axis=1), np.finfo(np.float64).tiny)
+    low, high = np.quantile(10 * np.log10(np.maximum(ratio, np.finfo(np.float64).tiny)), (0.025, 0.975))
+    return {"low": float(low), "high": float(high)}
+
+
+def _drawn(count: int) -> np.ndarray:
+    """The examples drawn anew 2,000 times, by their places: `[2000, count]`."""
+    return np.random.default_rng(0).integers(0, count, (2_000, count))
 
 
 def _mean_cosine(reference: np.ndarray, outputs: np.ndarray) -> float:

@@ -16,7 +16,7 @@ _DETAILS = (
     "accuracy, %",
     "drop, points [95 %]",
     "agreement",
-    "SQNR, dB",
+    "SQNR, dB [95 %]",
     "cosine",
     "MB",
     "p50, ms",
@@ -145,9 +145,15 @@ def _accuracy(score: Result) -> list[str]:
         f"{score['accuracy']['value'] * 100:.2f} (n={score['n']})",
         f"{drop['value'] * 100:.2f} [{drop['low'] * 100:.2f}, {drop['high'] * 100:.2f}]",
         f"{score['agreement']:.4f}",
-        "" if score["sqnr_db"] is None else f"{score['sqnr_db']:.1f}",
+        _decibels(score["sqnr_db"], score.get("sqnr_interval")),
         f"{score['cosine']:.5f}",
     ]
+
+
+def _decibels(value: float | None, interval: dict[str, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.1f}" + (f" [{interval['low']:.1f}, {interval['high']:.1f}]" if interval else "")
 
 
 def _latency(row: Result | None) -> list[str]:

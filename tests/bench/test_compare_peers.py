@@ -83,6 +83,9 @@ def test_scores_are_paired(tmp_path: Path) -> None:
     assert score["drop"]["value"] == pytest.approx(0.1) and score["drop"]["low"] > 0
     assert score["agreement"] == pytest.approx(0.9) and score["cosine"] == pytest.approx(0.9)
     assert score["sqnr_db"] == pytest.approx(6.9897, abs=1e-4)  # signal 100, noise 10 · 2
+    # Of 100 examples 10 ± 3 are wrong: between 4.1 and 15.9 of them, 10·log10(100 / 2n) dB.
+    assert score["sqnr_interval"]["low"] == pytest.approx(4.98, abs=0.4)
+    assert score["sqnr_interval"]["high"] == pytest.approx(10.9, abs=1.2)
 
 
 def _score(drop: float) -> dict[str, Any]:
