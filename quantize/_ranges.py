@@ -29,7 +29,7 @@ SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` 
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
 LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
 HEAVY = 8e6  # above, fewer of them tell as much
-KEPT = 16  # spans whose shifts are remembered
+KEPT = 16  # spans whose shifts and scores are remembered
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5
 UNLIKELY = 0.25  # error of being better halfway that ends a trial
@@ -80,7 +80,9 @@ class Stream:
         self._begun: Begun = {} if begun is None else begun
         assert request.calibration is not None
         about = request.calibration.digest, *sorted(request.keep_float)
-        self._judged = Memo(request.checkpoint, "trials of ranges", *about)
+        self._memo = Memo(request.checkpoint, "trials of ranges", *about)
+        # By spans and how many samples their shifts are of, what is lost of the samples of each batch behind these.
+        self._scored: dict[tuple[object, int], list[list[Totals]]] = {}
 
     @property
     def samples(self) -> int:
@@ -135,19 +137,29 @@ class Stream:
             found += by_sample(truth, out)
         return found
 
-    def judged(self, spans: Intervals, samples: int, stage: str) -> list[Totals]:
-        """`scores` that `spans` reach on `samples` with shifts found on as many others, where there are others.
+    def judged(self, spans: Intervals, samples: int, stage: str, apart: int) -> list[Totals]:
+        """`scores` that `spans` reach on `samples` with shifts found on `apart` others before them, if there are others.
 
-        On the same samples, shifts make up for clipping that no other sample has.
+        On the same samples, shifts make up for clipping that no other sample has. More samples go on from fewer.
         """
-        mark = cache.key(str(samples), *(f"{name} {float(a).hex()} {float(b).hex()}" for name, (a, b) in spans.items()))
-        used = self._whole(samples)
+        ends = (f"{name} {float(a).hex()} {float(b).hex()}" for name, (a, b) in spans.items())
+        used = self._whole(apart)
         skip = used if used < self.samples else 0
+        known = self._scored.setdefault((tuple(spans.items()), apart), [])
+        if len(self._scored) > KEPT:
+            self._scored.pop(next(iter(self._scored)))
 
         def find() -> np.ndarray:
-            return _array(self.scores(spans, self.missing(spans, samples, stage), samples + skip, stage, skip))
+            ends = list(itertools.accumulate(truth.rows for truth in self._truths))
+            before = next((i for i, end in enumerate(ends, 1) if end >= skip), 0) if skip else 0
+            batches = next((i for i, end in enumerate(ends, 1) if end >= skip + samples), len(ends)) - before
+            if len(known) < batches:
+                done, shifts = before + len(known), self.missing(spans, apart, stage)
+                later = self._outputs(spans, shifts, 0.0, skip + samples, stage, ends[done - 1] if done else 0)
+                known.extend([*by_sample(truth, out)] for truth, out in later)
+            return _array(list(itertools.chain.from_iterable(known[:batches])))
 
-        return _scores(self._judged.get(mark, find), list(self._truths[0].outputs))
+        return _scores(self._memo.get(cache.key(f"{samples} {apart}", *ends), find), list(self._truths[0].outputs))
 
     def _outputs(
         self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0
@@ -218,21 +230,22 @@ def _tried(
 ) -> tuple[str, Intervals]:
     samples = looked_at(seen, stream, request)
     spans = {name: intervals(plan, seen, name, request.rules.symmetric) for name in SEARCH}
-    few = few_of(samples)
-    tried: dict[str, list[Totals]] = {}
-    first = [name for name in SEARCH if name != "shrink80"]
-    for name, scores in in_lanes(lambda n: stream.judged(spans[n], few, f"trying {n}"), first, request.lanes):
-        tried[name] = scores
+    few, half = few_of(samples), max(1, samples // 2)
+
+    def judged(name: str, count: int, apart: int) -> list[Totals]:
+        return stream.judged(spans[name], count, f"trying {name}", apart)
+
+    tried = {name: judged(name, few, few) for name in SEARCH if name != "shrink80"}
     # Who loses by a range that is a tenth shorter wins nothing by one that is two.
     if gained(tried["minmax"], tried["shrink90"])[0] > -CLEAR:
-        tried["shrink80"] = stream.judged(spans["shrink80"], few, "trying shrink80")
+        tried["shrink80"] = judged("shrink80", few, few)
     request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
     left = [name for name in SEARCH[1:] if name in tried and gained(tried["minmax"], tried[name])[0] > -CLEAR]
     gains: dict[str, tuple[float, float]] = {}
-    for seen_by in (max(1, samples // 2), samples):
+    for seen_by in (half, samples):
         if not left:
             return "minmax", spans["minmax"]
-        again = {name: stream.judged(spans[name], seen_by, f"trying {name}") for name in ("minmax", *left)}
+        again = {name: judged(name, seen_by, half) for name in ("minmax", *left)}
         gains = {name: gained(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
         request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
         left = [name for name in left if gained(again["minmax"], again[name], UNLIKELY)[1] > 0]
@@ -248,15 +261,16 @@ def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
     Coordinate descent: groups × FACTORS runs at most over the samples of the search.
     """
     found, changed = dict(spans), dict[str, float]()
-    reached = sqnr(stream.judged(spans, request.effort.search, "refining ranges"))
+    search, later = request.effort.search, request.effort.first // 2
+    reached = sqnr(stream.judged(spans, search, "refining ranges", search))
     for index, (group, (low, high)) in enumerate(spans.items(), 1):
         for factor in FACTORS:
             trial = found | {group: (low * factor, high * factor)}
-            db = sqnr(stream.judged(trial, request.effort.search, f"refining range {index} of {len(spans)}"))
+            db = sqnr(stream.judged(trial, search, f"refining range {index} of {len(spans)}", search))
             if db < reached + LEAST_GAIN:
                 break
             found, reached, changed[group] = trial, db, factor
-    before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
+    before, after = (stream.judged(s, later, "checking ranges", later) for s in (spans, found))
     gain, surely = gained(before, after, ERROR)
     request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),
                                 "gain, surely (dB)": [round(gain, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
@@ -285,6 +299,20 @@ def gained(before: list[Totals], after: list[Totals], error: float = 0.5) -> tup
     """How many dB nearer to float a sample is on average, and surely."""
     first, second = (np.clip([decibels(total) for total in scores], -120, 120) for scores in (before, after))
     return paired.gain(first, second, error)
+
+
+def reached(scores: list[Totals], error: float) -> tuple[float, float]:
+    """Between what `sqnr` is over all data, each end but for `error`."""
+    return paired.bounds(_sums(scores, "signal"), _sums(scores, "noise"), error)
+
+
+def won(before: list[Totals], after: list[Totals], error: float) -> tuple[float, float]:
+    """The same of sqnr(after) − sqnr(before), by the same samples."""
+    return paired.bounds(_sums(before, "noise"), _sums(after, "noise"), error)
+
+
+def _sums(scores: list[Totals], of: str) -> np.ndarray:
+    return np.array([[getattr(total, of) for total in score.values()] for score in scores])
 
 
 def sqnr(scores: list[Totals]) -> float:

@@ -10,6 +10,7 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,11 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize import _evened, _finished, _observation, _precision, _rounding, _sequences, fold, weight_int8
 from edgerun.quantize._observation import Truth, observe, with_moved_means
-from edgerun.quantize._precision import Cheap, Placed, Stored
+from edgerun.quantize._precision import Cheap, Enough, Placed, Stored
 from edgerun.quantize._ranges import (
     Begun,
     Stream,
+    Totals,
     checked,
     choose,
     corrected_on,
@@ -135,16 +137,18 @@ def _placed(prepared: Prepared, request: Request) -> ir.Model:
     del model
     begun: Begun = {}
     with _streaming(made, truths, request, begun) as stream:
-        settled = None if cheap.needed(plan, seen, stream, request) else _settled(made.plan, seen, stream, request)
-    if settled is None:
+        lost = cheap.lacking(partial(_precision.lost, plan, seen, stream, request))
+        settled = _settled(made.plan, seen, stream, request) if lost is None else None
+    if lost is not None:
 
-        def judge(spared: Placed, own: Request) -> float:
+        def judge(spared: Placed, own: Request, enough: Enough) -> list[Totals]:
             with _streaming(spared, truths, own, begun) as stream:
-                return _precision.reached_db(spared.plan, seen, stream, own)
+                return _precision.lost(spared.plan, seen, stream, own, enough)
 
-        made = cheap.spared(made, judge, request)
+        made = cheap.spared(made, lost, judge, request)
         with _streaming(made, truths, request, begun) as stream:
             settled = _settled(made.plan, seen, stream, request)
+    assert settled is not None
     return _written(made, *settled, truths, checked(seen, truths, request), request)
 
 

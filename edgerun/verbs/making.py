@@ -205,6 +205,9 @@ class Known:
             told = check.report()
             self.found |= {**told, "warnings": [*told["warnings"], *self._judged]}
 
+    def again(self) -> Any:
+        return self._data.again()
+
     def __len__(self) -> int:
         return len(self._data)
 
