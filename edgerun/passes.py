@@ -79,7 +79,7 @@ class Choosing(Converter, Protocol):
 class Calibration(Protocol):
     """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content. `batch` is
     the samples per feed, None where a feed has no batch axis and is one sample; `samples` those of a pass, None while
-    that is unknown. `digest_so_far` is the digest of what the newest pass has given until now. `again` is one more pass,
+    that is unknown. `digest_so_far` is the digest of what the newest pass has given until now. `again` is one more,
     at less cost: its digest nobody asks for."""
 
     def __iter__(self) -> Any: ...

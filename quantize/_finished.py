@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches
-from edgerun.quantize._ranges import ERROR, Totals, by_sample, gained, sqnr
+from edgerun.quantize._ranges import ERROR, gained, sqnr
+from edgerun.quantize._stream import Totals, by_sample
+from edgerun.quantize.numerics.paired import FEWEST
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -33,7 +35,7 @@ def compared(
     with ExitStack() as stack:
         sessions = [stack.enter_context(request.open(model, lanes=request.lanes)) for model in models]
         for share in LOOKS:
-            look = max(1, samples // share)
+            look = min(samples, max(FEWEST, samples // share))
             for session, scores in zip(sessions, (plain, moved), strict=True):
                 scores += _scores(session, truths, look, request, known)
             if gained(plain, moved, ERROR)[1] > 0 or gained(moved, plain, ERROR)[1] > 0:

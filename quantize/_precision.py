@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import _ranges
+from edgerun.quantize._stream import Stream, Totals
 from edgerun.quantize.graphs import correction, edit, factors, placement, work
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.numerics.grid import Grid
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 
 # A judge tells what is lost of each sample by a placement, on more and more of them until it is enough.
-Enough = Callable[[list[_ranges.Totals]], bool]
-Judge = Callable[["Placed", "Request", Enough], list[_ranges.Totals]]
+Enough = Callable[[list[Totals]], bool]
+Judge = Callable[["Placed", "Request", Enough], list[Totals]]
 NEEDED = 20.0  # dB: below, layers are tried in float
 CLEARLY = 3.0
 ERROR = 0.05  # of each look at more samples, on either side
@@ -74,7 +75,7 @@ class Cheap:
         }
         return cls(kinds, plans, weights)
 
-    def lacking(self, judge: Callable[[Enough], list[_ranges.Totals]]) -> list[_ranges.Totals] | None:
+    def lacking(self, judge: Callable[[Enough], list[Totals]]) -> list[Totals] | None:
         """What the model as it is placed loses by the `judge`, if it is less than NEEDED dB from the float one.
 
         Its first samples say that it is not, where it is CLEARLY nearer on these.
@@ -82,16 +83,16 @@ class Cheap:
         if not self.plans:
             return None
 
-        def enough(scores: list[_ranges.Totals]) -> bool:
+        def enough(scores: list[Totals]) -> bool:
             low, high = _ranges.reached(scores, ERROR)
             return _ranges.sqnr(scores) >= NEEDED + CLEARLY or low > NEEDED or high < NEEDED
 
         lost = judge(enough)
         return lost if _ranges.sqnr(lost) < NEEDED else None
 
-    def spared(self, made: Placed, before: list[_ranges.Totals], judge: Judge, request: Request) -> Placed:
-        """`made`, which loses what is in `before`, with each kind of layers in float that brings WORTH dB by the `judge`,
-        one kind after the other."""
+    def spared(self, made: Placed, before: list[Totals], judge: Judge, request: Request) -> Placed:
+        """`made`, which loses what is in `before`, with each kind of layers in float that brings WORTH dB by the
+        `judge`, one kind after the other."""
         best, kept, asked = made, frozenset[str](), request
         for kind, names in self.kinds.items():
             trial = kept | names
@@ -101,7 +102,7 @@ class Cheap:
             other = self._without(made, trial)
             after = judge(other, own, functools.partial(_told_apart, before))
             if len(after) > len(before):
-                before = judge(best, asked, lambda scores: len(scores) >= len(after))
+                before = judge(best, asked, functools.partial(_as_many, len(after)))
             won = _ranges.sqnr(after) - _ranges.sqnr(before[: len(after)])
             request.found.setdefault("dB won in float", {})[kind] = round(won, 2)
             if won >= WORTH:
@@ -122,7 +123,11 @@ class Cheap:
         return Placed(model, plan, {name: weight for name, weight in made.stored.items() if name not in names})
 
 
-def _told_apart(before: list[_ranges.Totals], after: list[_ranges.Totals]) -> bool:
+def _as_many(count: int, scores: list[Totals]) -> bool:
+    return len(scores) >= count
+
+
+def _told_apart(before: list[Totals], after: list[Totals]) -> bool:
     """Whether the samples of `after` say surely that WORTH dB are won, or that they are not."""
     if len(after) > len(before):
         return False
@@ -131,8 +136,8 @@ def _told_apart(before: list[_ranges.Totals], after: list[_ranges.Totals]) -> bo
 
 
 def lost(
-    plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request, enough: Enough
-) -> list[_ranges.Totals]:
+    plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request, enough: Enough
+) -> list[Totals]:
     """What a placement loses in emulation of each sample, with grids over the extremes, until it is `enough`, or on all
     that correct biases; every look is at twice as many samples.
 
@@ -142,7 +147,7 @@ def lost(
     spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
     search, most = _ranges.looked_at(seen, stream, request) or _ranges.RACE, _ranges.corrected_on(seen, stream, request)
     righted = all(map(correction.spread, correction.layers(plan)))
-    samples, found = _ranges.few_of(search), list[_ranges.Totals]()
+    samples, found = _ranges.few_of(search), list[Totals]()
     while not found or (samples < most and not enough(found)):
         samples = min(most, 2 * samples) if found else samples
         found = (

@@ -41,7 +41,7 @@ TAKES = {
     f"{SPINNING}=0|1": "threads that wait do so busily; 0 where a cgroup pays for fewer cores than there are",
     f"{OPTIMIZATION}={'|'.join(LEVELS)}": "how far the graph is optimized; all where nothing is said",
     f"{PATTERN}=0|1": "memory of a run is planned ahead; 1 where nothing is said",
-    f"{ORDER}={'|'.join(ORDERS)}": "priority: nodes run as soon as they can, and free what they read; default otherwise",
+    f"{ORDER}={'|'.join(ORDERS)}": "priority: nodes run as soon as they can; default where nothing is said",
     f"{ARENA}=0|1": "memory that was freed is kept for the next run; 1 where nothing is said",
     "session.*, optimization.*, mlas.*": "ONNX Runtime's own keys",
 }

@@ -28,11 +28,11 @@ def gain(before: np.ndarray, after: np.ndarray, error: float) -> tuple[float, fl
 
 
 def bounds(above: np.ndarray, below: np.ndarray, error: float) -> tuple[float, float]:
-    """Between what 10·log10(Σ above / Σ below) lies over all data, each end but for `error`, by n samples `[n, outputs]`.
+    """Between what 10·log10(Σ above / Σ below) is over all data, each end but for `error`, by samples `[n, outputs]`.
 
     With Σr² above Σe² that is the SQNR in dB, with Σe² of one candidate above that of another what the other gains; the
-    mean over outputs, ±120 dB at most. Student's bounds with the jackknife's standard error (Tukey, 1958); the spread of
-    fewer than FEWEST samples is too much chance itself, and the bounds are ±∞.
+    mean over outputs, ±120 dB at most. Student's bounds with the jackknife's standard error (Tukey, 1958); the spread
+    of fewer than FEWEST samples is too much chance itself, and the bounds are ±∞.
     """
     if above.shape != below.shape or above.ndim != 2 or not above.size:
         raise EdgerunError("every sample needs both sums", got=f"{above.shape} and {below.shape}")
@@ -43,7 +43,8 @@ def bounds(above: np.ndarray, below: np.ndarray, error: float) -> tuple[float, f
     def decibels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         least = np.finfo(np.float64).tiny
         ratio: np.ndarray = np.log10(np.maximum(a, least)) - np.log10(np.maximum(b, least))
-        return np.clip(10 * ratio, -120, 120).mean(axis=-1)
+        told: np.ndarray = np.clip(10 * ratio, -120, 120).mean(axis=-1)
+        return told
 
     a, b = np.asarray(above, np.float64), np.asarray(below, np.float64)
     whole = float(decibels(a.sum(axis=0), b.sum(axis=0)))
