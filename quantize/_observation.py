@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgerun")
 SAMPLE_BUDGET = 1 << 16  # elements kept of each activation
 UNIT = 8  # samples
-HEAVY = 8e6  # elements of all activations of a sample: above, half as many samples tell what a run can tell
 
 
 @dataclass(frozen=True)
@@ -56,26 +55,6 @@ def samples_in(feeds: Feeds, request: Request) -> int:
     """The samples of a batch; a feed of a model without a batch axis is one."""
     assert request.calibration is not None
     return 1 if request.calibration.batch is None else int(next(iter(feeds.values())).shape[0])
-
-
-def beginning(model: ir.Model, plan: placement.Plan, request: Request) -> Request:
-    """`request` with half the samples of which everything is to be known, where a sample has HEAVY activations.
-
-    By inferred shapes, at the sizes of the first batch. Where single ranges are refined, that needs the other half.
-    """
-    assert request.calibration is not None
-    effort, feeds = request.effort, next(iter(request.calibration.again()))
-    doors = [(value.shape or (), feeds[str(value.name)].shape) for value in model.graph.inputs]
-    sizes = {
-        str(dim.value): size for door in doors for dim, size in zip(*door, strict=True) if not isinstance(dim, int)
-    }
-    elements = 0.0
-    for value in plan.points:
-        dims = [dim if isinstance(dim, int) else sizes.get(str(dim.value), 0) for dim in value.shape or (0,)]
-        elements += math.prod(dims) / samples_in(feeds, request)
-    if elements <= HEAVY or effort.refine:
-        return request
-    return replace(request, effort=replace(effort, first=max(1, effort.first // 2)))
 
 
 def observe(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.metrics import Difference
-from edgerun.quantize._observation import HEAVY, Truth
+from edgerun.quantize._observation import Truth
 from edgerun.quantize._stream import Intervals, Stream, Totals
 from edgerun.quantize.graphs import placement, qdq
 from edgerun.quantize.graphs.activation import Activation
@@ -21,6 +21,7 @@ CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
 LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
+HEAVY = 8e6  # above, fewer of them tell as much
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5
 UNLIKELY = 0.25  # error of being better halfway that ends a trial
@@ -66,11 +67,9 @@ def looked_at(seen: Mapping[str, Activation], stream: Stream, request: Request) 
 
 
 def checked(seen: Mapping[str, Activation], truths: list[Truth], request: Request) -> int:
-    """The samples on which the finished model is judged: of a light one all that are known, of a heavy one half."""
-    samples = sum(truth.rows for truth in truths)
-    if heavy(seen, samples):
-        return max(1, request.effort.check // 2)
-    return request.effort.first if activations(seen, samples) < LIGHT else request.effort.check
+    """The samples on which the finished model is judged: of a light model, all whose truth is known."""
+    light = activations(seen, sum(truth.rows for truth in truths)) < LIGHT
+    return request.effort.first if light else request.effort.check
 
 
 def corrected_on(seen: Mapping[str, Activation], stream: Stream, request: Request) -> int:
@@ -78,12 +77,8 @@ def corrected_on(seen: Mapping[str, Activation], stream: Stream, request: Reques
 
     What differs between samples is noise that no bias takes away; by n of them, chance adds 1/n of it.
     """
-    return max(1, request.effort.first // 2) if heavy(seen, stream.samples) else request.effort.first
-
-
-def heavy(seen: Mapping[str, Activation], samples: int) -> bool:
-    """Whether fewer of the `samples` that were seen tell as much."""
-    return activations(seen, samples) > HEAVY
+    heavy = activations(seen, stream.samples) > HEAVY
+    return max(1, request.effort.first // 2) if heavy else request.effort.first
 
 
 def few_of(samples: int) -> int:

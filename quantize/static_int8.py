@@ -17,7 +17,7 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize import _evened, _finished, _observation, _precision, _rounding, _sequences, fold, weight_int8
-from edgerun.quantize._observation import Truth, beginning, observe, with_moved_means
+from edgerun.quantize._observation import Truth, observe, with_moved_means
 from edgerun.quantize._precision import Cheap, Enough, Placed, Stored
 from edgerun.quantize._ranges import (
     checked,
@@ -99,8 +99,7 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
             return Prepared(model, original, {}, [], {})
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
-    sized = beginning(model, plan, request)
-    seen, truths = observe(model, plan, sized, vectors=_rounding.wanted(plan, sized))
+    seen, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
     seen |= {name: seen[name].within(*ends) for name, ends in reach.ends(plan).items()}
     _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     seen, means = _evened.apply(model, plan, seen, request)
