@@ -10,7 +10,6 @@ from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches
 from edgerun.quantize._ranges import ERROR, gained, sqnr
 from edgerun.quantize._stream import Totals, by_sample
-from edgerun.quantize.numerics.paired import FEWEST
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from edgerun.passes import Request
     from edgerun.runtime import Session
 
+FEWEST = 4  # samples whose spread means something
 LOOKS = (4, 2, 1)  # parts of the samples after which the answer is looked at
 
 

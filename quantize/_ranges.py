@@ -103,7 +103,7 @@ def _tried(
 ) -> tuple[str, Intervals]:
     samples = looked_at(seen, stream, request)
     spans = {name: intervals(plan, seen, name, request.rules.symmetric) for name in SEARCH}
-    few, half = few_of(samples), max(1, samples // 2)
+    few = few_of(samples)
 
     def judged(name: str, count: int, apart: int) -> list[Totals]:
         return stream.judged(spans[name], count, f"trying {name}", apart)
@@ -115,10 +115,10 @@ def _tried(
     request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
     left = [name for name in SEARCH[1:] if name in tried and gained(tried["minmax"], tried[name])[0] > -CLEAR]
     gains: dict[str, tuple[float, float]] = {}
-    for seen_by in (half, samples):
+    for seen_by in (max(1, samples // 2), samples):
         if not left:
             return "minmax", spans["minmax"]
-        again = {name: judged(name, seen_by, half) for name in ("minmax", *left)}
+        again = {name: judged(name, seen_by, samples) for name in ("minmax", *left)}
         gains = {name: gained(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
         request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
         left = [name for name in left if gained(again["minmax"], again[name], UNLIKELY)[1] > 0]
@@ -134,16 +134,15 @@ def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
     Coordinate descent: groups × FACTORS runs at most over the samples of the search.
     """
     found, changed = dict(spans), dict[str, float]()
-    search, later = request.effort.search, request.effort.first // 2
-    reached = sqnr(stream.judged(spans, search, "refining ranges", search))
+    reached = sqnr(stream.judged(spans, request.effort.search, "refining ranges"))
     for index, (group, (low, high)) in enumerate(spans.items(), 1):
         for factor in FACTORS:
             trial = found | {group: (low * factor, high * factor)}
-            db = sqnr(stream.judged(trial, search, f"refining range {index} of {len(spans)}", search))
+            db = sqnr(stream.judged(trial, request.effort.search, f"refining range {index} of {len(spans)}"))
             if db < reached + LEAST_GAIN:
                 break
             found, reached, changed[group] = trial, db, factor
-    before, after = (stream.judged(s, later, "checking ranges", later) for s in (spans, found))
+    before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
     gain, surely = gained(before, after, ERROR)
     request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),
                                 "gain, surely (dB)": [round(gain, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
@@ -154,20 +153,6 @@ def gained(before: list[Totals], after: list[Totals], error: float = 0.5) -> tup
     """How many dB nearer to float a sample is on average, and surely."""
     first, second = (np.clip([decibels(total) for total in scores], -120, 120) for scores in (before, after))
     return paired.gain(first, second, error)
-
-
-def reached(scores: list[Totals], error: float) -> tuple[float, float]:
-    """Between what `sqnr` is over all data, each end but for `error`."""
-    return paired.bounds(_sums(scores, "signal"), _sums(scores, "noise"), error)
-
-
-def won(before: list[Totals], after: list[Totals], error: float) -> tuple[float, float]:
-    """The same of sqnr(after) − sqnr(before), by the same samples."""
-    return paired.bounds(_sums(before, "noise"), _sums(after, "noise"), error)
-
-
-def _sums(scores: list[Totals], of: str) -> np.ndarray:
-    return np.array([[getattr(total, of) for total in score.values()] for score in scores])
 
 
 def sqnr(scores: list[Totals]) -> float:

@@ -100,12 +100,13 @@ class Stream:
             found += by_sample(truth, out)
         return found
 
-    def judged(self, spans: Intervals, samples: int, stage: str, apart: int) -> list[Totals]:
-        """`scores` that `spans` reach on `samples`, with shifts found on `apart` others before them, if there are such.
+    def judged(self, spans: Intervals, samples: int, stage: str, apart: int | None = None) -> list[Totals]:
+        """`scores` that `spans` reach on `samples`, with shifts found on `apart` (None: as many) others, if any.
 
         On the same samples, shifts make up for clipping that no other sample has. More samples go on from fewer.
         """
         ends = (f"{name} {float(a).hex()} {float(b).hex()}" for name, (a, b) in spans.items())
+        apart = apart or samples
         used = self._whole(apart)
         skip = used if used < self.samples else 0
         known = self._scored.setdefault((tuple(spans.items()), apart), [])

@@ -10,7 +10,6 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize import _evened, _finished, _observation, _precision, _rounding, _sequences, fold, weight_int8
 from edgerun.quantize._observation import Truth, observe, with_moved_means
-from edgerun.quantize._precision import Cheap, Enough, Placed, Stored
+from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._ranges import (
     checked,
     choose,
@@ -26,7 +25,7 @@ from edgerun.quantize._ranges import (
     gained,
     sqnr,
 )
-from edgerun.quantize._stream import Begun, Stream, Totals
+from edgerun.quantize._stream import Begun, Stream
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
     correction,
@@ -135,18 +134,16 @@ def _placed(prepared: Prepared, request: Request) -> ir.Model:
     del model
     begun: Begun = {}
     with _streaming(made, truths, request, begun) as stream:
-        lost = cheap.lacking(partial(_precision.lost, plan, seen, stream, request))
-        settled = _settled(made.plan, seen, stream, request) if lost is None else None
-    if lost is not None:
+        settled = None if cheap.needed(plan, seen, stream, request) else _settled(made.plan, seen, stream, request)
+    if settled is None:
 
-        def judge(spared: Placed, own: Request, enough: Enough) -> list[Totals]:
+        def judge(spared: Placed, own: Request) -> float:
             with _streaming(spared, truths, own, begun) as stream:
-                return _precision.lost(spared.plan, seen, stream, own, enough)
+                return _precision.reached_db(spared.plan, seen, stream, own)
 
-        made = cheap.spared(made, lost, judge, request)
+        made = cheap.spared(made, judge, request)
         with _streaming(made, truths, request, begun) as stream:
             settled = _settled(made.plan, seen, stream, request)
-    assert settled is not None
     return _written(made, *settled, truths, checked(seen, truths, request), request)
 
 

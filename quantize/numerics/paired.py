@@ -9,8 +9,6 @@ import numpy as np
 
 from edgerun.errors import EdgerunError
 
-FEWEST = 4  # samples whose spread means something
-
 
 def gain(before: np.ndarray, after: np.ndarray, error: float) -> tuple[float, float]:
     """The mean of d = after − before over samples `[n]`, and the bound above which the true mean lies but for `error`.
@@ -25,33 +23,6 @@ def gain(before: np.ndarray, after: np.ndarray, error: float) -> tuple[float, fl
     if len(d) < 2:
         return mean, -math.inf
     return mean, mean - student(1 - error, len(d) - 1) * float(d.std(ddof=1)) / math.sqrt(len(d))
-
-
-def bounds(above: np.ndarray, below: np.ndarray, error: float) -> tuple[float, float]:
-    """Between what 10·log10(Σ above / Σ below) is over all data, each end but for `error`, by samples `[n, outputs]`.
-
-    With Σr² above Σe² that is the SQNR in dB, with Σe² of one candidate above that of another what the other gains; the
-    mean over outputs, ±120 dB at most. Student's bounds with the jackknife's standard error (Tukey, 1958); the spread
-    of fewer than FEWEST samples is too much chance itself, and the bounds are ±∞.
-    """
-    if above.shape != below.shape or above.ndim != 2 or not above.size:
-        raise EdgerunError("every sample needs both sums", got=f"{above.shape} and {below.shape}")
-    n = len(above)
-    if n < FEWEST:
-        return -math.inf, math.inf
-
-    def decibels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        least = np.finfo(np.float64).tiny
-        ratio: np.ndarray = np.log10(np.maximum(a, least)) - np.log10(np.maximum(b, least))
-        told: np.ndarray = np.clip(10 * ratio, -120, 120).mean(axis=-1)
-        return told
-
-    a, b = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    whole = float(decibels(a.sum(axis=0), b.sum(axis=0)))
-    without = decibels(np.maximum(a.sum(axis=0) - a, 0), np.maximum(b.sum(axis=0) - b, 0))
-    spread = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
-    away = student(1 - error, n - 1) * spread
-    return whole - away, whole + away
 
 
 def student(share: float, freedom: int) -> float:
