@@ -16,7 +16,7 @@ no batch axis in common (a scalar among them, say), every stored row is one whol
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,17 +88,27 @@ class Data:
         return -(-self.samples // (self.batch or 1))
 
     def __iter__(self) -> Iterator[Feeds]:
-        hashed, count = Digest(self.inputs), 0
-        self._hashed = hashed
+        self._hashed = hashed = Digest(self.inputs)
+        self._samples = yield from self._served(hashed)
+        self._digest, self._uniform = hashed.hexdigest(), hashed.uniform
+
+    def again(self) -> Iterator[Feeds]:
+        """One more pass, in which nothing is hashed."""
+        yield from self._served(None)
+
+    def _served(self, hashed: Digest | None) -> Generator[Feeds, None, int]:
+        """Batches, which go into `hashed`; gives the number of samples."""
+        count = 0
         for feeds in rebatched(self._checked(), self.batch or 1):
             rows = len(feeds[self.inputs[0].name])
             count += rows
             if self._fixed and rows < self._fixed:
                 continue
-            hashed.update(feeds)
+            if hashed is not None:
+                hashed.update(feeds)
             yield feeds if self.batch else {name: array[0] for name, array in feeds.items()}
         self._refuse_too_few(count)
-        self._samples, self._digest, self._uniform = count, hashed.hexdigest(), hashed.uniform
+        return count
 
     @property
     def digest(self) -> str:

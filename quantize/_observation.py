@@ -39,11 +39,11 @@ class Truth:
     means: dict[str, np.ndarray]
 
 
-def batches(request: Request, samples: int | None, stage: str) -> Iterator[Feeds]:
-    """Calibration batches, `samples` samples at most, reporting progress after each."""
+def batches(request: Request, samples: int | None, stage: str, *, again: bool = True) -> Iterator[Feeds]:
+    """Calibration batches, `samples` samples at most, reporting progress after each; not `again`: with their digest."""
     assert request.calibration is not None
     seen, total = 0, min(samples or math.inf, request.calibration.samples or samples or 0)
-    for feeds in request.calibration:
+    for feeds in request.calibration.again() if again else request.calibration:
         yield feeds
         seen += samples_in(feeds, request)
         request.progress(stage, seen if samples is None else min(seen, samples), int(total))
@@ -186,7 +186,7 @@ def _resumed(told: _Told, request: Request) -> Iterator[Marked]:
 
 def _marked(request: Request) -> Iterator[Marked]:
     assert request.calibration is not None
-    for feeds in batches(request, request.effort.ranges, "float model"):
+    for feeds in batches(request, request.effort.ranges, "float model", again=False):
         yield feeds, request.calibration.digest_so_far
 
 

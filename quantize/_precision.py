@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import _ranges
+from edgerun.quantize._stream import Stream, Totals
 from edgerun.quantize.graphs import correction, edit, factors, placement, work
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.numerics.grid import Grid
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
-    Judge = Callable[["Placed", Request], list[_ranges.Totals]]
+    Judge = Callable[["Placed", Request], list[Totals]]
 
 FLOOR = 20.0  # dB that a model is surely near
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
@@ -73,9 +74,7 @@ class Cheap:
         }
         return cls(kinds, plans, weights)
 
-    def needed(
-        self, plan: placement.Plan, seen: Mapping[str, Activation], stream: _ranges.Stream, request: Request
-    ) -> bool:
+    def needed(self, plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request) -> bool:
         """Whether the model as it is placed is not surely FLOOR dB near the float one, by a few samples or by all."""
         if not self.plans or request.effort.spare:
             return bool(self.plans)
@@ -121,10 +120,10 @@ class Cheap:
 def reached(
     plan: placement.Plan,
     seen: Mapping[str, Activation],
-    stream: _ranges.Stream,
+    stream: Stream,
     request: Request,
     samples: int | None = None,
-) -> list[_ranges.Totals]:
+) -> list[Totals]:
     """What a placement loses in emulation, with grids over the extremes, of `samples` or all that correct biases.
 
     Every mean is put right on the way, where one says nothing of a single value: what these runs tell of a bias is

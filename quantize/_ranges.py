@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import astuple
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun import cache
-from edgerun.checkpoint import Memo
 from edgerun.metrics import Difference
-from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize._observation import Truth, batches
-from edgerun.quantize.graphs import correction, placement, qdq
+from edgerun.quantize._observation import Truth
+from edgerun.quantize._stream import Intervals, Stream, Totals
+from edgerun.quantize.graphs import placement, qdq
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.numerics import grid, paired, ranges
-from edgerun.quantize.numerics.grid import Grid
-from edgerun.quantize.numerics.running import Running
 
 if TYPE_CHECKING:
-    from edgerun.passes import Feeds, Request
-    from edgerun.runtime import Session
+    from edgerun.passes import Request
 
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
 LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
 HEAVY = 8e6  # above, fewer of them tell as much
-KEPT = 16  # spans whose shifts are remembered
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5
 UNLIKELY = 0.25  # error of being better halfway that ends a trial
 ERROR = 0.05  # of taking a candidate that is no better than the extremes
 LEAST_GAIN = 0.01  # dB, the same
-Intervals = dict[str, tuple[float, float]]
-Shifts = dict[correction.Layer, np.ndarray]
-Totals = dict[str, Difference]
-# By what was run, and on how many samples: by layer, means; and what was lost of each sample.
-Begun = dict[tuple[object, int], tuple[dict[str, Running], list["Totals"]]]
 
 
 def intervals(
@@ -67,108 +54,6 @@ def intervals(
         if group in plan.centred and not symmetric:
             found[group] = grid.centred(low, high)
     return found
-
-
-class Stream:
-    """Runs the emulated model on the first batches, each layer moved onto its float mean on the way."""
-
-    def __init__(
-        self, session: Session, layers: list[correction.Layer], truths: list[Truth], request: Request,
-        begun: Begun | None = None,
-    ) -> None:  # fmt: skip
-        self._session, self._layers, self._truths, self._request = session, layers, truths, request
-        # Shared by the streams of one model, of which some have the same layers on integers.
-        self._begun: Begun = {} if begun is None else begun
-        assert request.calibration is not None
-        about = request.calibration.digest, *sorted(request.keep_float)
-        self._judged = Memo(request.checkpoint, "trials of ranges", *about)
-
-    @property
-    def samples(self) -> int:
-        """How many samples it can run at most."""
-        return sum(truth.rows for truth in self._truths)
-
-    def _whole(self, samples: int) -> int:
-        """The samples of as many whole batches as hold so many."""
-        ends = itertools.accumulate((truth.rows for truth in self._truths), initial=0)
-        return next((end for end in ends if end >= samples), self.samples)
-
-    def grids(self, spans: Intervals) -> dict[str, Grid]:
-        """The grids that span these intervals."""
-        rules = self._request.rules
-        if rules.symmetric:
-            return {group: grid.symmetric(high, rules.activation) for group, (_, high) in spans.items()}
-        return {group: grid.asymmetric(low, high, rules.activation) for group, (low, high) in spans.items()}
-
-    def missing(self, spans: Intervals, samples: int, stage: str) -> Shifts:
-        """What rounding takes from each layer's mean, averaged over `samples`, with the layers before it put right.
-
-        Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
-        little from one sample to the next.
-        """
-        found, _ = self._righted(spans, samples, stage)
-        return {layer: found[layer.mean].shrunk() for layer in self._layers}
-
-    def righted(self, spans: Intervals, samples: int, stage: str) -> list[Totals]:
-        """What is lost of each sample meanwhile: what a bias can make good is not in it, nor chance in finding that."""
-        return self._righted(spans, samples, stage)[1]
-
-    def _righted(self, spans: Intervals, samples: int, stage: str) -> tuple[dict[str, Running], list[Totals]]:
-        key = tuple(spans.items()), tuple(layer.mean for layer in self._layers)
-        known = max((count for about, count in list(self._begun) if about == key and count <= samples), default=0)
-        before, lost = self._begun.get((key, known), ({}, []))
-        found, lost = {layer.mean: before.get(layer.mean, Running()) for layer in self._layers}, list(lost)
-        zeros: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
-        # More samples of the same spans go on from here.
-        for truth, out in self._outputs(spans, zeros, 1.0, samples, stage, skip=self._whole(known)):
-            for layer in self._layers:
-                found[layer.mean] = found[layer.mean].with_(out[layer.missing], truth.rows)
-            lost += by_sample(truth, out)
-        self._begun[key, samples] = found, lost
-        if len(self._begun) > KEPT:
-            self._begun.pop(next(iter(self._begun)), None)
-        return found, lost
-
-    def scores(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> list[Totals]:
-        """What is lost of each sample with grids over `spans` and every layer moved by its shift, `skip` samples on."""
-        found: list[Totals] = []
-        for truth, out in self._outputs(spans, shifts, 0.0, samples, stage, skip):
-            found += by_sample(truth, out)
-        return found
-
-    def judged(self, spans: Intervals, samples: int, stage: str) -> list[Totals]:
-        """`scores` that `spans` reach on `samples` with shifts found on as many others, where there are others.
-
-        On the same samples, shifts make up for clipping that no other sample has.
-        """
-        mark = cache.key(str(samples), *(f"{name} {float(a).hex()} {float(b).hex()}" for name, (a, b) in spans.items()))
-        used = self._whole(samples)
-        skip = used if used < self.samples else 0
-
-        def find() -> np.ndarray:
-            return _array(self.scores(spans, self.missing(spans, samples, stage), samples + skip, stage, skip))
-
-        return _scores(self._judged.get(mark, find), list(self._truths[0].outputs))
-
-    def _outputs(
-        self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0
-    ) -> Iterator[tuple[Truth, dict[str, np.ndarray]]]:
-        given, seen = qdq.open_feeds(self.grids(spans)) | {correction.SHARE: np.array(share, np.float32)}, 0
-        fixed = {layer.fixed: (1 - share) * shift for layer, shift in shifts.items()}
-
-        def run(item: tuple[Feeds, Truth]) -> dict[str, np.ndarray]:
-            means = {layer.mean: item[1].means[layer.mean] for layer in shifts}
-            return self._session.run({**item[0], **means, **given, **fixed})
-
-        def wanted() -> Iterator[tuple[Feeds, Truth]]:
-            nonlocal seen
-            for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
-                seen += truth.rows
-                if seen > skip:
-                    yield feeds, truth
-
-        for (_, truth), out in in_lanes(run, wanted(), self._request.lanes):
-            yield truth, out
 
 
 def activations(seen: Mapping[str, Activation], samples: int) -> float:
@@ -220,20 +105,21 @@ def _tried(
     samples = looked_at(seen, stream, request)
     spans = {name: intervals(plan, seen, name, request.rules.symmetric) for name in SEARCH}
     few = few_of(samples)
-    tried: dict[str, list[Totals]] = {}
-    first = [name for name in SEARCH if name != "shrink80"]
-    for name, scores in in_lanes(lambda n: stream.judged(spans[n], few, f"trying {n}"), first, request.lanes):
-        tried[name] = scores
+
+    def judged(name: str, count: int, apart: int) -> list[Totals]:
+        return stream.judged(spans[name], count, f"trying {name}", apart)
+
+    tried = {name: judged(name, few, few) for name in SEARCH if name != "shrink80"}
     # Who loses by a range that is a tenth shorter wins nothing by one that is two.
     if gained(tried["minmax"], tried["shrink90"])[0] > -CLEAR:
-        tried["shrink80"] = stream.judged(spans["shrink80"], few, "trying shrink80")
+        tried["shrink80"] = judged("shrink80", few, few)
     request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
     left = [name for name in SEARCH[1:] if name in tried and gained(tried["minmax"], tried[name])[0] > -CLEAR]
     gains: dict[str, tuple[float, float]] = {}
     for seen_by in (max(1, samples // 2), samples):
         if not left:
             return "minmax", spans["minmax"]
-        again = {name: stream.judged(spans[name], seen_by, f"trying {name}") for name in ("minmax", *left)}
+        again = {name: judged(name, seen_by, samples) for name in ("minmax", *left)}
         gains = {name: gained(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
         request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
         left = [name for name in left if gained(again["minmax"], again[name], UNLIKELY)[1] > 0]
@@ -262,24 +148,6 @@ def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
     request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),
                                 "gain, surely (dB)": [round(gain, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
     return found if surely > 0 else spans
-
-
-def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
-    """The Difference of every sample's outputs; of the whole batch where an output has no row for each."""
-    rows = truth.rows if all(np.shape(array)[:1] == (truth.rows,) for array in truth.outputs.values()) else 1
-    for part in range(rows):
-        own: Any = ... if rows == 1 else slice(part, part + 1)
-        yield {name: Difference.of(array[own], out[name][own]) for name, array in truth.outputs.items()}
-
-
-def _array(scores: list[Totals]) -> np.ndarray:
-    """`[samples, outputs, sums]` of a Difference each, for a checkpoint."""
-    return np.array([[astuple(total) for total in score.values()] for score in scores], np.float64)
-
-
-def _scores(array: np.ndarray, outputs: list[str]) -> list[Totals]:
-    """What `_array` was made of."""
-    return [dict(zip(outputs, (Difference(*sums) for sums in sample.tolist()), strict=True)) for sample in array]
 
 
 def gained(before: list[Totals], after: list[Totals], error: float = 0.5) -> tuple[float, float]:

@@ -10,7 +10,8 @@ import numpy as np
 from edgerun.errors import Unsupported
 from edgerun.quantize import _finished, static_int8
 from edgerun.quantize._observation import Truth
-from edgerun.quantize._ranges import Stream, intervals, sqnr
+from edgerun.quantize._ranges import intervals, sqnr
+from edgerun.quantize._stream import Stream
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import correction, edit, placement, qdq
 from edgerun.quantize.numerics import float8, grid

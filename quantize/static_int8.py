@@ -20,7 +20,6 @@ from edgerun.quantize import (
     _finished,
     _observation,
     _precision,
-    _ranges,
     _rounding,
     _sequences,
     fold,
@@ -29,14 +28,13 @@ from edgerun.quantize import (
 from edgerun.quantize._observation import Truth, observe, with_moved_means
 from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._ranges import (
-    Begun,
-    Stream,
     checked,
     choose,
     corrected_on,
     gained,
     sqnr,
 )
+from edgerun.quantize._stream import Begun, Stream, Totals
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
     correction,
@@ -148,7 +146,7 @@ def _placed(prepared: Prepared, request: Request) -> ir.Model:
         settled = None if cheap.needed(plan, seen, stream, request) else _settled(made.plan, seen, stream, request)
     if settled is None:
 
-        def judge(spared: Placed, own: Request) -> list[_ranges.Totals]:
+        def judge(spared: Placed, own: Request) -> list[Totals]:
             with _streaming(spared, truths, own, begun) as stream:
                 return _precision.reached(spared.plan, seen, stream, own)
 

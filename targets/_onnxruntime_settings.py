@@ -14,6 +14,8 @@ from edgerun.targets import _onnxruntime_providers as providers
 
 # Our keys in Options.extra, beside the providers' and ONNX Runtime's own session.*, optimization.* and mlas.* keys.
 OPTIMIZATION, PATTERN, FORMAT = "graph_optimization_level", "enable_mem_pattern", "FORMAT"
+ORDER = "execution_order"
+ORDERS = {"default": "DEFAULT", "priority": "PRIORITY_BASED"}
 LEVELS = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
@@ -39,6 +41,7 @@ TAKES = {
     f"{SPINNING}=0|1": "threads that wait do so busily; 0 where a cgroup pays for fewer cores than there are",
     f"{OPTIMIZATION}={'|'.join(LEVELS)}": "how far the graph is optimized; all where nothing is said",
     f"{PATTERN}=0|1": "memory of a run is planned ahead; 1 where nothing is said",
+    f"{ORDER}={'|'.join(ORDERS)}": "priority: nodes run as soon as they can; default where nothing is said",
     f"{ARENA}=0|1": "memory that was freed is kept for the next run; 1 where nothing is said",
     "session.*, optimization.*, mlas.*": "ONNX Runtime's own keys",
 }
@@ -66,6 +69,8 @@ def settings(runtime: Any, options: Options) -> Any:
             raise Unsupported(f"{key} is not safe from Python", got=value, do=REFUSED[key])
         if key == OPTIMIZATION and value in LEVELS:
             found.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, LEVELS[value])
+        elif key == ORDER and value in ORDERS:
+            found.execution_order = getattr(runtime.ExecutionOrder, ORDERS[value])
         elif key == SPINNING and value in ("0", "1"):
             for name in SPINS:
                 found.add_session_config_entry(name, value)

@@ -10,7 +10,7 @@ often as two of one model's sessions differ by more than LUCK.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 
@@ -23,22 +23,40 @@ from edgerun.metrics import Interval
 LUCK = 0.1  # what two sessions of one model may differ by
 LOOKS = (1, FEWEST_SESSIONS, 9)  # sessions after which the answer is looked at
 ROUNDS = 6  # the fewest with an interval
+MOST_ROUNDS = 4 * ROUNDS  # of a session whose rounds other work on the machine spoils
 
 QUARTER = 0.25  # of a round's times, for one: other work on the machine only ever adds to the rest
 
 Session = Mapping[str, Sequence[float]]  # by model: the lower quartile of each round, seconds
 
 
-def session(models: Mapping[str, Open], number: int, seconds: float) -> dict[str, list[float]]:
-    """Open all models in an order drawn for session `number`, time them in turns for about `seconds`, close them."""
+def session(
+    models: Mapping[str, Open], number: int, seconds: float, enough: Callable[[Session], bool] = lambda found: True
+) -> dict[str, list[float]]:
+    """Open all models in an order drawn for session `number`, time them in turns for about `seconds`, close them.
+
+    While it is not `enough`, and rounds differ by more than sessions do, there are more of them, MOST_ROUNDS in all:
+    that costs less than to open the models again.
+    """
     order, generator = sorted(models), random.Random(number)
     generator.shuffle(order)
     with ExitStack() as stack:
         opened = dict(zip(order, _entered([models[name]() for name in order], stack), strict=True))
-        timed = interleaved(
-            opened, rounds=ROUNDS, fewest=ROUNDS, seconds=seconds, warmup=1, seed=generator.getrandbits(32)
-        )
-    return {name: np.quantile(samples, QUARTER, axis=1).tolist() for name, samples in timed.items()}
+        found: dict[str, list[float]] = {name: [] for name in models}
+        while not found[order[0]] or (len(found[order[0]]) < MOST_ROUNDS and not (steady(found) or enough(found))):
+            timed = interleaved(
+                opened, rounds=ROUNDS, fewest=ROUNDS, seconds=seconds, warmup=1, seed=generator.getrandbits(32)
+            )
+            for name, samples in timed.items():
+                found[name] += np.quantile(samples, QUARTER, axis=1).tolist()
+    return found
+
+
+def steady(found: Session) -> bool:
+    """Whether the rounds of a session agree on how the models compare, to LUCK."""
+    first, *rest = (np.asarray(times) for times in found.values())
+    ends = [median((first / times).tolist()).interval for times in rest]
+    return all(interval.high <= interval.low * (1 + LUCK) for interval in ends)
 
 
 def _entered(contexts: Sequence[AbstractContextManager[Run]], stack: ExitStack) -> list[Run]:

@@ -149,7 +149,8 @@ class Clock:
                 break
             while len(taken) < look:
                 start = perf_counter()
-                taken.append(brief.session(openers, len(taken), SESSION * len(openers) / 2))
+                seconds_each = SESSION * len(openers) / 2
+                taken.append(brief.session(openers, len(taken), seconds_each, lambda one: settled([*taken, one])))
                 self.timed, each = True, perf_counter() - start
                 self.timings.put(label, {"sessions": taken, "ended": False})
                 self._progress("timing", len(taken), brief.LOOKS[-1])

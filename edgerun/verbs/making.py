@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 Hold = Callable[[Model, Request], Model]  # the compressed model whose drop in accuracy is held
-# A block planned for a whole run takes as much memory as the pieces that the first run was made of, beside them.
-LEAN = {"enable_mem_pattern": "0"}
+# A block planned for a whole run takes as much memory as the pieces that the first run was made of, beside them; and in
+# its usual order ONNX Runtime comes to what looks at a value last, while all that is looked at waits in memory.
+LEAN = {"enable_mem_pattern": "0", "execution_order": "priority"}
 MAPPED = {"MEMORY": "small"}  # weights of a large model stay in their files
 MANY = 12  # batches of a second look at an engine
 LANES = 2  # batches at once; the cap is measured with two
@@ -203,6 +204,9 @@ class Known:
         if "samples" not in self.found:
             told = check.report()
             self.found |= {**told, "warnings": [*told["warnings"], *self._judged]}
+
+    def again(self) -> Any:
+        return self._data.again()
 
     def __len__(self) -> int:
         return len(self._data)

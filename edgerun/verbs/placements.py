@@ -23,6 +23,7 @@ from edgerun.verbs.clock import AS_FAST, RULES, TUNED, Clock, EngineOf, Kept, Sp
 
 Made = tuple[Model, Engine]
 INCUMBENT = "incumbent"
+LEAST = 60.0  # seconds of a compression that a search counts with, at least, where the rules' placement does not pay
 HOPE = 0.95  # of the incumbent's speed in one session: two sessions of one model may differ by a tenth
 
 
@@ -47,7 +48,7 @@ def held(made: Made, clock: Clock, search: Search, *, allow_slower: bool) -> tup
         return made, not_timed(error)
     if first.answer == "faster" and not clock.budget.always:
         return made, first
-    kept, tried = _searched(clock, made, search, bold=first.answer != "faster")
+    kept, tried = _searched(clock, made, search, first)
     if kept:
         tuned = search.whole(kept)
         digest = tuned[0].history[-1].after
@@ -65,11 +66,16 @@ def _ahead(clock: Clock, digest: str) -> bool:
     return verdict(found.interval) == "faster"
 
 
-def _searched(clock: Clock, made: Made, search: Search, *, bold: bool) -> tuple[Kept, int]:
-    """The nodes to keep in float beside those that the rules leave there, and how many placements were timed."""
+def _searched(clock: Clock, made: Made, search: Search, first: Speed) -> tuple[Kept, int]:
+    """The nodes to keep in float beside those that the rules leave there, and how many placements were timed.
+
+    Where the rules' placement, which the clock judged `first`, is as fast as float, the search is no longer than the
+    compression was, by the budget, and ends where the layers that lose time lose too little for a faster answer.
+    """
     kept: dict[str, str] = {}
-    budget = clock.budget
-    tried, end = 0, perf_counter() + budget.patience * max(60.0, clock.took)
+    budget, bold = clock.budget, first.answer != "faster"
+    least = 0.0 if first.pays and not budget.always else LEAST
+    tried, end = 0, perf_counter() + budget.patience * max(least, clock.took)
     names = search.nodes() if budget.steps else []
     quick = functools.cache(search.quick)
     engine = functools.lru_cache(budget.width + 2)(lambda own: clock.compiled(quick()(own)))
@@ -77,6 +83,8 @@ def _searched(clock: Clock, made: Made, search: Search, *, bold: bool) -> tuple[
         place = " ".join(sorted(kept))
         incumbent = functools.partial(engine, frozenset(kept)) if kept else lambda: made[1]
         found, total = clock.layers(place, incumbent, names)
+        if not least and sum(max(0.0, -layer.saved) for layer in found) < MARGIN * total:
+            break
         sets = [{**kept, **more} for more in proposals(found, total, budget.width, bold=bold)]
         engines = {str(number): functools.partial(engine, frozenset(more)) for number, more in enumerate(sets)}
         timed, best = _contest(clock, f"search {place}", incumbent, engines, end - perf_counter())

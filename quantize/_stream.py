@@ -1,0 +1,164 @@
+"""A placement, emulated: what it loses of each sample, and what rounding takes from each layer's mean."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgerun import cache
+from edgerun.checkpoint import Memo
+from edgerun.metrics import Difference
+from edgerun.quantize._lanes import in_lanes
+from edgerun.quantize._observation import Truth, batches
+from edgerun.quantize.graphs import correction, qdq
+from edgerun.quantize.numerics import grid
+from edgerun.quantize.numerics.grid import Grid
+from edgerun.quantize.numerics.running import Running
+
+if TYPE_CHECKING:
+    from edgerun.passes import Feeds, Request
+    from edgerun.runtime import Session
+
+KEPT = 16  # spans whose shifts and scores are remembered
+Intervals = dict[str, tuple[float, float]]
+Shifts = dict[correction.Layer, np.ndarray]
+Totals = dict[str, Difference]
+# By what was run, and on how many samples: by layer, means; and what was lost of each sample.
+Begun = dict[tuple[object, int], tuple[dict[str, Running], list[Totals]]]
+
+
+class Stream:
+    """Runs the emulated model on the first batches, each layer moved onto its float mean on the way."""
+
+    def __init__(
+        self, session: Session, layers: list[correction.Layer], truths: list[Truth], request: Request,
+        begun: Begun | None = None,
+    ) -> None:  # fmt: skip
+        self._session, self._layers, self._truths, self._request = session, layers, truths, request
+        # Shared by the streams of one model, of which some have the same layers on integers.
+        self._begun: Begun = {} if begun is None else begun
+        assert request.calibration is not None
+        about = request.calibration.digest, *sorted(request.keep_float)
+        self._memo = Memo(request.checkpoint, "trials of ranges", *about)
+        # By spans and how many samples their shifts are of, what is lost of the samples of each batch behind these.
+        self._scored: dict[tuple[object, int], list[list[Totals]]] = {}
+
+    @property
+    def samples(self) -> int:
+        """How many samples it can run at most."""
+        return sum(truth.rows for truth in self._truths)
+
+    def _whole(self, samples: int) -> int:
+        """The samples of as many whole batches as hold so many."""
+        ends = itertools.accumulate((truth.rows for truth in self._truths), initial=0)
+        return next((end for end in ends if end >= samples), self.samples)
+
+    def grids(self, spans: Intervals) -> dict[str, Grid]:
+        """The grids that span these intervals."""
+        rules = self._request.rules
+        if rules.symmetric:
+            return {group: grid.symmetric(high, rules.activation) for group, (_, high) in spans.items()}
+        return {group: grid.asymmetric(low, high, rules.activation) for group, (low, high) in spans.items()}
+
+    def missing(self, spans: Intervals, samples: int, stage: str) -> Shifts:
+        """What rounding takes from each layer's mean, averaged over `samples`, with the layers before it put right.
+
+        Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
+        little from one sample to the next.
+        """
+        found, _ = self._righted(spans, samples, stage)
+        return {layer: found[layer.mean].shrunk() for layer in self._layers}
+
+    def righted(self, spans: Intervals, samples: int, stage: str) -> list[Totals]:
+        """What is lost of each sample meanwhile: what a bias can make good is not in it, nor chance in finding that."""
+        return self._righted(spans, samples, stage)[1]
+
+    def _righted(self, spans: Intervals, samples: int, stage: str) -> tuple[dict[str, Running], list[Totals]]:
+        key = tuple(spans.items()), tuple(layer.mean for layer in self._layers)
+        known = max((count for about, count in list(self._begun) if about == key and count <= samples), default=0)
+        before, lost = self._begun.get((key, known), ({}, []))
+        found, lost = {layer.mean: before.get(layer.mean, Running()) for layer in self._layers}, list(lost)
+        zeros: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
+        # More samples of the same spans go on from here.
+        for truth, out in self._outputs(spans, zeros, 1.0, samples, stage, skip=self._whole(known)):
+            for layer in self._layers:
+                found[layer.mean] = found[layer.mean].with_(out[layer.missing], truth.rows)
+            lost += by_sample(truth, out)
+        self._begun[key, samples] = found, lost
+        if len(self._begun) > KEPT:
+            self._begun.pop(next(iter(self._begun)), None)
+        return found, lost
+
+    def scores(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> list[Totals]:
+        """What is lost of each sample with grids over `spans` and every layer moved by its shift, `skip` samples on."""
+        found: list[Totals] = []
+        for truth, out in self._outputs(spans, shifts, 0.0, samples, stage, skip):
+            found += by_sample(truth, out)
+        return found
+
+    def judged(self, spans: Intervals, samples: int, stage: str, apart: int | None = None) -> list[Totals]:
+        """`scores` that `spans` reach on `samples`, with shifts found on `apart` (None: as many) others, if any.
+
+        On the same samples, shifts make up for clipping that no other sample has. More samples go on from fewer.
+        """
+        ends = (f"{name} {float(a).hex()} {float(b).hex()}" for name, (a, b) in spans.items())
+        apart = apart or samples
+        used = self._whole(apart)
+        skip = used if used < self.samples else 0
+        known = self._scored.setdefault((tuple(spans.items()), apart), [])
+        if len(self._scored) > KEPT:
+            self._scored.pop(next(iter(self._scored)))
+
+        def find() -> np.ndarray:
+            starts = np.cumsum([0, *(truth.rows for truth in self._truths)])  # of batches, and the end of the last
+            before = int(np.searchsorted(starts, skip))
+            wanted = int(np.searchsorted(starts[:-1], skip + samples)) - before
+            if len(known) < wanted:
+                shifts, done = self.missing(spans, apart, stage), int(starts[before + len(known)])
+                later = self._outputs(spans, shifts, 0.0, skip + samples, stage, done)
+                known.extend([*by_sample(truth, out)] for truth, out in later)
+            return _array(list(itertools.chain.from_iterable(known[:wanted])))
+
+        return _scores(self._memo.get(cache.key(f"{samples} {apart}", *ends), find), list(self._truths[0].outputs))
+
+    def _outputs(
+        self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0
+    ) -> Iterator[tuple[Truth, dict[str, np.ndarray]]]:
+        given, seen = qdq.open_feeds(self.grids(spans)) | {correction.SHARE: np.array(share, np.float32)}, 0
+        fixed = {layer.fixed: (1 - share) * shift for layer, shift in shifts.items()}
+
+        def run(item: tuple[Feeds, Truth]) -> dict[str, np.ndarray]:
+            means = {layer.mean: item[1].means[layer.mean] for layer in shifts}
+            return self._session.run({**item[0], **means, **given, **fixed})
+
+        def wanted() -> Iterator[tuple[Feeds, Truth]]:
+            nonlocal seen
+            for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
+                seen += truth.rows
+                if seen > skip:
+                    yield feeds, truth
+
+        for (_, truth), out in in_lanes(run, wanted(), self._request.lanes):
+            yield truth, out
+
+
+def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
+    """The Difference of every sample's outputs; of the whole batch where an output has no row for each."""
+    rows = truth.rows if all(np.shape(array)[:1] == (truth.rows,) for array in truth.outputs.values()) else 1
+    for part in range(rows):
+        own: Any = ... if rows == 1 else slice(part, part + 1)
+        yield {name: Difference.of(array[own], out[name][own]) for name, array in truth.outputs.items()}
+
+
+def _array(scores: list[Totals]) -> np.ndarray:
+    """`[samples, outputs, sums]` of a Difference each, for a checkpoint."""
+    return np.array([[astuple(total) for total in score.values()] for score in scores], np.float64)
+
+
+def _scores(array: np.ndarray, outputs: list[str]) -> list[Totals]:
+    """What `_array` was made of."""
+    return [dict(zip(outputs, (Difference(*sums) for sums in sample.tolist()), strict=True)) for sample in array]
