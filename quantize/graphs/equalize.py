@@ -149,7 +149,7 @@ def reads_channels(node: ir.Node, channels: int) -> bool:
 def equalize(
     graph: ir.Graph, found: list[Chain], seen: Mapping[str, Channels]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Rescale every chain that was `seen` (by value name).
+    """Rescale every chain that was `seen` (by value name). A weight that other layers read too is left alone.
 
     Returns {name of its first seen value: exponent} for the chains changed, and each rescaled value's factors `[C]`.
     """
@@ -157,7 +157,8 @@ def equalize(
     factors_of: dict[str, np.ndarray] = {}
     for chain in found:
         names = [str(v.name) for v in chain.values if v.name in seen]
-        if not names:
+        layers = (*chain.writers, *chain.readers)
+        if not names or any(len(node.inputs[1].uses()) > 1 for node in layers):  # type: ignore[union-attr]
             continue
         factors, exponent = scales([_read(chain, name, seen[name]) for name in names])
         if exponent == 0.0:
