@@ -167,8 +167,8 @@ def _page(title: str, result: Diagnosed, found: Diagnosis) -> str:
 
     headers, rows = cells(result)
     seen = found.case.evidence
-    suffering = [f for f in found.findings if f.key in seen.seen]
     activations = {q.key: q for q in found.case.quantizers if isinstance(q, Activation)}
+    suffering = [f for f in found.findings if f.key in activations]
     if not suffering or any(f.kind == "calibration" for f in found.findings):  # then many do: the worst fitting ones
         suffering = [replace(found.findings[0], key=key, layer=activations[key].layer) for key in activations]
     tensors = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
 from edgerun.quantize.graphs import between, gates, recurrent
-from edgerun.quantize.graphs.edit import constant, row_bias, sole_consumer
+from edgerun.quantize.graphs.edit import COPIES, constant, row_bias, sole_consumer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -273,7 +273,8 @@ def _share_scales(placement: Plan) -> None:
     for nodes in placement.sharing():
         weight, value = constant(nodes[0].inputs[1]), nodes[0].inputs[0]
         assert weight is not None and value is not None
-        if len(nodes) > 1 and BIAS_BYTES * len(nodes) * weight.shape[weight_axis(nodes[0])] > weight.size:
+        biases = BIAS_BYTES * (len(nodes) - 1) * weight.shape[weight_axis(nodes[0])]
+        if biases > max(weight.size, COPIES):
             for node in nodes[1:]:
                 _merge(placement, placement.points[node.inputs[0]], placement.points[value])  # type: ignore[index]
 
