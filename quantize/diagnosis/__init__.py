@@ -113,7 +113,7 @@ def diagnose(
     fixed, kept, after = _repaired(case, told, before)
     if fixed is not None and unfolded:
         factors.fold(fixed.graph)
-    return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(counterpart, base))
+    return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(quantized, counterpart, base))
 
 
 def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[Finding]:
@@ -262,14 +262,21 @@ def _repaired(
     return (model, tuple(kept), now) if kept else (None, (), None)
 
 
-def _notes(counterpart: Counterpart, base: Measured) -> tuple[str, ...]:
+def _notes(model: ir.Model, counterpart: Counterpart, base: Measured) -> tuple[str, ...]:
     notes = []
+    if products := [str(node.name) for node in model.graph if node.op_type == "MatMulInteger"]:
+        what = "product quantizes its input" if len(products) == 1 else "products quantize their input"
+        notes.append(f"{len(products)} {what} while running ({_few(products)}): that is not looked at")
     if counterpart.foreign:
-        some = ", ".join(counterpart.foreign[:3]) + (" …" if len(counterpart.foreign) > 3 else "")
-        notes.append(f"no float weight was found for {len(counterpart.foreign)} layers ({some}): theirs count as exact")
+        found = f"{len(counterpart.foreign)} layers ({_few(counterpart.foreign)})"
+        notes.append(f"no float weight was found for {found}: theirs count as exact")
     if base.sqnr_db < FAITHFUL_DB:
         notes.append(
             f"with nothing rounded the quantized model still differs from the float one (SQNR {base.sqnr_db:.1f} dB): "
             "what differs there is nobody's damage below"
         )
     return tuple(notes)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
