@@ -78,8 +78,8 @@ def _pays(request: Request) -> bool:
 
 
 def _layers(plan: placement.Plan) -> list[Layer]:
-    """The layers of `plan` by the value that they read, where the second moments are the same; those that share a weight
-    by that, where moments are summed. Who reads a value otherwise than its first reader is left out."""
+    """The layers of `plan` by the value that they read: the second moments are the same. Those that share a weight by
+    that: moments are summed. Who reads a value otherwise than its first reader is left out."""
     ways: dict[str, tuple[object, ...]] = {}
     found: dict[str, Layer] = {}
     for nodes in plan.sharing():

@@ -66,9 +66,10 @@ def gather(
         seen[a.name] = Seen(low, high, found[0].channels.peak, found[0].sample, a.op, peaks)
         channels[a.name], axis[a.name] = found[0].channels, 1 if found[0].axis is None else found[0].axis
     for key, value in read.items():
-        whole = all_[value].channels
-        seen[key] = Seen(float(whole.low.min()), float(whole.high.max()), whole.peak, all_[value].sample, loops.FLOAT)
-        channels[key], axis[key] = whole, 1 if all_[value].axis is None else all_[value].axis
+        own = all_[value]
+        ends = float(own.channels.low.min()), float(own.channels.high.max())
+        seen[key] = Seen(*ends, own.channels.peak, own.sample, loops.FLOAT)
+        channels[key], axis[key] = own.channels, 1 if own.axis is None else own.axis
     rms = {layer: np.sqrt(all_[value].channels.power) for layer, value in outputs.items()}
     return Evidence(seen, channels, axis, rms)
 
@@ -88,7 +89,7 @@ def cause(quantizer: Quantizer, evidence: Evidence, counterpart: Counterpart) ->
         return causes.of_activation(seen, quantizer.grid, quantizer.low, quantizer.high)
     assert isinstance(quantizer, Constant)
     array = counterpart.constants.get(quantizer.key)
-    if array is not None and quantizer.op in recurrent.OPS:
+    if array is not None and quantizer.op in recurrent.OPS and array.ndim == 3 and quantizer.stored.dtype.kind != "f":
         return _of_recurrent(quantizer, array)
     if quantizer.kind == "bias":
         reference = np.zeros_like(quantizer.values) if array is None else array
@@ -105,12 +106,11 @@ def _of_recurrent(quantizer: Constant, array: np.ndarray) -> Cause:
     """The oddest of what the directions show, rows of W `[G·H, K]` being the channels."""
     assert quantizer.grid is not None
     scale, zero = quantizer.grid.broadcast(array.ndim)
+    one = scale.size <= len(array)  # for all channels
+    scales, zeros = (np.broadcast_to(part, array.shape)[..., 0] for part in (scale, zero))
     found = []
-    for weight, stored, *parts in zip(
-        array, quantizer.stored, *(np.broadcast_to(part, array.shape)[..., 0] for part in (scale, zero)), strict=True
-    ):
-        one = scale.size <= len(array)  # for all channels
-        grid = Grid(*(part.reshape(-1)[0] if one else part for part in parts), None if one else 0)
+    for weight, stored, step, middle in zip(array, quantizer.stored, scales, zeros, strict=True):
+        grid = Grid(np.asarray(step[0]), np.asarray(middle[0])) if one else Grid(step, middle, 0)
         found.append(causes.of_weight(weight, grid, stored, 0))
     return max(found, key=lambda one: (one.name != causes.ROUNDING, one.number))
 

@@ -57,7 +57,9 @@ def align(
         fold.infer_shapes(told)
     else:
         fold.apply(told)
-    constants = [c for q in quantizers for c in (q.weights if isinstance(q, Loop) else [q] if isinstance(q, Constant) else [])]
+    constants = [
+        c for q in quantizers for c in (q.weights if isinstance(q, Loop) else [q] if isinstance(q, Constant) else [])
+    ]
     nodes = _named(told.graph, quantized.graph, constants)
     factors.follow(nodes, told.graph, evened)
     stored = _stored(quantized.graph, constants, nodes)

@@ -100,7 +100,8 @@ def together(plan: Plan, shifts: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
         holders = [node if node.op_type != "MatMul" else sole_consumer(node.outputs[0]) for node in nodes]
         names = [str(node.name) for node in holders if node is not None and str(node.name) in shifts]
         if names:
-            found |= dict.fromkeys(names, np.mean([shifts[name] for name in names], axis=0))
+            mean: np.ndarray = np.mean([shifts[name] for name in names], axis=0)
+            found |= dict.fromkeys(names, mean)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Recurrent layers that quantize while they run (DynamicQuantizeLSTM): read back, and as the float LSTM that they were."""
+"""Recurrent layers that quantize while they run (DynamicQuantizeLSTM): read back, and in float again."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ class Site:
 def sites(plan: Plan, rules: Quantization) -> list[Site]:
     """The points of `plan` whose channels could be smoothed: typically outputs of LayerNorm and GELU.
 
-    Its integer readers must all be MatMul or Gemm with constant weights of rank 2 that they do not share. Behind integer nodes a Mul would
-    stand between what the target runs as one; behind a product, attention's mean of values, outliers are rare.
+    Its integer readers must all be MatMul or Gemm with constant weights of rank 2 of their own. Behind integer nodes a
+    Mul would stand between what the target runs as one; behind a product, attention's mean, outliers are rare.
     """
     found: list[Site] = []
     for value in plan.points:

@@ -177,7 +177,7 @@ class _Seen:
 
 
 def _channel_axis(value: ir.Value) -> int | None:
-    """Where the channels are: last for what a product or a recurrent layer reads, else axis 1; None where that is open."""
+    """Where the channels are: last for what a product or recurrent layer reads, else axis 1; None where it is open."""
     shape = value.shape
     if shape is None or len(shape) < 2:
         return None

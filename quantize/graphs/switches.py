@@ -15,7 +15,8 @@ from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quant
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FLOAT = "edgerun/float/"  # before a value's name: the tensor that its quantizer rounds; before a recurrent layer's: its twin
+# Before a value's name: the tensor that its quantizer rounds, activation restored; before a layer's: its float twin.
+FLOAT = "edgerun/float/"
 SWITCH = "edgerun/on/"  # before a quantizer's key: a bool scalar input
 
 

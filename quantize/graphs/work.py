@@ -60,8 +60,7 @@ def _within(plan: placement.Plan, nodes: Sequence[ir.Node], share: float) -> fro
         if not done <= share * total:  # NaN where a shape is unknown
             break
         found.add(str(node.name))
-    apart = [nodes for nodes in plan.sharing() if not found.issuperset(str(node.name) for node in nodes)]
-    return frozenset(found.difference(str(node.name) for nodes in apart for node in nodes))  # nor a weight stored twice
+    return frozenset(found)
 
 
 def _macs(node: ir.Node) -> float:

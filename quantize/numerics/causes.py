@@ -108,7 +108,8 @@ def of_input(seen: Seen) -> Cause:
     grid = asymmetric(low, high)
     found, vanished = of_activation(seen, grid, low, high), fit(seen.sample, grid, low, high).vanished
     if found.name == ROUNDING and vanished > LOST:
-        text = f"{100 * vanished:.0f} % of its input's values round to zero: the largest, {max(high, -low):.3g}, sets the steps"
+        largest = f"the largest, {max(high, -low):.3g}, sets the steps"
+        text = f"{100 * vanished:.0f} % of its input's values round to zero: {largest}"
         return Cause(TAIL, text, vanished)
     return found
 

@@ -24,7 +24,9 @@ STEP = """g{t} = Gather<axis=1>(x, t{t}) a{t} = Gemm<transB=1>(g{t}, wi, bi) b{t
 
 def cells(net: Any, weights: Any, steps: int) -> Model:
     """x [n, steps, 24] through a cell that begins with zeros, to y [n, 8]."""
-    begin = "n = Shape<start=0, end=1>(x) shape = Concat<axis=0>(n, width) h0 = ConstantOfShape(shape) m0 = Identity(h0) "
+    begin = (
+        "n = Shape<start=0, end=1>(x) shape = Concat<axis=0>(n, width) h0 = ConstantOfShape(shape) m0 = Identity(h0) "
+    )
     text = "".join(STEP.format(t=t, n=t + 1) for t in range(steps))
     text = f"(float[n,{steps},{INPUTS}] x) => (float[n,8] y) {{ {begin}{text} y = Gemm<transB=1>(h{steps}, w, b) }}"
     arrays = {
@@ -84,8 +86,8 @@ def test_convolutions_of_two_branches(net: Any, weights: Any) -> None:
     text = """(float[n,3,16,16] x) => (float[n,32,8,8] y) { p = Conv<strides=[2,2]>(x, k) q = Conv<strides=[2,2]>(x, l)
         a = Relu(p) b = Relu(q) c = Conv<pads=[1,1,1,1]>(a, w, v) d = Conv<pads=[1,1,1,1]>(b, w, v)
         e = Relu(c) f = Relu(d) s = Add(e, f) y = Conv(s, m) }"""
-    model = net(text, k=weights(0, 32, 3, 2, 2), l=weights(1, 32, 3, 2, 2), w=weights(2, 32, 32, 3, 3), v=weights(3, 32),
-                m=weights(4, 32, 32, 1, 1))  # fmt: skip
+    first = {"k": weights(0, 32, 3, 2, 2), "l": weights(1, 32, 3, 2, 2)}
+    model = net(text, **first, w=weights(2, 32, 32, 3, 3), v=weights(3, 32), m=weights(4, 32, 32, 1, 1))
     x = np.random.default_rng(4).standard_normal((48, 3, 16, 16)).astype(np.float32)
     result = compress(model, calibration={"x": x[:32]})
     assert arrays(result, "INT8")[32, 32, 3, 3] == 1
@@ -98,3 +100,20 @@ def test_one_reader_in_float_keeps_the_float_weight(net: Any, weights: Any) -> N
     model = cells(net, weights, 3)
     result = compress(model, calibration=spoken(1, 64, 3), keep_float=["b1"])
     assert arrays(result, "INT8")[4 * HIDDEN, HIDDEN] == arrays(result, "FLOAT")[4 * HIDDEN, HIDDEN] == 1
+
+
+def test_layers_that_stay_float_share_too(net: Any) -> None:
+    """The first layers of two branches are kept, since their inputs have peaks (`test_float_layers`)."""
+    text = """(float[n,8,16,16] x, float[n,8,16,16] z) => (float[n,8] y) { a = Conv(x, first) b = Conv(z, first)
+        k = Clip(a, low, high) l = Clip(b, low, high) s = Add(k, l) c = Conv(s, second) d = Conv(c, third)
+        p = GlobalAveragePool(d) f = Flatten(p) y = Gemm(f, last) }"""
+    generator = np.random.default_rng(0)
+    shapes = {"first": (8, 8, 3, 3), "second": (128, 8, 1, 1), "third": (256, 128, 1, 1), "last": (256, 8)}
+    arrays_ = {name: (generator.standard_normal(shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+    feeds = {name: generator.standard_normal((48, 8, 16, 16)).astype(np.float32) for name in "xz"}
+    for x in feeds.values():
+        x[:, 0, 8, 8] = 500 * (1 + generator.random(48))
+    model = net(text, **arrays_, low=np.float32(-2), high=np.float32(2))
+    result = compress(model, calibration=feeds, memory_cap=1)
+    assert {"a", "b"} <= set(result.history[-1].options["float layers"])
+    assert arrays(result, "FLOAT")[8, 8, 3, 3] == 1 and not arrays(result, "INT8")[8, 8, 3, 3]

@@ -44,23 +44,14 @@ def test_transposed_and_products_of_activations(net: Any, weights: Callable[...,
 
 
 def test_first_and_depthwise_layers_within_a_share(net: Any, weights: Callable[..., np.ndarray]) -> None:
-    text = """(float[n,8,6,6] x) => (float[n,8,6,6] y) { a = Conv<group=8>(x, wa) b = Conv(a, v) c = Conv<group=8>(b, wc)
-        d = Conv<group=2>(c, u) e = Conv<group=8>(d, we) y = Conv(e, v2) }"""
-    own = {f"w{name}": weights(index, 8, 1, 1, 1) for index, name in enumerate("ace")}
-    model = net(text, **own, v=weights(3, 8, 8, 1, 1), v2=weights(4, 8, 8, 1, 1), u=weights(5, 8, 4, 1, 1))
+    text = """(float[n,8,6,6] x) => (float[n,8,6,6] y) { a = Conv<group=8>(x, w) b = Conv(a, v) c = Conv<group=8>(b, w)
+        d = Conv<group=2>(c, u) e = Conv<group=8>(d, w) y = Conv(e, v) }"""
+    model = net(text, w=weights(0, 8, 1, 1, 1), v=weights(1, 8, 8, 1, 1), u=weights(2, 8, 4, 1, 1))
     plan = placement.plan(fold.apply(model.clone()).graph, RULES)
     total = 3 * 1 + 2 * 8 + 4  # products per output
     assert work.stem(plan, 1 / total) == {"a"} and work.stem(plan, 0.9 / total) == frozenset()
     assert work.stem(plan, 9 / total) == {"a", "b"}
     assert work.depthwise(plan, 3 / total) == {"a", "c", "e"} and work.depthwise(plan, 2.5 / total) == {"a", "c"}
-
-
-def test_of_a_shared_weight_all_layers_are_first_or_none(net: Any, weights: Callable[..., np.ndarray]) -> None:
-    """In float beside integers it would stand in the file twice."""
-    text = "(float[n,8,6,6] x) => (float[n,8,6,6] y) { a = Conv(x, w) b = Conv(a, w) y = Conv(b, v) }"
-    model = net(text, w=weights(0, 8, 8, 1, 1), v=weights(1, 8, 8, 1, 1))
-    plan = placement.plan(fold.apply(model.clone()).graph, RULES)
-    assert work.stem(plan, 0.5) == frozenset() and work.stem(plan, 0.7) == {"a", "b"}
 
 
 def test_recurrent_layers_are_layers(net: Any, weights: Callable[..., np.ndarray]) -> None:
