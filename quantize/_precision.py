@@ -70,7 +70,10 @@ class Cheap:
         plans = {names: shorter for names, shorter in plans.items() if shorter.compute}
         named = frozenset().union(*plans)
         weights = {
-            str(n.name): w for n in plan.weights if n.name in named and (w := edit.constant(n.inputs[1])) is not None
+            str(node.name): weight
+            for nodes in plan.sharing()
+            if nodes[0].name in named and (weight := edit.constant(nodes[0].inputs[1])) is not None
+            for node in nodes
         }
         return cls(kinds, plans, weights)
 
@@ -108,9 +111,14 @@ class Cheap:
     def _without(self, made: Placed, names: frozenset[str]) -> Placed:
         """A clone whose layers `names` are as they were."""
         model = made.model.clone()
+        held: dict[int, ir.Value | None] = {}  # by the array, which layers may share
         for node in model.graph:
             if node.name in names and (weight := self.weights.get(str(node.name))) is not None:
-                edit.set_constant(model.graph, node, 1, weight)
+                if id(weight) in held:
+                    node.replace_input_with(1, held[id(weight)])
+                else:
+                    edit.set_constant(model.graph, node, 1, weight)
+                    held[id(weight)] = node.inputs[1]
         plan = self.plans[names].on(model.graph)
         factors.release(model.graph, plan)
         edit.drop_unused(model)

@@ -24,7 +24,8 @@ STEPS = 127  # of a weight's grid on either side of zero
 INPUTS = 1536  # of an output, at most: second moments are INPUTS² numbers, and their factorization INPUTS³/3 products
 VECTORS, ENOUGH = 768, 48  # of each input of a layer, over all samples, and for each number that an output reads
 APART = 4  # every fourth batch judges
-Layer = tuple[str, list["ir.Node"]]  # a value, and the nodes that read it in the same way
+# Values, and the layers that read each of them in the same way, by weight: either is one.
+Layer = tuple[list[str], list[list["ir.Node"]]]
 
 
 def wanted(plan: placement.Plan, request: Request) -> dict[str, Window]:
@@ -33,10 +34,12 @@ def wanted(plan: placement.Plan, request: Request) -> dict[str, Window]:
     if not _pays(request):
         return {}
     samples, rows = request.effort.first, request.calibration.batch or 1
-    found = {}
-    for name, (first, *_) in _layers(plan):
-        places = math.ceil(min(VECTORS, ENOUGH * windows.matrix(first).shape[1]) / samples)
-        found[name] = Window(places, rows, *(windows.kernel(first) or ()))
+    found: dict[str, Window] = {}
+    for names, ((first, *_), *_) in _layers(plan):
+        places = math.ceil(min(VECTORS, ENOUGH * windows.matrix(first).shape[1]) / samples / len(names))
+        for name in names:
+            most = max(places, found[name].places if name in found else 0)
+            found[name] = Window(most, rows, *(windows.kernel(first) or ()))
     return found
 
 
@@ -50,16 +53,17 @@ def codes(plan: placement.Plan, seen: Mapping[str, Activation], request: Request
         return {}
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    layers = [layer for layer in _layers(plan) if seen[layer[0]].vectors.batches]
+    read = [([v for name in names if (v := seen[name].vectors).batches], layers) for names, layers in _layers(plan)]
+    known = [(vectors, layers) for vectors, layers in read if vectors]
     found: dict[str, np.ndarray] = {}
     gains: list[float] = []
     with threadpool_limits(limits=1, user_api="blas"):  # lanes with two threads each wait for each other
 
-        def rounded(layer: Layer) -> list[tuple[str, np.ndarray, float]]:
-            return _rounded(layer[1], seen[layer[0]].vectors)
+        def rounded(layer: tuple[list[Vectors], list[list[ir.Node]]]) -> list[tuple[str, np.ndarray, float]]:
+            return _rounded(*layer)
 
-        for told, (_, made) in enumerate(in_lanes(rounded, layers, request.lanes), 1):
-            request.progress("rounding", told, len(layers))
+        for told, (_, made) in enumerate(in_lanes(rounded, known, request.lanes), 1):
+            request.progress("rounding", told, len(known))
             gains += [gain for _, _, gain in made]
             found |= {name: stored for name, stored, gain in made if gain > 0}
     request.found["rounded to the second order"] = {"layers": len(found), "tried": len(gains)} | {
@@ -74,24 +78,29 @@ def _pays(request: Request) -> bool:
 
 
 def _layers(plan: placement.Plan) -> list[Layer]:
-    """The layers of `plan` by what they read: the second moments are the same. Who reads a value otherwise than its
-    first reader is left out."""
-    readers: dict[str, list[ir.Node]] = {}
-    for node in plan.weights:
-        if (kernel := windows.kernel(node)) is None or windows.matrix(node).shape[1] > INPUTS:
+    """The layers of `plan` by the value that they read: the second moments are the same. Those that share a weight by
+    that: moments are summed. Who reads a value otherwise than its first reader is left out."""
+    ways: dict[str, tuple[object, ...]] = {}
+    found: dict[str, Layer] = {}
+    for nodes in plan.sharing():
+        if (kernel := windows.kernel(nodes[0])) is None or windows.matrix(nodes[0]).shape[1] > INPUTS:
             continue
-        others = readers.setdefault(str(node.inputs[0].name), [])  # type: ignore[union-attr]
-        if not others or (kernel, windows.groups(node)) == (windows.kernel(others[0]), windows.groups(others[0])):
-            others.append(node)
-    return list(readers.items())
+        names = list(dict.fromkeys(str(node.inputs[0].name) for node in nodes))  # type: ignore[union-attr]
+        way = kernel, windows.groups(nodes[0])
+        same = all((windows.kernel(node), windows.groups(node)) == way for node in nodes)
+        if same and all(ways.setdefault(name, way) == way for name in names):
+            key = names[0] if len(names) == 1 else f"weight of {nodes[0].name}"
+            found.setdefault(key, (names, []))[1].append(nodes)
+    return list(found.values())
 
 
-def _rounded(nodes: list[ir.Node], vectors: Vectors) -> list[tuple[str, np.ndarray, float]]:
+def _rounded(seen: list[Vectors], layers: list[list[ir.Node]]) -> list[tuple[str, np.ndarray, float]]:
     """Of every node its name, its codes as the weight has its axes, and by how many dB they lose less than nearest."""
-    batches = vectors.batches
-    fit = vectors.of([batch for index, batch in enumerate(batches) if index % APART < APART - 1])
-    judge = vectors.of(batches[APART - 1 :: APART] or batches)
-    weights, parts = [windows.matrix(node) for node in nodes], windows.groups(nodes[0])
+    batches = [(vectors, index, batch) for vectors in seen for index, batch in enumerate(vectors.batches)]
+    fit = np.concatenate([v.of([batch]) for v, index, batch in batches if index % APART < APART - 1])
+    apart = [v.of([batch]) for v, index, batch in batches if index % APART == APART - 1]
+    judge = np.concatenate(apart) if apart else fit
+    weights, parts = [windows.matrix(nodes[0]) for nodes in layers], windows.groups(layers[0][0])
     weight = np.concatenate(weights)
     scale = symmetric(channel_bounds(weight, 0), axis=0, steps=STEPS).scale.reshape(-1)
     nearest = np.clip(np.rint(weight / scale[:, None]), -STEPS, STEPS).astype(np.int8)
@@ -100,11 +109,12 @@ def _rounded(nodes: list[ir.Node], vectors: Vectors) -> list[tuple[str, np.ndarr
     stored = np.where((after < before)[:, None], stored, nearest)
     kept = np.minimum(before, after)
     found, start = [], 0
-    for node, own in zip(nodes, weights, strict=True):
+    for nodes, own in zip(layers, weights, strict=True):
         rows = slice(start, start := start + len(own))
         ratio = kept[rows].sum() / max(before[rows].sum(), np.finfo(np.float32).tiny)
         gain = -10 * float(np.log10(ratio)) if 0 < ratio < 1 else 0.0
-        found.append((str(node.name), windows.like_weight(node, stored[rows]), gain))
+        codes = windows.like_weight(nodes[0], stored[rows])
+        found += [(str(node.name), codes, gain) for node in nodes]
     return found
 
 

@@ -137,7 +137,7 @@ def to_integers(model: ir.Model, node: ir.Node, rounded: Mapping[str, np.ndarray
         assert weight is not None and value is not None
         codes, scale = _weights.per_channel(_weights.finite(node, weight), (2,), steps)
         parts.append((rounded.get(str(value.name), codes), scale))
-    dynamic.lstm(model, node, parts)
+    dynamic.lstm(model.graph, node, parts)
 
 
 def _size(node: ir.Node) -> int:

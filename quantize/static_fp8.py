@@ -52,8 +52,8 @@ def finish(prepared: static_int8.Prepared, request: Request) -> ir.Model:
     """
     model, truths = prepared.model, prepared.truths
     plan = placement.plan(model.graph, request.rules, request.keep_float)
-    for node in plan.weights:
-        _store(model.graph, node)
+    for nodes in plan.sharing():
+        _store(model.graph, nodes)
     name = "minmax" if request.ranges == "auto" else request.ranges
     spans = intervals(plan, prepared.seen, name, symmetric=True)
     grids: dict[str, Grid] = {group: float8.spanning(HEADROOM * high) for group, (_, high) in spans.items()}
@@ -79,12 +79,13 @@ def _shifts(
     return {str(layer.holder.name): shift.reshape(-1) for layer, shift in found.items()} if pays else {}
 
 
-def _store(graph: ir.Graph, node: ir.Node) -> None:
+def _store(graph: ir.Graph, nodes: list[ir.Node]) -> None:
+    node = nodes[0]
     weight = edit.constant(node.inputs[1])
     assert weight is not None
     axis = placement.weight_axis(node)
     own = float8.spanning(grid.channel_bounds(finite(node, weight), axis), axis)
-    qdq.store_weight(graph, node, own, own.quantize(weight))
+    qdq.store_weight(graph, nodes, own, own.quantize(weight))
 
 
 def _emulated(model: ir.Model, plan: placement.Plan, grids: Mapping[str, Grid]) -> ir.Model:

@@ -173,7 +173,8 @@ def _settled(
     name, spans = choose(plan, seen, stream, request)
     request.found["ranges"] = name
     shifts = stream.missing(spans, corrected_on(seen, stream, request), "bias correction")
-    return stream.grids(spans), {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
+    by_name = {str(layer.holder.name): shift.reshape(-1) for layer, shift in shifts.items()}
+    return stream.grids(spans), correction.together(plan, by_name)
 
 
 def _written(
@@ -221,23 +222,35 @@ def _store_weights(
     rounded: Mapping[str, np.ndarray],
     request: Request,
 ) -> dict[str, Stored]:
-    """Put every weight onto its per-channel grid, as int8; by node name. The float weights are free to go."""
+    """Put every weight onto its per-channel grid, as int8, once for all layers that share it; by node name.
+
+    The float weights are free to go.
+    """
     found: dict[str, Stored] = {}
     repairs = request.rules.reduced_range
-    for node in plan.weights:
+    for nodes in plan.sharing():
+        node = nodes[0]
         weight = edit.constant(node.inputs[1])
         assert weight is not None
         axis = placement.weight_axis(node)
         bounds = grid.channel_bounds(finite(node, weight), axis)
-        power = seen[str(node.inputs[0].name)].channels.power  # type: ignore[union-attr]
-        steps, could = saturation.repair(node, weight, power) if repairs else (127, 0)
+        steps, could = saturation.repair(node, weight, _power(nodes, seen)) if repairs else (127, 0)
         own = grid.symmetric(bounds, axis=axis, steps=steps)
-        found[str(node.name)] = Stored(own, weight.shape[axis], not weight.any(), could)
+        found |= {str(n.name): Stored(own, weight.shape[axis], not weight.any(), could) for n in nodes}
         codes = rounded.get(str(node.name))
         if codes is None:
             codes = own.quantize(weight)
-        qdq.store_weight(model.graph, node, own, saturation.fitted(node, codes) if repairs else codes)
+        qdq.store_weight(model.graph, nodes, own, saturation.fitted(node, codes) if repairs else codes)
     return found
+
+
+def _power(nodes: list[ir.Node], seen: Mapping[str, Activation]) -> np.ndarray | None:
+    """E[x²] by channel of what `nodes` read, all alike; None where they have not the same channels."""
+    powers = [seen[str(node.inputs[0].name)].channels.power for node in nodes]  # type: ignore[union-attr]
+    if any(power.shape != powers[0].shape for power in powers):
+        return None
+    mean: np.ndarray = np.mean(powers, axis=0)
+    return mean
 
 
 def _emulated(model: ir.Model, plan: placement.Plan, request: Request) -> ir.Model:
@@ -280,5 +293,6 @@ def _quantized(
         requantized.prevent(graph)
     if rules.forked_bias:
         forks.hold(graph)
+    qdq.share_constants(graph)
     edit.drop_unused(result)
     return result

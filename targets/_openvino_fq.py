@@ -2,11 +2,14 @@
 
 Read from ONNX, a pair is FakeQuantize, Convert, Convert, Subtract, Multiply. Strides and transposes are then moved
 into the middle of it before it is recognised, and the layers behind run in float. Weights lose a zero Subtract.
+
+What depends on nothing but shapes, as the zeros that a cell's first step reads, is a constant once these are known. A
+FakeQuantize of one is taken for a weight's, and the plugin (2026.4) cannot compile a product of two of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,29 @@ from edgerun.targets import _openvino_ir as ir
 
 def fuse(ops: Mapping[str, list[Any]]) -> int:
     """Rewrite every activation pair and every weight among `ops`, by kind, in place; return how many there were."""
-    pairs = sum([_fuse_pair(node) for node in ops.get("FakeQuantize", [])])
+    fixed = _fixed(ops.get("ShapeOf", []))
+    moving = [node for node in ops.get("FakeQuantize", []) if node.input_value(0).get_node().get_name() not in fixed]
+    pairs = sum([_fuse_pair(node) for node in moving])
     return pairs + sum([_drop_zero(node) for node in ops.get("Subtract", [])])
+
+
+def _fixed(shapes: Iterable[Any]) -> set[str]:
+    """The nodes that compute from `shapes` (ShapeOf) and constants alone, by the name that a graph has but once."""
+    found = {node.get_name() for node in shapes}
+    waiting = list(shapes)
+    while waiting:
+        for reader in waiting.pop().output(0).get_target_inputs():
+            node = reader.get_node()
+            inputs = [value.get_node() for value in node.input_values()]
+            known = all(other.get_name() in found or _constant_node(other) for other in inputs)
+            if known and node.get_name() not in found and node.get_output_size() == 1:
+                found.add(node.get_name())
+                waiting.append(node)
+    return found
+
+
+def _constant_node(node: Any) -> bool:
+    return str(node.get_type_name()) == "Constant"
 
 
 def _fuse_pair(quantize: Any) -> bool:

@@ -37,8 +37,8 @@ def command(
 ) -> None:  # fmt: skip
     """Which layers of INT8 do the damage, why, and what would repair it?
 
-    INT8 is any model with QuantizeLinear/DequantizeLinear pairs that was made from FP32. Rows are ranked by what the
-    output gains when only that quantizer computes in float.
+    INT8 is any model with QuantizeLinear/DequantizeLinear pairs, or LSTMs on integers, that was made from FP32. Rows
+    are ranked by what the output gains when only that quantizer, or that recurrent layer, computes in float.
     """
     from edgerun.cli._progress import Stages
     from edgerun.cli._table import echo_json, echo_notes

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import quantize
+from edgerun import quantize, registry
 from edgerun.data import Data
 from edgerun.devices import Device
 from edgerun.effort import PRESETS
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
-from edgerun.passes import Request
+from edgerun.passes import Faster, Request
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs.work import layers
@@ -158,7 +158,8 @@ def _held(
 
     def hold(model: Model, request: Request) -> Model:
         looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, output=logits)
-        cost = layers(model, request.rules, request.keep_float)
+        step, own = registry.quantizer(aim.step), (model, request.rules, request.keep_float)
+        cost = layers(*own, step.integers(*own) if isinstance(step, Faster) else None)
         variant, told = quantize.variants(aim.step, model, request), request.progress
         return search.hold(
             model, variant, cost, data, looks, target=aim.target, max_drop=max_drop, progress=told,

@@ -49,9 +49,10 @@ class Gain:
 class Row:
     """One finding, worst first.
 
-    `kind`: activation, weight, bias, sums (16-bit saturation) or calibration. `alone_db`: SQNR at the output when only
-    this one rounds. `cost_db`: what the model gains without it; `cost_points` the same in top-1 points, paired, where
-    there are labels. `evidence` is the cause's number in words. `gain_db` and `gain_points` are what `fix` measured.
+    `kind`: activation, weight, bias, recurrent (a layer on integers), sums (16-bit saturation) or calibration.
+    `alone_db`: SQNR at the output when only this one rounds. `cost_db`: what the model gains without it; `cost_points`
+    the same in top-1 points, paired, where there are labels. `evidence` is the cause's number in words. `gain_db` and
+    `gain_points` are what `fix` measured.
     """
 
     layer: str
@@ -103,7 +104,7 @@ def why_wrong(
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Diagnosed:
-    """Diagnose `quantized` (standard Q/DQ) against the float `model` on `data`.
+    """Diagnose `quantized` (standard Q/DQ, LSTMs on integers) against the float `model` on `data`.
 
     Judged on at most `limit` samples (default 32); new ranges are taken from up to 128. With labels in the data,
     `output` names the one with the classes where there are several, and the rows that surely cost accuracy come first.
@@ -167,8 +168,8 @@ def _page(title: str, result: Diagnosed, found: Diagnosis) -> str:
 
     headers, rows = cells(result)
     seen = found.case.evidence
-    suffering = [f for f in found.findings if f.key in seen.seen]
     activations = {q.key: q for q in found.case.quantizers if isinstance(q, Activation)}
+    suffering = [f for f in found.findings if f.key in activations]
     if not suffering or any(f.kind == "calibration" for f in found.findings):  # then many do: the worst fitting ones
         suffering = [replace(found.findings[0], key=key, layer=activations[key].layer) for key in activations]
     tensors = [

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.errors import EdgerunError
-from edgerun.quantize.diagnosis import calibration, evidence, fixes, trials
+from edgerun.quantize.diagnosis import calibration, evidence, fixes, recurrent, trials
 from edgerun.quantize.diagnosis.fixes import Case, Tried
 from edgerun.quantize.diagnosis.trials import Measured, Progress, Trials
 from edgerun.quantize.graphs import align, factors, overflow, quantizers, switches
 from edgerun.quantize.graphs.align import Counterpart
-from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer
+from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quantizer
 from edgerun.quantize.numerics import causes, noise
 from edgerun.quantize.numerics.causes import Cause
 
@@ -94,12 +94,12 @@ def diagnose(
     evened = factors.evened(quantized.graph, {str(node.name) for node in model.graph})
     found = tuple(quantizers.find(quantized.graph))
     if not found:
-        what, wanted = "there is no QuantizeLinear/DequantizeLinear pair in the second model", "a Q/DQ model"
+        what, wanted = "there is no QuantizeLinear/DequantizeLinear pair in the second model", "a quantized model"
         raise EdgerunError(what, wanted=wanted, do="give the float model first, then the quantized one")
     judged = replace(judged, saturating=saturating)
     progress("reading the model", 0, 1)
     counterpart = align.align(model, quantized, found, evened)
-    seen = evidence.gather(quantized, counterpart, found, data or judged.feeds, judged.open)
+    seen = evidence.gather(quantized, counterpart, found, judged.feeds if data is None else data, judged.open)
     case = Case(quantized, counterpart, found, seen, judged, fixes.REDUCED if saturating else fixes.FULL, remake)
     base = replace(judged, saturating=False).measure(switches.off(quantized, counterpart, found))
     before = judged.measure(quantized)
@@ -113,12 +113,12 @@ def diagnose(
     fixed, kept, after = _repaired(case, told, before)
     if fixed is not None and unfolded:
         factors.fold(fixed.graph)
-    return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(counterpart, base))
+    return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(quantized, counterpart, base))
 
 
 def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[Finding]:
     """The quantizers that cost most: found each alone on a few samples, then measured without on all of them."""
-    chosen = [q for q in case.quantizers if isinstance(q, Activation) or q.kind == "weight" or _shifted(case, q)]
+    chosen = [q for q in case.quantizers if not isinstance(q, Constant) or q.kind == "weight" or _shifted(case, q)]
     few = case.trials.few(max(2, WORK // len(chosen)))
     noise_alone = trials.alone(case.model, case.counterpart, chosen, few, progress)
     suspects = sorted(chosen, key=lambda q: -noise_alone[q.key])[: top + MORE]
@@ -136,7 +136,10 @@ def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[
         lone = masked and isinstance(q, Activation)  # what a weight does alone, its bias may have been moved for
         damage = max(removed[q.key], min(noise_alone[q.key], total) if lone else -np.inf)
         cost = noise.gain(taken[q.key].before.noise, taken[q.key].after.noise)
-        cause = evidence.cause(q, case.evidence, case.counterpart)
+        if isinstance(q, Loop):
+            cause = recurrent.cause(case, q, before, taken[q.key].after)
+        else:
+            cause = evidence.cause(q, case.evidence, case.counterpart)
         alone_db = noise.decibels(noise_alone[q.key])
         rows.append(Finding(q.layer, kind, q.key, cause, damage, alone_db, cost, taken[q.key].after))
     return rows
@@ -194,15 +197,20 @@ def _tried(case: Case, row: Finding, before: Measured) -> Finding:
     """The row with its best fix. Where moving the bias is what helps a weight, the cause is a bias shift."""
     if row.tried is not None:
         return row
+    enough = fixes.ENOUGH
     if row.cause.name == causes.SATURATION:
         risk = next(r for r in overflow.risks(case.model.graph) if r.key == row.key)
         offered = fixes.smaller_weights(case, risk)
     else:
-        offered = fixes.for_cause(case, next(q for q in case.quantizers if q.key == row.key), row.cause.name)
+        quantizer = next(q for q in case.quantizers if q.key == row.key)
+        if recurrent.meant(quantizer):
+            offered, enough = recurrent.fixes(case, quantizer, row.cause.name), recurrent.ENOUGH
+        else:
+            offered = fixes.for_cause(case, quantizer, row.cause.name)
     possible = float(before.noise.mean() - row.without.noise.mean())
     if row.cause.name in STRUCTURAL:  # the readers' weights suffer too, so taking it out alone shows too little
         possible = float(before.noise.mean())
-    tried = fixes.best(case, offered, before, possible)
+    tried = fixes.best(case, offered, before, possible, enough)
     if tried is None or tried.measured.noise.mean() >= before.noise.mean():
         return row
     # What a repair takes away was there, even where taking the quantizer out does not show it: its layer's bias was
@@ -254,14 +262,21 @@ def _repaired(
     return (model, tuple(kept), now) if kept else (None, (), None)
 
 
-def _notes(counterpart: Counterpart, base: Measured) -> tuple[str, ...]:
+def _notes(model: ir.Model, counterpart: Counterpart, base: Measured) -> tuple[str, ...]:
     notes = []
+    if products := [str(node.name) for node in model.graph if node.op_type == "MatMulInteger"]:
+        what = "product quantizes its input" if len(products) == 1 else "products quantize their input"
+        notes.append(f"{len(products)} {what} while running ({_few(products)}): that is not looked at")
     if counterpart.foreign:
-        some = ", ".join(counterpart.foreign[:3]) + (" …" if len(counterpart.foreign) > 3 else "")
-        notes.append(f"no float weight was found for {len(counterpart.foreign)} layers ({some}): theirs count as exact")
+        found = f"{len(counterpart.foreign)} layers ({_few(counterpart.foreign)})"
+        notes.append(f"no float weight was found for {found}: theirs count as exact")
     if base.sqnr_db < FAITHFUL_DB:
         notes.append(
             f"with nothing rounded the quantized model still differs from the float one (SQNR {base.sqnr_db:.1f} dB): "
             "what differs there is nobody's damage below"
         )
     return tuple(notes)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize.diagnosis.trials import Open
-from edgerun.quantize.graphs import statistics, switches
+from edgerun.quantize.graphs import loops, recurrent, statistics, switches
 from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.align import Counterpart
-from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Quantizer
+from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Loop, Quantizer
 from edgerun.quantize.numerics import causes
 from edgerun.quantize.numerics.causes import Cause, Seen
+from edgerun.quantize.numerics.grid import Grid
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,7 +27,8 @@ PER_BATCH = 1 << 13  # elements sampled of each activation and batch
 
 @dataclass(frozen=True)
 class Evidence:
-    """By activation name what was `seen`, its `channels` and the `axis` they lie on; `rms` of layers' outputs `[C]`."""
+    """By the key of an activation, or of a recurrent layer on integers, whose input that is, what was `seen`, its
+    `channels` and the `axis` they lie on; `rms` of layers' outputs `[C]`."""
 
     seen: dict[str, Seen]
     channels: dict[str, Channels]
@@ -48,7 +50,9 @@ def gather(
         if isinstance(q, Constant) and q.kind == "bias" and q.layer in nodes
     }
     parts = {a.name: _parts(nodes, a) for a in activations}
-    names = [n for found in (*values.values(), outputs.values(), *parts.values()) for n in found]
+    twins = {q.key: nodes[switches.FLOAT + q.layer] for q in quantizers if isinstance(q, Loop)}
+    read = {key: str(node.inputs[0].name) for key, node in twins.items()}  # type: ignore[union-attr]
+    names = [n for found in (*values.values(), outputs.values(), *parts.values(), read.values()) for n in found]
     watch = statistics.Watch(told, list(dict.fromkeys(names)), PER_BATCH)
     with open_(watch.graph(full=True)) as session:
         for feed in feeds:
@@ -61,6 +65,11 @@ def gather(
         peaks = tuple(float(all_[p].channels.peak.max()) for p in parts[a.name])
         seen[a.name] = Seen(low, high, found[0].channels.peak, found[0].sample, a.op, peaks)
         channels[a.name], axis[a.name] = found[0].channels, 1 if found[0].axis is None else found[0].axis
+    for key, value in read.items():
+        own = all_[value]
+        ends = float(own.channels.low.min()), float(own.channels.high.max())
+        seen[key] = Seen(*ends, own.channels.peak, own.sample, loops.FLOAT)
+        channels[key], axis[key] = own.channels, 1 if own.axis is None else own.axis
     rms = {layer: np.sqrt(all_[value].channels.power) for layer, value in outputs.items()}
     return Evidence(seen, channels, axis, rms)
 
@@ -72,13 +81,16 @@ def _parts(nodes: Mapping[str, ir.Node], activation: Activation) -> list[str]:
 
 
 def cause(quantizer: Quantizer, evidence: Evidence, counterpart: Counterpart) -> Cause:
-    """The cause of one quantizer's noise."""
+    """The cause of one quantizer's noise, but for recurrent layers on integers (`diagnosis.recurrent`)."""
     if isinstance(quantizer, Activation):
         if quantizer.grid.scale.size > 1:
             return Cause(causes.ROUNDING, "one scale per channel", 0.0)
         seen = evidence.seen[quantizer.name]
         return causes.of_activation(seen, quantizer.grid, quantizer.low, quantizer.high)
+    assert isinstance(quantizer, Constant)
     array = counterpart.constants.get(quantizer.key)
+    if array is not None and quantizer.op in recurrent.OPS and array.ndim == 3 and quantizer.stored.dtype.kind != "f":
+        return _of_recurrent(quantizer, array)
     if quantizer.kind == "bias":
         reference = np.zeros_like(quantizer.values) if array is None else array
         rms = evidence.rms.get(quantizer.layer)
@@ -88,6 +100,19 @@ def cause(quantizer: Quantizer, evidence: Evidence, counterpart: Counterpart) ->
         return Cause(causes.ROUNDING, "weights", 0.0)
     axis = weight_axis(quantizer)
     return causes.of_weight(array, quantizer.grid, quantizer.stored, axis)
+
+
+def _of_recurrent(quantizer: Constant, array: np.ndarray) -> Cause:
+    """The oddest of what the directions show, rows of W `[G·H, K]` being the channels."""
+    assert quantizer.grid is not None
+    scale, zero = quantizer.grid.broadcast(array.ndim)
+    one = scale.size <= len(array)  # for all channels
+    scales, zeros = (np.broadcast_to(part, array.shape)[..., 0] for part in (scale, zero))
+    found = []
+    for weight, stored, step, middle in zip(array, quantizer.stored, scales, zeros, strict=True):
+        grid = Grid(np.asarray(step[0]), np.asarray(middle[0])) if one else Grid(step, middle, 0)
+        found.append(causes.of_weight(weight, grid, stored, 0))
+    return max(found, key=lambda one: (one.name != causes.ROUNDING, one.number))
 
 
 def weight_axis(quantizer: Constant) -> int:

@@ -146,6 +146,7 @@ def _of_cause(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
             yield from (_ranged(case, (quantizer,), name) for name in tried)
         yield Fix("leave it in float", lambda graph, counter: _left(graph, counter, quantizer))
         return
+    assert isinstance(quantizer, Constant)  # `diagnosis.recurrent` has the others'
     if quantizer.kind == "bias":
         yield from _biases(case, quantizer)
         return

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import fold
-from edgerun.quantize.graphs import centre, equalize, factors
+from edgerun.quantize.graphs import centre, equalize, factors, loops, recurrent
 from edgerun.quantize.graphs.edit import constant, row_bias, sole_consumer
 from edgerun.quantize.graphs.factors import Evened
-from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Quantizer
+from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Loop, Quantizer
 from edgerun.quantize.numerics import grid, rescaling
 from edgerun.quantize.numerics.rescaling import Tie
 
@@ -57,7 +57,9 @@ def align(
         fold.infer_shapes(told)
     else:
         fold.apply(told)
-    constants = [q for q in quantizers if isinstance(q, Constant)]
+    constants = [
+        c for q in quantizers for c in (q.weights if isinstance(q, Loop) else [q] if isinstance(q, Constant) else [])
+    ]
     nodes = _named(told.graph, quantized.graph, constants)
     factors.follow(nodes, told.graph, evened)
     stored = _stored(quantized.graph, constants, nodes)
@@ -81,11 +83,14 @@ def align(
 def _named(graph: ir.Graph, quantized: ir.Graph, constants: Sequence[Constant]) -> dict[str, ir.Node]:
     """The float node of each of the quantized graph's nodes: by name and op, else by op and weight shape in order."""
     by_name = {(str(n.name), n.op_type): n for n in graph if n.name}
-    found = {str(n.name): by_name[key] for n in quantized if (key := (str(n.name), n.op_type)) in by_name}
+    ops = {loops.INTEGER: loops.FLOAT}
+    keys = [(str(n.name), ops.get(n.op_type, n.op_type)) for n in quantized]
+    found = {key[0]: by_name[key] for key in keys if key in by_name}
     taken = set(found.values())
     waiting: dict[tuple[object, ...], list[ir.Node]] = {}
     for node in graph:
-        weight = constant(node.inputs[1]) if node.op_type in HOLDERS and node not in taken else None
+        weighted = node.op_type in (*HOLDERS, *recurrent.OPS)
+        weight = constant(node.inputs[1]) if weighted and node not in taken else None
         if weight is not None:
             waiting.setdefault((node.op_type, weight.shape), []).append(node)
     for c in constants:

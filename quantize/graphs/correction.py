@@ -91,6 +91,20 @@ def move(graph: ir.Graph, plan: Plan, shifts: Mapping[str, np.ndarray]) -> None:
         set_constant(graph, layer.holder, layer.index, moved.astype(np.float32), name=f"{name}/bias")
 
 
+def together(plan: Plan, shifts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`shifts` where layers with one weight, and one scale for what they read, have one shift: the mean of theirs."""
+    found = dict(shifts)
+    for nodes in plan.sharing():
+        if len({plan.points[node.inputs[0]] for node in nodes}) > 1:  # type: ignore[index]
+            continue
+        holders = [node if node.op_type != "MatMul" else sole_consumer(node.outputs[0]) for node in nodes]
+        names = [str(node.name) for node in holders if node is not None and str(node.name) in shifts]
+        if names:
+            mean: np.ndarray = np.mean([shifts[name] for name in names], axis=0)
+            found |= dict.fromkeys(names, mean)
+    return found
+
+
 def add_means(graph: ir.Graph, names: Mapping[str, ir.Node], plan: Plan) -> None:
     """Give each layer's mean over batch and positions as an output of a float `graph` whose nodes are `names`."""
     for layer in layers(plan):

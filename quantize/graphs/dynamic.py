@@ -84,14 +84,14 @@ def product(graph: ir.Graph, node: ir.Node, codes: np.ndarray, scale: np.ndarray
     replace(graph, node, nodes)
 
 
-def lstm(model: ir.Model, node: ir.Node, weights: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def lstm(graph: ir.Graph, node: ir.Node, weights: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """LSTM becomes com.microsoft's DynamicQuantizeLSTM: W and R as int8 `[D, inputs, 4H]` with scales `[D, 4H]`.
 
     It keeps its name, by which profiles find it again.
     """
     import onnx_ir as ir
 
-    graph, name = model.graph, str(node.name)
+    name = str(node.name)
     inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
     tail: list[ir.Value | None] = []
     for index, (codes, scale) in enumerate(weights, start=1):
@@ -111,4 +111,4 @@ def lstm(model: ir.Model, node: ir.Node, weights: list[tuple[np.ndarray, np.ndar
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name, new.name = None, text
     graph.remove(node, safe=True)
-    model.opset_imports.setdefault(MICROSOFT, 1)
+    graph.opset_imports.setdefault(MICROSOFT, 1)

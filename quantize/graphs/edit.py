@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _NAMES = "edgerun.names"
+COPIES = 4096  # elements: what is less is not worth a change
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -38,6 +39,12 @@ def row_bias(node: ir.Node, channels: int) -> np.ndarray | None:
         return None
     row: np.ndarray = np.broadcast_to(bias.reshape(-1), (channels,))
     return row
+
+
+def shared(value: ir.Value | None) -> bool:
+    """Whether a weight has so many readers that a copy for each would add more than COPIES elements."""
+    array = constant(value)
+    return value is not None and array is not None and array.size * (len(value.uses()) - 1) > COPIES
 
 
 def sole_consumer(value: ir.Value | None) -> ir.Node | None:

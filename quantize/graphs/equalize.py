@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize.graphs.activation import Channels
-from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, row_bias, set_constant
+from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, row_bias, set_constant, shared
 from edgerun.quantize.numerics.equalization import Read, Reader, scales
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def reads_channels(node: ir.Node, channels: int) -> bool:
 def equalize(
     graph: ir.Graph, found: list[Chain], seen: Mapping[str, Channels]
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Rescale every chain that was `seen` (by value name).
+    """Rescale every chain that was `seen` (by value name). Where that would copy large weights
+    that layers share, nothing is changed.
 
     Returns {name of its first seen value: exponent} for the chains changed, and each rescaled value's factors `[C]`.
     """
@@ -157,7 +158,8 @@ def equalize(
     factors_of: dict[str, np.ndarray] = {}
     for chain in found:
         names = [str(v.name) for v in chain.values if v.name in seen]
-        if not names:
+        layers = (*chain.writers, *chain.readers)
+        if not names or any(shared(node.inputs[1]) for node in layers):
             continue
         factors, exponent = scales([_read(chain, name, seen[name]) for name in names])
         if exponent == 0.0:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs import equalize
+from edgerun.quantize.graphs import edit, equalize
 from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.edit import constant, drop_node, fresh_name, initializer, set_constant, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
@@ -48,7 +48,7 @@ class Site:
 def sites(plan: Plan, done: Collection[str]) -> list[Site]:
     """The points of `plan` that could be evened out, without those of `done`, which equalization deals with.
 
-    One side at least is float; what moves or joins integers on either side ties the scale to other tensors.
+    One side at least is float; what moves or joins integers on either side, or shares its weight, ties scales.
     """
     sizes = [len(values) for values in plan.groups().values()]
     alone = {group for group, size in zip(plan.groups(), sizes, strict=True) if size == 1}
@@ -65,7 +65,8 @@ def sites(plan: Plan, done: Collection[str]) -> list[Site]:
         uses = [(node, index) for node, index in value.uses()]
         readers = tuple(n for n, i in uses if _reads(n, i, plan, channels))
         floats = tuple((n, i) for n, i in uses if plan.in_float(n))
-        if len(readers) + len(floats) != len(uses) or not (readers if not written else floats):
+        shares = any(edit.shared(node.inputs[1]) for node in (*readers, *[producer][:written]))
+        if shares or len(readers) + len(floats) != len(uses) or not (readers if not written else floats):
             continue
         found.append(Site(value, producer if written else None, readers, floats))
     return found

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
 from edgerun.quantize.graphs import between, gates, recurrent
-from edgerun.quantize.graphs.edit import constant, row_bias, sole_consumer
+from edgerun.quantize.graphs.edit import COPIES, constant, row_bias, sole_consumer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 # Weight input and its output-channel axis when the op holds weights: (input index, axis); Gemm's depends on transB.
+BIAS_BYTES = 8  # an int32 and its scale
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -48,6 +49,16 @@ class Plan:
             [nodes[node.name] for node in listed] for listed in (self.compute, self.weights, self.absorbed)
         )
         return Plan(points, compute, weights, absorbed, set(self.integer), set(self.centred))
+
+    def sharing(self) -> list[list[ir.Node]]:
+        """The layers of each weight: several where they read one constant in the same way, as unrolled cells do."""
+        found: dict[tuple[object, ...], list[ir.Node]] = {}
+        for node in self.weights:
+            value = node.inputs[1]
+            stored = value.producer() if value is not None else None
+            way = node.op_type, node.attributes.get_int("transB", 0), node.attributes.get_int("group", 1)
+            found.setdefault((value if stored is None else stored.inputs[0], *way), []).append(node)
+        return list(found.values())
 
     def groups(self) -> dict[str, list[ir.Value]]:
         """The values of each scale group, in graph order."""
@@ -84,6 +95,8 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
     _extend_outputs(placement, rules)
     _extend_joins(graph, placement, rules, integer, keep_float)
     _extend_through(graph, placement, rules, integer)
+    if not rules.float_bias:
+        _share_scales(placement)
     _absorb(placement, rules)
     placement.integer = {str(node.name) for node in integer}
     pairs = [node for node in placement.compute if constant(node.inputs[1]) is None]
@@ -247,6 +260,21 @@ def _merge(placement: Plan, old: str, new: str) -> None:
     for value, group in placement.points.items():
         if group == old:
             placement.points[value] = new
+
+
+def _share_scales(placement: Plan) -> None:
+    """What many layers read with one small weight has one scale, so that they share their bias too.
+
+    An int32 bias stands in steps of s_x·s_w, 8 bytes an output with its scale: apart, those of a cell that is unrolled
+    over n steps are more than its weights are where 8·n exceeds what an output reads.
+    """
+    for nodes in placement.sharing():
+        weight, value = constant(nodes[0].inputs[1]), nodes[0].inputs[0]
+        assert weight is not None and value is not None
+        biases = BIAS_BYTES * (len(nodes) - 1) * weight.shape[weight_axis(nodes[0])]
+        if biases > max(weight.size, COPIES):
+            for node in nodes[1:]:
+                _merge(placement, placement.points[node.inputs[0]], placement.points[value])  # type: ignore[index]
 
 
 def _absorb(placement: Plan, rules: Quantization) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,9 +121,9 @@ def _pair(
         value.name, result.name = fresh_name(graph, f"{name}/float"), name
 
 
-def store_weight(graph: ir.Graph, node: ir.Node, grid: Grid, stored: np.ndarray) -> None:
-    """Replace a node's float weight by int8 `stored` and a DequantizeLinear in front of the node."""
-    _constant_pair(graph, node, 1, "weight", grid.scale, grid.zero_point, stored, grid.axis)
+def store_weight(graph: ir.Graph, nodes: Sequence[ir.Node], grid: Grid, stored: np.ndarray) -> None:
+    """Replace the one float weight of `nodes` by int8 `stored` and a DequantizeLinear in front of each node."""
+    _constant_pair(graph, nodes, 1, "weight", grid.scale, grid.zero_point, stored, grid.axis)
 
 
 def rescale_weight(graph: ir.Graph, node: ir.Node, old: Grid, new: Grid) -> None:
@@ -140,12 +140,24 @@ def store_bias(graph: ir.Graph, node: ir.Node, bias: np.ndarray, input_scale: np
     """Replace a node's float bias by int32 with scale s_x·s_w and a DequantizeLinear in front of the node."""
     stored, scale = quantize_bias(bias, input_scale, grid)
     zero_point = np.zeros(scale.shape, np.int32)
-    _constant_pair(graph, node, 2, "bias", scale, zero_point, stored, 0 if scale.ndim else None)
+    _constant_pair(graph, [node], 2, "bias", scale, zero_point, stored, 0 if scale.ndim else None)
+
+
+def share_constants(graph: ir.Graph) -> None:
+    """Biases, scales and zero points that are the same stand in the graph once."""
+    known: dict[tuple[str, bytes], ir.Value] = {}
+    for node in graph:
+        if node.op_type != "DequantizeLinear" or constant(node.inputs[0]) is None:
+            continue
+        for index, value in enumerate(node.inputs):
+            array = constant(value)
+            if array is not None and array.ndim == 1 and value is not None:
+                node.replace_input_with(index, known.setdefault((array.dtype.name, array.tobytes()), value))
 
 
 def _constant_pair(
     graph: ir.Graph,
-    node: ir.Node,
+    nodes: Sequence[ir.Node],
     index: int,
     kind: str,
     scale: np.ndarray,
@@ -155,22 +167,23 @@ def _constant_pair(
 ) -> None:
     import onnx_ir as ir
 
-    old = node.inputs[index] if index < len(node.inputs) else None
-    base = old.name if old is not None and len(list(old.uses())) == 1 else f"{node.name}/{kind}"
+    old = nodes[0].inputs[index] if index < len(nodes[0].inputs) else None
+    base = old.name if old is not None and len(list(old.uses())) == len(nodes) else f"{nodes[0].name}/{kind}"
     inputs = [
         initializer(graph, f"{base}/quantized", stored),
         initializer(graph, f"{base}/scale", scale),
         initializer(graph, f"{base}/zero_point", zero_point),
     ]
     attributes = {} if axis is None else {"axis": axis}
-    name = fresh_name(graph, f"{base}/DequantizeLinear")
-    dequantize = ir.node("DequantizeLinear", inputs, attributes=attributes, name=name)
-    dequantize.outputs[0].name = fresh_name(graph, f"{base}/dequantized")
-    dequantize.outputs[0].shape = ir.Shape(stored.shape)
-    dequantize.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    graph.insert_before(node, dequantize)
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, dequantize.outputs[0])
+    for node in nodes:
+        name = fresh_name(graph, f"{base}/DequantizeLinear")
+        dequantize = ir.node("DequantizeLinear", inputs, attributes=attributes, name=name)
+        dequantize.outputs[0].name = fresh_name(graph, f"{base}/dequantized")
+        dequantize.outputs[0].shape = ir.Shape(stored.shape)
+        dequantize.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        graph.insert_before(node, dequantize)
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, dequantize.outputs[0])
     if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
         drop_initializer(graph, old)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize.graphs import loops, recurrent
 from edgerun.quantize.graphs.edit import constant
 from edgerun.quantize.numerics.grid import BOUNDS, Grid
 
@@ -77,6 +78,8 @@ class Constant:
     @property
     def kind(self) -> str:
         """`weight` or `bias`."""
+        if self.op in recurrent.OPS:
+            return "weight"
         vector = self.op not in HOLDERS and self.stored.ndim <= 1
         return "bias" if self.stored.dtype == np.int32 or self.index > 1 or vector or self.grid is None else "weight"
 
@@ -90,13 +93,29 @@ class Constant:
         return self.grid.dequantize(self.stored)
 
 
-Quantizer = Activation | Constant
+@dataclass(frozen=True)
+class Loop:
+    """A recurrent layer on integers: it rounds its input and its state while it runs, and its `weights` W and R, which
+    have their axes here as LSTM has them."""
+
+    layer: str
+    weights: tuple[Constant, Constant]
+    op: str = loops.INTEGER
+    kind: str = "recurrent"
+
+    @property
+    def key(self) -> str:
+        """Unique in its graph: its input is input 0."""
+        return f"{self.layer}:0"
+
+
+Quantizer = Activation | Constant | Loop
 
 
 def find(graph: ir.Graph) -> list[Quantizer]:
     """Every quantizer of the main graph in its order. Pairs with a scale that is computed, or blocked, are left out."""
     groups: dict[tuple[str, str], list[tuple[Pair, ir.Node]]] = {}
-    found: dict[str, Activation | Constant | None] = {}
+    found: dict[str, Quantizer | None] = {}
     grids: dict[str, Grid] = {}
     for node in graph:
         if node.op_type == "QuantizeLinear" and node.domain == "" and constant(node.inputs[0]) is None:
@@ -111,8 +130,11 @@ def find(graph: ir.Graph) -> list[Quantizer]:
             grids["/".join(key)] = grid
         elif node.op_type == "DequantizeLinear" and node.domain == "":
             found |= {f"constant/{made.key}": made for made in _constants(node)}
-        elif (bias := _float_bias(node)) is not None:
-            found[f"constant/{bias.key}"] = bias
+        elif (loop := _loop(node)) is not None:
+            found[f"loop/{loop.key}"] = loop
+        else:
+            held = (*_expanded(node), *filter(None, [_float_bias(node)]))
+            found |= {f"constant/{made.key}": made for made in held}
     for key, members in groups.items():
         found["/".join(key)] = _activation(members, grids["/".join(key)])
     return [quantizer for quantizer in found.values() if quantizer is not None]
@@ -150,6 +172,37 @@ def _constants(node: ir.Node) -> list[Constant]:
         return []
     readers = [use for use in node.outputs[0].uses() if use.node.graph is node.graph]
     return [Constant(str(node.name), str(r.node.name), r.node.op_type, r.idx, stored, grid) for r in readers]
+
+
+def _expanded(node: ir.Node) -> list[Constant]:
+    """The int8 weights of a layer that stand behind Cast and Mul (`compressed.expand`)."""
+    found = []
+    for index in (1, 2) if node.op_type in recurrent.OPS else (1,) if node.op_type in HOLDERS else ():
+        product = node.inputs[index].producer() if node.inputs[index] is not None else None  # type: ignore[union-attr]
+        cast = product.inputs[0].producer() if _op(product) == "Mul" else None  # type: ignore[union-attr]
+        stored = constant(cast.inputs[0]) if _op(cast) == "Cast" else None  # type: ignore[union-attr]
+        scale = constant(product.inputs[1]) if product is not None and stored is not None else None
+        if stored is not None and scale is not None and stored.dtype == np.int8 and scale.ndim == stored.ndim:
+            grid = _spread(scale, np.zeros(scale.shape, np.int8))
+            found.append(Constant(str(product.name), str(node.name), node.op_type, index, stored, grid))  # type: ignore[union-attr]
+    return found
+
+
+def _loop(node: ir.Node) -> Loop | None:
+    if (found := loops.stored(node)) is None:
+        return None
+    name = str(node.name)
+    weights = [Constant(name, name, loops.FLOAT, index, codes, _spread(scale, zero))
+               for index, (codes, scale, zero) in enumerate(found, loops.W)]  # fmt: skip
+    return Loop(name, (weights[0], weights[1]))
+
+
+def _spread(scale: np.ndarray, zero: np.ndarray) -> Grid:
+    """The grid whose scales have the axes of what they belong to."""
+    axes = [axis for axis, size in enumerate(scale.shape) if size > 1]
+    if len(axes) > 1:
+        return Grid(scale, zero)
+    return Grid(scale.reshape(-1), zero.reshape(-1), axes[0]) if axes else Grid(scale.reshape(()), zero.reshape(()))
 
 
 def _float_bias(node: ir.Node) -> Constant | None:

@@ -61,7 +61,7 @@ def requantize(graph: ir.Graph, layer: str, weight: np.ndarray, steps: np.ndarra
     scale = _input_scale(node)
     if bias is not None and scale is not None and _dequantized(node.inputs[2]) and bias.size == new.scale.size:
         new = grids.widen(new, bias.reshape(-1), scale, dead=not weight.any())
-    qdq.store_weight(graph, node, new, new.quantize(weight.astype(np.float32)))
+    qdq.store_weight(graph, [node], new, new.quantize(weight.astype(np.float32)))
     refresh_biases(graph)
 
 
@@ -167,7 +167,7 @@ def _scale_writer(
     if old is not None and stored is not None:
         scale = (np.broadcast_to(old.scale, (len(factors),)) * factors).astype(np.float32)
         point = np.broadcast_to(old.zero_point, (len(factors),)).astype(old.zero_point.dtype)
-        qdq.store_weight(graph, node, Grid(scale, point, axis), stored)
+        qdq.store_weight(graph, [node], Grid(scale, point, axis), stored)
     else:
         set_constant(graph, node, 1, (weight * factors.reshape(shape)).astype(np.float32))
     if bias is not None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs.activation import Channels
-from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, set_constant
+from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, set_constant, shared
 from edgerun.quantize.graphs.placement import Plan
 from edgerun.quantize.numerics.smoothing import factors
 
@@ -35,8 +35,8 @@ class Site:
 def sites(plan: Plan, rules: Quantization) -> list[Site]:
     """The points of `plan` whose channels could be smoothed: typically outputs of LayerNorm and GELU.
 
-    Its integer readers must all be MatMul or Gemm with constant weights of rank 2. Behind integer nodes a Mul would
-    stand between what the target runs as one; behind a product, attention's mean of values, outliers are rare.
+    Its integer readers must all be MatMul or Gemm with constant weights of rank 2 of their own. Behind integer nodes a
+    Mul would stand between what the target runs as one; behind a product, attention's mean, outliers are rare.
     """
     found: list[Site] = []
     for value in plan.points:
@@ -62,6 +62,7 @@ def _source(value: ir.Value, rules: Quantization) -> ir.Node | None:
 def _product(node: ir.Node, value: ir.Value) -> bool:
     weight = constant(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") else None
     plain = weight is not None and weight.ndim == 2 and not node.attributes.get_int("transA", 0)
+    plain = plain and not shared(node.inputs[1])
     return plain and node.inputs[0] is value and value not in node.inputs[1:]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgerun.quantize.graphs import recurrent
 from edgerun.quantize.graphs.activation import Activation, Channels, Vectors
 from edgerun.quantize.graphs.edit import constant, initializer
 from edgerun.quantize.graphs.windows import Window
@@ -176,11 +177,13 @@ class _Seen:
 
 
 def _channel_axis(value: ir.Value) -> int | None:
-    """Where the channels are: last for what a matrix product reads, else axis 1; None where that has no fixed size."""
+    """Where the channels are: last for what a product or recurrent layer reads, else axis 1; None where it is open."""
     shape = value.shape
     if shape is None or len(shape) < 2:
         return None
-    products = any(user.op_type == "MatMul" and constant(user.inputs[1]) is not None for user, _ in value.uses())
+    readers = [user for user, _ in value.uses()]
+    products = any(user.op_type == "MatMul" and constant(user.inputs[1]) is not None for user in readers)
+    products = products or any(user.op_type in recurrent.OPS and user.inputs[0] is value for user in readers)
     axis = len(shape) - 1 if products else 1
     return axis if isinstance(shape[axis], int) else None
 

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize.graphs import loops
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.edit import constant, drop_unused, fresh_name, initializer
-from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer
+from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quantizer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FLOAT = "edgerun/float/"  # before a value's name: the tensor that its quantizer rounds, activation restored
+# Before a value's name: the tensor that its quantizer rounds, activation restored; before a layer's: its float twin.
+FLOAT = "edgerun/float/"
 SWITCH = "edgerun/on/"  # before a quantizer's key: a bool scalar input
 
 
@@ -62,8 +64,20 @@ def _edit(graph: ir.Graph, counterpart: Counterpart, quantizers: Sequence[Quanti
                 restored = restore(graph, value, counterpart.absorbed.get(pair.value, ()))
                 for name in pair.dequantize:
                     _redirect(graph, nodes[name].outputs[0], restored, gate)
+        elif isinstance(quantizer, Loop):
+            node = nodes[quantizer.layer]
+            twin = loops.twin(graph, node, floats(quantizer, counterpart), FLOAT + quantizer.layer)
+            for rounded, plain in zip(node.outputs, twin.outputs, strict=True):
+                if rounded.uses() or rounded.is_graph_output():
+                    _redirect(graph, rounded, plain, gate)
         else:
             _set_float(graph, nodes[quantizer.layer], quantizer, counterpart, gate)
+
+
+def floats(loop: Loop, counterpart: Counterpart) -> tuple[np.ndarray, np.ndarray]:
+    """W and R of the float model, or what is stored where it has none."""
+    w, r = (counterpart.constants.get(weight.key, weight.values) for weight in loop.weights)
+    return w, r
 
 
 def _gate(graph: ir.Graph, quantizer: Quantizer) -> ir.Value:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from edgerun.quantize import _sequences, fold
-from edgerun.quantize.graphs import edit, placement
+from edgerun.quantize.graphs import edit, placement, recurrent
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,13 +16,19 @@ if TYPE_CHECKING:
     from edgerun.passes import Quantization
 
 
-def layers(model: Model, rules: Quantization, keep_float: frozenset[str] = frozenset()) -> dict[str, float]:
-    """The nodes that `static_int8` puts on integers, in graph order, each with its share of their multiply-accumulates.
+def layers(
+    model: Model, rules: Quantization, keep_float: frozenset[str] = frozenset(), names: Iterable[str] | None = None
+) -> dict[str, float]:
+    """The layers that a pass puts on integers, in graph order, each with its share of their multiply-accumulates.
 
-    Symbolic dimensions count as 1. Where shapes are unknown every layer counts the same.
+    `names` are the nodes that it does (None: those of the placement), layers among them the recurrent ones and the
+    `compute` of the rules. Symbolic dimensions count as 1. Where shapes are unknown every layer counts the same.
     """
-    folded = fold.apply(model.clone())
-    found = {str(node.name): _macs(node) for node in placement.plan(folded.graph, rules, keep_float).compute}
+    graph = fold.apply(model.clone()).graph
+    if names is None:
+        names = [str(node.name) for node in placement.plan(graph, rules, keep_float).compute]
+    ops, chosen = {*rules.compute, *recurrent.OPS}, set(names)
+    found = {str(node.name): _macs(node) for node in graph if node.name in chosen and node.op_type in ops}
     total = sum(found.values())
     if not math.isfinite(total) or total == 0:
         return dict.fromkeys(found, 1 / max(1, len(found)))
@@ -60,6 +66,8 @@ def _within(plan: placement.Plan, nodes: Sequence[ir.Node], share: float) -> fro
 def _macs(node: ir.Node) -> float:
     """Multiply-accumulates of one run with every symbolic dimension 1; NaN when a shape is unknown."""
     first, second = node.inputs[:2]
+    if node.op_type in recurrent.OPS:  # W and R in every step
+        return _size(first) / _last(first) * (_size(second) + _size(node.inputs[2]))
     out, source, weight = (_size(value) for value in (node.outputs[0], first, second))
     channels = _last(first) if edit.constant(second) is None else math.nan
     if node.op_type == "Conv":

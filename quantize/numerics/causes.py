@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerun.quantize.numerics.grid import Grid
+from edgerun.quantize.numerics.grid import Grid, asymmetric
 
 CLIPPING, OUTLIER, CONCAT = "clipping", "outlier channel", "mixed-scale Concat"
 CALIBRATION, PREPROCESSING = "dead or constant calibration", "wrong preprocessing"
 SPREAD, DEAD, BIAS, SATURATION = "weight channel spread", "dead channel", "bias shift", "saturation"
-SOFTMAX, ROUNDING = "softmax tail", "rounding"
+SOFTMAX, TAIL, ROUNDING = "softmax tail", "long tail", "rounding"
 
 UNEVEN = 8.0  # a peak so many times the typical one wastes three of eight bits on everything else
 UNEVEN_WEIGHTS = 4.0
@@ -98,6 +98,20 @@ def of_activation(seen: Seen, grid: Grid, low: float, high: float) -> Cause:
         return Cause(SOFTMAX, f"{100 * found.vanished:.0f} % of the probabilities round to zero", found.vanished)
     bits = f"rounding noise {-10 * np.log10(max(found.rounded, 1e-30)):.1f} dB below the signal; nothing else is odd"
     return Cause(ROUNDING, bits, found.rounded)
+
+
+def of_input(seen: Seen) -> Cause:
+    """The cause at what is rounded while it runs: nothing is clipped there, and the largest value sets all steps."""
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    if not high > low:
+        return Cause(ROUNDING, "its input is zero", 0.0)
+    grid = asymmetric(low, high)
+    found, vanished = of_activation(seen, grid, low, high), fit(seen.sample, grid, low, high).vanished
+    if found.name == ROUNDING and vanished > LOST:
+        largest = f"the largest, {max(high, -low):.3g}, sets the steps"
+        text = f"{100 * vanished:.0f} % of its input's values round to zero: {largest}"
+        return Cause(TAIL, text, vanished)
+    return found
 
 
 def unevenness(peaks: np.ndarray) -> float:

@@ -46,13 +46,13 @@ class FloatGrid(Grid):
 
     def quantize(self, values: np.ndarray) -> np.ndarray:
         """E4M3 numbers nearest to r / s, as an array of that type."""
-        scale, _ = self._broadcast(values.ndim)
+        scale, _ = self.broadcast(values.ndim)
         stored: np.ndarray = encoded(values / scale).view(self.zero_point.dtype)
         return stored
 
     def dequantize(self, stored: np.ndarray) -> np.ndarray:
         """r = s·q, float32."""
-        scale, _ = self._broadcast(stored.ndim)
+        scale, _ = self.broadcast(stored.ndim)
         values: np.ndarray = decoded(stored.view(np.uint8)) * scale
         return values
 

@@ -11,7 +11,10 @@ BOUNDS = {"uint8": (0, 255), "int8": (-128, 127)}
 
 @dataclass(frozen=True)
 class Grid:
-    """Scale s (float32, scalar or `[C]`, > 0) and zero point z (`dtype`, same shape); `axis` is the channel axis."""
+    """Scale s (float32, scalar or `[C]`, > 0) and zero point z (`dtype`, same shape); `axis` is the channel axis.
+
+    Scales that differ along more axes than one have those of what they belong to, and `axis` is None.
+    """
 
     scale: np.ndarray
     zero_point: np.ndarray
@@ -19,7 +22,7 @@ class Grid:
 
     def quantize(self, values: np.ndarray) -> np.ndarray:
         """q = saturate(round_half_even(r / s) + z), as ONNX QuantizeLinear; float32 in, `zero_point.dtype` out."""
-        scale, zero_point = self._broadcast(values.ndim)
+        scale, zero_point = self.broadcast(values.ndim)
         low, high = BOUNDS[self.zero_point.dtype.name]
         steps = np.asarray(values / scale)
         np.rint(steps, out=steps)  # in place: memory that is new costs more than arithmetic
@@ -29,11 +32,12 @@ class Grid:
 
     def dequantize(self, stored: np.ndarray) -> np.ndarray:
         """r = s·(q − z), float32."""
-        scale, zero_point = self._broadcast(stored.ndim)
+        scale, zero_point = self.broadcast(stored.ndim)
         values: np.ndarray = (stored.astype(np.float32) - zero_point.astype(np.float32)) * scale
         return values
 
-    def _broadcast(self, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+    def broadcast(self, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and zero point with the axes of an array of `ndim`."""
         if self.axis is None:
             return self.scale, self.zero_point
         shape = [1] * ndim

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 import edgerun
 from edgerun.errors import EdgerunError, GateFailed
+from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.runtime import Options
 from edgerun.targets import _openvino_ir as ir
@@ -169,3 +170,19 @@ def test_compress_tells_what_all_samples_have_in_common(
     with edgerun.load(tmp_path / "small.xml") as session:
         for size in (8, 6):
             assert session.run({"x": drawn(2, 3, size, size)})["y"].shape == (2, 4)
+
+
+def test_a_product_of_what_shapes_alone_decide(tmp_path: Path) -> None:
+    """A cell's first state, on integers: zeros for as many samples as there are. The shapes known, it is a constant."""
+    text = """(float[n,16] x) => (float[n,8] y) { m = Shape<start=0, end=1>(x) s = Concat<axis=0>(m, width)
+        h = ConstantOfShape(s) a = Gemm<transB=1>(x, wi, b) k = Gemm<transB=1>(h, wh, b) t = Add(a, k) g = Tanh(t)
+        y = Gemm<transB=1>(g, wh, b) }"""
+    weights = {"wi": drawn(8, 16) / 4, "wh": drawn(8, 8, seed=1) / 3, "b": drawn(8, seed=2)}
+    model, x = parsed(text, **weights, width=np.array([8])), drawn(64, 16, seed=3)
+    small = compress(model, target="openvino", calibration={"x": x}, output=tmp_path / "small.xml")
+    assert small.history[-1].options["integer nodes"] == 3
+    with edgerun.load(edgerun.compile(model, "onnxruntime", ONE), "onnxruntime") as session:
+        wanted = session.run({"x": x})["y"]
+    with edgerun.load(tmp_path / "small.xml", options=Options(1, usual={"x": (1, 16)})) as session:
+        one = np.concatenate([session.run({"x": row[None]})["y"] for row in x])
+        assert sqnr_db(wanted, one) > 30 and sqnr_db(wanted, session.run({"x": x})["y"]) > 30

@@ -135,6 +135,41 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
     assert list(record["kept float"]) == ["a"] and record["samples"] == 1995
 
 
+SPEECH = """<ir_version: 8, opset_import: ["": 17]> net (float[n,12,16] x) => (float[n,5] y) {
+    t = Transpose<perm=[1,0,2]>(x) s0 = LSTM<hidden_size=24>(t, w0, r0) q0 = Squeeze(s0, one)
+    s1, h1 = LSTM<hidden_size=24>(q0, w1, r1) f = Squeeze(h1, zero) y = Gemm(f, wh, bh) }"""
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])
+def test_a_recurrent_layer_whose_input_bears_no_grid_stays_in_float(scheme: str) -> None:
+    """One channel is a thousand times as loud as what the others tell. The logits' common part hides that in dB."""
+    generator = np.random.default_rng(3)
+    shapes = {"w0": (1, 96, 16), "r0": (1, 96, 24), "w1": (1, 96, 24), "r1": (1, 96, 24), "wh": (24, 5)}
+    arrays = {name: generator.standard_normal(shape).astype(np.float32) / 5 for name, shape in shapes.items()}
+    arrays["w0"][..., 0] /= 1000
+    arrays |= {"wh": 5 * arrays["wh"], "bh": np.full(5, 60, np.float32), "one": np.array([1]), "zero": np.array([0])}
+    proto = onnx.parser.parse_model(SPEECH)
+    for node, name in zip(proto.graph.node, ("t", "first", "q", "second", "f", "head"), strict=True):
+        node.name = name
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    model = Model.from_proto(proto)
+
+    def spoken(seed: int, n: int) -> np.ndarray:
+        x = 0.3 * np.cumsum(np.random.default_rng(seed).standard_normal((n, 12, 16)), 1)
+        x[..., 0] = 1000 * np.abs(x[..., 0])
+        return x.astype(np.float32)
+
+    dev = {"x": spoken(2, 2000)}
+    with edgerun.load(edgerun.compile(model, "onnxruntime", Options(1)), "onnxruntime") as session:
+        dev["labels"] = session.run(dev)["y"].argmax(axis=1)
+    result = compress(model, scheme=scheme, calibration={"x": spoken(1, 64)}, placement="rules", max_drop=4,
+                      labelled=dev)  # fmt: skip
+    told = result.history[-1].options
+    assert list(told["max drop"]["kept float"]) == ["first"] and told["max drop"]["trials"][0]["answer"] == "given up"
+    kinds = {str(node.name): node.op_type for node in result.ir.graph}
+    assert kinds["first"] == "LSTM" and kinds["second"] == "DynamicQuantizeLSTM"
+
+
 def test_too_little_data_says_how_much(tmp_path: Path, model: Path, cli: Any) -> None:
     labelled(tmp_path / "dev.npz", model, 90)
     ran = cli(*command(tmp_path))

@@ -118,7 +118,7 @@ def test_weights_and_biases_come_back_as_their_grids_say(net: Any, weights: Any,
     found: Grid = grid.symmetric(grid.channel_bounds(weight, 0), axis=0)
     for node in layers:
         qdq.store_bias(graph.graph, node, bias, step, found)
-        qdq.store_weight(graph.graph, node, found, found.quantize(weight))
+        qdq.store_weight(graph.graph, [node], found, found.quantize(weight))
     result = Model.of(graph)
     onnx.checker.check_model(result.to_proto(), full_check=True)
     for node in layers:

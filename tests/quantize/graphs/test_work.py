@@ -52,3 +52,13 @@ def test_first_and_depthwise_layers_within_a_share(net: Any, weights: Callable[.
     assert work.stem(plan, 1 / total) == {"a"} and work.stem(plan, 0.9 / total) == frozenset()
     assert work.stem(plan, 9 / total) == {"a", "b"}
     assert work.depthwise(plan, 3 / total) == {"a", "c", "e"} and work.depthwise(plan, 2.5 / total) == {"a", "c"}
+
+
+def test_recurrent_layers_are_layers(net: Any, weights: Callable[..., np.ndarray]) -> None:
+    """W and R are read in each of 7 steps, a head once."""
+    text = """(float[7,n,16] x) => (float[1,n,12] h) { s, h = LSTM<hidden_size=12>(x, w, r) }"""
+    model = net(text, w=weights(0, 1, 48, 16), r=weights(1, 1, 48, 12))
+    name = next(node.name for node in model.ir.graph)
+    assert layers(model, RULES) == {} and layers(model, RULES, names=[name]) == {name: 1.0}
+    (loop,) = model.ir.graph
+    assert work._macs(loop) == 7 * 48 * (16 + 12)
