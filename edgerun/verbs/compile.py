@@ -42,7 +42,8 @@ def compile(
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
 
-    Several targets mean the first of them whose engine agrees with the reference, and "auto" all that run here.
+    Several targets mean the first of them whose engine agrees with the reference (of a model without quantizers: in
+    every element, where one does), and "auto" all that run here.
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
     With `output` the engine is written there too, once it has passed; what kind of file it is says what is compiled,
@@ -54,24 +55,36 @@ def compile(
     """
     from edgerun.model import Model
 
+    def made(name: str) -> Engine:
+        return _made(model, name, options or Options(), feeds, original, output, device, force, whole)
+
     if target == AUTO or not isinstance(target, str):
         model = model if isinstance(model, Model) else Model.load(model)
-        names = candidates() if target == AUTO else list(target)
-        return first(
-            names,
-            lambda name: compile(
-                model,
-                name,
-                options,
-                feeds=feeds,
-                original=original,
-                output=output,
-                device=device,
-                force=force,
-                whole=whole,
-            ),
-        )
-    found, options = registry.target(target), options or Options()
+        # A quantizer's tie moves a whole step, whoever computes: no engine is the nearer one for it.
+        engine = first(candidates() if target == AUTO else list(target), made, near=not work.quantized(model))
+    else:
+        engine = made(target)
+    if output is not None:
+        check_output(Path(output), registry.written(engine.target), engine.target, force)
+        registry.target(engine.target).save(engine, Path(output))
+    return engine
+
+
+def _made(
+    model: Model | str | Path,
+    target: str,
+    options: Options,
+    feeds: Sequence[Feeds],
+    original: Model | str | Path | None,
+    output: str | Path | None,
+    device: Device | None,
+    force: bool,
+    whole: bool,
+) -> Engine:
+    """`compile` for one target; `output` is not written yet."""
+    from edgerun.model import Model
+
+    found = registry.target(target)
     if output is not None:
         check_output(Path(output), registry.written(target), target, force)
         options = _written(found, Path(output), options, device)
@@ -83,11 +96,7 @@ def compile(
             got=reason, do="compile the model where it shall run" + hint,
         )  # fmt: skip
     rounds = work.rounds(model)  # of the model itself: what it is written with may have constants in half precision
-    engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds, whole))
-    if output is not None:
-        check_output(Path(output), registry.written(target), target, force)
-        found.save(engine, Path(output))
-    return engine
+    return or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds, whole))
 
 
 def _written(found: Target, output: Path, options: Options, device: Device | None) -> Options:
