@@ -131,8 +131,13 @@ class Choice(NamedTuple):
         return told
 
 
+_CPU = Choice("CPU", frozenset())
+
+
 def choice(options: Options) -> Choice:
     """Read our keys of `Options.extra`. Raises EdgerunError for a value that there is none of."""
+    if not options.extra:
+        return _CPU
     key = options.extra.get(PROVIDER, "CPU")
     if key not in PROVIDERS:
         raise unknown("execution provider", key, PROVIDERS)
