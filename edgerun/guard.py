@@ -87,8 +87,7 @@ def check_onnx(path: Path) -> frozenset[int]:
 def beside(path: Path) -> list[Path]:
     """The files that hold weights of the ONNX model at `path`, in name order; raises as `check_onnx`."""
     check_file(path)
-    model = _Model(path, path)
-    model.check(_wire.view(path))
+    (model := _Model(path, path)).check(_wire.view(path))
     return sorted(model.files)
 
 
@@ -293,12 +292,8 @@ class _Model:
         except ValueError:
             raise self.refuse(f"the range of tensor {name!r} is no number", got=str(entries)) from None
         if offset < 0 or length < 0 or offset + length > stored:
-            raise self.refuse(
-                f"the weights of {name!r} reach beyond their file",
-                got=f"bytes {offset}..{offset + length}",
-                wanted=f"within {stored} bytes of {location}",
-            )
+            got, wanted = f"bytes {offset}..{offset + length}", f"within {stored} bytes of {location}"
+            raise self.refuse(f"the weights of {name!r} reach beyond their file", got=got, wanted=wanted)
         if size >= 0 and length < size:
-            raise self.refuse(
-                f"tensor {name!r} is larger than its stored weights", got=f"{length} bytes", wanted=f"{size}"
-            )
+            what = f"tensor {name!r} is larger than its stored weights"
+            raise self.refuse(what, got=f"{length} bytes", wanted=f"{size}")

@@ -98,6 +98,6 @@ def written(name: str) -> tuple[str, ...]:
 
 def missing(requires: tuple[str, ...], extra: str) -> str | None:
     """None when every module in `requires` can be imported, else the line that says what to install."""
-    absent = [m for m in requires if sys.modules.get(m) is None and importlib.util.find_spec(m) is None]
+    absent = [m for m in requires if importlib.util.find_spec(m) is None]
     package = f"'edgerun[{extra}]'" if extra else "edgerun"
     return f"needs {', '.join(absent)}: pip install {package}" if absent else None

@@ -88,10 +88,15 @@ def test_the_same_structure_is_not_walked_again_whatever_the_weights_are(monkeyp
 def test_a_file_is_read_but_for_its_weights_and_judged_as_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    file, mapped, view = tmp_path / "m.onnx", list[object](), _wire.view
+    file, mapped, view = tmp_path / "m.onnx", list[bytes | Path](), _wire.view
     changed = DATA[:at] + bytes([DATA[at] ^ 0xFF]) + DATA[at + 1 :]
     wanted = {data: _first(data) for data in (DATA, changed)}
-    monkeypatch.setattr(_wire, "view", lambda source: mapped.append(source) or view(source))
+
+    def counted(source: bytes | Path) -> memoryview:
+        mapped.append(source)
+        return view(source)
+
+    monkeypatch.setattr(_wire, "view", counted)
     _passed._passed.clear()
     for data, walks in ((DATA, 1), (DATA, 0), (changed, int(at in REST)), (DATA, 0)):
         file.write_bytes(data)
