@@ -2,9 +2,10 @@
 
 Every measurement is a process of its own, in turns with the others: from nothing imported but numpy and the runtime to
 a session (`open` counts edgerun's own imports, `load` does not, as neither counts the runtime's), the first run, the
-CPU time of a run, the memory held after twenty runs and a quiet while, and at its fullest, and the CPU time of opening
-it once more then (`rested`: what was free has gone back) and again at once (`again`). Where other work holds the CPU,
-CPU times tell more than the clock; giving memory back, which a thread does while it is quiet, is in none of them.
+CPU time of a run, the memory held after twenty runs and a quiet second, and at its fullest, and the CPU time of opening
+it once more then (`rested`: what was free has gone back, if it is much) and again at once (`again`). Where other work
+holds the CPU, CPU times tell more than the clock; giving memory back, which a thread does while it is quiet, is in none
+of them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from edgerun.runtime import Options
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 ONE = Options(threads=1)
-OPENED = ("mobilenet_v2", "minilm", "resnet50")
+OPENED = ("silero", "mobilenet_v2", "minilm", "resnet50")
 DECILE = 0.1
 WARM = 20  # calls, before one tells how many fill the time: a worker's second one takes milliseconds on OpenVINO
 Open = Callable[[], AbstractContextManager[Run]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import stat
 from pathlib import Path
 
 from edgerun import _beside, _calls, _passed, _wire, files
@@ -24,12 +26,14 @@ BITS = {
 
 def check_file(path: Path) -> None:
     """Raise unless `path` is a readable, non-empty, ordinary file."""
-    files.check_name(path)
-    if not path.exists():
-        raise EdgerunError("the file does not exist", got=path, do="check the path")
-    if not path.is_file():
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        files.check_name(path)
+        raise EdgerunError("the file does not exist", got=path, do="check the path") from None
+    if not stat.S_ISREG(found.st_mode):
         raise EdgerunError("not a file", got=path, wanted="a model file")
-    if path.stat().st_size == 0:
+    if found.st_size == 0:
         raise EdgerunError("the file is empty", got=path, do="export or download it again")
 
 
@@ -75,19 +79,16 @@ def check_onnx(path: Path) -> frozenset[int]:
     Reads the structure only, through a memory map: weights are neither copied nor looked at. Says nothing about
     the meaning of the graph; that is for onnx.checker, in a limited child.
     """
-    return _in_file(path).check(_wire.view(path))
+    check_file(path)
+    known = _passed.kinds_of(path)
+    return _Model(path, path).check(_wire.view(path)) if known is None else known
 
 
 def beside(path: Path) -> list[Path]:
     """The files that hold weights of the ONNX model at `path`, in name order; raises as `check_onnx`."""
-    model = _in_file(path)
-    model.check(_wire.view(path))
-    return sorted(model.files)
-
-
-def _in_file(path: Path) -> _Model:
     check_file(path)
-    return _Model(path, path.resolve().parent)
+    (model := _Model(path, path)).check(_wire.view(path))
+    return sorted(model.files)
 
 
 def check_bytes(data: bytes, place: str | Path = "these bytes") -> frozenset[int]:
@@ -98,15 +99,20 @@ def check_bytes(data: bytes, place: str | Path = "these bytes") -> frozenset[int
 
 
 class _Model:
-    """One walk over one model, of a file in `folder` or (None) in memory."""
+    """One walk over one model, of `file` or (None) in memory."""
 
-    def __init__(self, path: Path | str, folder: Path | None) -> None:
-        self.path, self.folder = path, folder
+    def __init__(self, path: Path | str, file: Path | None) -> None:
+        self.path, self.file = path, file
         self.kinds, self.plain, self.files = set[int](), set[bytes](), set[Path]()
         self.weights, self.alone = list[memoryview](), True  # it names no file
 
     def refuse(self, what: str, **more: str) -> EdgerunError:
         return EdgerunError(f"{self.path}: {what}", **more)
+
+    @functools.cached_property
+    def folder(self) -> Path | None:
+        """Where the files lie that it names."""
+        return self.file.resolve().parent if self.file else None
 
     def check(self, data: memoryview) -> frozenset[int]:
         if (known := _passed.kinds(data)) is not None:
@@ -286,12 +292,8 @@ class _Model:
         except ValueError:
             raise self.refuse(f"the range of tensor {name!r} is no number", got=str(entries)) from None
         if offset < 0 or length < 0 or offset + length > stored:
-            raise self.refuse(
-                f"the weights of {name!r} reach beyond their file",
-                got=f"bytes {offset}..{offset + length}",
-                wanted=f"within {stored} bytes of {location}",
-            )
+            got, wanted = f"bytes {offset}..{offset + length}", f"within {stored} bytes of {location}"
+            raise self.refuse(f"the weights of {name!r} reach beyond their file", got=got, wanted=wanted)
         if size >= 0 and length < size:
-            raise self.refuse(
-                f"tensor {name!r} is larger than its stored weights", got=f"{length} bytes", wanted=f"{size}"
-            )
+            what = f"tensor {name!r} is larger than its stored weights"
+            raise self.refuse(what, got=f"{length} bytes", wanted=f"{size}")

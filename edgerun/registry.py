@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.machinery
 import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any, cast
 
 from edgerun.errors import Unsupported, unknown
@@ -38,13 +39,19 @@ def _modules(folders: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _is_own(kind: str, name: str) -> bool:
-    """Whether `own` lists it: one is found without listing all, which costs more."""
+def _own(kind: str, name: str) -> Any:
+    """The module of edgerun's own that `own` lists by that name, or None: it is found without listing all, which costs
+    more."""
     if name.startswith("_") or not name.isidentifier():
-        return False
-    package = importlib.import_module(KINDS[kind])
-    spec = importlib.machinery.PathFinder.find_spec(f"{KINDS[kind]}.{name}", package.__path__)
-    return spec is not None and spec.submodule_search_locations is None
+        return None
+    place = f"{KINDS[kind]}.{name}"
+    if (found := sys.modules.get(place)) is None:
+        package = importlib.import_module(KINDS[kind])
+        spec = importlib.machinery.PathFinder.find_spec(place, package.__path__)
+        if spec is None or spec.submodule_search_locations is not None:
+            return None
+        found = importlib.import_module(place)
+    return None if hasattr(found, "__path__") else found
 
 
 @functools.cache
@@ -57,8 +64,8 @@ def _entries(kind: str) -> EntryPoints:
 
 
 def _load(kind: str, name: str) -> Any:
-    if _is_own(kind, name):
-        return importlib.import_module(f"{KINDS[kind]}.{name}")
+    if (found := _own(kind, name)) is not None:
+        return found
     for entry in _entries(kind):
         if entry.name == name:
             return entry.load()

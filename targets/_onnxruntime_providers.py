@@ -61,6 +61,8 @@ PROVIDERS = {
     "XNNPACK": Provider(
         "XnnpackExecutionProvider", "build ONNX Runtime with --use_xnnpack", threads="intra_op_num_threads"
     ),
+    # Its fast math, which rounds to bfloat16, is off where nothing is said.
+    "ACL": Provider("ACLExecutionProvider", "build ONNX Runtime with --use_acl, on an Arm device"),
     # Its GPU and NPU compute in float16 where nothing is said; ACCURACY keeps what the model says.
     "OPENVINO": Provider(
         "OpenVINOExecutionProvider", "pip install onnxruntime-openvino in place of onnxruntime",
@@ -131,8 +133,13 @@ class Choice(NamedTuple):
         return told
 
 
+_CPU = Choice("CPU", frozenset())
+
+
 def choice(options: Options) -> Choice:
     """Read our keys of `Options.extra`. Raises EdgerunError for a value that there is none of."""
+    if not options.extra:
+        return _CPU
     key = options.extra.get(PROVIDER, "CPU")
     if key not in PROVIDERS:
         raise unknown("execution provider", key, PROVIDERS)

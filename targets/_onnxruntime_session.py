@@ -25,6 +25,7 @@ DTYPES = {
     "float8e5m2": "float8_e5m2", "float8e5m2fnuz": "float8_e5m2fnuz", "float8e8m0": "float8_e8m0fnu",
     "float4e2m1": "float4_e2m1fn", "int4": "int4", "uint4": "uint4", "int2": "int2", "uint2": "uint2",
 }  # fmt: skip
+TENSORS = {f"tensor({name})": dtype for name, dtype in DTYPES.items()}
 # onnx.TensorProto.DataType of what numpy has no type for: it goes in and out as bytes.
 NUMBERS = {
     "bfloat16": 16, "float8_e4m3fn": 17, "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20, "uint4": 21,
@@ -128,16 +129,14 @@ def specs(arguments: Any) -> tuple[TensorSpec, ...]:
     """The doors of a session, from `get_inputs()` or `get_outputs()`."""
     found = []
     for argument in arguments:
-        text = str(argument.type)
-        dtype, kind = DTYPES.get(text.removeprefix("tensor(").removesuffix(")")), "tensor"
+        name, text = argument.name, argument.type
+        dtype, kind = TENSORS.get(text), "tensor"
         if dtype is None:
             dtype, kind = _structured(text)
         if dtype is None:
-            raise Unsupported(f"{argument.name!r} is no array", got=text, do="remove it from the model's outputs")
-        dims = (
-            d if isinstance(d, int | str) and d != "" else f"{argument.name}_{i}" for i, d in enumerate(argument.shape)
-        )
-        found.append(TensorSpec(argument.name, dtype, tuple(dims) if "sequence" not in kind else (), kind))
+            raise Unsupported(f"{name!r} is no array", got=text, do="remove it from the model's outputs")
+        dims = [f"{name}_{i}" if dim is None or dim == "" else dim for i, dim in enumerate(argument.shape)]
+        found.append(TensorSpec(name, dtype, tuple(dims) if "sequence" not in kind else (), kind))
     return tuple(found)
 
 

@@ -33,6 +33,9 @@ suffixes = (".onnx", ".ort")
 writes = (".ort",)
 takes = setting.TAKES
 LITTLE = 8 << 20  # bytes that a process may keep for the next time: giving them back costs more than it brings
+MUCH = (
+    32 << 20
+)  # bytes that go back soon: what is less comes again in milliseconds, which a small model's opening feels
 
 
 def available() -> str | None:
@@ -161,13 +164,15 @@ def _session(session: Any, options: Options) -> OrtSession:
         from edgerun.targets._onnxruntime_graph import Graphs
 
         graphs = Graphs(_runtime(), session, [output.name for output in session.get_outputs()])
-    how = setting.runs(_runtime(), options)
+    runtime = _runtime()
+    how = setting.runs(runtime, options)
     try:
-        return OrtSession(_runtime(), session, _errors(), options.streams, graphs, providers.left(session, chosen), how)
+        return OrtSession(runtime, session, _errors(), options.streams, graphs, providers.left(session, chosen), how)
     except ValueError as error:
         raise _refused(error) from error
 
 
+@functools.cache
 def _runtime() -> Any:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime  # type: ignore[import-untyped]
@@ -190,15 +195,16 @@ def _settings(options: Options) -> Any:
 
 def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     """The runtime's own session, on the provider of `options` and with their settings where no others are given."""
+    runtime, ready = _runtime(), optimized.is_one(engine.payload)
     settings, chosen = settings or _settings(options), providers.choice(options)
-    providers.require(_runtime(), chosen)
+    providers.require(runtime, chosen)
     if setting.lean(options):
         machine.give_back_at_once()
-        if isinstance(engine.payload, Path) and not optimized.is_one(engine.payload) and guard.beside(engine.payload):
+        if isinstance(engine.payload, Path) and not ready and guard.beside(engine.payload):
             setting.unpacked(settings, options)
     else:
         machine.reuse_freed()
-    if optimized.is_one(engine.payload):
+    if ready:
         optimized.admit(engine.payload, device())
         optimized.mapped(settings, options)
     faulty = float8.tamed(settings) if float8.present(engine) else []
@@ -211,17 +217,17 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
         settings.add_external_initializers(list(engine.weights), list(map(_value, engine.weights.values())))
     try:
         listed = chosen.listed(settings.intra_op_num_threads)
-        with setting.bounded(_runtime(), settings, options, engine.payload):
-            session = _runtime().InferenceSession(
+        with setting.bounded(runtime, settings, options, engine.payload):
+            session = runtime.InferenceSession(
                 source, settings, providers=listed, enable_fallback=0, disabled_optimizers=faulty
             )
     except _errors() as error:
         raise _refused(error) from error
     session.disable_fallback()
-    if (
-        machine.freed() > LITTLE
-    ):  # optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it
-        machine.release_when_quiet(0.0 if setting.lean(options) else None)
+    # Optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it.
+    if (free := machine.freed()) > LITTLE:
+        wait = 0.0 if setting.lean(options) else machine.QUIET if free > MUCH else machine.LONG
+        machine.release_when_quiet(wait)
     if session.get_providers()[0] != chosen.provider.name:
         wanted = chosen.provider.name
         raise Unsupported("the session runs elsewhere", got=session.get_providers(), wanted=wanted)

@@ -13,7 +13,7 @@ pytest.importorskip("onnx")
 import onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from edgerun import _passed, guard  # noqa: E402
+from edgerun import _passed, _wire, guard  # noqa: E402
 from edgerun.errors import EdgerunError  # noqa: E402
 
 WEIGHT = np.arange(600, dtype=np.float32).reshape(3, 200)
@@ -82,6 +82,30 @@ def test_the_same_structure_is_not_walked_again_whatever_the_weights_are(monkeyp
     assert not walked
     guard.check_bytes(DATA + b"\x32\x01x")  # a doc_string
     assert len(walked) == 1
+
+
+@pytest.mark.parametrize("at", [REST[0], REST[40], REST[-1], PLACES[0], PLACES[1] + WEIGHT.nbytes - 1])
+def test_a_file_is_read_but_for_its_weights_and_judged_as_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    file, mapped, view = tmp_path / "m.onnx", list[bytes | Path](), _wire.view
+    changed = DATA[:at] + bytes([DATA[at] ^ 0xFF]) + DATA[at + 1 :]
+    wanted = {data: _first(data) for data in (DATA, changed)}
+
+    def counted(source: bytes | Path) -> memoryview:
+        mapped.append(source)
+        return view(source)
+
+    monkeypatch.setattr(_wire, "view", counted)
+    _passed._passed.clear()
+    for data, walks in ((DATA, 1), (DATA, 0), (changed, int(at in REST)), (DATA, 0)):
+        file.write_bytes(data)
+        mapped.clear()
+        try:
+            found: object = guard.check_onnx(file)
+        except EdgerunError as error:
+            found = str(error).replace(str(file), "these bytes")
+        assert (found, len(mapped)) == (wanted[data], walks)
 
 
 def test_few_models_are_remembered() -> None:

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 # Where INT8 speed comes from, in the kernel's spelling.
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
-QUIET = 1.0  # seconds without a new opening, after which freed memory goes back
+QUIET = 1.0  # seconds without a new opening, after which freed memory goes back,
+LONG = 30.0  # or as many where it is little: opening a small model anew would take a third longer
 _MOST_REUSED = (32 << 20) - (64 << 10)  # bytes; with its header within glibc's DEFAULT_MMAP_THRESHOLD_MAX
 _ROOT = Path("/")
 
@@ -136,27 +137,27 @@ class _Quiet:
     """One call, when no other was asked for in time; of one process, a forked one begins anew."""
 
     def __init__(self) -> None:
-        self._lock, self._due = threading.Lock(), 0.0
+        self._changed, self._due, self._until = threading.Condition(), 0.0, 0.0
         self._thread: threading.Thread | None = None
 
     def call(self, then: Callable[[], None], seconds: float) -> threading.Thread | None:
-        with self._lock:
+        with self._changed:
             self._due = time.monotonic() + seconds
             if self._thread is None:
                 thread = threading.Thread(target=self._wait, args=(then,), name="edgerun-quiet", daemon=True)
                 with contextlib.suppress(RuntimeError):  # no more threads for this process: it keeps its memory
                     thread.start()
                     self._thread = thread
+            elif self._due < self._until:
+                self._changed.notify()
             return self._thread
 
     def _wait(self, then: Callable[[], None]) -> None:
-        while True:
-            with self._lock:
-                left = self._due - time.monotonic()
-                if left <= 0:
-                    self._thread = None
-                    break
-            time.sleep(left)
+        with self._changed:
+            while (left := self._due - time.monotonic()) > 0:
+                self._until = self._due
+                self._changed.wait(left)
+            self._thread = None
         then()
 
 

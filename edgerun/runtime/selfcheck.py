@@ -11,6 +11,7 @@ class SelfCheck:
 
     `reference` says what computed the truth; `runs` counts the compared runs; `shapes` are the input shapes that ran.
     `relative_error` is max |y - r| / max |r| and `sqnr_db` 10·log10(Σr² / Σ(y - r)²), both of the worst output.
+    `outside` counts the elements of all outputs that are not near: |y - r| > 1e-3·|r| + 1e-5·max |r|.
     """
 
     reference: str
@@ -19,3 +20,4 @@ class SelfCheck:
     worst: str
     relative_error: float
     sqnr_db: float
+    outside: int = 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from edgerun.errors import EdgerunError
 from edgerun.runtime.session import Session
+from edgerun.runtime.spec import TensorSpec
 
 
 class HotSwapSession(Session):
@@ -30,8 +32,9 @@ class HotSwapSession(Session):
             return session.run(feeds, out)
 
     def swap(self, session: Session) -> None:
-        """Let all runs from now on go to `session`; warm it up before. Raises EdgerunError when its door is another."""
-        if (session.inputs, session.outputs) != (self.inputs, self.outputs):
+        """Let all runs from now on go to `session`; warm it up before. Raises EdgerunError when its door is another:
+        what open dimensions are called counts for nothing, since some targets lose their names."""
+        if _sides(session) != _sides(self):
             raise EdgerunError(
                 "the new model has another door", got=_text(session), wanted=_text(self),
                 do="open a session of its own for it",
@@ -82,6 +85,14 @@ class _Held:
 
     def __init__(self, session: Session) -> None:
         self.session, self.runs, self.leaving = session, 0, False
+
+
+def _sides(session: Session) -> tuple[list[TensorSpec], ...]:
+    """Inputs and outputs, open dimensions without names."""
+    return tuple(
+        [replace(spec, shape=tuple(dim if isinstance(dim, int) else "" for dim in spec.shape)) for spec in specs]
+        for specs in (session.inputs, session.outputs)
+    )
 
 
 def _text(session: Session) -> str:

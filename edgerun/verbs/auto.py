@@ -1,4 +1,4 @@
-"""Auto: the first of several targets whose engine is right."""
+"""Auto: the first of several targets whose engine is right, in every element where there is such."""
 
 from __future__ import annotations
 
@@ -21,19 +21,27 @@ def candidates() -> list[str]:
     return found
 
 
-def first(names: Sequence[str], compile: Callable[[str], Engine]) -> Engine:
-    """The first engine that `compile` gives out: one that computes what the model says.
+def first(names: Sequence[str], compile: Callable[[str], Engine], *, near: bool = True) -> Engine:
+    """The first engine that `compile` gives out: one that computes what the model says. With `near` one of which no
+    element is far from the reference goes before: the bound that all keep is of the largest alone.
 
     Raises GateFailed with the reason of every target when all of them compute something else, and Unsupported when
     there is another reason among them.
     """
     reasons, kind = [], GateFailed if names else Unsupported
+    right: Engine | None = None
     for name in names:
         try:
-            return compile(name)
+            engine = compile(name)
         except EdgerunError as error:
             reasons.append(f"{name}: {error.what}" + ("" if error.got is None else f": {error.got}"))
             kind = kind if isinstance(error, GateFailed) else Unsupported
+            continue
+        if not near or engine.check is None or not engine.check.outside:
+            return engine
+        right = right or engine
+    if right is not None:
+        return right
     raise kind(
         "none of the targets runs this model as it says",
         got="; ".join(reasons) or "no target at all",

@@ -38,41 +38,53 @@ def compile(
     output: str | Path | None = None,
     device: Device | None = None,
     force: bool = False,
-    others: bool = True,
+    whole: bool = True,
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
 
-    Several targets mean the first of them whose engine agrees with the reference, and "auto" all that run here.
+    Several targets mean the first of them whose engine agrees with the reference (of a model without quantizers: in
+    every element, where one does), and "auto" all that run here.
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
     With `output` the engine is written there too, once it has passed; what kind of file it is says what is compiled,
-    and `device` for whom, where another machine can be compiled for. Without `others` an engine that has kernels ready
-    for usual shapes is compared on feeds of these alone: what runs other shapes is compared with them by the session
-    that opens it.
+    and `device` for whom, where another machine can be compiled for. Without `whole` an engine that has kernels ready
+    for usual shapes is compared on `feeds` cut to these, and on one of another shape, which other kernels run.
     Operators that the target lacks, or computes wrongly, are written with others where ONNX defines them so.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
     the engine computes something else.
     """
     from edgerun.model import Model
 
+    def made(name: str) -> Engine:
+        return _made(model, name, options or Options(), feeds, original, output, device, force, whole)
+
     if target == AUTO or not isinstance(target, str):
         model = model if isinstance(model, Model) else Model.load(model)
-        names = candidates() if target == AUTO else list(target)
-        return first(
-            names,
-            lambda name: compile(
-                model,
-                name,
-                options,
-                feeds=feeds,
-                original=original,
-                output=output,
-                device=device,
-                force=force,
-                others=others,
-            ),
-        )
-    found, options = registry.target(target), options or Options()
+        # A quantizer's tie moves a whole step, whoever computes: no engine is the nearer one for it.
+        engine = first(candidates() if target == AUTO else list(target), made, near=not work.quantized(model))
+    else:
+        engine = made(target)
+    if output is not None:
+        check_output(Path(output), registry.written(engine.target), engine.target, force)
+        registry.target(engine.target).save(engine, Path(output))
+    return engine
+
+
+def _made(
+    model: Model | str | Path,
+    target: str,
+    options: Options,
+    feeds: Sequence[Feeds],
+    original: Model | str | Path | None,
+    output: str | Path | None,
+    device: Device | None,
+    force: bool,
+    whole: bool,
+) -> Engine:
+    """`compile` for one target; `output` is not written yet."""
+    from edgerun.model import Model
+
+    found = registry.target(target)
     if output is not None:
         check_output(Path(output), registry.written(target), target, force)
         options = _written(found, Path(output), options, device)
@@ -84,11 +96,7 @@ def compile(
             got=reason, do="compile the model where it shall run" + hint,
         )  # fmt: skip
     rounds = work.rounds(model)  # of the model itself: what it is written with may have constants in half precision
-    engine = or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds, others))
-    if output is not None:
-        check_output(Path(output), registry.written(target), target, force)
-        found.save(engine, Path(output))
-    return engine
+    return or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds, whole))
 
 
 def _written(found: Target, output: Path, options: Options, device: Device | None) -> Options:
@@ -108,11 +116,11 @@ def _proven(
     feeds: Sequence[Feeds],
     original: Model | str | Path | None,
     rounds: bool,
-    others: bool,
+    whole: bool,
 ) -> Engine:
     with _explained(model, target):
         engine = registry.target(target).compile(model, options)
-        return replace(engine, check=self_check(model, engine, options, feeds, original, rounds, others))
+        return replace(engine, check=self_check(model, engine, options, feeds, original, rounds, whole))
 
 
 def check_output(path: Path, suffixes: Sequence[str], target: str, force: bool) -> None:
@@ -171,19 +179,19 @@ def self_check(
     feeds: Sequence[Feeds] = (),
     original: Model | str | Path | None = None,
     rounds: bool | None = None,
-    others: bool = True,
+    whole: bool = True,
 ) -> SelfCheck:
     """Run `engine` and a reference on the same feeds. Raises GateFailed naming the worst output.
 
-    `rounds` says whether ties may move a whole step; None looks at `model`. Without `others` feeds are cut to the
-    engine's usual shapes, where it has such.
+    `rounds` says whether ties may move a whole step; None looks at `model`. Without `whole` feeds are cut to the
+    engine's usual shapes, where it has such, and one of another shape joins them.
     Where the engine differs from the first reference, it may still meet another one that is not its own runtime:
     references have faults too. (Not where runtimes are known to share one.)
     """
     refusal: GateFailed | None = None
     near = partial(exact, original) if original is not None else None
     rounds = work.rounds(model) if rounds is None else rounds
-    found = truths(model, engine, options, feeds, others)
+    found = truths(model, engine, options, feeds, whole)
     do = REAL if rounds and not feeds and near is None else ANOTHER
     loading = partial(registry.target(engine.target).load, engine, options)
     with _beside(lambda: next(found), loading, together=not work.large(model)) as (first, session):

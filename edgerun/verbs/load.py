@@ -59,19 +59,20 @@ def _opened(source: str | Path | bytes | Engine, target: str | Sequence[str] | N
         if target not in (None, source.target):
             raise EdgerunError("the engine was compiled for another target", got=source.target, wanted=str(target))
         return registry.target(source.target).load(source, options)
-    payload = source if isinstance(source, bytes) else Path(source)
+    payload = source if isinstance(source, (bytes, Path)) else Path(source)
+    suffix = "" if isinstance(payload, bytes) else payload.suffix
     assert isinstance(target, str | None)
-    name = target or target_for(".onnx" if isinstance(payload, bytes) else payload.suffix)
+    name = target or target_for(".onnx" if isinstance(payload, bytes) else suffix)
     found = registry.target(name)
     if isinstance(payload, Path):
-        if payload.suffix not in found.suffixes:
+        if suffix not in found.suffixes:
             raise EdgerunError(f"{name} does not read this file", got=payload.name, wanted=" or ".join(found.suffixes))
-    return found.load(Engine(name, payload, elements=_guarded(payload)), options)
+    return found.load(Engine(name, payload, elements=_guarded(payload, suffix)), options)
 
 
-def _guarded(payload: bytes | Path) -> frozenset[int] | None:
+def _guarded(payload: bytes | Path, suffix: str) -> frozenset[int] | None:
     """The element types of an ONNX model that passes the static guard; None of what is none."""
-    if isinstance(payload, Path) and payload.suffix == ".onnx":
+    if isinstance(payload, Path) and suffix == ".onnx":
         return guard.check_onnx(payload)
     from edgerun import ort_file  # which an .onnx has no use for
 
@@ -79,7 +80,7 @@ def _guarded(payload: bytes | Path) -> frozenset[int] | None:
         if payload.startswith(ENGINE):
             return None
         return ort_file.check(payload) if ort_file.recognised(payload) else guard.check_bytes(payload)
-    if payload.suffix == ort_file.SUFFIX:
+    if suffix == ort_file.SUFFIX:
         return ort_file.check(payload)
     guard.check_file(payload)
     return None

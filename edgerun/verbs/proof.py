@@ -35,7 +35,8 @@ def proven(
     measurer: str,
     usual: Mapping[str, tuple[int, ...]],
 ) -> Engine:
-    """The engine of `result`, for feeds that are `usual`, compared with the reference on `feeds`, at the usual shapes.
+    """The engine of `result`, for feeds that are `usual`, compared with the reference on `feeds` at the usual shapes
+    and at one other.
 
     Where no engine of the target runs, it is compiled, and the graph itself is compared with the target `measurer`.
     """
@@ -44,7 +45,7 @@ def proven(
         engine = built(result, target, options)
         compile(result, measurer, feeds=feeds, original=original)
         return engine
-    return compile(result, target, options, feeds=feeds, original=original, others=False)
+    return compile(result, target, options, feeds=feeds, original=original, whole=False)
 
 
 def _sizes(model: Model, feeds: Iterable[Mapping[str, np.ndarray]]) -> dict[str, tuple[int, int, int]]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgerun import draws, registry
 from edgerun.batches import cuttable, fitted
 from edgerun.errors import EdgerunError
@@ -40,11 +42,11 @@ class Truth:
 
 
 def truths(
-    model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds], others: bool = True
+    model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds], whole: bool = True
 ) -> Iterator[Truth]:
     """What each reference that takes the model and the feeds computes: the ONNX evaluator (not for a heavy model, if
-    another can), then unoptimized ONNX Runtime. Without `others` the given feeds are cut to the usual shapes, where the
-    engine has such. Raises EdgerunError when there is none.
+    another can), then unoptimized ONNX Runtime. Without `whole` the given feeds are cut to the usual shapes, where the
+    engine has such, and one of another shape joins them. Raises EdgerunError when there is none.
 
     One that is the engine itself proves nothing, and one that contradicts the model's declared outputs comes last.
     """
@@ -54,7 +56,7 @@ def truths(
         if name == engine.target and dict(own.extra) == dict(options.extra):
             continue
         try:
-            truth = _computed(name, own, model, options, feeds, engine.usual, others)
+            truth = _computed(name, own, model, options, feeds, engine.usual, whole)
         except EdgerunError as error:
             reasons.append(f"{name}: {error.what}: {error.got}")
             continue
@@ -76,32 +78,62 @@ def truths(
 
 
 def _computed(
-    name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds], usual: Shapes, others: bool
+    name: str, own: Options, model: Model, options: Options, feeds: Sequence[Feeds], usual: Shapes, whole: bool
 ) -> Truth:
     target, settings = registry.target(name), Options(options.threads, own.extra)
-    feeds = feeds if others else _singles(feeds, usual, model)
+    feeds = feeds if whole else _singles(feeds, usual, model)
     with target.load(target.compile(model, settings), settings) as session:
         pairs = [(feed, session.run(feed)) for feed in feeds] if feeds else _drawn(model, session, options.sizes)
-        parts = _apart(pairs, usual, session, model) if others else (pairs,)
+        parts = _apart(pairs, usual, _Other(session, model, options.sizes))
     extra = "".join(f", {key}={value}" for key, value in own.extra.items())
     return Truth(name, f"{name} {target.device()['version']}{extra}", parts)
 
 
-def _apart(pairs: list[Pair], usual: Shapes, session: Session, model: Model) -> tuple[list[Pair], ...]:
-    """Pairs of the usual shapes, which an engine has kernels ready for, and of others: where the model takes both,
-    neither is empty."""
-    if not usual:
-        return (pairs,)
+def _apart(pairs: list[Pair], usual: Shapes, other: _Other) -> tuple[list[Pair], ...]:
+    """Pairs of the usual shapes, which an engine has kernels ready for, and of others (all together, where none are
+    usual): of more than one shape, where the model takes more."""
     ready: list[Pair] = [pair for pair in pairs if _usual(pair[0], usual)]
-    others: list[Pair] = [pair for pair in pairs if not _usual(pair[0], usual)]
+    rest: list[Pair] = [pair for pair in pairs if not _usual(pair[0], usual)]
     if not ready:
-        ready = [(feed, session.run(feed)) for feed in _singles([feed for feed, _ in pairs], usual, model)]
-    elif not others:
-        longer = {name: (2 * shape[0], *shape[1:]) for name, shape in usual.items() if shape}
-        with contextlib.suppress(EdgerunError):  # of a model without an open batch
-            feed = fitted(pairs[0][0], longer)
-            others = [(feed, session.run(feed))]
-    return ready, others
+        feeds = _singles([feed for feed, _ in pairs], usual, other.model)
+        ready = [(feed, other.session.run(feed)) for feed in feeds]
+    elif not rest and len({_shapes(feed) for feed, _ in pairs}) == 1 and (found := other.of(pairs[0][0])):
+        rest = [found]
+    return (ready, rest) if usual else (ready + rest,)
+
+
+@dataclass(frozen=True)
+class _Other:
+    """How feeds of another shape are found: what `session`, a reference, says of `model` within these `ranges`."""
+
+    session: Session
+    model: Model
+    ranges: Mapping[str, tuple[int, int, int]]
+
+    def of(self, feed: Feeds) -> Pair | None:
+        """`feed` with open dimensions of half their size, or twice: the first that the model takes, batches before
+        others, each name with one size wherever it stands. None where it takes no other."""
+        inputs = self.model.inputs
+        if not all(spec.kind == "tensor" and isinstance(feed.get(spec.name), np.ndarray) for spec in inputs):
+            return None
+        have = {spec.name: list(zip(spec.shape, feed[spec.name].shape, strict=True)) for spec in inputs}
+        sizes = {dim: size for shape in have.values() for dim, size in shape if isinstance(dim, str) and size}
+        batches = {dim for dim, leads in draws.sizes(inputs, 1, 0).items() if leads and dim in sizes}
+        for changed in (batches, *({dim} for dim in sorted(set(sizes) - batches))):
+            for factor in (0.5, 2):
+                other = sizes | {dim: self._within(dim, sizes[dim] * factor) for dim in changed}
+                shapes = {name: [other.get(str(dim), size) for dim, size in shape] for name, shape in have.items()}
+                if other != sizes and cuttable(feed, shapes, inputs):
+                    with contextlib.suppress(EdgerunError):
+                        found = fitted(feed, shapes)
+                        pair = found, self.session.run(found)
+                        if _fits(self.model, [pair]):
+                            return pair
+        return None
+
+    def _within(self, dim: str, size: float) -> int:
+        least, _, most = self.ranges.get(dim, (1, 0, size))
+        return int(max(least, min(size, most)))
 
 
 def _singles(feeds: Sequence[Feeds], usual: Shapes, model: Model) -> Sequence[Feeds]:
@@ -115,6 +147,10 @@ def _singles(feeds: Sequence[Feeds], usual: Shapes, model: Model) -> Sequence[Fe
         return [draws.feeds(specs, {}, seed, draws.index_bounds(model.ir)) for seed in range(SINGLES)]
     turns = (divmod(number, len(feeds)) for number in range(max(SINGLES, len(feeds))))
     return [fitted(feeds[index], usual, place) for place, index in turns]
+
+
+def _shapes(feed: Feeds) -> tuple[object, ...]:
+    return tuple(getattr(value, "shape", None) for value in feed.values())
 
 
 def _usual(feed: Feeds, usual: Shapes) -> bool:

@@ -28,7 +28,12 @@ def rounds(model: Model) -> bool:
     constants = (value.const_value for value in graph.initializers.values())
     half = any(tensor is not None and tensor.dtype.name in ("FLOAT16", "BFLOAT16") for tensor in constants)
     half = half or any(spec.dtype == "float16" for spec in (*model.inputs, *model.outputs))
-    return half or any(node.op_type in ROUNDING for node in graph.all_nodes())
+    return half or quantized(model)
+
+
+def quantized(model: Model) -> bool:
+    """Whether it has quantizers."""
+    return any(node.op_type in ROUNDING for node in model.ir.graph.all_nodes())
 
 
 def disputed(model: Model) -> bool:

@@ -6,12 +6,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 
 import edgerun
 from edgerun.errors import EdgerunError
-from edgerun.runtime import HotSwapSession
-from tests.runtime.conftest import Doubling, one, soon
+from edgerun.runtime import HotSwapSession, Options
+from tests.runtime.conftest import RUNNERS, Doubling, expected, feeds, one, soon
 
 
 def test_a_run_ends_on_the_session_that_it_began_on() -> None:
@@ -56,3 +57,21 @@ def test_another_door_is_refused(dense: bytes) -> None:
             session.swap(other)
         assert int(session.run(one(4))["y"][0]) == 8
         np.testing.assert_array_equal(other.outputs[0].shape[1:], [4])
+
+
+@pytest.mark.parametrize("new", RUNNERS)
+@pytest.mark.parametrize("old", RUNNERS)
+def test_one_target_takes_anothers_place(dense: bytes, old: str, new: str) -> None:
+    """OpenVINO calls an open dimension of an .onnx file otherwise than the file does."""
+    with HotSwapSession(edgerun.load(dense, old, Options(threads=1))) as session:
+        for batch in (2, 3):
+            np.testing.assert_allclose(session.run(given := feeds(2, batch))["y"], expected(given), rtol=1e-6)
+            session.swap(edgerun.load(dense, new, Options(threads=1)))
+
+
+def test_a_fixed_dimension_is_another_door(dense: bytes) -> None:
+    fixed = onnx.load_from_string(dense)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    with HotSwapSession(edgerun.load(dense)) as session, edgerun.load(fixed.SerializeToString()) as other:
+        with pytest.raises(EdgerunError, match="another door"):
+            session.swap(other)

@@ -52,11 +52,14 @@ def test_what_cannot_run_is_refused_with_the_reason(dense: Model, extra: dict[st
         assert error.value.got == WHY and error.value.do
 
 
-def test_a_provider_that_is_not_built_in_is_named(dense: Model) -> None:
-    if "XnnpackExecutionProvider" in target._runtime().get_available_providers():
-        pytest.skip("this build of ONNX Runtime has XNNPACK")
-    with pytest.raises(Unsupported, match="this build of ONNX Runtime has no XnnpackExecutionProvider"):
-        target.load(target.compile(dense, Options()), Options(extra={"PROVIDER": "XNNPACK"}))
+@pytest.mark.parametrize("provider", ["XNNPACK", "ACL", "QNN"])
+def test_a_provider_that_is_not_built_in_is_named(dense: Model, provider: str) -> None:
+    runtime, name = target._runtime(), providers.PROVIDERS[provider].name
+    assert name in runtime.get_all_providers()
+    if name in runtime.get_available_providers():
+        pytest.skip(f"this build of ONNX Runtime has {provider}")
+    with pytest.raises(Unsupported, match=f"this build of ONNX Runtime has no {name}"):
+        target.load(target.compile(dense, Options()), Options(extra={"PROVIDER": provider}))
 
 
 def test_what_a_missing_library_is_called(tmp_path: Path) -> None:

@@ -153,13 +153,13 @@ def test_a_feed_of_other_shapes_is_not_cut_below_its_lengths(steps: int, lengths
         same(model, session, fed(model, steps, *lengths))
 
 
-@pytest.mark.parametrize("others", [True, False])
-def test_given_feeds_are_not_cut_below_an_index(others: bool) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_given_feeds_are_not_cut_below_an_index(whole: bool) -> None:
     """Compiled on real feeds that are longer than the usual ones, and run on them."""
     model = parsed("(float[n,s,4] x, int64[n,1] i) => (float[n,4] y) { y = GatherND<batch_dims = 1>(x, i) }")
     feeds = {"x": drawn(2, 10, 4), "i": np.array([[9], [3]])}
     usual = {"x": (1, 4, 4), "i": (1, 1)}
-    engine = edgerun.compile(model, "openvino", Options(1, usual=usual), feeds=[feeds], others=others)
+    engine = edgerun.compile(model, "openvino", Options(1, usual=usual), feeds=[feeds], whole=whole)
     assert engine.check is not None and "x[1, 4, 4], i[1, 1]" in engine.check.shapes
     with edgerun.load(engine, options=ONE) as session:
         same(model, session, feeds)

@@ -114,12 +114,55 @@ def test_other_shapes_are_compared_when_the_first_of_them_comes(conv: Model) -> 
             assert len(opened) == (1 if agrees else 2)
 
 
-def test_without_others_feeds_are_cut_to_the_usual_shapes(conv: Model) -> None:
+def test_feeds_are_compared_whole_or_cut_with_one_of_another_shape(conv: Model) -> None:
     options, feeds = Options(1, usual={"x": (1, 3, 8, 8)}), [{"x": drawn(2, 3, 8, 8, seed=i)} for i in range(2)]
-    both = edgerun.compile(conv, "openvino", options, feeds=feeds).check
-    ready = edgerun.compile(conv, "openvino", options, feeds=feeds, others=False).check
-    assert both is not None and set(both.shapes) == {"x[1, 3, 8, 8]", "x[2, 3, 8, 8]"}
-    assert ready is not None and ready.shapes == ("x[1, 3, 8, 8]",) and ready.runs == 4
+    whole = edgerun.compile(conv, "openvino", options, feeds=feeds).check
+    cut = edgerun.compile(conv, "openvino", options, feeds=feeds, whole=False).check
+    assert whole is not None and set(whole.shapes) == {"x[1, 3, 8, 8]", "x[2, 3, 8, 8]"} and whole.runs == 6
+    assert cut is not None and set(cut.shapes) == {"x[1, 3, 8, 8]", "x[2, 3, 8, 8]"} and cut.runs == 5
+
+
+@pytest.mark.parametrize(("shapes", "other"), [
+    ("[t,1,5]", "x[2, 1, 5]"),  # what the state beside it cannot follow
+    ("[1,b,5]", "x[1, 1, 5]"),  # a dimension of several inputs, behind a fixed first one
+    ("[t,b,5]", "x[2, 2, 5]"),
+])  # fmt: skip
+def test_another_shape_is_one_that_the_model_takes(shapes: str, other: str) -> None:
+    batch = "b" if "b" in shapes else "1"
+    text = CELL.replace("DIRECTION", "forward").replace("LENGTHS", "").replace("[t,b,5]", shapes)
+    text = text.replace("[1,b,8]", f"[1,{batch},8]").replace("[t,1,b,8]", f"[{shapes[1]},1,{batch},8]")
+    model = parsed(text, w=drawn(1, 32, 5), r=drawn(1, 32, 8, seed=1), bias=drawn(1, 64, seed=2))
+    rows = 2 if batch == "b" else 1
+    usual = {"x": (1, rows, 5), "h": (1, rows, 8), "c": (1, rows, 8)}
+    feeds = [{name: drawn(*shape, seed=i) for i, (name, shape) in enumerate(usual.items())}]
+    check = edgerun.compile(model, "openvino", Options(1, usual=usual), feeds=feeds, whole=False).check
+    assert check is not None and any(shape.startswith(other) for shape in check.shapes) and len(check.shapes) == 2
+
+
+def test_a_model_that_halves_alone_is_compared_at_half() -> None:
+    """Positions end at 8: twice as many are refused."""
+    text = """(float[1,s,4] x) => (float[1,s,4] y) {
+      n = Shape<start = 1, end = 2>(x)  p = Slice(table, zero, n, zero)  y = Add(x, p) }"""
+    model = parsed(text, table=drawn(8, 4), zero=np.zeros(1, np.int64))
+    usual, feeds = {"x": (1, 8, 4)}, [{"x": drawn(1, 8, 4)}]
+    check = edgerun.compile(model, "openvino", Options(1, usual=usual), feeds=feeds, whole=False).check
+    assert check is not None and set(check.shapes) == {"x[1, 8, 4]", "x[1, 4, 4]"}
+
+
+def test_compress_refuses_what_other_shapes_compute_otherwise(
+    conv: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No engine is given out whose kernels for the usual shapes alone are right."""
+    honest = target._compiled
+    wrong = ir.read(parsed(NET, w=3 * drawn(4, 3, 3, 3)).to_bytes())
+
+    def compiled(graph: Any, options: Options) -> Any:
+        return honest(graph if graph.inputs[0].partial_shape.is_static else wrong, options)
+
+    monkeypatch.setattr(target, "_compiled", compiled)
+    with pytest.raises(GateFailed, match="otherwise than the usual ones"):
+        compress(conv, target="openvino", calibration=sizes(8), placement="rules", output=tmp_path / "small.xml")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("usual", [{"z": (1, 3, 8, 8)}, {"x": (1, 2, 8, 8)}, {"x": (1, 3, 8)}])

@@ -47,6 +47,51 @@ def test_the_first_that_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(session.run({"x": x})["y"], np.maximum(x, 0))
 
 
+def _shifted(model: Model, by: float) -> Model:
+    """The same, `by` added to its output."""
+    proto = model.to_proto()
+    proto.graph.node[-1].output[0] = "before"
+    proto.graph.node.append(helper.make_node("Add", ["before", "by"], ["y"], "shift"))
+    proto.graph.initializer.append(helper.make_tensor("by", TensorProto.FLOAT, [], [by]))
+    return Model.from_proto(proto)
+
+
+@OPENVINO
+def test_one_that_is_near_in_every_element_goes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shift by 5e-5 of the largest keeps the bound and moves what is small; where all are shifted, or ties decide, it
+    is the first."""
+    model, both = _model("Relu"), ["onnxruntime", "openvino"]
+    feeds = [{"x": np.array([[1, 1e-3, 0], [0.5, 0, 0]], np.float32)}]
+    targets = [registry.target(name) for name in both]
+    honest = [target.compile for target in targets]
+    for by, right in (((5e-5, 0), "openvino"), ((5e-5, 4e-5), "onnxruntime"), ((5e-7, 0), "onnxruntime")):
+        for target, compile, shift in zip(targets, honest, by, strict=True):
+            monkeypatch.setattr(target, "compile", lambda m, o, c=compile, s=shift: c(_shifted(m, s), o))
+        engine = edgerun.compile(model, both, ONE, feeds=feeds)
+        assert engine.target == right and engine.check is not None
+        assert engine.check.outside == (4 if by[1] else 0) and engine.check.relative_error < 1e-3
+
+
+def test_the_first_that_is_right_is_enough_for_a_quantized_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose ties move a whole step, whoever computes."""
+    value = helper.make_tensor_value_info
+    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q"),
+             helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], "d")]  # fmt: skip
+    constants = [
+        helper.make_tensor("s", TensorProto.FLOAT, [], [0.01]),
+        helper.make_tensor("z", TensorProto.UINT8, [], [0]),
+    ]
+    door = [value(name, TensorProto.FLOAT, (2, 3)) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", door[:1], door[1:], constants)
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    target = registry.target("onnxruntime")
+    honest = target.compile
+    monkeypatch.setattr(target, "compile", lambda m, o: honest(m if o.extra else _shifted(m, 0.01), o))
+    feeds = [{"x": np.array([[1, 0.5, 0.2], [0.5, 0, 0]], np.float32)}]
+    engine = edgerun.compile(model, ["onnxruntime", "nothing of that name"], ONE, feeds=feeds)
+    assert engine.target == "onnxruntime" and engine.check is not None and engine.check.outside == 6
+
+
 def test_none_that_is_right_is_unsupported_with_every_reason() -> None:
     with pytest.raises(Unsupported, match="onnxruntime: .*Frobnicate") as caught:
         edgerun.compile(_model("Frobnicate"), "auto", ONE)
