@@ -44,13 +44,9 @@ class Data:
     """
 
     def __init__(
-        self,
-        source: sources.Source,
-        inputs: Sequence[TensorSpec],
-        batch: int | None,
-        fixed: int | None,
+        self, source: sources.Source, inputs: Sequence[TensorSpec], batch: int | None, fixed: int | None,
         limit: int | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.inputs, self.batch = tuple(inputs), batch
         self.random = isinstance(source, sources.Random)
         self._source, self._fixed, self._limit = source, fixed, limit
