@@ -129,6 +129,7 @@ def test_freed_memory_goes_back_when_it_was_quiet() -> None:
     assert _resident() - before > 40_000, "nothing before its time"
     third = machine.release_when_quiet(0.0)
     assert third is first, "the last call says when, be it sooner"
+    assert third is not None
     third.join(30)
     assert _resident() - before < 10_000, "of 50,000 kB"
     del end
