@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgerun.verbs.evaluate import evaluate
     from edgerun.verbs.inspect import inspect
     from edgerun.verbs.load import load
+    from edgerun.verbs.predict import predict
     from edgerun.verbs.warm import warm
     from edgerun.verbs.why_slow import why_slow
     from edgerun.verbs.why_wrong import why_wrong
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Engine", "Model", "Options", "Session", "TensorSpec", "__version__", "benchmark", "check", "compare", "compile",
-    "compress", "convert", "evaluate", "inspect", "load", "warm", "why_slow", "why_wrong",
+    "compress", "convert", "evaluate", "inspect", "load", "predict", "warm", "why_slow", "why_wrong",
 ]  # fmt: skip
 _RUNTIME = ("Engine", "Options", "Session", "TensorSpec")
 

@@ -22,6 +22,7 @@ from edgerun.preprocess import Preprocessing
 if TYPE_CHECKING:
     from edgerun.model import Model
 
+OWN = "edgerun.preprocessing"  # of a model's metadata
 LONGEST = 1 << 20  # bytes of a contract's file, or of one text in a model's metadata
 PILLOW = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers, 0..5
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -77,25 +78,43 @@ def read(path: Path) -> Preprocessing:
         if (found := of(Model.load(path))) is None:
             raise EdgerunError("the model's metadata holds no preprocessing contract", got=path)
         return found
+    return parsed(values(path, "preprocessing"))
+
+
+def values(path: Path, kind: str) -> dict[str, Any]:
+    """The JSON object in a file of a `kind` of contract."""
     try:
         if path.stat().st_size > LONGEST:
             raise ValueError(f"{path.stat().st_size} bytes are no contract")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise EdgerunError(
-            "cannot read the preprocessing contract", got=f"{path}: {error}", wanted="a JSON file"
-        ) from error
-    if not isinstance(values, dict):
-        raise EdgerunError("the preprocessing contract is not an object", got=path, wanted='{"size": [224, 224], …}')
-    return parsed(values)
+        raise EdgerunError(f"cannot read the {kind} contract", got=f"{path}: {error}", wanted="a JSON file") from error
+    if not isinstance(found, dict):
+        wanted = '{"size": [224, 224], …}' if kind == "preprocessing" else '{"kind": "classes", …}'
+        raise EdgerunError(f"the {kind} contract is not an object", got=path, wanted=wanted)
+    return found
 
 
 def of(model: Model) -> Preprocessing | None:
     """The contract in a model's metadata: edgerun's own, else that of an Ultralytics export, else None."""
     if model.preprocessing is not None:
         return Preprocessing.from_json(model.preprocessing)
-    props = model.ir.metadata_props
-    return ultralytics(props) if {"task", "imgsz", "stride"} <= set(props) else None
+    return told(model.ir.metadata_props)
+
+
+def told(metadata: Mapping[str, str]) -> Preprocessing | None:
+    """As `of`, from what `Session.metadata` says."""
+    if OWN in metadata:
+        return Preprocessing.from_json(own(metadata[OWN], "preprocessing"))
+    return ultralytics(metadata) if {"task", "imgsz", "stride"} <= set(metadata) else None
+
+
+def own(text: str, kind: str) -> dict[str, Any]:
+    """The JSON object of a `kind` of contract in a model's metadata."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise EdgerunError(f"the {kind} contract in the metadata is damaged", got=str(error)) from error
 
 
 def parsed(values: Mapping[str, Any]) -> Preprocessing:
@@ -220,10 +239,10 @@ def timm(values: Mapping[str, Any]) -> Preprocessing:
 def ultralytics(values: Mapping[str, Any]) -> Preprocessing:
     """The metadata of an Ultralytics export: letterbox on grey 114 (OpenCV's INTER_LINEAR), or, for classifiers, the
     shortest edge and a middle crop; RGB / 255. Its values are Python literals as texts."""
-    task, size = values["task"], _literal(values, "imgsz")
+    task, size = values["task"], literal(values, "imgsz")
     if type(size) is int:
         size = [size, size]
-    if (channels := _literal(values, "channels", 3)) != 3:
+    if (channels := literal(values, "channels", 3)) != 3:
         raise _refused("channels", channels, "3")
     if task == "classify" and isinstance(size, list) and len(set(map(str, size))) == 1:
         geometry: dict[str, Any] = {"resize": "shortest"}
@@ -237,13 +256,13 @@ def ultralytics(values: Mapping[str, Any]) -> Preprocessing:
 def class_names(model: Model) -> list[str] | None:
     """The classes of an Ultralytics export in the order of their numbers; None where its metadata has none."""
     props = model.ir.metadata_props
-    names = _literal(props, "names") if {"task", "imgsz", "names"} <= set(props) else None
+    names = literal(props, "names") if {"task", "imgsz", "names"} <= set(props) else None
     if not isinstance(names, dict) or list(names) != list(range(len(names))):
         return None
     return [str(name) for name in names.values()]
 
 
-def _literal(values: Mapping[str, Any], key: str, default: Any = None) -> Any:
+def literal(values: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """A value, or the Python literal in its text; ast.literal_eval knows no names and no calls."""
     text = values.get(key, default)
     if not isinstance(text, str):

@@ -114,11 +114,16 @@ class Device:
         return "\n".join(lines) + "\n"
 
 
+def names() -> list[str]:
+    """The names of the devices in `targets/devices`, sorted; nothing is read."""
+    folder = resources.files("edgerun.targets") / FOLDER
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
 def known() -> list[Device]:
     """The devices in `targets/devices/*.toml`, by name. Raises Unsupported below Python 3.11, which reads no TOML."""
     folder = resources.files("edgerun.targets") / FOLDER
-    found = {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
-    return [read(name, found[name].read_text(encoding="utf-8")) for name in sorted(found)]
+    return [read(name, (folder / f"{name}.toml").read_text(encoding="utf-8")) for name in names()]
 
 
 def find(name: str | Path) -> Device:

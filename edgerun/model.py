@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir
 
-HISTORY, PREPROCESSING = "edgerun.history", "edgerun.preprocessing"
+HISTORY = "edgerun.history"
+PREPROCESSING, POSTPROCESSING = "edgerun.preprocessing", "edgerun.postprocessing"
 WHOLE_BYTES = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16})  # TensorProto types that are not packed
 # What a provider compiled stands in a model as bytes (EPContext); onnx_ir would say so in every step.
 logging.getLogger("onnx_ir.serde").addFilter(lambda record: "ep_cache_context" not in record.getMessage())
@@ -45,8 +46,8 @@ class Step:
 class Model:
     """A frozen model. `ir` is owned by this object: clone it before changing anything.
 
-    `inputs` and `outputs` are the graph's door; `preprocessing` is the contract as JSON values, or None;
-    `history` is every Step since the model came in.
+    `inputs` and `outputs` are the graph's door; `preprocessing` and `postprocessing` are the contracts as JSON values,
+    or None; `history` is every Step since the model came in.
     """
 
     ir: onnx_ir.Model
@@ -54,10 +55,11 @@ class Model:
     outputs: tuple[TensorSpec, ...]
     preprocessing: Mapping[str, Any] | None = None
     history: tuple[Step, ...] = ()
+    postprocessing: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, model: onnx_ir.Model) -> Model:
-        """Take an `onnx_ir.Model`, reading history and contract out of its `metadata_props`.
+        """Take an `onnx_ir.Model`, reading history and contracts out of its `metadata_props`.
 
         Initializers that name a file by its absolute path come into memory, or are mapped in a model over 1.8 GB.
         """
@@ -69,15 +71,18 @@ class Model:
         props = model.metadata_props
         try:
             history = tuple(Step(**step) for step in json.loads(props.get(HISTORY, "[]")))
-            contract = json.loads(props[PREPROCESSING]) if PREPROCESSING in props else None
-            if not isinstance(contract, dict | None):
-                raise TypeError(f"the contract is a {type(contract).__name__}")
+            before, after = (
+                json.loads(props[key]) if key in props else None for key in (PREPROCESSING, POSTPROCESSING)
+            )
+            for contract in (before, after):
+                if not isinstance(contract, dict | None):
+                    raise TypeError(f"the contract is a {type(contract).__name__}")
         except (ValueError, TypeError, RecursionError) as error:
             raise EdgerunError(
                 "the model's edgerun.* metadata is damaged", got=str(error), do="remove these metadata_props"
             ) from error
         given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]  # no default
-        return cls(model, _specs(given), _specs(model.graph.outputs), contract, history)
+        return cls(model, _specs(given), _specs(model.graph.outputs), before, history, after)
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
@@ -186,7 +191,8 @@ class Model:
         return external.digest(data, weights)
 
     def clone(self) -> onnx_ir.Model:
-        """A private copy of the graph; weights are shared until they are replaced."""
+        """A private copy of the graph, history and contracts in it; weights are shared until they are replaced."""
+        self._tell()
         return self.ir.clone()
 
     def weight_bytes(self) -> int:
@@ -207,20 +213,28 @@ class Model:
 
     def retold(self, preprocessing: Mapping[str, Any] | None, history: tuple[Step, ...]) -> Model:
         """The same graph with this contract and history; a digest that is known goes along."""
-        other = replace(self, preprocessing=preprocessing, history=history)
+        return self._replaced(preprocessing=preprocessing, history=history)
+
+    def answering(self, postprocessing: Mapping[str, Any] | None) -> Model:
+        """The same graph with this contract of what its outputs mean."""
+        return self._replaced(postprocessing=postprocessing)
+
+    def _replaced(self, **changes: Any) -> Model:
+        other = replace(self, **changes)
         if known := vars(self).get("_digest"):
             vars(other)["_digest"] = known
         return other
 
     def _tell(self) -> None:
-        """History and contract into the graph's metadata."""
+        """History and contracts into the graph's metadata."""
         for key, text in self._metadata().items():
             self.ir.metadata_props[key] = text
 
     def _metadata(self) -> dict[str, str]:
         texts = {HISTORY: json.dumps([asdict(s) for s in self.history], sort_keys=True)} if self.history else {}
-        if self.preprocessing is not None:
-            texts[PREPROCESSING] = json.dumps(self.preprocessing, sort_keys=True)
+        for key, contract in ((PREPROCESSING, self.preprocessing), (POSTPROCESSING, self.postprocessing)):
+            if contract is not None:
+                texts[key] = json.dumps(contract, sort_keys=True)
         return texts
 
 

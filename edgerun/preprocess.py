@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime.spec import TensorSpec
 
 LONGEST = 1 << 15  # pixels of a side
@@ -87,6 +87,14 @@ class Preprocessing:
         """Shape of one sample, in `layout` and without the batch axis."""
         (height, width), channels = self.crop or self.size, 1 if self.colour == "L" else 3
         return (channels, height, width) if self.layout == "NCHW" else (height, width, channels)
+
+    def placement(self, height: int, width: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """(scale, offset), each (y, x): where a point of a picture comes to lie in the sample, scale·p + offset, in
+        pixels from the upper left corners."""
+        scaled, want = self._resized_size(height, width), self.crop or self.size
+        framed = self.size if self.resize == "letterbox" else scaled
+        top, left = ((f - s) // 2 - self._margin(f, w) for f, s, w in zip(framed, scaled, want, strict=True))
+        return (scaled[0] / height, scaled[1] / width), (top, left)
 
     @property
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
@@ -189,23 +197,33 @@ class Preprocessing:
     def _resampled(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
         if not self.antialias:
             return _linear(_linear(image.astype(np.float64), height, 0), width, 1).round().astype(np.uint8)
-        from PIL import Image
-
+        Image = _pillow()
         method = Image.Resampling[self.interpolation.upper()]
         return np.asarray(Image.fromarray(image).resize((width, height), method))
 
     def _middle(self, image: np.ndarray) -> np.ndarray:
         height, width = self.crop or self.size
-        half = round if self.centre == "round" else math.floor
-        top, left = half((image.shape[0] - height) / 2), half((image.shape[1] - width) / 2)
+        top, left = self._margin(image.shape[0], height), self._margin(image.shape[1], width)
         return image[top : top + height, left : left + width]
+
+    def _margin(self, size: int, cut: int) -> int:
+        """Pixels that go before a cut from the middle."""
+        return (round if self.centre == "round" else math.floor)((size - cut) / 2)
 
     def _grey(self, image: np.ndarray) -> np.ndarray:
         if self.colour != "L":
             return image
-        from PIL import Image
-
+        Image = _pillow()
         return np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("L"))[:, :, None]
+
+
+def _pillow() -> Any:
+    """PIL.Image; letterboxes without antialias, in colour, do without it."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise Unsupported("pictures are resized by Pillow", got=str(error), do="pip install pillow") from error
+    return Image
 
 
 def _linear(image: np.ndarray, size: int, axis: int) -> np.ndarray:

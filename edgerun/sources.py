@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.npy import Stored, damaged, read_npy, read_npz
 from edgerun.preprocess import Preprocessing
 
@@ -133,7 +133,7 @@ class Pictures:
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         for path in self._files:
-            yield str(path), {self._input: self._contract.apply(_open_picture(path))[None]}
+            yield str(path), {self._input: self._contract.apply(open_picture(path))[None]}
 
     def labels(self) -> np.ndarray | None:
         """`labels.npy` in the folder, else the subfolders: their numbers, or their places in name order."""
@@ -231,9 +231,12 @@ def _rows(array: np.ndarray, axes: int) -> np.ndarray:
     return array[None] if array.ndim <= axes else array
 
 
-def _open_picture(path: Path) -> np.ndarray:
-    from PIL import Image
-
+def open_picture(path: Path) -> np.ndarray:
+    """A picture's file as uint8 `[height, width, 3]` in RGB."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise Unsupported("pictures are read by Pillow", got=str(error), do="pip install pillow") from error
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))

@@ -57,6 +57,11 @@ class OrtSession(Session):
         self._in_place = not self._narrow and session.get_providers() == HOST
         self._graphs, self.left, self._how = graphs, left, how
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        self._check_open()
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             if self._narrow:

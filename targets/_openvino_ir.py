@@ -121,6 +121,13 @@ def told(graph: Any) -> dict[str, Any]:
         raise EdgerunError("the model's rt_info/edgerun is damaged", got=repr(error), do="compile it again") from error
 
 
+def metadata(graph: Any) -> dict[str, str]:
+    """The contracts that `compile` wrote, as the ONNX model had them in its metadata."""
+    known = told(graph)
+    names = ("preprocessing", "postprocessing")
+    return {f"edgerun.{name}": json.dumps(known[name]) for name in names if known.get(name) is not None}
+
+
 def door(graph: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs as the ONNX model had them, or else as OpenVINO names them."""
     if known := told(graph):

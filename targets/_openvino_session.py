@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import queue
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ class OvSession(Session):
     written into the caller's."""
 
     def __init__(
-        self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1
-    ) -> None:
+        self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1,
+        metadata: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         super().__init__(inputs, outputs, streams)
+        self._metadata = metadata
         self._tensor = ir.runtime().Tensor
         self._compiled: Any = compiled
         self._last: Any = None

@@ -81,6 +81,7 @@ class ShapedSession(Session):
 
     def __init__(self, ready: OvSession, shapes: Shapes, opened: Callable[[Shapes], OvSession], rounds: bool) -> None:
         super().__init__(ready.inputs, ready.outputs, ready.streams)
+        self._metadata = ready.metadata
         self._rounds = rounds
         self._ready, self._shapes = ready, [(name, tuple(shape)) for name, shape in shapes.items()]
         self._open, self._opening = opened, threading.Lock()

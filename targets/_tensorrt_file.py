@@ -58,6 +58,12 @@ def door(header: Mapping[str, Any]) -> tuple[tuple[TensorSpec, ...], tuple[Tenso
     return inputs, outputs
 
 
+def metadata(header: Mapping[str, Any]) -> dict[str, str]:
+    """The contracts, as the ONNX model had them in its metadata."""
+    names = ("preprocessing", "postprocessing")
+    return {f"edgerun.{name}": json.dumps(header[name]) for name in names if header.get(name) is not None}
+
+
 def dla(header: Mapping[str, Any]) -> int | None:
     """The DLA core that the engine was built for, if it was built for one."""
     numbers = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from edgerun.targets._tensorrt_refit import refit
 @dataclass(frozen=True)
 class Sessions:
     """How sessions of an engine run: `graph` replays runs as CUDA graphs, `dla` is the core that it was built for,
-    `model` the ONNX that its weights are taken from (None: it has them), `jit` where compiled kernels are kept."""
+    `model` the ONNX that its weights are taken from (None: it has them), `jit` where compiled kernels are kept,
+    `metadata` what the file says of the model."""
 
     graph: bool = False
     dla: int | None = None
     model: bytes | None = None
     jit: Path | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class TensorrtSession(Session):
@@ -43,6 +45,7 @@ class TensorrtSession(Session):
     ) -> None:  # fmt: skip
         super().__init__(inputs, outputs)
         self._lock, self._memory = threading.Lock(), dict[str, cuda.Memory]()
+        self._metadata = how.metadata
         self._captures, self._last = how.graph, tuple[Any, ...]()
         self._graph: cuda.Graph | None = None
         self._device = cuda.Device()

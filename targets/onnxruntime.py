@@ -32,6 +32,7 @@ extra = ""
 suffixes = (".onnx", ".ort")
 writes = (".ort",)
 takes = setting.TAKES
+device_option = providers.PROVIDER
 LITTLE = 8 << 20  # bytes that a process may keep for the next time: giving them back costs more than it brings
 MUCH = (
     32 << 20

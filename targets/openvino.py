@@ -39,6 +39,7 @@ requires = ("openvino",)
 extra = "openvino"
 suffixes = (".xml", ".onnx")
 takes = asked.TAKES
+device_option = asked.DEVICE
 
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).
@@ -105,6 +106,7 @@ def compile(model: Model, options: Options) -> Engine:
         "inputs": [asdict(spec) for spec in model.inputs],
         "outputs": [asdict(spec) for spec in model.outputs],
         "preprocessing": model.preprocessing,
+        "postprocessing": model.postprocessing,
         "history": [asdict(step) for step in model.history],
         "digest": digest,
         "weights": ir.DIGEST,
@@ -192,7 +194,8 @@ def _usual(graph: Any, options: Options) -> dict[str, tuple[int, ...]]:
 
 def _opened(graph: Any, options: Options, door: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]) -> OvSession:
     compiled, streams = _compiled(graph, options), asked.choice(options).streams
-    return OvSession(compiled, *door, streams or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+    streams = streams or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+    return OvSession(compiled, *door, streams, ir.metadata(graph))
 
 
 def _compiled(graph: Any, options: Options) -> Any:

@@ -81,7 +81,9 @@ def load(engine: Engine, options: Options) -> Session:
         model = Model.load(engine.payload)
     else:
         model = Model.from_proto(_parsed(engine.payload))
-    return _Session(_evaluator(model.to_proto()), model.inputs, model.outputs)
+    proto = model.to_proto()
+    told = {pair.key: pair.value for pair in proto.metadata_props}
+    return _Session(_evaluator(proto), model.inputs, model.outputs, told)
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
@@ -92,8 +94,11 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 class _Session(Session):
     """Outputs are copied: the evaluator may hand back an input or a weight."""
 
-    def __init__(self, evaluator: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(
+        self, evaluator: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], told: Mapping[str, str]
+    ) -> None:
         super().__init__(inputs, outputs)
+        self._metadata = told
         self._evaluator: Any = evaluator
 
     def _run(self, feeds: Feeds) -> dict[str, np.ndarray]:

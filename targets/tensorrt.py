@@ -118,7 +118,8 @@ def compile(model: Model, options: Options) -> Engine:
     if found := list(_misread(model.to_proto())):
         raise Unsupported(f"TensorRT would misread {found[0].node}", got=found[0].reason)
     engine = Engine("tensorrt", model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
-    told = {"preprocessing": model.preprocessing, "history": [asdict(step) for step in model.history]}
+    told = {"preprocessing": model.preprocessing, "postprocessing": model.postprocessing,
+            "history": [asdict(step) for step in model.history]}  # fmt: skip
     return finish(engine, options, told)
 
 
@@ -131,6 +132,7 @@ def finish(engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine:
         "inputs": file.specs(engine.inputs),
         "outputs": file.specs(engine.outputs),
         "preprocessing": told["preprocessing"],
+        "postprocessing": told.get("postprocessing"),
         "history": told["history"],
         "digest": engine.digest,
         "device": key,
@@ -202,7 +204,7 @@ def _opened(engine: Engine, options: Options) -> TensorrtSession:
     if written:
         file.check_key(header["device"], device())
         model = refit.weights(header, asked.refit, engine.source)
-        how = Sessions(asked.graph, file.dla(header), model, asked.jit)
+        how = Sessions(asked.graph, file.dla(header), model, asked.jit, file.metadata(header))
         return TensorrtSession(trt, plan, *file.door(header), how)
     built = build.build(trt, data, options)
     model = refit.weights({"weights": asked.weights, refit.SOURCE: hashlib.sha256(data).hexdigest()}, asked.refit, data)

@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     "an .onnx that tells it. Kept in the model.",
 )
 @click.option(
+    "--postprocessing",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What the outputs mean: edgerun's JSON, config.json of Transformers or timm, or an .onnx that tells it.",
+)
+@click.option(
     "--fold-preprocessing",
     "fold",
     is_flag=True,
@@ -89,9 +95,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")  # fmt: skip
 def command(
     source: Path, output: Path, inputs: tuple[str, ...], factory: str | None, converter: str | None, target: str | None,
-    device: str | None, opset: int | None, trust: bool, preprocessing: Path | None, fold: bool, data: str | None,
-    timeout: float, loop_timeout: float, memory_cap: float, reproduction: Path | None, signature: str | None,
-    as_is: bool, force: bool, as_json: bool,
+    device: str | None, opset: int | None, trust: bool, preprocessing: Path | None,
+    postprocessing: Path | None, fold: bool, data: str | None, timeout: float, loop_timeout: float, memory_cap: float,
+    reproduction: Path | None, signature: str | None, as_is: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Bring a trained model in: PyTorch, Keras, TensorFlow, TFLite, scikit-learn or ONNX to checked ONNX.
 
@@ -100,6 +106,7 @@ def command(
     os.environ.setdefault(
         "OPENBLAS_THREAD_TIMEOUT", "4"
     )  # numpy's threads have no work here, and would wait by spinning
+    from edgerun import answers
     from edgerun.sandbox import Limits
     from edgerun.verbs.convert import Parity, convert
 
@@ -109,9 +116,9 @@ def command(
     try:
         model = convert(
             source, output=output, inputs=inputs, factory=factory, converter=converter, target=target, device=device,
-            opset=opset, trust=trust, preprocessing=preprocessing, fold_preprocessing=fold, force=force,
-            reproduction=reproduction, signature=signature, as_is=as_is, data=data,
-            limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout, loop_seconds=loop_timeout),
+            opset=opset, trust=trust, preprocessing=preprocessing, postprocessing=postprocessing,
+            fold_preprocessing=fold, force=force, reproduction=reproduction, signature=signature, as_is=as_is,
+            data=data, limits=Limits(memory=int(memory_cap * 2**30), wall_seconds=timeout, loop_seconds=loop_timeout),
         )  # fmt: skip
     finally:
         logging.getLogger("edgerun").removeHandler(progress)
@@ -122,13 +129,15 @@ def command(
         routes = next(({"routes": s.options["routes"]} for s in model.history if "routes" in s.options), {})
         routes |= {key: step.options[key] for key in ("nodes", "compared before") if key in step.options}
         told = {"output": str(output), "passed": all(parity.passed for parity in compared.values()), **doors,
-                "preprocessing": model.preprocessing}  # fmt: skip
+                "preprocessing": model.preprocessing, "postprocessing": model.postprocessing}  # fmt: skip
         drawn, *own = (parity.to_json() for parity in compared.values())
         click.echo(json.dumps({**told, **routes, **drawn, **({"on data": own[0]} if own else {})}))
         return
     click.echo(f"{output}: {', '.join(map(str, model.inputs))} -> {', '.join(map(str, model.outputs))}")
     if model.preprocessing is not None:
         click.echo(f"preprocessing: {json.dumps(model.preprocessing)}")
+    if model.postprocessing is not None:
+        click.echo(f"postprocessing: {answers.short(model.postprocessing)}")
     if "nodes" in step.options:
         click.echo("simplified: {after} nodes of {before}".format(**step.options["nodes"]))
     for parity in compared.values():

@@ -13,6 +13,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: Path, as_json: bool) -> None:
     """What is in an ONNX model: inputs and outputs, ops, weights, quantization, contract, history."""
+    from edgerun import answers
     from edgerun.cli._table import echo_json, size, table
     from edgerun.verbs.inspect import inspect
 
@@ -28,6 +29,7 @@ def command(model: Path, as_json: bool) -> None:
         *(["input", str(spec)] for spec in found.inputs),
         *(["output", str(spec)] for spec in found.outputs),
         ["preprocessing", json.dumps(found.preprocessing) if found.preprocessing else "none"],
+        ["postprocessing", answers.short(found.postprocessing) if found.postprocessing else "none"],
     ]
     click.echo("\n".join(f"{name:<14} {text}" for name, text in facts))
     click.echo("\n" + table(["op", "count"], [[op, str(count)] for op, count in found.ops.items()]))

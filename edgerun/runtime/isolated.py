@@ -47,6 +47,7 @@ class IsolatedSession(Session):
             self._idle.put(place)
         self._living = {first}
         super().__init__(first.inputs, first.outputs, streams)
+        self._metadata = first.metadata
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -114,6 +115,7 @@ class _Worker:
         if "error" in told:
             self.stop()
             raise errors.from_json(told["error"])
+        self.metadata: dict[str, str] = told["metadata"]
         self.inputs, self.outputs = (
             tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"]), s["kind"]) for s in told[door])
             for door in ("inputs", "outputs")

@@ -42,12 +42,18 @@ class Session(ABC):
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1) -> None:
         self.inputs, self.outputs, self.streams = inputs, outputs, streams
+        self._metadata: Mapping[str, str] = {}  # of a target that reads it when it opens the file
         self._closed = False
         self._rss: Bound | None = None
         self._specs = [_Input(spec) for spec in inputs]
         self._bound: list[_Bound] = []
         self._lanes: Lanes | None = None
         self._starting = threading.Lock()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the model's file says of itself, under ONNX's names: `edgerun.preprocessing`, and keys of others."""
+        return self._metadata
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, np.ndarray]) -> Outputs: ...

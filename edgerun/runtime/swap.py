@@ -26,6 +26,11 @@ class HotSwapSession(Session):
         super().__init__(session.inputs, session.outputs, session.streams)
         self._changing, self._current = threading.Lock(), _Held(session)
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        with self._held() as session:
+            return session.metadata
+
     def run(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> dict[str, np.ndarray]:
         """As `Session.run`, on the session that is current when the run begins."""
         with self._held() as session:

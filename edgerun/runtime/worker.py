@@ -36,7 +36,8 @@ def work(memory: Sequence[int], pipes: Sequence[int]) -> None:
             return
         with session:
             doors = {"inputs": session.inputs, "outputs": session.outputs}
-            outbox.note({door: [asdict(spec) for spec in specs] for door, specs in doors.items()})
+            told = {door: [asdict(spec) for spec in specs] for door, specs in doors.items()}
+            outbox.note({**told, "metadata": dict(session.metadata)})
             _serve(session, inbox, outbox)
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import __version__, contracts, files, guard, registry, sandbox
+from edgerun import __version__, answers, contracts, files, guard, registry, sandbox
 from edgerun.converters._normalize import OLDEST_OPSET
 from edgerun.devices import Device
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model, Step
 from edgerun.parity import Parity
 from edgerun.passes import Choosing, Trusting
+from edgerun.postprocess import Postprocessing
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
 from edgerun.verbs import devices, finite, source_files
@@ -43,6 +44,7 @@ def convert(
     opset: int | None = None,
     trust: bool = False,
     preprocessing: Preprocessing | str | Path | None = None,
+    postprocessing: Postprocessing | str | Path | None = None,
     fold_preprocessing: bool = False,
     force: bool = False,
     reproduction: str | Path | None = None,
@@ -66,6 +68,7 @@ def convert(
     `as_is` leaves the graph of an ONNX file as it came, where it would be simplified (`edgerun.verbs.simplifying`).
     `preprocessing` is the contract that the model keeps (or a file that `edgerun.contracts` reads), else what the
     source tells of it; `fold_preprocessing` moves its arithmetic into the graph (`edgerun.verbs.folding`).
+    `postprocessing` says what the outputs mean (or a file that `edgerun.answers` reads), and is kept the same way.
     Over 1.8 GB of weights stay in the file that is written, mapped: such a model needs an `output`.
 
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
@@ -82,7 +85,7 @@ def convert(
     _refuse_needless(name, source, trust, signature)
     asked = {"name": name, "inputs": [str(spec).removeprefix(":") for spec in specs], "factory": factory,
              "opset": wanted, "trust": trust, "contract": _contract(preprocessing), "fold": fold_preprocessing,
-             "signature": signature, "as_is": as_is}  # fmt: skip
+             "meaning": answers.to_json(postprocessing), "signature": signature, "as_is": as_is}  # fmt: skip
     with _room(source, output) as folder:
         log.info("converters/%s reads %s", name, source if _is_file(source) else type(source).__name__)
         model = _made(source, Path(folder), asked, data, reproduction, limits or sandbox.Limits())
@@ -161,7 +164,7 @@ def _moved(made: Path, output: str | Path | None) -> Model:
 def convert_here(
     source: Any, folder: str, name: str, inputs: list[str], factory: str | None, opset: int, trust: bool = False,
     contract: Mapping[str, Any] | None = None, fold: bool = False, signature: str | None = None,
-    as_is: bool = False, data: Any = None,
+    as_is: bool = False, data: Any = None, meaning: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Convert in this process and leave `model.onnx` in `folder`; `convert` runs this in the limited child."""
     from edgerun.verbs import observing, simplifying  # which the child's parent, and a device, do not need
@@ -200,7 +203,7 @@ def convert_here(
     }
     before = source_files.digest(Path(source)) if isinstance(source, str) else ""
     step = Step(f"converters/{name}", __version__, options, before, model.digest())
-    result = _with_contract(model.with_step(step), contract)
+    result = _with_meaning(_with_contract(model.with_step(step), contract), meaning)
     if fold:
         from edgerun.verbs.folding import folded
 
@@ -221,6 +224,18 @@ def _with_contract(model: Model, contract: Mapping[str, Any] | None) -> Model:
         log.info("the preprocessing contract in the metadata is left out: %s", error)
         fitted = None
     return model.retold(fitted, model.history)
+
+
+def _with_meaning(model: Model, meaning: Mapping[str, Any] | None) -> Model:
+    """The same for what the outputs mean."""
+    if meaning is not None:
+        return model.answering(answers.parsed(meaning, model.outputs).to_json())
+    try:
+        found = answers.of(model)
+    except EdgerunError as error:
+        log.info("the post-processing contract in the metadata is left out: %s", error)
+        found = None
+    return model.answering(None if found is None else found.to_json())
 
 
 def _contract(preprocessing: Preprocessing | str | Path | None) -> dict[str, Any] | None:

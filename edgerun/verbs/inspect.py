@@ -57,6 +57,7 @@ class Inspection:
     weights: Mapping[str, Weights]
     qdq: QdqSummary
     preprocessing: Mapping[str, Any] | None
+    postprocessing: Mapping[str, Any] | None
     history: tuple[Step, ...]
 
     @property
@@ -94,6 +95,7 @@ def inspect(path: str | Path) -> Inspection:
         _weights(values),
         _qdq(nodes),
         model.preprocessing,
+        model.postprocessing,
         model.history,
     )
 

@@ -18,6 +18,7 @@ def load(
     target: str | Sequence[str] | None = None,
     options: Options | None = None,
     *,
+    device: str | Path | None = None,
     isolated: bool = False,
     timeout: float | None = None,
 ) -> Session:
@@ -26,14 +27,19 @@ def load(
     Without `target` an Engine runs where it was compiled for, and a file on the first registered target (by name)
     that writes such files: `.onnx` and `.ort` on onnxruntime, `.xml` on openvino; bytes count as `.onnx`. Several
     targets, or "auto" for all, mean the first whose engine agrees with the reference: the model is compiled, which
-    takes more than a device install has. With `isolated` it lives in a process of its own: a crash there is an
-    EdgerunError here, and so is a run of more than `timeout` seconds; the next run starts a new process
-    (`runtime.isolated.IsolatedSession`), and each of `options.streams` has its own, with a model of its own.
+    takes more than a device install has. `device` is a board that is known (`edgerun devices`, or a file that
+    `edgerun probe` wrote), whose target is taken unless one is named, or the hardware in its target's own word, "GPU"
+    of openvino, "CUDA" of onnxruntime: short for what `options.extra` says. With `isolated` the model lives in a
+    process of its own: a crash there is an EdgerunError here, and so is a run of more than `timeout` seconds; the next
+    run starts a new process (`runtime.isolated.IsolatedSession`), and each of `options.streams` has its own, with a
+    model of its own.
     `options.max_rss` bounds what the process holds, with `isolated` each of the model's.
     Raises EdgerunError when the file is refused, Unsupported when the target is not available, and GateFailed where
     memory goes above its bound; never falls back.
     """
     options = options or Options()
+    if device is not None:
+        target, options = _on(device, source, target, options)
     if isolated:
         from edgerun.runtime.isolated import IsolatedSession
 
@@ -52,6 +58,30 @@ def load(
         bound = Bound(options.max_rss)
         return _opened(source, target, options).within(bound)
     return _opened(source, target, options)
+
+
+def _on(
+    device: str | Path, source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options
+) -> tuple[str | Sequence[str] | None, Options]:
+    """Target and options that `device` means: a board's target, else the option by which the target chooses."""
+    from edgerun import devices
+
+    if Path(device).suffix == ".toml" or str(device) in devices.names():
+        return target or devices.find(device).target, options
+    name = source.target if isinstance(source, Engine) else target
+    if name is None:
+        assert not isinstance(source, Engine)
+        name = target_for(".onnx" if isinstance(source, bytes) else Path(source).suffix)
+    if not isinstance(name, str) or name == "auto":
+        raise EdgerunError("hardware is named in the words of one target", got=f"device={device!r}, target={target!r}",
+                           wanted="one target")  # fmt: skip
+    key = getattr(registry.target(name), "device_option", "")
+    if not key:
+        raise EdgerunError(f"{name} has no choice of hardware", got=f"device={device!r}",
+                           wanted=f"a board: {', '.join(devices.names())}", do="leave device out")  # fmt: skip
+    if (said := options.extra.get(key, str(device))) != str(device):
+        raise EdgerunError("two devices are asked for", got=f"device={device!r} and {key}={said}", wanted="one of them")
+    return name, replace(options, extra={**options.extra, key: str(device)})
 
 
 def _opened(source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options) -> Session:

@@ -40,7 +40,7 @@ class Recipe:
 
     `device` is the name of the one that it is for, `expects` what that one's fingerprint has to say. `outputs` are what
     `reference` computes for `feeds`; `exact` those of the float model, where the model rounds and it is known.
-    `told` are the model's history and preprocessing contract.
+    `told` are the model's history and contracts.
     """
 
     engine: Engine
@@ -115,7 +115,8 @@ def read(path: Path) -> Recipe:
             Engine(text["target"], model, inputs, outputs, digest=text["digest"]),
             Options(options["threads"], options["extra"], sizes, usual=usual), text["device"], text["expects"],
             text["rounds"], text["reference"], groups["input"], groups["output"], groups["exact"],
-            {"history": text["told"]["history"], "preprocessing": text["told"]["preprocessing"]},
+            {**{key: text["told"][key] for key in ("history", "preprocessing")},
+             "postprocessing": text["told"].get("postprocessing")},
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EdgerunError("this is no build recipe of edgerun's", got=f"{path}: {error}"[:300],
@@ -200,7 +201,8 @@ def _made(
     label, pairs = verb.reference(model, name, options, feeds)
     inputs, rounds = [feed for feed, _ in pairs], work.rounds(model)
     exact = verb.exact(original, inputs) if original is not None and rounds else ()
-    told = {"history": [asdict(step) for step in model.history], "preprocessing": model.preprocessing}
+    told = {"history": [asdict(step) for step in model.history], "preprocessing": model.preprocessing,
+            "postprocessing": model.postprocessing}  # fmt: skip
     engine = Engine(name, model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
     outputs = [result for _, result in pairs]
     return Recipe(engine, options, device, _expected(facts), rounds, label, inputs, outputs, exact, told), tried

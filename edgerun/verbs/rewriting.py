@@ -80,7 +80,10 @@ def fixed(model: Model, target: str, limits: Limits) -> Fixed:
         got = "; ".join(dict.fromkeys(search.refusals)) or "no rewrite for these nodes"
         raise GateFailed(f"no form of the model is known that {target} takes", got=got, do="edgerun check tells why")
     proto, told = found
-    made = replace(Model.from_proto(proto), preprocessing=model.preprocessing, history=model.history)
+    made = replace(
+        Model.from_proto(proto), preprocessing=model.preprocessing, postprocessing=model.postprocessing,
+        history=model.history,
+    )  # fmt: skip
     if (made.inputs, made.outputs) != (model.inputs, model.outputs):
         raise GateFailed("the rewritten model has other inputs or outputs", got=f"{made.inputs} {made.outputs}")
     check, ran = _proven(made, model, target)
