@@ -223,7 +223,8 @@ def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: 
         corners = np.maximum(boxes[..., :2], top[..., :2]), np.minimum(boxes[..., 2:], top[..., 2:])
         shared = _area(np.concatenate(corners, axis=2))
         union = areas + areas[rows, first][:, None] - shared
-        alive &= ~((shared > iou * union) & (classes == classes[rows, first][:, None]))
+        covered = shared / np.where(union > 0, union, 1) > iou
+        alive &= ~(covered & (classes == classes[rows, first][:, None]))
         alive[rows, first] = False
     return kept
 
