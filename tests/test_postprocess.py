@@ -31,7 +31,9 @@ def greedy(boxes: list[Box], scores: list[float], classes: list[int], iou: float
     """Non-maximum suppression as it is taught: by falling score, a box stays that no kept one of its class covers."""
     kept: list[int] = []
     for place in sorted((i for i, score in enumerate(scores) if not math.isnan(score)), key=lambda i: (-scores[i], i)):
-        if len(kept) < most and all(classes[k] != classes[place] or overlap(boxes[k], boxes[place]) <= iou for k in kept):
+        if len(kept) < most and all(
+            classes[k] != classes[place] or overlap(boxes[k], boxes[place]) <= iou for k in kept
+        ):
             kept.append(place)
     return kept
 

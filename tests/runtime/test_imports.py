@@ -43,7 +43,7 @@ def _loaded(statement: str) -> set[str]:
         "import edgerun",
         "import edgerun.runtime",
         "import edgerun.cli",
-        "import edgerun.verbs.load, edgerun.verbs.run",
+        "import edgerun.verbs.load, edgerun.verbs.run, edgerun.verbs.predict",
         "import edgerun.targets.onnxruntime, edgerun.targets.openvino",
         "import edgerun.targets.reference, edgerun.targets.tensorrt",
         "from edgerun import registry; registry.names('target')",

@@ -25,7 +25,9 @@ RESIZE = {"size": [8, 8], "scale": 1 / 255}
 FLOAT = TensorProto.FLOAT
 
 
-def saved(path: Path, nodes: list[Any], size: int, shape: list[Any], weights: dict[str, np.ndarray], batch: Any) -> Path:
+def saved(
+    path: Path, nodes: list[Any], size: int, shape: list[Any], weights: dict[str, np.ndarray], batch: Any
+) -> Path:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes, "net", [value("images", FLOAT, [batch, 3, size, size])], [value("y", FLOAT, [batch, *shape])],
@@ -36,7 +38,7 @@ def saved(path: Path, nodes: list[Any], size: int, shape: list[Any], weights: di
 
 
 def detector(path: Path, batch: Any = "n", **metadata: str) -> Path:
-    """y [n, 4 + 3, 3]: three boxes, of which the first two overlap by 2/3; their score for a class is that colour's
+    """y [n, 4 + 3, 3]: three boxes, of which the first two overlap by 9/11; their score for a class is that colour's
     mean times 0.9, 0.8 and 0.7."""
     nodes = [
         helper.make_node("GlobalAveragePool", ["images"], ["p"]),

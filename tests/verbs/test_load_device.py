@@ -1,0 +1,99 @@
+"""`load(device=…)`: a board's name is its target; any other word is the target's own for the hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgerun
+from edgerun import devices, registry
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.model import Model
+from edgerun.runtime import Options
+from tests.verbs.conftest import X, save_linear
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_linear(tmp_path / "m.onnx")
+
+
+def spied(monkeypatch: pytest.MonkeyPatch, target: str) -> list[Options]:
+    """The options that `target` is opened with."""
+    seen, found = list[Options](), registry.target(target)
+    opens = found.load
+
+    def load(engine: Any, options: Options) -> Any:
+        seen.append(options)
+        return opens(engine, options)
+
+    monkeypatch.setattr(found, "load", load)
+    return seen
+
+
+@pytest.mark.parametrize(("target", "key"), [("openvino", "DEVICE"), ("onnxruntime", "PROVIDER")])
+def test_hardware_is_the_targets_own_option(
+    model: Path, target: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spied(monkeypatch, target)
+    with edgerun.load(model, target, device="CPU") as session:
+        assert session.run({"x": X[:2]})["y"].shape == (2, 4)
+    assert seen[0].extra == {key: "CPU"}
+    assert any(line.startswith(f"{key}=") for line in registry.target(target).takes), "it is a listed option"
+
+
+def test_hardware_that_is_not_here_is_refused_as_the_option_is(model: Path) -> None:
+    for target, device, extra in (
+        ("openvino", "NPU.7", {"DEVICE": "NPU.7"}),
+        ("onnxruntime", "TPU", {"PROVIDER": "TPU"}),
+    ):
+        with pytest.raises(EdgerunError) as short:
+            edgerun.load(model, target, device=device)
+        with pytest.raises(EdgerunError) as long:
+            edgerun.load(model, target, Options(extra=extra))
+        assert str(short.value) == str(long.value) and type(short.value) is type(long.value)
+
+
+def test_without_a_target_the_file_says_which(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spied(monkeypatch, "onnxruntime")
+    edgerun.load(model, device="CPU").close()
+    edgerun.load(model.read_bytes(), device="CPU").close()
+    engine = edgerun.compile(Model.load(model), "openvino")
+    edgerun.load(engine, device="CPU").close()
+    assert [options.extra for options in seen[:2]] == [{"PROVIDER": "CPU"}] * 2
+
+
+def test_a_board_is_its_target(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm, intel = spied(monkeypatch, "onnxruntime"), spied(monkeypatch, "openvino")
+    edgerun.load(model, device="raspberry-pi-5").close()
+    edgerun.load(model, device="intel-n100").close()
+    own = tmp_path / "mine.toml"
+    own.write_text(devices.find("intel-n100").toml())
+    edgerun.load(model, device=own).close()
+    edgerun.load(model, "onnxruntime", device="intel-n100").close()
+    assert [len(arm), len(intel)] == [2, 2], "a target that is named goes before the board's"
+    assert not any(options.extra for options in (*arm, *intel))
+
+
+def test_isolated_sessions_too(model: Path) -> None:
+    with edgerun.load(model, "openvino", device="CPU", isolated=True) as session:
+        assert np.allclose(session.run({"x": X[:2]})["y"], edgerun.load(model).run({"x": X[:2]})["y"], atol=1e-5)
+
+
+def test_what_has_no_choice_says_so(model: Path) -> None:
+    for target in ("reference", "tensorrt"):
+        if registry.target(target, usable=False).available():
+            continue
+        with pytest.raises(EdgerunError, match=f"{target} has no choice of hardware[\\s\\S]*raspberry-pi-5"):
+            edgerun.load(model, target, device="GPU")
+    with pytest.raises(EdgerunError, match="one target"):
+        edgerun.load(model, "auto", device="GPU")
+    with pytest.raises(EdgerunError, match="two devices are asked for"):
+        edgerun.load(model, "openvino", Options(extra={"DEVICE": "CPU"}), device="GPU")
+    with pytest.raises(EdgerunError, match="unknown execution provider 'GPU'"):
+        edgerun.load(model, device="GPU")
+    with pytest.raises((EdgerunError, Unsupported), match="cannot read the device"):
+        edgerun.load(model, device="missing.toml")
