@@ -232,7 +232,8 @@ def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: 
 def unplaced(boxes: np.ndarray, preprocessing: Preprocessing, picture: tuple[int, int]) -> np.ndarray:
     """Boxes `[…, 4]` of the model's input in pixels of the picture of (height, width), cut at its edges."""
     scale, offset = (np.tile(pair[::-1], 2) for pair in preprocessing.placement(*picture))
-    return np.clip((boxes - offset) / scale, 0, np.tile(picture[::-1], 2))
+    cut: np.ndarray = np.clip((boxes - offset) / scale, 0, np.tile(picture[::-1], 2))
+    return cut
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

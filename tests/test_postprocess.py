@@ -166,7 +166,7 @@ def test_activations(rows: list[list[float]]) -> None:
 
 
 def test_the_highest_classes_of_every_sample() -> None:
-    logits = {"logits": np.array([[1, 3, 2], [5, 5, 0]], np.float32), "other": np.zeros(1)}
+    logits: dict[str, np.ndarray] = {"logits": np.array([[1, 3, 2], [5, 5, 0]], np.float32), "other": np.zeros(1)}
     contract = Postprocessing("classes", "logits", NAMES, most=2, activation="softmax")
     first, second = contract.apply(logits)
     assert (first.labels, second.labels) == (("dog", "owl"), ("cat", "dog")), "the first of equals is the first"
