@@ -293,13 +293,6 @@ class Writing(Target, Protocol):
 
 
 @runtime_checkable
-class Placing(Target, Protocol):
-    """A Target whose models run on hardware of several kinds: `device_option` is the key in `takes` that says which."""
-
-    device_option: str
-
-
-@runtime_checkable
 class Finishing(Target, Protocol):
     """A Target that also compiles from a model's bytes alone (a device has no onnx): it finishes recipes. `engine` is
     the `.onnx` file, its door and digest; `told` "history" (Steps as JSON) and "preprocessing", for its own file."""

@@ -32,7 +32,7 @@ extra = ""
 suffixes = (".onnx", ".ort")
 writes = (".ort",)
 takes = setting.TAKES
-device_option = providers.PROVIDER
+device_option = providers.PROVIDER  # the key in `takes` that says which hardware
 LITTLE = 8 << 20  # bytes that a process may keep for the next time: giving them back costs more than it brings
 MUCH = (
     32 << 20

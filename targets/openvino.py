@@ -39,7 +39,7 @@ requires = ("openvino",)
 extra = "openvino"
 suffixes = (".xml", ".onnx")
 takes = asked.TAKES
-device_option = asked.DEVICE
+device_option = asked.DEVICE  # the key in `takes` that says which hardware
 
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).
