@@ -192,7 +192,7 @@ def highest(scores: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 def decoded(values: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes `[n, boxes, 4]` by their corners, each with its highest score `[n, boxes]` and that one's class."""
     if form == "xyxy_score_class":
-        return values[..., :4], values[..., 4], values[..., 5].astype(np.int64)
+        return values[..., :4], values[..., 4], np.nan_to_num(values[..., 5], nan=-1).astype(np.int64)
     if form == "xywh_classes":
         values = values.transpose(0, 2, 1)
     middle, half = values[..., :2], values[..., 2:4] / 2
