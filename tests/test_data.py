@@ -169,6 +169,17 @@ def test_a_callable_is_called_again_for_every_pass_and_its_length_is_known_after
     assert data.digest and len(calls) == 2  # hashed on the way
 
 
+def test_a_pass_that_is_not_hashed_gives_the_same() -> None:
+    data = open_data({"x": X, "ids": IDS}, TWO, batch=3, limit=7)
+    again = list(data.again())
+    told = data.digest_so_far
+    for feeds, others in zip(data, again, strict=True):
+        assert feeds.keys() == others.keys() and all(np.array_equal(feeds[name], others[name]) for name in feeds)
+    digest = data.digest
+    assert told != digest and sum(len(feeds["x"]) for feeds in data.again()) == 7
+    assert data.digest_so_far == data.digest == digest
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     for index, name in enumerate(("dog/b.png", "cat/a.png", "dog/c.png")):
