@@ -275,17 +275,12 @@ def test_hostile_members_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "object.npz", x=np.array([{}], dtype=object))
     with zipfile.ZipFile(tmp_path / "promise.npz", "w") as archive:
         header = str({"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)}).ljust(117) + "\n"
-        archive.writestr(
-            "x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * 12
-        )
+        size = len(header).to_bytes(2, "little")
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + size + header.encode() + b"\0" * 12)
     with pytest.warns(UserWarning), zipfile.ZipFile(tmp_path / "twice.npz", "w") as archive:
         archive.writestr("x.npy", b"")
         archive.writestr("x.npy", b"")
-    messages = {
-        "object": "neither numeric|cannot read",
-        "promise": "promises more",
-        "twice": "cannot read|twice",
-    }
+    messages = {"object": "neither numeric|cannot read", "promise": "promises more", "twice": "cannot read|twice"}
     for name, message in messages.items():
         with pytest.raises(EdgerunError, match=message):
             open_data(tmp_path / f"{name}.npz", ONE)
