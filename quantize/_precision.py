@@ -79,8 +79,8 @@ class Cheap:
 
     def needed(self, plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request) -> bool:
         """Whether the model as it is placed is not surely FLOOR dB near the float one, by a few samples or by all."""
-        if not self.plans or request.effort.spare:
-            return bool(self.plans)
+        if not self.plans:
+            return False
         few = _ranges.looked_at(seen, stream, request) or _ranges.RACE
         return all(_ranges.surely(reached(plan, seen, stream, request, n)) < FLOOR for n in (few, None))
 
