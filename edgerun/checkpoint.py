@@ -33,6 +33,10 @@ class Checkpoint:
         """What else the parts depend on."""
         self._about |= about
 
+    def asked(self, part: str) -> bool:
+        """Whether this run has asked for the part before: then what is known of it may be its own."""
+        return cache.key(self._text(part)) in self._used
+
     def recall(self, part: str) -> dict[str, np.ndarray] | None:
         """A part as it was offered, or None. What is damaged is told and not used."""
         name, text = self._name(part)
@@ -63,10 +67,13 @@ class Checkpoint:
             cache.remove("compress", name)
 
     def _name(self, part: str) -> tuple[str, str]:
-        text = json.dumps({**self._about, "part": part}, sort_keys=True)
+        text = self._text(part)
         name = cache.key(text)
         self._used.add(name)
         return name, text
+
+    def _text(self, part: str) -> str:
+        return json.dumps({**self._about, "part": part}, sort_keys=True)
 
 
 class Memo:
@@ -77,8 +84,9 @@ class Memo:
 
     def __init__(self, checkpoint: Checkpoint | None, what: str, *about: str) -> None:
         self._checkpoint, self._part = checkpoint, " ".join([what, *about])
+        own = checkpoint is not None and checkpoint.asked(self._part)
         self._known = dict(checkpoint.recall(self._part) or {}) if checkpoint is not None else {}
-        if self._known:
+        if self._known and not own:
             log.info("resuming: %d %s are known", len(self._known), what)
 
     def get(self, name: str, find: Callable[[], np.ndarray | float]) -> np.ndarray:

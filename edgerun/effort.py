@@ -12,8 +12,7 @@ class Effort:
 
     `ranges`: extremes, which may end after `settled` when more would not move them; `first`: everything else that is
     known of the float model, bias correction and rounding; `search`: each candidate; `check`: the finished model.
-    A search of 0 takes the extremes as they are. `second`: weights are rounded to the second order. `spare`: layers
-    that cost little time are tried in float for any model, not only for one that is far off.
+    A search of 0 takes the extremes as they are. `second`: weights are rounded to the second order.
     """
 
     ranges: int | None = None
@@ -23,11 +22,10 @@ class Effort:
     check: int = 16
     refine: bool = False
     second: bool = True
-    spare: bool = False
 
 
 PRESETS = {
     "fast": Effort(ranges=32, first=16, search=0, check=8, second=False),
     "default": Effort(),
-    "best": Effort(settled=math.inf, first=128, search=16, check=128, refine=True, spare=True),
+    "best": Effort(settled=math.inf, first=128, search=16, check=128, refine=True),
 }

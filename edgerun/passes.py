@@ -79,8 +79,7 @@ class Choosing(Converter, Protocol):
 class Calibration(Protocol):
     """Calibration data: iterable more than once, one batch of feeds at a time, with a digest of its content. `batch` is
     the samples per feed, None where a feed has no batch axis and is one sample; `samples` those of a pass, None while
-    that is unknown. `digest_so_far` is the digest of what the newest pass has given until now. `again` is one more,
-    at less cost: its digest nobody asks for."""
+    that is unknown. `digest_so_far` is that of what the newest pass has given; `again` is a cheaper one without."""
 
     def __iter__(self) -> Any: ...
     def again(self) -> Any: ...
@@ -124,7 +123,7 @@ class Quantization:
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
-    integer op follows at once, and a depthwise one that reads it is as fast.
+    integer op follows at once, and a depthwise one that reads it is as fast. `depthwise_stem`: only such a pair is.
     `requantizes`: what is left in float between two integer layers gets 8-bit weights with one scale from the runtime
     itself, where its input has one scale for all channels.
     `float_gates`: layers over one position whose result scales a whole tensor (squeeze-and-excitation) stay in float.
@@ -150,6 +149,7 @@ class Quantization:
     absorbed: frozenset[str] = frozenset()
     float_output: frozenset[str] = frozenset()
     float_stem: int = 0
+    depthwise_stem: bool = False
     requantizes: bool = False
     float_gates: bool = False
     forked_bias: bool = False
@@ -176,8 +176,8 @@ class Request:
     """What a pass is asked for, and what it may use.
 
     `rules` are the target's; `open` starts a graph for measuring on this machine (see Opener); `ranges` names an
-    estimator or "auto"; `keep_float` names nodes to leave alone; `effort` how much to look at,
-    `lanes` how many batches memory holds at once, `checkpoint` keeps what a killed run goes on from.
+    estimator or "auto"; `keep_float` nodes to leave alone; `effort` says how much to look at, `lanes` how many batches
+    memory holds at once; `checkpoint` keeps what a killed run goes on from.
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history.
     """

@@ -169,6 +169,17 @@ def test_a_callable_is_called_again_for_every_pass_and_its_length_is_known_after
     assert data.digest and len(calls) == 2  # hashed on the way
 
 
+def test_a_pass_that_is_not_hashed_gives_the_same() -> None:
+    data = open_data({"x": X, "ids": IDS}, TWO, batch=3, limit=7)
+    again = list(data.again())
+    told = data.digest_so_far
+    for feeds, others in zip(data, again, strict=True):
+        assert feeds.keys() == others.keys() and all(np.array_equal(feeds[name], others[name]) for name in feeds)
+    digest = data.digest
+    assert told != digest and sum(len(feeds["x"]) for feeds in data.again()) == 7
+    assert data.digest_so_far == data.digest == digest
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     for index, name in enumerate(("dog/b.png", "cat/a.png", "dog/c.png")):
@@ -264,17 +275,12 @@ def test_hostile_members_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "object.npz", x=np.array([{}], dtype=object))
     with zipfile.ZipFile(tmp_path / "promise.npz", "w") as archive:
         header = str({"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)}).ljust(117) + "\n"
-        archive.writestr(
-            "x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0" * 12
-        )
+        size = len(header).to_bytes(2, "little")
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + size + header.encode() + b"\0" * 12)
     with pytest.warns(UserWarning), zipfile.ZipFile(tmp_path / "twice.npz", "w") as archive:
         archive.writestr("x.npy", b"")
         archive.writestr("x.npy", b"")
-    messages = {
-        "object": "neither numeric|cannot read",
-        "promise": "promises more",
-        "twice": "cannot read|twice",
-    }
+    messages = {"object": "neither numeric|cannot read", "promise": "promises more", "twice": "cannot read|twice"}
     for name, message in messages.items():
         with pytest.raises(EdgerunError, match=message):
             open_data(tmp_path / f"{name}.npz", ONE)

@@ -146,6 +146,8 @@ def _stem(node: ir.Node, before: set[ir.Node], rules: Quantization) -> bool:
     if groups != 1 and (groups != weight.shape[0] or between.source(source, rules) not in before):
         return False
     readers = [user for user, _ in between.behind(node.outputs[0], rules).uses()]
+    if rules.depthwise_stem and groups == 1 and not all(map(depthwise, readers)):
+        return False
     return bool(readers) and all(reader.op_type in rules.compute for reader in readers)
 
 

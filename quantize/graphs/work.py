@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -46,6 +47,11 @@ def integers(model: Model, rules: Quantization, keep_float: frozenset[str] = fro
 def stem(plan: placement.Plan, share: float) -> frozenset[str]:
     """The first of the plan's integer layers, in graph order: as many as are at most `share` of the work of all."""
     return _within(plan, plan.compute, share)
+
+
+def pictures(plan: placement.Plan, share: float) -> frozenset[str]:
+    """The same of the convolutions that all others come behind."""
+    return _within(plan, list(itertools.takewhile(lambda node: node.op_type == "Conv", plan.compute)), share)
 
 
 def depthwise(plan: placement.Plan, share: float) -> frozenset[str]:

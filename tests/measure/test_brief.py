@@ -66,3 +66,33 @@ def test_a_session_times_all_in_turns() -> None:
     found = brief.session({name: opener(name) for name in "abc"}, 0, 0.02)
     assert sorted(opened) == ["a", "b", "c"] and {len(found[name]) for name in "abc"} == {brief.ROUNDS}
     assert all(seconds > 0 for times in found.values() for seconds in times)
+
+
+def test_a_session_goes_on_while_its_rounds_disagree() -> None:
+    """Times that alternate between one and ten thousand turns settle nothing: four times the rounds, opened once."""
+    opened, turns = [0], [0]
+
+    @contextmanager
+    def unsteady() -> Iterator[Run]:
+        opened[0] += 1
+
+        def run() -> int:
+            turns[0] += 1
+            return sum(range(10_000 if turns[0] // 4 % 2 else 10))
+
+        yield run
+
+    @contextmanager
+    def steady() -> Iterator[Run]:
+        yield lambda: sum(range(1000))
+
+    models = {"a": steady, "b": unsteady}
+    assert len(brief.session(models, 0, 1e-4)["b"]) == brief.ROUNDS
+    found = brief.session(models, 0, 1e-4, lambda found: False)
+    assert brief.steady(found) or len(found["a"]) == len(found["b"]) == brief.MOST_ROUNDS
+    assert opened[0] == 2
+
+
+@pytest.mark.parametrize(("times", "agree"), [([1.0, 1.02, 1.04] * 4, True), ([1.0, 1.5] * 6, False)])
+def test_rounds_that_agree(times: list[float], agree: bool) -> None:
+    assert brief.steady({"a": [1.0] * 12, "b": times}) is agree

@@ -132,14 +132,15 @@ def test_where_all_channels_are_alike_nothing_is_done(net: Any, weights: Any) ->
 def test_layers_stay_in_float_where_that_is_needed_and_pays(
     model: Model, evaluate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that is near enough keeps none, but under the preset that looks for the nearest one."""
     (want,) = evaluate(model, FEEDS)
     plain = compress(model, target="openvino", calibration=FEEDS)
     assert "float layers" not in plain.history[-1].options
+    monkeypatch.setattr(_precision, "FLOOR", np.inf)
+    monkeypatch.setattr(_precision, "WIDER", ())
     for share, worth, kept in ((0.7, 99.0, None), (0.7, -99.0, ["c1", "c2"]), (0.21, -99.0, ["c2"])):
         monkeypatch.setattr(_precision, "WORTH", worth)
         monkeypatch.setattr(_precision, "SHARE", share)
-        after = compress(model, target="openvino", calibration=FEEDS, preset="best")
+        after = compress(model, target="openvino", calibration=FEEDS)
         told = after.history[-1].options
         assert told.get("float layers") == kept and set(told["dB won in float"]) <= {"stem", "depthwise"}
         if kept is None:

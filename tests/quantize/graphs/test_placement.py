@@ -155,6 +155,18 @@ def test_a_depthwise_layer_stays_with_the_float_one_that_it_reads(net: Any, weig
     assert grouped(plan) == {frozenset({"t"}), frozenset({"u"}), frozenset({"y"})}
 
 
+def test_a_first_layer_stays_float_for_a_depthwise_one_alone(net: Any, weights: Any) -> None:
+    """Where only the pair is as fast in float, a first layer that something else reads too goes on integers."""
+    graph = """(float[n,3,9,9] x) => (float[n,p,q,r] y) {{ a = Conv(x, s) r = Relu(a) d = {}(r, w) t = Relu(d)
+        y = Conv(t, m) }}"""
+    rules = replace(RULES, float_stem=4, depthwise_stem=True)
+    parts = {"s": weights(1, 8, 3, 3, 3), "m": weights(3, 8, 8, 1, 1)}
+    pair = planned(net, {**parts, "w": weights(2, 8, 1, 3, 3)}, rules, graph.format("Conv<group=8>"))
+    assert [node.name for node in pair.compute] == ["y"]
+    alone = planned(net, {**parts, "w": weights(2, 8, 8, 3, 3)}, rules, graph.format("Conv"))
+    assert [node.name for node in alone.compute] == ["a", "d", "y"]
+
+
 def test_gates_stay_float(net: Any, weights: Any) -> None:
     """Squeeze-and-excitation: its two layers stay float, and what they pool and scale is what the layer before writes,
     float if it can; a head is no gate."""
