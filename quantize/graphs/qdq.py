@@ -144,14 +144,17 @@ def store_bias(graph: ir.Graph, node: ir.Node, bias: np.ndarray, input_scale: np
 
 
 def share_constants(graph: ir.Graph) -> None:
-    """Biases, scales and zero points that are the same stand in the graph once."""
+    """Biases, their zero points and all scales that are the same stand in the graph once.
+
+    Weights keep zero points of their own: where two read one, OpenVINO 2026.4 runs a layer in float.
+    """
     known: dict[tuple[str, bytes], ir.Value] = {}
     for node in graph:
         if node.op_type != "DequantizeLinear" or constant(node.inputs[0]) is None:
             continue
         for index, value in enumerate(node.inputs):
             array = constant(value)
-            if array is not None and array.ndim == 1 and value is not None:
+            if array is not None and array.ndim == 1 and value is not None and array.dtype != np.int8:
                 node.replace_input_with(index, known.setdefault((array.dtype.name, array.tobytes()), value))
 
 

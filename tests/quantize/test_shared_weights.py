@@ -11,6 +11,7 @@ import pytest
 import edgerun
 from edgerun.metrics import sqnr_db
 from edgerun.model import Model
+from edgerun.quantize.graphs.edit import constant
 from edgerun.runtime import Options
 from edgerun.verbs.compress import compress
 
@@ -117,3 +118,17 @@ def test_layers_that_stay_float_share_too(net: Any) -> None:
     result = compress(model, calibration=feeds, memory_cap=1)
     assert {"a", "b"} <= set(result.history[-1].options["float layers"])
     assert arrays(result, "FLOAT")[8, 8, 3, 3] == 1 and not arrays(result, "INT8")[8, 8, 3, 3]
+
+
+def test_two_weights_never_share_a_zero_point(net: Any, weights: Any) -> None:
+    """OpenVINO ran a 3x3 layer of a detector in float where another weight read its zero point: 2 times the time."""
+    text = """(float[n,8,8,8] x) => (float[n,8,8,8] y) { a = Conv(x, v) r = Relu(a) b = Conv(r, w) s = Relu(b)
+        y = Conv(s, u) }"""
+    model = net(text, **{name: weights(seed, 8, 8, 1, 1) for seed, name in enumerate("uvw")})
+    x = np.random.default_rng(5).standard_normal((16, 8, 8, 8)).astype(np.float32)
+    graph = compress(model, target="openvino", calibration={"x": x}, memory_cap=1).ir.graph
+    pairs = [node.inputs for node in graph if node.op_type == "DequantizeLinear"]
+    stored = [
+        (code, zero) for code, _, zero in pairs if (array := constant(code)) is not None and array.dtype == np.int8
+    ]
+    assert len(stored) == 3 == len({zero.name for _, zero in stored if zero is not None})
