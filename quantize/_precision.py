@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Judge = Callable[["Placed", Request], list[Totals]]
 
-FLOOR = 20.0  # dB that a model is surely near
+FLOOR = 20.0  # dB: a model that is farther off gets float layers, until it is surely as near
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
 WIDER = (0.15, 0.25, 0.4)  # that the first convolutions may have of a model that is not there yet
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
@@ -78,11 +78,13 @@ class Cheap:
         return cls(kinds, plans, weights)
 
     def needed(self, plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request) -> bool:
-        """Whether the model as it is placed is not surely FLOOR dB near the float one, by a few samples or by all."""
+        """Whether the model is less than FLOOR dB near the float one; a few samples may surely say it is nearer."""
         if not self.plans:
             return False
         few = _ranges.looked_at(seen, stream, request) or _ranges.RACE
-        return all(_ranges.surely(reached(plan, seen, stream, request, n)) < FLOOR for n in (few, None))
+        if _ranges.surely(reached(plan, seen, stream, request, few)) >= FLOOR:
+            return False
+        return _ranges.sqnr(reached(plan, seen, stream, request)) < FLOOR
 
     def spared(self, made: Placed, judge: Judge, request: Request) -> Placed:
         """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other.
