@@ -164,14 +164,13 @@ def sqnr(scores: list[Totals]) -> float:
 def surely(scores: list[Totals], error: float = ERROR) -> float:
     """What `sqnr` is at least on other samples, but for `error`: a few samples may make most of the noise.
 
-    Student's bound, its standard error from leaving out one sample at a time (jackknife, Tukey 1958); −∞ for one.
+    Student's bound, its standard error from leaving out one sample at a time (jackknife); −∞ for one.
     """
     n = len(scores)
     if n < 2:
         return -math.inf
     left_out = np.array([sqnr(scores[:i] + scores[i + 1 :]) for i in range(n)])
-    spread = math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum()))
-    return sqnr(scores) - paired.student(1 - error, n - 1) * spread
+    return sqnr(scores) - paired.student(1 - error, n - 1) * paired.jackknife(left_out)
 
 
 def decibels(totals: Mapping[str, Difference]) -> float:

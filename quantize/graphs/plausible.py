@@ -11,7 +11,7 @@ import numpy as np
 
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs.edit import constant
-from edgerun.quantize.numerics import plausibility
+from edgerun.quantize.numerics import paired, plausibility
 from edgerun.quantize.numerics.plausibility import FORMS, Form
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _misfits(norms: Sequence[ir.Node], given: Moments, other: Moments) -> tuple[
     if len(samples) < 2:
         return full, float("inf")
     left_out = np.array([_misfit(norms, given, i) - _misfit(norms, other, i) for i in samples])
-    return full, plausibility.jackknife(left_out)
+    return full, paired.jackknife(left_out)
 
 
 def _saturation(

@@ -1,4 +1,4 @@
-"""Is one candidate better than another on data that neither has seen? Paired over samples."""
+"""Is one candidate better than another on data that neither has seen? Paired over samples; and how sure that is."""
 
 from __future__ import annotations
 
@@ -44,3 +44,12 @@ def student(share: float, freedom: int) -> float:
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
     return sum(term / v**power for power, term in enumerate(terms))
+
+
+def jackknife(left_out: np.ndarray) -> float:
+    """Standard error of a statistic from its values without each of n samples, `[n]` (Quenouille, 1956; Tukey, 1958).
+
+    √((n−1)/n · Σ(θ_i − θ̄)²); infinite for a single sample.
+    """
+    n = len(left_out)
+    return float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))) if n > 1 else math.inf

@@ -110,15 +110,6 @@ def misfit(means: np.ndarray, squares: np.ndarray, mean: np.ndarray, variance: n
     return float(np.log1p(np.maximum(divergence, 0.0)).mean())
 
 
-def jackknife(left_out: np.ndarray) -> float:
-    """Standard error of a statistic from its values without each of n samples, `[n]` (Quenouille, 1956; Tukey, 1958).
-
-    √((n−1)/n · Σ(θ_i − θ̄)²); infinite for a single sample.
-    """
-    n = len(left_out)
-    return float(np.sqrt((n - 1) / n * np.sum((left_out - left_out.mean()) ** 2))) if n > 1 else float("inf")
-
-
 def entropy(scores: np.ndarray) -> np.ndarray:
     """Entropy in nats `[n]` of the classes that `scores` `[n, C]` mean: probabilities as they are, or logits."""
     x = scores.astype(np.float64)

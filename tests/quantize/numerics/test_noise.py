@@ -32,12 +32,6 @@ def test_what_is_not_finite_is_infinitely_wrong() -> None:
     assert noise.decibels(float(noise.relative(error, signal).mean())) == -noise.CAP_DB
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 15, 63])
-def test_student_is_scipys(freedom: int) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    assert noise.student(0.975, freedom) == pytest.approx(float(stats.t.ppf(0.975, freedom)), rel=0.01)
-
-
 def test_a_gain_is_the_ratio_in_db() -> None:
     before = np.full(8, 0.1)
     value, low, high = noise.gain(before, before / 100)

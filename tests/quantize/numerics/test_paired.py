@@ -41,3 +41,11 @@ def test_one_sample_proves_nothing() -> None:
 def test_different_samples_are_refused() -> None:
     with pytest.raises(EdgerunError, match="same samples"):
         paired.gain(np.zeros(3), np.zeros(4), 0.05)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 50))
+def test_the_jackknife_of_a_mean_is_its_standard_error(seed: int, n: int) -> None:
+    x = np.random.default_rng(seed).normal(size=n)
+    left_out = np.array([np.delete(x, i).mean() for i in range(n)])
+    assert paired.jackknife(left_out) == pytest.approx(stats.sem(x))
+    assert paired.jackknife(left_out[:1]) == np.inf
