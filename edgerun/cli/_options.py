@@ -34,6 +34,13 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, given: tuple[str, ...
     return found
 
 
+def device(function: Command) -> Command:
+    """`--device`: a board, or hardware in the target's own word (`edgerun.verbs.load`), as a name `device`."""
+    return click.option(
+        "--device", metavar="NAME|FILE.toml", help="A board, whose target runs it; or the target's own word, as GPU."
+    )(function)
+
+
 def max_rss(function: Command) -> Command:
     """`--max-rss SIZE`: bytes, as a number `max_rss`; 0 where nothing is said."""
     return click.option(

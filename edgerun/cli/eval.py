@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from edgerun.cli import _options
+
 
 @click.command()
 @click.argument("model", metavar="MODEL[@TARGET]")
@@ -13,6 +15,7 @@ import click
 @click.option("--baseline", metavar="MODEL[@TARGET]", help="The model to measure the drop against.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Exit 1 unless the drop is surely below (95 %).")
 @click.option("--target", help="What runs the models; default: by the file's kind.")
+@_options.device
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option("--output", help="The output that holds the logits.")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the model leaves it open.")
@@ -22,8 +25,8 @@ import click
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (shares, not percent).")
 def command(
-    model: str, data: str, baseline: str | None, max_drop: float | None, target: str | None, threads: int,
-    output: str | None, batch: int | None, limit: int | None, preprocessing: Path | None, as_json: bool,
+    model: str, data: str, baseline: str | None, max_drop: float | None, target: str | None, device: str | None,
+    threads: int, output: str | None, batch: int | None, limit: int | None, preprocessing: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """How often is the top-1 class right, and how much worse is that than the baseline on the same samples?"""
     from edgerun.cli._table import echo_json, echo_notes, progress, table
@@ -32,8 +35,9 @@ def command(
 
     with progress("evaluating") as show:
         result = evaluate(
-            model, data, baseline=baseline, max_drop=max_drop, target=target, options=Options(threads), output=output,
-            preprocessing=preprocessing, batch=batch, limit=limit, progress=show,
+            model, data, baseline=baseline, max_drop=max_drop, target=target, device=device,
+            options=Options(threads), output=output, preprocessing=preprocessing, batch=batch, limit=limit,
+            progress=show,
         )  # fmt: skip
     echo_notes(result.notes)
     if as_json:

@@ -76,6 +76,7 @@ def evaluate(
     baseline: Runnable | None = None,
     max_drop: float | None = None,
     target: str | None = None,
+    device: str | Path | None = None,
     options: Options | None = None,
     output: str | None = None,
     preprocessing: Preprocessing | str | Path | None = None,
@@ -86,16 +87,17 @@ def evaluate(
     """Top-1 on `data`, which carries labels; with `baseline` the paired drop; with `max_drop` (points) the gate.
 
     The gate says 'yes' only when the whole interval of the drop lies below the limit. `output` names the logits
-    [n, classes] where a model has several outputs; `target` serves both models (`PATH@TARGET` chooses for one).
+    [n, classes] where a model has several outputs; `target` serves both models (`PATH@TARGET` chooses for one), and so
+    does `device`, as in `edgerun.load`.
     """
     if max_drop is not None and baseline is None:
         raise EdgerunError(
             "a largest drop needs a baseline", got=f"max_drop={max_drop:g}", do="give the baseline model"
         )
     with ExitStack() as stack:
-        sessions = [stack.enter_context(opened(model, target, options))]
+        sessions = [stack.enter_context(opened(model, target, options, device))]
         if baseline is not None:
-            sessions.append(stack.enter_context(opened(baseline, target, options)))
+            sessions.append(stack.enter_context(opened(baseline, target, options, device)))
         feeds = feeds_for(sessions[0].inputs, model, data, preprocessing=preprocessing, batch=batch, limit=limit)
         hits = np.concatenate(list(_hits(sessions, feeds, output, progress)), axis=1)
     count, total = int(hits[0].sum()), hits.shape[1]

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgerun import contracts
 from edgerun.data import Data, Feeds, open_data
-from edgerun.errors import Unsupported
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 from edgerun.verbs.load import load
@@ -27,14 +27,19 @@ def located(model: str | Path, target: str | None) -> tuple[Path, str | None]:
 
 
 @contextlib.contextmanager
-def opened(model: Runnable, target: str | None, options: Options | None) -> Iterator[Session]:
-    """A session for a file (or `PATH@TARGET`), ONNX bytes or an Engine, closed at the end; a Session stays open."""
+def opened(
+    model: Runnable, target: str | None, options: Options | None, device: str | Path | None = None
+) -> Iterator[Session]:
+    """A session for a file (or `PATH@TARGET`), ONNX bytes or an Engine, closed at the end; a Session stays open, and
+    has no choice of `device` left (`edgerun.verbs.load`)."""
     if isinstance(model, Session):
+        if device is not None:
+            raise EdgerunError("an open session runs where it was opened", got=f"device={device!r}", do="leave it out")
         yield model
         return
     if isinstance(model, (str, Path)):
         model, target = located(model, target)
-    with load(model, target, options) as session:
+    with load(model, target, options, device=device) as session:
         yield session
 
 

@@ -21,6 +21,7 @@ def predict(
     data: str | Path | np.ndarray | Sequence[np.ndarray],
     *,
     target: str | None = None,
+    device: str | Path | None = None,
     options: Options | None = None,
     preprocessing: Preprocessing | str | Path | None = None,
     postprocessing: Postprocessing | str | Path | None = None,
@@ -29,10 +30,11 @@ def predict(
 
     `data` is a picture's file, a folder of them, or pictures as uint8 `[height, width, 3]` in RGB, which are called by
     their numbers. The contracts are those given (or their files), else those that the model's file tells, on every
-    target; a device needs Pillow for files, and for contracts that resize with it. As many pictures go in a run as the
-    model's first axis says, one where it is open. Raises EdgerunError where there is no contract, or one does not fit.
+    target; a device needs Pillow for files, and for contracts that resize with it. `device` is as in `edgerun.load`.
+    As many pictures go in a run as the model's first axis says, one where it is open. Raises EdgerunError where there
+    is no contract, or one does not fit.
     """
-    with opened(model, target, options) as session:
+    with opened(model, target, options, device) as session:
         before, after = _before(session, preprocessing), _after(session, postprocessing)
         name, batch = session.inputs[0].name, session.inputs[0].shape[0]
         found: dict[str, Prediction] = {}

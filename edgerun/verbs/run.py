@@ -21,10 +21,13 @@ def run(
     output: str | Path | None = None,
     *,
     target: str | None = None,
+    device: str | Path | None = None,
     options: Options | None = None,
     force: bool = False,
 ) -> dict[str, np.ndarray]:
     """The model's outputs by name, for the arrays of an `.npz` named as its inputs, fed whole.
+
+    `device` is a board, or hardware in the target's own word, as in `edgerun.load`.
 
     With `output` they are also written there, as `.npz`, atomically. Raises EdgerunError for feeds that do not fit.
     """
@@ -38,7 +41,7 @@ def run(
         raise EdgerunError("feeds are read from .npz", got=feeds.name, wanted="arrays named as the model's inputs")
     guard.check_file(feeds)
     stored = read_npz(feeds)
-    with load(model, target, options) as session:
+    with load(model, target, options, device=device) as session:
         wanted = {spec.name for spec in session.inputs}
         # A surplus array is named by the session and is not read: it may be large.
         arrays = {name: array.whole() if name in wanted else np.empty(0) for name, array in stored.items()}

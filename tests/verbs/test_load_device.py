@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import edgerun
 from edgerun import devices, registry
+from edgerun.cli import edgerun as commands
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import Options
@@ -64,6 +66,26 @@ def test_without_a_target_the_file_says_which(model: Path, monkeypatch: pytest.M
     engine = edgerun.compile(Model.load(model), "openvino")
     edgerun.load(engine, device="CPU").close()
     assert [options.extra for options in seen[:2]] == [{"PROVIDER": "CPU"}] * 2
+
+
+def test_the_command_line_says_it_too(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm, intel = spied(monkeypatch, "onnxruntime"), spied(monkeypatch, "openvino")
+    np.savez(tmp_path / "feeds.npz", x=X[:2])
+    np.savez(tmp_path / "labelled.npz", x=X, y=np.zeros(len(X), np.int64))
+    feeds = ["--feeds", str(tmp_path / "feeds.npz"), "-o", str(tmp_path / "out.npz"), "--force"]
+    for command, words in (("run", feeds), ("eval", ["--data", str(tmp_path / "labelled.npz")])):
+        for device in ("intel-n100", "CPU"):
+            result = CliRunner().invoke(commands, [command, str(model), *words, "--device", device])
+            assert result.exit_code == 0, result.output
+    assert len(intel) == 2, "the board's target"
+    assert [options.extra for options in arm] == [{"PROVIDER": "CPU"}] * 2, "the word of the file's own target"
+    result = CliRunner().invoke(commands, ["run", str(model), *feeds, "--device", "TPU"])
+    assert isinstance(result.exception, EdgerunError) and "TPU" in str(result.exception)
+
+
+def test_an_open_session_is_not_moved(model: Path) -> None:
+    with edgerun.load(model) as session, pytest.raises(EdgerunError, match="opened"):
+        edgerun.predict(session, np.zeros((2, 2, 3), np.uint8), device="CPU")
 
 
 def test_a_board_is_its_target(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
