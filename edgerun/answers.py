@@ -67,9 +67,8 @@ def parsed(values: Mapping[str, Any], outputs: Sequence[TensorSpec]) -> Postproc
 
 def transformers(values: Mapping[str, Any]) -> Postprocessing:
     """`config.json` of a classifier: softmax, or sigmoid above ½ where classes don't exclude each other."""
-    kinds = values.get("architectures")
-    if not (isinstance(kinds, list) and kinds and str(kinds[0]).endswith(_CLASSIFIERS)):
-        raise _refused("architectures", kinds, f"one that ends with {', '.join(_CLASSIFIERS)}")
+    if not classifies(values):
+        raise _refused("architectures", values.get("architectures"), f"one that ends with {', '.join(_CLASSIFIERS)}")
     how = values.get("problem_type")
     if how not in (None, "single_label_classification", "multi_label_classification"):
         raise _refused("problem_type", how, "single_label_classification or multi_label_classification")
@@ -80,6 +79,12 @@ def transformers(values: Mapping[str, Any]) -> Postprocessing:
         raise _refused("id2label", str(names)[:80], "a label for every number from 0 on")
     several = {"activation": "sigmoid", "threshold": 0.5} if how == "multi_label_classification" else {}
     return Postprocessing.from_json({"kind": "classes", "activation": "softmax", "labels": labels, **several})
+
+
+def classifies(values: Mapping[str, Any]) -> bool:
+    """Does a `config.json` of Transformers speak of a classifier? Every config has labels, also where nothing does."""
+    kinds = values.get("architectures")
+    return isinstance(kinds, list) and bool(kinds) and str(kinds[0]).endswith(_CLASSIFIERS)
 
 
 def timm(values: Mapping[str, Any]) -> Postprocessing:

@@ -26,6 +26,7 @@ from edgerun.postprocess import Postprocessing
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
 from edgerun.verbs import devices, finite, source_files
+from edgerun.verbs.meaning import with_contract, with_meaning
 
 __all__ = ["Parity", "convert"]
 log = logging.getLogger("edgerun")
@@ -67,8 +68,9 @@ def convert(
     of arrays), is compared on beside random inputs. The figures are in the history: `Parity.of(model)`.
     `as_is` leaves the graph of an ONNX file as it came, where it would be simplified (`edgerun.verbs.simplifying`).
     `preprocessing` is the contract that the model keeps (or a file that `edgerun.contracts` reads), else what the
-    source tells of it; `fold_preprocessing` moves its arithmetic into the graph (`edgerun.verbs.folding`).
-    `postprocessing` says what the outputs mean (or a file that `edgerun.answers` reads), and is kept the same way.
+    source tells of it (a Hugging Face folder by its `preprocessor_config.json`); `fold_preprocessing` moves its
+    arithmetic into the graph (`edgerun.verbs.folding`). `postprocessing` says what the outputs mean (or a file that
+    `edgerun.answers` reads), and is kept the same way (such a folder's `config.json` tells a classifier's classes).
     Over 1.8 GB of weights stay in the file that is written, mapped: such a model needs an `output`.
 
     Raises EdgerunError for bad input, GateFailed when the comparison fails (nothing is written), Unsupported for
@@ -203,39 +205,13 @@ def convert_here(
     }
     before = source_files.digest(Path(source)) if isinstance(source, str) else ""
     step = Step(f"converters/{name}", __version__, options, before, model.digest())
-    result = _with_meaning(_with_contract(model.with_step(step), contract), meaning)
+    result = with_meaning(with_contract(model.with_step(step), contract, source), meaning, source)
     if fold:
         from edgerun.verbs.folding import folded
 
         log.info("moving the preprocessing into the graph, and comparing on pictures")
         result = folded(result)
     result.save(path, beside=simplifying.BESIDE)
-
-
-def _with_contract(model: Model, contract: Mapping[str, Any] | None) -> Model:
-    """The model with the contract given, else with the one that its metadata tells, if that fits its input."""
-    if contract is not None:
-        found = Preprocessing.from_json(contract).fitted(model.inputs)
-        return model.retold(found.to_json(), model.history)
-    try:
-        told = contracts.of(model)
-        fitted = None if told is None else told.fitted(model.inputs).to_json()
-    except EdgerunError as error:
-        log.info("the preprocessing contract in the metadata is left out: %s", error)
-        fitted = None
-    return model.retold(fitted, model.history)
-
-
-def _with_meaning(model: Model, meaning: Mapping[str, Any] | None) -> Model:
-    """The same for what the outputs mean."""
-    if meaning is not None:
-        return model.answering(answers.parsed(meaning, model.outputs).to_json())
-    try:
-        found = answers.of(model)
-    except EdgerunError as error:
-        log.info("the post-processing contract in the metadata is left out: %s", error)
-        found = None
-    return model.answering(None if found is None else found.to_json())
 
 
 def _contract(preprocessing: Preprocessing | str | Path | None) -> dict[str, Any] | None:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+import edgerun  # noqa: E402
 from edgerun import registry  # noqa: E402
 from edgerun.converters import _torch_files, _torch_folders  # noqa: E402
 from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
@@ -103,6 +105,31 @@ def test_a_hugging_face_folder_tells_its_inputs(folder: Path) -> None:
         f"{name}:int64[batch,length]" for name in ("input_ids", "attention_mask", "token_type_ids")
     ]
     assert Parity.of(found).passed and found.outputs[0].shape == ("batch", "length", 16)
+    assert found.preprocessing is None and found.postprocessing is None, "no picture goes in, and no class comes out"
+
+
+def test_a_hugging_face_folder_tells_its_pictures_and_classes(tmp_path: Path) -> None:
+    """As the files given by hand do; one that is not understood is left out, and what is given goes before both."""
+    transformers = pytest.importorskip("transformers", reason="pip install transformers")
+    config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                                    image_size=32, patch_size=16, id2label={0: "cat", 1: "dog"})  # fmt: skip
+    torch.manual_seed(0)
+    transformers.ViTForImageClassification(config).eval().save_pretrained(tmp_path / "vit")
+    processor = tmp_path / "vit" / "preprocessor_config.json"
+    processor.write_text('{"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}')
+    found = convert(tmp_path / "vit")
+    by_hand = convert(tmp_path / "vit", preprocessing=processor, postprocessing=tmp_path / "vit" / "config.json")
+    assert found.preprocessing == by_hand.preprocessing and found.preprocessing is not None
+    assert found.postprocessing == by_hand.postprocessing and found.postprocessing is not None
+    assert found.postprocessing["labels"] == ["cat", "dog"]
+    pictures = [np.full((40, 50, 3), level, np.uint8) for level in (0, 255)]
+    said = edgerun.predict(found.to_bytes(), pictures)
+    assert {said[name].labels[0] for name in said} <= {"cat", "dog"} and len(said) == 2
+
+    processor.write_text('{"image_processor_type": "StrangeImageProcessor"}')
+    other = convert(tmp_path / "vit", postprocessing={"kind": "classes", "labels": ["a", "b"]})
+    assert other.preprocessing is None and other.postprocessing is not None
+    assert other.postprocessing["labels"] == ["a", "b"]
 
 
 def test_a_folder_asks_for_nothing_but_its_weights(folder: Path) -> None:
