@@ -144,9 +144,13 @@ def split(model: ir.Model) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
 def apart(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
     """As `split`, for a runtime: what is mapped is named by its place in the folder that is returned (None where
     nothing is), and the rest are arrays, which share memory with `model`. What nobody reads stays in the graph:
-    runtimes drop it, and then do not find it."""
+    runtimes drop it, and then do not find it. So do arrays of less than a byte, which they take from nobody."""
     values = model.graph.initializers
-    held = {n: t for n, t in outside(model).items() if values[n].uses() or values[n].is_graph_output()}
+    held = {
+        name: tensor for name, tensor in outside(model).items()
+        if (values[name].uses() or values[name].is_graph_output())
+        and (tensor.dtype.bitwidth >= 8 or isinstance(tensor, Mapped))
+    }  # fmt: skip
     mapped = {name: tensor for name, tensor in held.items() if isinstance(tensor, Mapped)}
     folder = Path(os.path.commonpath([Path(t.path).parent for t in mapped.values()])) if mapped else None
     names = {name: _stand_in(tensor, "weights", 0) for name, tensor in held.items()}

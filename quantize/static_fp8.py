@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.errors import Unsupported
 from edgerun.quantize import _finished, static_int8
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._ranges import intervals, sqnr
 from edgerun.quantize._stream import Stream
 from edgerun.quantize._weights import finite
-from edgerun.quantize.graphs import correction, edit, placement, qdq
+from edgerun.quantize.graphs import correction, edit, opsets, placement, qdq
 from edgerun.quantize.numerics import float8, grid
 
 if TYPE_CHECKING:
@@ -33,15 +32,13 @@ OLDEST_OPSET = 19  # the first whose Q/DQ know 8-bit floats
 
 
 def apply(model: ir.Model, request: Request) -> ir.Model:
-    """Quantize `model`. Raises Unsupported for an opset without 8-bit floats, or when nothing can be quantized."""
+    """Quantize `model`. Raises Unsupported where no opset with 8-bit floats holds it, or nothing is to be quantized."""
     return finish(prepare(model, request), request)
 
 
 def prepare(model: ir.Model, request: Request) -> static_int8.Prepared:
     """As for INT8: fold, one float run, and move and smooth channels, which floats gain from too."""
-    if (opset := model.graph.opset_imports.get("", 0)) < OLDEST_OPSET:
-        raise Unsupported("this opset has no 8-bit floats", got=opset, wanted=f"opset {OLDEST_OPSET} or newer",
-                          do=f"edgerun convert the model with --opset {OLDEST_OPSET}")  # fmt: skip
+    model = opsets.at_least(model, OLDEST_OPSET, "8-bit floats")
     return static_int8.prepare(model, replace(request, effort=replace(request.effort, second=False)))
 
 

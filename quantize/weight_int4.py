@@ -12,7 +12,7 @@ import numpy as np
 from edgerun.quantize import _spare, _weights, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
-from edgerun.quantize.graphs.compressed import Blocks
+from edgerun.quantize.graphs.compressed import Blocks, Form
 from edgerun.quantize.numerics import blocks, gptq
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ summary = "weight-only INT4 in blocks of 32 (GPTQ where calibration data is give
 needs_calibration = False
 scheme = "w4a16_b32"
 
-BLOCK, BITS = 32, 4
+FORM, BITS = Form(32), 4
 MOMENTS = 192 << 20  # bytes of second moments that are held at once
 FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
 WHAT = "MatMul or Gemm with a constant float32 matrix"
@@ -36,6 +36,7 @@ class Prepared:
 
     original: ir.Model
     rounded: dict[str, Rounded]
+    form: Form = FORM
 
     def copy(self) -> Prepared:
         """Itself: `finish` changes nothing of it."""
@@ -59,10 +60,11 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     return finish(prepare(model, request), request)
 
 
-def prepare(model: ir.Model, request: Request) -> Prepared:
+def prepare(model: ir.Model, request: Request, form: Form = FORM) -> Prepared:
     """Fold, and round the weight of every product that may have 4 bits."""
     original = _weights.begin(model, request)
-    return Prepared(original, _rounded(original, _products(original, request), request))
+    nodes = [node for node in _products(original, request) if form.fits(_inputs(node))]
+    return Prepared(original, _rounded(original, nodes, form, request), form)
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
@@ -78,7 +80,7 @@ def stored(prepared: Prepared, request: Request, *, integer: bool) -> ir.Model:
     from edgerun import external
 
     original, model = prepared.original, prepared.original.clone()
-    nodes = _products(model, request)
+    nodes = [node for node in _products(model, request) if str(node.name) in prepared.rounded]
     rounded = {str(node.name): prepared.rounded[str(node.name)] for node in nodes}
     wide: list[str] = []
     request.found["rounding"] = "nearest"
@@ -91,18 +93,20 @@ def stored(prepared: Prepared, request: Request, *, integer: bool) -> ir.Model:
     blocked = integer or external.weight_bytes(original) > external.ABOVE
     for node in nodes:
         if str(node.name) not in wide:
-            compressed.blocked_product(model, node, rounded[str(node.name)].weight, integer=integer)
+            prepared.form.store(model, node, rounded[str(node.name)].weight, integer=integer)
+        elif prepared.form.qdq:  # with 8-bit weights and float inputs nothing there computes
+            continue
         elif blocked:
             # Where two products are added in 16 bits, codes of 7 bits keep the sum of u8 by s8 below its end.
             narrow = integer and request.rules.reduced_range
-            weight_int8.store_blocked(model, node, BLOCK, 8 - int(narrow), integer=integer)
+            weight_int8.store_blocked(model, node, FORM.block, 8 - int(narrow), integer=integer)
         else:
             weight_int8.store(node, 0, request.keep_float)
-    tables = weight_int8.tables(model.graph, request.keep_float)
+    tables = weight_int8.tables(model.graph, request.keep_float) if request.rules.tables else 0
     edit.drop_unused(model)
     request.found |= {
         "weights in 4 bits": len(nodes) - len(wide),
-        "weights in 8 bits": len(wide),
+        "weights in float" if prepared.form.qdq else "weights in 8 bits": len(wide),
         "tables in 8 bits": tables,
     }
     _weights.evidence(original, model, request)
@@ -113,7 +117,7 @@ def _products(model: ir.Model, request: Request) -> list[ir.Node]:
     return _weights.chosen([n for n in model.graph if dynamic.weight(n) is not None], request, WHAT)
 
 
-def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[str, Rounded]:
+def _rounded(model: ir.Model, nodes: list[ir.Node], form: Form, request: Request) -> dict[str, Rounded]:
     """The rounded weight of every product, by the node's name; moments are held for as many as `MOMENTS` allows."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -129,7 +133,7 @@ def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[st
                 seen = moments.accumulate(session, _spare.fitting(request), names)
         waiting = [(node, seen.get(name)) for name in names for node in readers[name]]
         with threadpool_limits(limits=1, user_api="blas"):  # lanes with two threads each wait for each other
-            for (node, _), made in in_lanes(lambda pair: _round(*pair), waiting, request.lanes):
+            for (node, _), made in in_lanes(lambda pair: _round(*pair, form), waiting, request.lanes):
                 found[str(node.name)] = made
                 request.progress("rounding", len(found), len(nodes))
     return found
@@ -141,15 +145,22 @@ def _size(node: ir.Node) -> int:
     return weight.size
 
 
-def _round(node: ir.Node, second: np.ndarray | None) -> Rounded:
+def _inputs(node: ir.Node) -> int:
+    weight = dynamic.weight(node)
+    assert weight is not None
+    return len(weight)
+
+
+def _round(node: ir.Node, second: np.ndarray | None, form: Form) -> Rounded:
     weight = _weights.finite(node, weight_int8.matrix(node))
     edit.forget(node.inputs[1])
     if second is None:
-        grid = blocks.fitted(weight, BLOCK, BITS)
+        grid = blocks.fitted(weight, form.block, BITS, symmetric=form.qdq)
         nearest = Blocks.of(grid.quantize(weight), grid)
         return Rounded(nearest, nearest)
     own = np.diag(second)
-    grid = blocks.fitted(weight, BLOCK, BITS, own / own.mean() if own.any() else None)
+    share = own / own.mean() if own.any() else None
+    grid = blocks.fitted(weight, form.block, BITS, share, symmetric=form.qdq)
     return Rounded(*(Blocks.of(codes, grid) for codes in (gptq.rounded(weight, second, grid), grid.quantize(weight))))
 
 

@@ -29,6 +29,7 @@ FORMATS = ("onnx", "ort", "context")  # what `compile` makes
 # It reads bytes that Python has given up by then: a segmentation fault with 1.31.
 REFUSED = {"session.use_ort_model_bytes_directly": "load an .ort file by its name: it is mapped, not copied"}
 FOLDER = "session.model_external_initializers_file_folder_path"
+BLOCKED_MATH = "session.qdq_matmulnbits_accuracy_level"  # as MatMulNBits' accuracy_level
 PREPACKING = "session.disable_prepacking"
 SPINS = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
 SHARED = "session.use_env_allocators"  # the arena that was registered last, in place of one of the session's own
@@ -54,6 +55,8 @@ def settings(runtime: Any, options: Options) -> Any:
     found.inter_op_num_threads = 1
     found.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     found.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
+    # 4-bit weights in Q/DQ form are multiplied in float32, as the model says; else it rounds their inputs to 8 bits.
+    found.add_session_config_entry(BLOCKED_MATH, "1")
     # A spinning thread spends the quota that the others need; one thread alone has none to wait for.
     if found.intra_op_num_threads > 1 and machine.quota() < max(machine.visible(), found.intra_op_num_threads):
         found.add_session_config_entry(SPINS[0], "0")

@@ -79,7 +79,7 @@ def quantization(device: Device | None = None) -> Quantization:
     which 8.9 is the first to have, the same products do.
     """
     return Quantization(
-        schemes=("w8a8", "fp8", "w16a16"),
+        schemes=("w8a8", "fp8", "w4a16_b64", "w16a16"),
         activation="int8",
         symmetric=True,
         float_bias=True,

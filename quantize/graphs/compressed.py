@@ -139,6 +139,59 @@ class Blocks:
         stored, zero_points = packed(codes, grid)
         return cls(stored, grid.scale.reshape(-1), zero_points, codes.shape[1], grid.bits, grid.block)
 
+    def codes(self) -> np.ndarray:
+        """uint8 `[N, K]`, one code each."""
+        flat = self.stored.reshape(len(self.stored), -1)
+        if self.bits == 4:
+            flat = np.stack([flat & 0xF, flat >> 4], axis=-1).reshape(len(flat), -1)
+        return flat[:, : self.inputs]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How weights in blocks of `block` inputs are stored: in MatMulNBits, or in 4-bit Q/DQ around zero (`qdq`)."""
+
+    block: int
+    qdq: bool = False
+
+    def fits(self, inputs: int) -> bool:
+        """Whether a weight of so many inputs has this form: DequantizeLinear's blocks are all full."""
+        return not self.qdq or inputs % self.block == 0
+
+    def store(self, model: ir.Model, node: ir.Node, weight: Blocks, *, integer: bool) -> None:
+        """Replace the weight of a MatMul or Gemm."""
+        if self.qdq:
+            dequantized_product(model, node, weight)
+        else:
+            blocked_product(model, node, weight, integer=integer)
+
+
+def dequantized_product(model: ir.Model, node: ir.Node, weight: Blocks) -> None:
+    """The node reads DequantizeLinear(int4 `[K, N]`, scales `[K / block, N]`), whose zero point is 0 (opset 21)."""
+    import ml_dtypes
+    import onnx_ir as ir
+
+    graph, value = model.graph, node.inputs[1]
+    assert value is not None
+    rows, inputs, name = len(weight.stored), weight.inputs, fresh_name(graph, f"{node.name}/weight")
+    codes = weight.codes().astype(np.int8) - np.int8(2 ** (weight.bits - 1))
+    scale = weight.scale.reshape(rows, -1)
+    axis = 1 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else 0
+    if axis == 0:
+        codes, scale = codes.T, scale.T
+    shape = (rows, inputs) if axis else (inputs, rows)
+    stored = ir.Tensor(np.ascontiguousarray(codes).astype(ml_dtypes.int4), ir.DataType.INT4, name=name)
+    holder = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT4), const_value=stored)
+    graph.initializers.add(holder)
+    wide = ir.node("DequantizeLinear", [holder, initializer(graph, f"{name}/scale", np.ascontiguousarray(scale))],
+                   attributes={"axis": axis, "block_size": weight.block},
+                   name=fresh_name(graph, f"{name}/DequantizeLinear"))  # fmt: skip
+    _tell(graph, wide.outputs[0], str(wide.name), ir.Shape(shape))
+    graph.insert_before(node, [wide])
+    node.replace_input_with(1, wide.outputs[0])
+    if not value.uses():
+        drop_initializer(graph, value)
+
 
 def blocked_product(model: ir.Model, node: ir.Node, weight: Blocks, *, integer: bool) -> None:
     """MatMul or Gemm becomes com.microsoft's MatMulNBits [+ C].

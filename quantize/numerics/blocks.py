@@ -48,24 +48,31 @@ class BlockGrid:
         return values
 
 
-def fitted(weight: np.ndarray, block: int, bits: int, importance: np.ndarray | None = None) -> BlockGrid:
+def fitted(
+    weight: np.ndarray, block: int, bits: int, importance: np.ndarray | None = None, *, symmetric: bool = False
+) -> BlockGrid:
     """The grid of `[N, K]` weights with the least Σ_k h_k·(w_k − ŵ_k)² in every block, among shrunken ranges.
 
-    The grid spans p·[min(w, 0), max(w, 0)] for the best p of `SHRINK`; zero is always exactly on it. `importance` h is
-    `[K]`, the mean square of each input (all ones when None): rounding a weight costs what its input makes of it.
+    The grid spans p·[min(w, 0), max(w, 0)] for the best p of `SHRINK`; zero is always exactly on it. A `symmetric` one
+    has the zero point 2^(bits − 1), in the middle, and spans what holds both ends. `importance` h is `[K]`, the mean
+    square of each input (all ones when None): rounding a weight costs what its input makes of it.
     """
     blocks = -(-weight.shape[1] // block)
     share = None
     if importance is not None:
         share = _by_block(np.asarray(importance, np.float32)[None], blocks, block)
-    bands = [_fitted(_by_block(weight[rows], blocks, block), bits, share) for rows in _bands(*weight.shape)]
+    bands = [_fitted(_by_block(weight[rows], blocks, block), bits, share, symmetric) for rows in _bands(*weight.shape)]
     scale, zero_point = (np.concatenate(part) for part in zip(*bands, strict=True))
     return BlockGrid(scale, zero_point, block, bits)
 
 
-def _fitted(cut: np.ndarray, bits: int, share: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _fitted(cut: np.ndarray, bits: int, share: np.ndarray | None, symmetric: bool) -> tuple[np.ndarray, np.ndarray]:
     """s float32 and z uint8 `[n, B]` for weights `[block, n, B]`."""
     low, high = np.minimum(cut.min(axis=0), 0.0), np.maximum(cut.max(axis=0), 0.0)
+    if symmetric:  # as many steps below zero as z says, one less above: the larger side chooses s
+        middle = np.float32(2 ** (bits - 1))
+        low = np.minimum(low, -high * (middle / (middle - 1)))
+        high = -low * ((middle - 1) / middle)
     best = np.full(low.shape, np.inf, np.float32)
     scale, zero_point = np.ones_like(best), np.zeros_like(best)
     error = np.empty_like(cut)
@@ -78,6 +85,8 @@ def _fitted(cut: np.ndarray, bits: int, share: np.ndarray | None) -> tuple[np.nd
         better = lost < best
         for kept, new in ((best, lost), (scale, s), (zero_point, z)):
             np.copyto(kept, new, where=better)
+    if symmetric:  # of blocks without a weight that is not zero, too
+        zero_point[:] = 2 ** (bits - 1)
     return scale, zero_point.astype(np.uint8)
 
 
