@@ -68,7 +68,7 @@ class Device:
 
     @property
     def isa(self) -> frozenset[str]:
-        """Instruction sets that integer kernels use."""
+        """Instruction sets that integer and bfloat16 kernels use."""
         return frozenset(self.facts["isa"].value)
 
     @property
