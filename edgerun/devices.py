@@ -20,7 +20,7 @@ KEYS: dict[str, tuple[type, str]] = {
     "model": (str, "how the machine's own name begins: of its device tree, else of its CPU"),
     "cpu": (str, "CPU"),
     "cores": (int, "CPU cores"),
-    "isa": (list, "instruction sets that integer kernels use, in the kernel's spelling"),
+    "isa": (list, "instruction sets that integer and bfloat16 kernels use, in the kernel's spelling"),
     "memory_gib": (list, "memory in GiB, by variant"),
     "gpu": (str, "GPU"),
     "capability": (str, "the GPU's CUDA compute capability"),
@@ -68,7 +68,7 @@ class Device:
 
     @property
     def isa(self) -> frozenset[str]:
-        """Instruction sets that integer kernels use."""
+        """Instruction sets that integer and bfloat16 kernels use."""
         return frozenset(self.facts["isa"].value)
 
     @property

@@ -125,17 +125,16 @@ class Quantization:
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
     integer op follows at once, and a depthwise one that reads it is as fast. `depthwise_stem`: only such a pair is.
     `requantizes`: what is left in float between two integer layers gets 8-bit weights with one scale from the runtime
-    itself, where its input has one scale for all channels.
-    `float_gates`: layers over one position whose result scales a whole tensor (squeeze-and-excitation) stay in float.
-    `forked_bias`: a Conv on integers whose result is read more than once needs a bias that is not zero.
-    `fused_sum`: an Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
-    `pair_matmul`: a product of two layers' results (attention's Q·Kᵀ) has an integer kernel, its zeros in the middle.
-    `dynamic` are the ops with constant weights that run on integers with inputs quantized while they run.
-    `float_loops`: beside integer layers, recurrent ones bear no 8-bit weights: the runtime leaves them packed.
-    `tables`: a Gather may read rows of int8 that are scaled afterwards (embeddings).
-    `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind.
-    `timed`: what runs here is as fast as on the device, so that this machine's clock may judge.
-    `channel_scales`: activations may be quantized and dequantized with one scale per channel at no cost.
+    itself, where its input has one scale for all channels. `float_gates`: layers over one position whose result scales
+    a whole tensor (squeeze-and-excitation) stay in float. `forked_bias`: a Conv on integers whose result is read more
+    than once needs a bias that is not zero. `fused_sum`: an Add is fused into the layer that writes one of its inputs,
+    which then needs no rounding of its own. `pair_matmul`: a product of two layers' results (attention's Q·Kᵀ) has an
+    integer kernel, its zeros in the middle. `dynamic` are the ops with constant weights that run on integers with
+    inputs quantized while they run. `float_loops`: beside integer layers, recurrent ones bear no 8-bit weights: the
+    runtime leaves them packed. `tables`: a Gather may read rows of int8 that are scaled afterwards (embeddings).
+    `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind. `timed`: what runs
+    here is as fast as on the device, so that this machine's clock may judge. `channel_scales`: activations may be
+    quantized and dequantized with one scale per channel at no cost. `half` is the type that `w16a16` computes in.
     """
 
     schemes: tuple[str, ...]
@@ -161,6 +160,7 @@ class Quantization:
     flat_rows: bool = False
     timed: bool = True
     channel_scales: bool = False
+    half: str = "float16"
 
 
 class Opener(Protocol):
@@ -221,7 +221,7 @@ class Staged(Pass, Protocol):
 
 @runtime_checkable
 class Faster(Pass, Protocol):
-    """A pass whose models are to be faster than the float ones, by the nodes that it puts on integers."""
+    """A pass whose models are to be faster than the float ones, by the nodes that it puts on integers or in halves."""
 
     def integers(self, model: Model, rules: Quantization, keep_float: frozenset[str]) -> list[str]: ...
 

@@ -1,4 +1,4 @@
-"""float16 arithmetic: products and what follows them, for GPUs; what would overflow stays in float32."""
+"""Half-precision arithmetic: products and what follows them, in the half type of the target's kernels."""
 
 from __future__ import annotations
 
@@ -7,48 +7,62 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.errors import Unsupported
-from edgerun.quantize import _weights
+from edgerun.quantize import _weights, fold
 from edgerun.quantize.graphs import edit, halves
 from edgerun.quantize.graphs.statistics import Watch
-from edgerun.quantize.numerics.half import LARGEST, halved
+from edgerun.quantize.numerics.half import BFLOAT16, HALVES, Half
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Request
+    from edgerun.model import Model
+    from edgerun.passes import Quantization, Request
 
-summary = "weights and arithmetic in float16, but for what would overflow: half the size, for GPUs"
+summary = (
+    "weights and arithmetic in float16 (GPUs) or bfloat16 (CPUs with AMX), but for what would overflow: half the size"
+)
 needs_calibration = False
 scheme = "w16a16"
 
-ROOM = 4.0  # how many times what was seen has to fit: other data reaches further
-
 
 def apply(model: ir.Model, request: Request) -> ir.Model:
-    """Run products and what follows them in float16. With calibration data, not where it comes near to overflowing.
+    """Run products and what follows them in the rules' `half`. With calibration data, not where it comes near to
+    overflowing.
 
-    The door stays float32. How many nodes are in float16, and which overflow, goes into the history.
+    The door stays float32. How many nodes are in that type, and which overflow, goes into the history.
     """
-    original = _weights.begin(model, request)
+    original, half = _weights.begin(model, request), HALVES[request.rules.half]
     graph = model.graph
-    able = halves.candidates(graph, frozenset(), halved)
+    able = halves.candidates(graph, frozenset(), half)
     products = [node for node in able if node.op_type in halves.PRODUCTS]
     free = _weights.chosen(products, request, "matrix product or convolution")
     refused = {str(node.name) for node in products} - {str(node.name) for node in free}
-    overflowing = _overflowing(original, able, request)
-    nodes = halves.candidates(graph, refused | set(overflowing), halved)
+    overflowing = _overflowing(original, able, half, request)
+    nodes = halves.candidates(graph, refused | set(overflowing), half)
     if not any(node.op_type in halves.PRODUCTS for node in nodes):
-        raise Unsupported("no product of the model fits float16", got=", ".join(overflowing[:5]))
+        raise Unsupported(f"no product of the model fits {half.name}", got=", ".join(overflowing[:5]))
     total = sum(1 for _ in graph)
-    halves.narrow(graph, nodes, halved)
+    if half is BFLOAT16:
+        nodes = halves.leading(nodes)
+        halves.surround(graph, nodes, half)
+    else:
+        halves.narrow(graph, nodes, half)
     edit.drop_unused(model)
-    request.found |= {"nodes in float16": len(nodes), "nodes": total, "overflowing": overflowing}
+    request.found |= {f"nodes in {half.name}": len(nodes), "nodes": total, "overflowing": overflowing}
     _weights.evidence(original, model, request)
     return model
 
 
-def _overflowing(original: ir.Model, nodes: list[ir.Node], request: Request) -> list[str]:
-    """The names of nodes with an input or output beyond LARGEST/ROOM on the calibration data, where there is some."""
+def integers(model: Model, rules: Quantization, keep_float: frozenset[str]) -> list[str]:
+    """The products that go into the half type, in graph order."""
+    graph = fold.apply(model.clone()).graph
+    able = halves.candidates(graph, keep_float, HALVES[rules.half])
+    return [str(node.name) for node in able if node.op_type in halves.PRODUCTS]
+
+
+def _overflowing(original: ir.Model, nodes: list[ir.Node], half: Half, request: Request) -> list[str]:
+    """The names of nodes with an input or output beyond what `half` holds, with its room, on the calibration data,
+    where there is some."""
     if request.calibration is None:
         return []
     names = {str(node.name) for node in nodes}
@@ -72,5 +86,5 @@ def _overflowing(original: ir.Model, nodes: list[ir.Node], request: Request) -> 
                 break
     lows, highs = watch.extremes(watched)
     peaks = np.maximum(-lows.min(axis=0), highs.max(axis=0))
-    bad = {name for name, peak in zip(watched, peaks, strict=True) if not peak * ROOM <= LARGEST}
+    bad = {name for name, peak in zip(watched, peaks, strict=True) if not peak <= half.largest / half.room}
     return [name for name, values in touched.items() if bad & set(values)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Set
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 # Each adds u8·s8 products in 32 bits. x86 without one adds two of them in 16; ARM widens without one, too.
 DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+TILES = "amx_bf16"  # sixteen rows of products in bfloat16 at once, added up in float32
 
 RULES = Quantization(
     schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32", "w4a8", "fp16"),
@@ -30,6 +32,13 @@ RULES = Quantization(
 def flags(device: Device | None) -> set[str]:
     """Instruction sets of `device`, or of this machine."""
     return set(device.isa if device is not None else machine.isa())
+
+
+def halves(flags: Set[str]) -> Quantization:
+    """`RULES`, with arithmetic in bfloat16 where these instruction sets make it fast."""
+    if TILES not in flags:
+        return RULES
+    return replace(RULES, schemes=(*RULES.schemes, "w16a16"), half="bfloat16")
 
 
 def saturates(flags: Set[str], device: Device | None) -> bool:

@@ -1,7 +1,8 @@
 """Which of OpenVINO's devices runs a model, in which precision, and with what else is asked of it.
 
 OpenVINO decides by the machine what nobody says: on a CPU with bfloat16 a float model runs in bfloat16, on a GPU in
-float16. Here every such choice is said, and what came of it is read back.
+float16. Here every such choice is said, and what came of it is read back. A graph with types of its own is computed in
+these: it is the model that says so (`_openvino_half`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ PRECISIONS = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}  # and what a device
 OF_CORE = (CACHE, "CACHE_MODE")  # no device's own
 TAKES = {
     f"{DEVICE}=CPU|GPU|NPU": "what runs the model; AUTO:, HETERO:, MULTI: or BATCH: before names chooses among them",
-    f"{PRECISION}={'|'.join(PRECISIONS)}": "the type of float arithmetic; f32 where nothing is said",
+    f"{PRECISION}={'|'.join(PRECISIONS)}": "the type of float arithmetic; where nothing is said that "
+    "of the model's products: f32, or bf16 of one that is compressed to it",
     f"{HINT}={'|'.join(HINTS)}": "what OpenVINO shall aim at; LATENCY with one stream, THROUGHPUT with more",
     f"{STREAMS}=N": "runs under way at once",
     f"{CACHE}=FOLDER": "compiled models are kept there, and read in place of compiling",
@@ -37,7 +39,8 @@ TAKES = {
 @dataclass(frozen=True)
 class Choice:
     """`device` as OpenVINO takes it, the `hardware` in it by name, the `precision` of float arithmetic, and the
-    properties that were asked for beside it. `streams` is None where OpenVINO shall choose how many runs pay."""
+    properties that were asked for beside it. `streams` is None where OpenVINO shall choose how many runs pay; `typed`
+    says that the precision is that of types in the graph, beside which nothing is to be narrowed."""
 
     device: str = "CPU"
     hardware: tuple[str, ...] = ("CPU",)
@@ -46,6 +49,12 @@ class Choice:
     streams: int | None = 1
     threads: int = 1
     rest: Mapping[str, str] = field(default_factory=dict)
+    typed: bool = False
+
+    @property
+    def hinted(self) -> str:
+        """What OpenVINO is told of the precision: what float32 may become."""
+        return "f32" if self.typed else self.precision
 
     @property
     def virtual(self) -> str:
@@ -67,7 +76,7 @@ class Choice:
         own, taken = {}, set[str]()
         for name in self.hardware:
             writable = {k for k, how in ir.core().get_property(name, "SUPPORTED_PROPERTIES").items() if how == "RW"}
-            said = {PRECISION: self.precision, THREADS: str(self.threads), HINT: self.hint, key: groups}
+            said = {PRECISION: self.hinted, THREADS: str(self.threads), HINT: self.hint, key: groups}
             said |= {} if self.streams is None else {STREAMS: str(self.streams)}
             taken |= set(rest) & writable
             own[name] = {k: v for k, v in {**said, **rest}.items() if k in writable}
@@ -90,18 +99,20 @@ class Choice:
             found = {name: properties.get(PRECISION) for name, properties in told.items()}
         for name, kind in found.items():
             got = kind.get_type_name() if kind is not None else "nothing that it tells"
-            if got != self.precision:
+            if got != self.hinted:
                 raise Unsupported(
-                    f"OpenVINO chose another precision on {name}", got=got, wanted=self.precision,
+                    f"OpenVINO chose another precision on {name}", got=got, wanted=self.hinted,
                     do=f"say {PRECISION}={got}" if got in PRECISIONS else None,
                 )  # fmt: skip
 
 
-def choice(options: Options) -> Choice:
-    """Read `Options`. Raises EdgerunError for a value that there is none of, and Unsupported, listing what there is,
-    for a device that is not here or does not compute in the precision asked for."""
+def choice(options: Options, own: str = "f32") -> Choice:
+    """Read `Options`, for a model whose products are in the precision `own`, in which it runs unless another is asked
+    for. Raises EdgerunError for a value that there is none of, and Unsupported, listing what there is, for a device
+    that is not here or does not compute in that precision."""
     rest = dict(options.extra)
-    device, precision = rest.pop(DEVICE, "CPU"), rest.pop(PRECISION, "f32")
+    typed = own != "f32" and PRECISION not in rest
+    device, precision = rest.pop(DEVICE, "CPU"), rest.pop(PRECISION, own)
     hint, given = rest.pop(HINT, ""), rest.pop(STREAMS, "")
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
@@ -122,7 +133,7 @@ def choice(options: Options) -> Choice:
     left = hint not in ("", "LATENCY") and not given and options.streams == 1
     streams = None if left else int(given or options.streams)
     hint = hint or ("LATENCY" if streams == 1 else "THROUGHPUT")
-    return Choice(device, hardware, precision, hint, streams, machine.threads(options.threads), rest)
+    return Choice(device, hardware, precision, hint, streams, machine.threads(options.threads), rest, typed)
 
 
 def _hardware(device: str) -> tuple[str, ...]:

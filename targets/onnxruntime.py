@@ -18,7 +18,7 @@ from edgerun.targets import _onnxruntime_float8 as float8
 from edgerun.targets import _onnxruntime_ort as optimized
 from edgerun.targets import _onnxruntime_providers as providers
 from edgerun.targets import _onnxruntime_settings as setting
-from edgerun.targets._onnxruntime_session import OrtSession, first_line, too_little
+from edgerun.targets._onnxruntime_session import NUMBERS, OrtSession, first_line, too_little
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
@@ -245,10 +245,11 @@ def _refused(error: Exception) -> EdgerunError:
 
 
 def _value(array: np.ndarray) -> Any:
-    """An OrtValue over `array`; numpy has no name of its own for 8-bit floats."""
+    """An OrtValue over `array`; numpy has no name of its own for bfloat16 and 8-bit floats."""
     made = _runtime().OrtValue
-    if array.dtype.name == float8.NAME:
-        return made.ortvalue_from_numpy_with_onnx_type(array.view(np.uint8), float8.NUMBER)
+    if array.dtype.name in (float8.NAME, "bfloat16"):
+        bits = array.view(np.uint16 if array.itemsize == 2 else np.uint8)
+        return made.ortvalue_from_numpy_with_onnx_type(bits, NUMBERS[array.dtype.name])
     return made.ortvalue_from_numpy(array)
 
 

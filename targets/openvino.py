@@ -21,6 +21,7 @@ from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_faults as faults
 from edgerun.targets import _openvino_forks as forks
 from edgerun.targets import _openvino_fq as fake_quantize
+from edgerun.targets import _openvino_half as half
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_options as asked
 from edgerun.targets import _openvino_profile as counters
@@ -116,7 +117,7 @@ def compile(model: Model, options: Options) -> Engine:
     graph.set_rt_info(json.dumps(told, sort_keys=True), ["edgerun"])
     xml, weights = ir.serialized(graph)
     payload = ir.MAGIC + len(xml).to_bytes(8, "little") + xml + weights
-    here = {**device(), **asked.choice(options).told()}
+    here = {**device(), **asked.choice(options, half.precision(graph)).told()}
     return Engine("openvino", payload, model.inputs, model.outputs, here, digest, usual=usual)
 
 
@@ -135,7 +136,8 @@ def save(engine: Engine, path: Path) -> None:
 
 
 def load(engine: Engine, options: Options) -> Session:
-    """A session with a request a stream, in f32 where the model is float and no other precision is asked for.
+    """A session with a request a stream, in the model's own precision where no other is asked for: f32, or the
+    bfloat16 that it has in its types.
 
     Kernels are ready for the usual shapes that `options` or the file tell (`_openvino_shapes`). Raises EdgerunError
     when it is refused, and Unsupported where the device asked for is missing: no other is used.
@@ -149,7 +151,8 @@ def load(engine: Engine, options: Options) -> Session:
     def opened(known: shapes.Shapes) -> OvSession:
         return _opened(shapes.settled(graph, known) if known else graph, options, door)
 
-    rounds = shapes.rounds(graph) or asked.choice(options).precision != "f32" or dynamic.group_size(graph) != "0"
+    precision = asked.choice(options, half.precision(graph)).precision
+    rounds = shapes.rounds(graph) or precision != "f32" or dynamic.group_size(graph) != "0"
     return shapes.ShapedSession(opened(usual), usual, opened, rounds)
 
 
@@ -183,6 +186,7 @@ def _read(payload: bytes | Path) -> Any:
     ops = ir.by_kind(graph)  # asked once: a large graph has thousands
     if ops.keys() & sequences.KINDS and sequences.write_out(graph):
         ops = ir.by_kind(graph)
+    half.narrow(graph, ops)  # first: weights that are expanded would be taken for integers
     if sum([fake_quantize.fuse(ops), forks.mend(ops), dynamic.fuse(graph, ops, payload)]):
         graph.validate_nodes_and_infer_types()
     return graph
@@ -200,7 +204,9 @@ def _opened(graph: Any, options: Options, door: tuple[tuple[TensorSpec, ...], tu
 
 def _compiled(graph: Any, options: Options) -> Any:
     """Compile for the device of `options`, saying every choice that OpenVINO would otherwise make by the machine."""
-    chosen = asked.choice(options)
+    chosen = asked.choice(options, half.precision(graph))
+    if half.precision(graph) != chosen.precision == "f32":
+        half.widen(graph)
     # Activations that the model leaves in float stay so.
     settings = chosen.settings(dynamic.group_size(graph), dynamic.KEY)
     try:
@@ -246,7 +252,7 @@ def quantization(device: Device | None = None) -> Quantization:
     """What the CPU plugin's low-precision transformations turn into integer kernels."""
     flags = _allowed(machine.isa()) if device is None else _cpu.flags(device)
     return replace(
-        _cpu.RULES,
+        _cpu.halves(flags),
         reduced_range=_cpu.saturates(flags, device),
         float_output=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
         compute=_cpu.RULES.compute | {"ConvTranspose"},
@@ -263,7 +269,8 @@ def quantization(device: Device | None = None) -> Quantization:
 
 def _allowed(flags: Iterable[str]) -> set[str]:
     """The instruction sets that oneDNN's kernels use: the machine's, less what the environment takes away."""
-    return set(flags) - (_cpu.DOT_PRODUCT - DOT_PRODUCT_UNDER.get(_cap(), _cpu.DOT_PRODUCT))
+    tiles = set() if _cap() in ("", "ALL", "DEFAULT") or "AMX" in _cap() else {_cpu.TILES}
+    return set(flags) - tiles - (_cpu.DOT_PRODUCT - DOT_PRODUCT_UNDER.get(_cap(), _cpu.DOT_PRODUCT))
 
 
 def _cap() -> str:

@@ -17,7 +17,7 @@ SCHEMES = (
     "w8a8: static INT8. w8a8_dynamic: INT8, activations quantized as they come. "
     "w8a16, w4a16_b32, fp16: weights in 8, 4 or 16 bits; smaller, no faster. "
     "w4a8: as w4a16_b32, activations quantized as they come. fp8, w4a16_b64: for TensorRT. "
-    "w16a16: float16 arithmetic, for GPUs."
+    "w16a16: float16 arithmetic on GPUs, bfloat16 on CPUs with AMX (OpenVINO)."
 )
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-# Where INT8 speed comes from, in the kernel's spelling.
-ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+# Where the speed of INT8 and of bfloat16 comes from, in the kernel's spelling.
+ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")
 QUIET = 1.0  # seconds without a new opening, after which freed memory goes back,
 LONG = 30.0  # or as many where it is little: opening a small model anew would take a third longer
 _MOST_REUSED = (32 << 20) - (64 << 10)  # bytes; with its header within glibc's DEFAULT_MMAP_THRESHOLD_MAX

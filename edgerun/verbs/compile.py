@@ -15,6 +15,7 @@ import numpy as np
 
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
+from edgerun.metrics import BFLOAT16_DB, SQNR_DB
 from edgerun.passes import Feeds, Finishing, Issue, Target, Writing
 from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.verbs import work
@@ -189,7 +190,10 @@ def self_check(
     references have faults too. (Not where runtimes are known to share one.)
     """
     refusal: GateFailed | None = None
-    near = partial(exact, original) if original is not None else None
+    plain = work.unrounded(model)
+    judge = original if original is not None else plain
+    near = partial(exact, judge) if judge is not None else None
+    least_db = SQNR_DB if plain is None else BFLOAT16_DB
     rounds = work.rounds(model) if rounds is None else rounds
     found = truths(model, engine, options, feeds, whole)
     do = REAL if rounds and not feeds and near is None else ANOTHER
@@ -199,7 +203,7 @@ def self_check(
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
             try:
-                return apart(session, engine.target, truth.label, truth.parts, rounds, near, do)
+                return apart(session, engine.target, truth.label, truth.parts, rounds, near, do, least_db)
             except GateFailed as error:
                 refusal = refusal or error
     assert refusal is not None  # _truths gives one at least, or raises

@@ -32,25 +32,26 @@ def judged(
     rounds: bool,
     exact: Exact | None = None,
     do: str = ANOTHER,
+    least_db: float = SQNR_DB,
 ) -> SelfCheck:
     """Run the feeds of `pairs` and compare with their outputs, which `label` computed; `rounds` says that steps round.
 
-    `exact` gives the float model's outputs for feeds, where it is known. Raises GateFailed naming the worst output, and
-    what to `do`.
+    `exact` gives the float model's outputs for feeds, where it is known; it judges those of a rounding model that are
+    further from the reference than `least_db`. Raises GateFailed naming the worst output, and what to `do`.
     """
     feeds, wanted = [feed for feed, _ in pairs], [outputs for _, outputs in pairs]
     got = [_run(session, feed) for feed in feeds]
     totals = _totals(wanted, got)
     worst = min(totals, key=lambda n: totals[n].sqnr_db if rounds else -totals[n].relative_error)
     error = totals[worst]
-    agreed = error.agrees(rounds=rounds)
+    agreed = error.sqnr_db >= least_db if rounds else error.agrees(rounds=False)
     if rounds and not agreed and exact is not None:
         agreed = _as_near(exact(feeds), wanted, got)
     if not agreed:
         raise GateFailed(
             f"the engine for {target} does not compute what the model says: output {worst!r}",
             got=f"SQNR {error.sqnr_db:.1f} dB, relative error {error.relative_error:.2g} against {label}",
-            wanted=f"SQNR of {SQNR_DB:g} dB" if rounds else f"relative error {RELATIVE_ERROR:g}",
+            wanted=f"SQNR of {least_db:g} dB" if rounds else f"relative error {RELATIVE_ERROR:g}",
             do=do,
         )
     shapes = dict.fromkeys(_shapes(feed) for feed in feeds)
@@ -70,10 +71,11 @@ def apart(
     rounds: bool,
     exact: Exact | None = None,
     do: str = ANOTHER,
+    least_db: float = SQNR_DB,
 ) -> SelfCheck:
     """`judged`, each of `parts` for itself, since each is computed by kernels of its own: the worst of them, with the
     runs and shapes of all."""
-    found = [judged(session, target, label, part, rounds, exact, do) for part in parts if part]
+    found = [judged(session, target, label, part, rounds, exact, do, least_db) for part in parts if part]
     worst = min(found, key=lambda check: check.sqnr_db if rounds else -check.relative_error)
     shapes = dict.fromkeys(shape for check in found for shape in check.shapes)
     runs, outside = sum(check.runs for check in found), sum(check.outside for check in found)

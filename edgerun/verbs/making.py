@@ -102,6 +102,7 @@ class Making:
         if not self.rules.timed or not isinstance(step, Faster):
             return None
         return Search(
+            step.scheme,
             lambda: step.integers(self.original.taken(), self.rules, self.keep_float),
             self._quick,
             self.whole,
@@ -112,7 +113,7 @@ class Making:
 
         def quick(kept: frozenset[str]) -> Model:
             result = variant(kept)
-            if not result.history[-1].options["integer nodes"]:
+            if result.history[-1].options.get("integer nodes") == 0:  # halves are refused by their pass
                 raise Unsupported("nothing is left on integers")
             return result
 

@@ -29,9 +29,10 @@ HOPE = 0.95  # of the incumbent's speed in one session: two sessions of one mode
 
 @dataclass(frozen=True)
 class Search:
-    """What a search of placements needs: the nodes that may stay float, compression with little data (a function of the
-    nodes that do), and with all of it."""
+    """What a search of placements needs: the scheme, the nodes that may stay float, compression with little data (a
+    function of the nodes that do), and with all of it."""
 
+    scheme: str
     nodes: Callable[[], list[str]]
     quick: Callable[[], Callable[[frozenset[str]], Model]]
     whole: Callable[[Kept], Made]
@@ -154,7 +155,7 @@ def _refusal(clock: Clock, made: Made, search: Search, speed: Speed, tried: int)
     reason = told or "no layer is slower: what the runtime does between more kernels costs more than they gain"
     beside = f"; {tried} other placements were tried and are not as fast either" if tried else ""
     return GateFailed(
-        f"INT8 does not pay on {clock.target}: the model is not as fast as the float one",
+        f"{search.scheme} does not pay on {clock.target}: the model is not as fast as the float one",
         got=f"{speed}{beside}; {reason}",
         wanted=f"surely faster, or not surely slower and at least {AS_FAST:g} times as fast",
         do="use the float model; --scheme w8a16 makes it small; --allow-slower writes this one all the same",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"})
 # Where ONNX's conformance cases side with its evaluator against runtimes that agree with each other.
 DISPUTED = frozenset({"Resize"})
+BFLOAT16 = 16  # TensorProto's
 _COUNTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 FASTEST = 2e11  # multiply-accumulates of float32 a second that no core reaches: two 16-wide units at 6 GHz
 LIGHT_MACS, LIGHT_WEIGHTS = 25e6, 20e6  # above either, the evaluator takes too long
@@ -34,6 +35,29 @@ def rounds(model: Model) -> bool:
 def quantized(model: Model) -> bool:
     """Whether it has quantizers."""
     return any(node.op_type in ROUNDING for node in model.ir.graph.all_nodes())
+
+
+def unrounded(model: Model) -> Model | None:
+    """One that computes in bfloat16 (Casts to it and back stand around its nodes, `quantize/graphs/halves.py`), with
+    its constants but nothing rounded on the way. None for a model that has other steps too, or none."""
+    import onnx_ir as ir
+
+    if quantized(model) or not any(map(_narrows, model.ir.graph)):
+        return None
+    graph = (found := model.clone()).graph
+    narrows = [node for node in graph if _narrows(node)]
+    stored = [v for v in graph.initializers.values() if v.dtype is not None and int(v.dtype) == BFLOAT16]
+    readers = {user for value in (*(n.outputs[0] for n in narrows), *stored) for user, _ in value.uses()}
+    if any(node.op_type != "Cast" for node in readers):
+        return None
+    for node in narrows:
+        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    return type(model).of(found)
+
+
+def _narrows(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and node.attributes["to"].as_int() == BFLOAT16
 
 
 def disputed(model: Model) -> bool:

@@ -1,8 +1,13 @@
-"""Nodes that compute in float16, and the Casts where they meet the rest."""
+"""Nodes that compute in a half type, and the Casts where they meet the rest.
+
+In float16 the nodes themselves have that type. In bfloat16, which neither ONNX's Conv before opset 22 nor most of ONNX
+Runtime's kernels take, they compute in float32 on rounded values, as the hardware's sums are float32: a Cast to
+bfloat16 and one back stand behind each of them, and a runtime with such kernels leaves out the inner ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +17,14 @@ from edgerun.quantize.graphs.edit import constant, drop_initializer, fresh_name,
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-FLOAT, HALF = 1, 10  # TensorProto's
-# What the others are done in float16 for.
+    from edgerun.quantize.numerics.half import Half
+
+FLOAT = 1  # TensorProto's
+# What the others are done in a half type for.
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# What follows a float16 result in float16. Not among them: sums over many terms, powers, exponentials and what divides
-# by them, which overflow or cancel; recurrent layers, which have no kernel there on most runtimes.
+NORMS = frozenset({"InstanceNormalization", "LayerNormalization"})
+# What follows such a result in the same type. Not among them: sums over many terms, powers, exponentials and what
+# divides by them, which overflow or cancel; recurrent layers, which have no kernel there on most runtimes.
 FOLLOWS = frozenset({
     "Abs", "Add", "AveragePool", "Clip", "Concat", "DepthToSpace", "Div", "Elu", "Erf", "Expand", "Flatten", "Gather",
     "Gelu", "GlobalAveragePool", "GlobalMaxPool", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization",
@@ -25,94 +33,151 @@ FOLLOWS = frozenset({
     "Transpose", "Unsqueeze", "Where",
 })  # fmt: skip
 STAYS = {"Resize": {1, 2}}  # inputs that are float32 by the operator's definition
-Halved = Callable[[np.ndarray], np.ndarray | None]
 
 
-def candidates(graph: ir.Graph, refused: Set[str], halved: Halved) -> list[ir.Node]:
-    """The nodes that can compute in float16, in the graph's order: products, rows of tables, and what follows them.
+def candidates(graph: ir.Graph, refused: Set[str], half: Half) -> list[ir.Node]:
+    """The nodes that can compute in `half`, in the graph's order: products, rows of tables, and what follows them.
 
-    Not those named in `refused`, nor those with a constant that `halved` gives None for.
+    Not those named in `refused`, nor those with a constant that it does not hold.
     """
     found: dict[ir.Node, None] = {}
+    able = PRODUCTS | FOLLOWS if half.norms else (PRODUCTS | FOLLOWS) - NORMS
     for node in graph:
-        if node.domain or node.name in refused or node.op_type not in PRODUCTS | FOLLOWS:
+        if node.domain or node.name in refused or node.op_type not in able:
             continue
         floats = list(_floats(node))
-        begins = node.op_type in PRODUCTS or (node.op_type == "Gather" and constant(node.inputs[0]) is not None)
+        begins = node.op_type in PRODUCTS or _table(node)
         if not floats or not (begins or any(value.producer() in found for _, value in floats)):
             continue
         if any(
             dtype is None for dtype in (value.dtype for value in (*node.inputs, *node.outputs) if value is not None)
         ):
             continue
-        if all(_stored(node, value, halved) is not None for _, value in floats if constant(value) is not None):
+        if all(_stored(node, value, half) is not None for _, value in floats if constant(value) is not None):
             found[node] = None
     return list(found)
 
 
-def narrow(graph: ir.Graph, nodes: list[ir.Node], halved: Halved) -> None:
-    """Let `nodes` compute in float16, in place: their constants are stored so, and Casts stand at their borders."""
-    chosen = set(nodes)
-    constants: dict[tuple[ir.Value, bool], ir.Value] = {}
-    casts: dict[ir.Value, ir.Value] = {}
+def leading(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """Those of `nodes`, which are in the graph's order, that are products or lead to one, and the tables, which are
+    half the size: the rest gains nothing."""
+    chosen, found = set(nodes), set[object]()
+    for node in reversed(nodes):
+        readers = {user for value in node.outputs for user, _ in value.uses()} & chosen
+        if node.op_type in PRODUCTS or _table(node) or readers & found:
+            found.add(node)
+    return [node for node in nodes if node in found]
+
+
+def narrow(graph: ir.Graph, nodes: Sequence[ir.Node], half: Half) -> None:
+    """Let `nodes` compute in `half`, in place: their constants are stored so, and Casts stand at their borders."""
+    chosen, borders = set(nodes), _Borders(graph, half)
     for node in nodes:
         for index, value in list(_floats(node)):
             if constant(value) is not None:
-                key = (value, node.op_type == "Clip")
-                if key not in constants:
-                    stored = _stored(node, value, halved)
-                    assert stored is not None
-                    constants[key] = initializer(graph, f"{value.name}/half", stored)
-                node.replace_input_with(index, constants[key])
+                node.replace_input_with(index, borders.stored(node, value))
             elif value.producer() not in chosen:
-                if value not in casts:
-                    casts[value] = _cast(graph, value, HALF)
-                node.replace_input_with(index, casts[value])
+                node.replace_input_with(index, borders.narrowed(value))
     for node in nodes:
         for value in node.outputs:
             if _is_float(value):
-                _widened(graph, value, chosen)
-    for value, _ in constants:
-        if not value.uses() and not value.is_graph_output():
-            drop_initializer(graph, value)
+                _widened(graph, value, chosen, half)
+    borders.drop_unused()
+
+
+def surround(graph: ir.Graph, nodes: Sequence[ir.Node], half: Half) -> None:
+    """Let `nodes` compute on values of `half`, in place: constants are stored so, and Casts to it and back stand behind
+    what a node writes and in front of what it reads from elsewhere."""
+    chosen, borders = set(nodes), _Borders(graph, half)
+    wide: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        for index, value in list(_floats(node)):
+            if value.producer() in chosen:
+                continue
+            narrowed = borders.stored(node, value) if constant(value) is not None else borders.narrowed(value)
+            if narrowed not in wide:
+                wide[narrowed] = _cast(graph, narrowed, FLOAT)
+            node.replace_input_with(index, wide[narrowed])
+    for value in [value for node in nodes for value in node.outputs if _is_float(value)]:
+        uses = list(value.uses())
+        if uses or value.is_graph_output():
+            narrowed = borders.narrowed(value)
+            _hand_over(graph, value, _cast(graph, narrowed, FLOAT), uses)
+    borders.drop_unused()
+
+
+class _Borders:
+    """What is narrowed where nodes in a half type begin, once for all readers."""
+
+    def __init__(self, graph: ir.Graph, half: Half) -> None:
+        self._graph, self._half = graph, half
+        self._constants: dict[tuple[ir.Value, bool], ir.Value] = {}
+        self._casts: dict[ir.Value, ir.Value] = {}
+
+    def stored(self, node: ir.Node, value: ir.Value) -> ir.Value:
+        """The constant `value` of `node`."""
+        key = (value, node.op_type == "Clip")
+        if key not in self._constants:
+            stored = _stored(node, value, self._half)
+            assert stored is not None
+            self._constants[key] = initializer(self._graph, f"{value.name}/half", stored)
+        return self._constants[key]
+
+    def narrowed(self, value: ir.Value) -> ir.Value:
+        """A computed one."""
+        if value not in self._casts:
+            self._casts[value] = _cast(self._graph, value, self._half.number)
+        return self._casts[value]
+
+    def drop_unused(self) -> None:
+        """Remove the constants that only these nodes read."""
+        for value in {value: None for value, _ in self._constants}:
+            if not value.uses() and not value.is_graph_output():
+                drop_initializer(self._graph, value)
 
 
 def _floats(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
-    """The float32 inputs of a node that are float16 when it computes in float16."""
+    """The float32 inputs of a node that are of the half type that it computes in."""
     for index, value in enumerate(node.inputs):
         if value is not None and _is_float(value) and index not in STAYS.get(node.op_type, set()):
             yield index, value
+
+
+def _table(node: ir.Node) -> bool:
+    return node.op_type == "Gather" and constant(node.inputs[0]) is not None
 
 
 def _is_float(value: ir.Value) -> bool:
     return value.dtype is not None and int(value.dtype) == FLOAT
 
 
-def _stored(node: ir.Node, value: ir.Value, halved: Halved) -> np.ndarray | None:
-    """A constant in float16; the ends of a Clip are cut off where float16 ends, as all values are."""
+def _stored(node: ir.Node, value: ir.Value, half: Half) -> np.ndarray | None:
+    """A constant in `half`, if it holds it."""
     array = constant(value)
     assert array is not None
-    if node.op_type == "Clip":
-        largest = np.finfo(np.float16).max
-        clipped: np.ndarray = np.clip(array, -largest, largest).astype(np.float16)
-        return clipped
-    return halved(array)
+    return half.clipped(array) if node.op_type == "Clip" else half.stored(array)
 
 
-def _widened(graph: ir.Graph, value: ir.Value, chosen: Set[ir.Node]) -> None:
-    """`value` is float16 from here on; who reads it outside of `chosen`, or at the model's door, reads a Cast."""
+def _widened(graph: ir.Graph, value: ir.Value, chosen: Set[ir.Node], half: Half) -> None:
+    """`value` is of the type `half` from here on; who reads it outside of `chosen`, or at the model's door, reads a
+    Cast."""
     import onnx_ir as ir
 
     outside = [(user, i) for user, i in value.uses() if user not in chosen or i in STAYS.get(user.op_type, set())]
     if outside or value.is_graph_output():
-        name, wide = value.name, _cast(graph, value, FLOAT)
-        for user, index in outside:
-            user.replace_input_with(index, wide)
-        for place, output in enumerate(graph.outputs):
-            if output is value:
-                graph.outputs[place] = wide
-                value.name, wide.name = fresh_name(graph, f"{name}/half"), name
-    value.type = ir.TensorType(ir.DataType.FLOAT16)
+        _hand_over(graph, value, _cast(graph, value, FLOAT), outside)
+    value.type = ir.TensorType(ir.DataType(half.number))
+
+
+def _hand_over(graph: ir.Graph, value: ir.Value, wide: ir.Value, uses: Sequence[tuple[ir.Node, int]]) -> None:
+    """`uses` of `value` read `wide`, and so does the model's door, under the name that it has there."""
+    for user, index in uses:
+        user.replace_input_with(index, wide)
+    for place, output in enumerate(graph.outputs):
+        if output is value:
+            name = value.name
+            graph.outputs[place] = wide
+            value.name, wide.name = fresh_name(graph, f"{name}/half"), name
 
 
 def _cast(graph: ir.Graph, value: ir.Value, to: int) -> ir.Value:

@@ -40,7 +40,7 @@ def test_every_fact_has_a_source_and_a_known_name(device: Device) -> None:
 def test_the_values_are_what_the_machine_would_tell(device: Device) -> None:
     assert device.arch in ("x86_64", "aarch64")
     assert device.isa <= set(machine.ISA), "the kernel's spelling, or no rule would see it"
-    x86 = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"}
+    x86 = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16"}
     assert device.isa <= (x86 if device.arch == "x86_64" else set(machine.ISA) - x86)
     if capability := device.value("capability"):
         assert re.fullmatch(r"\d+\.\d", capability)

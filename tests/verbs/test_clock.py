@@ -115,7 +115,7 @@ def test_what_never_pays_is_refused(tmp_path: Path, cli: Callable[..., Any]) -> 
     command = ("compress", model, "-o", out, "--calibration", tmp_path / "calib.npz", "--ranges", "minmax")
     ran = cli(*command, "--placement", "clock")
     assert ran.code == 1 and not out.exists()
-    for words in ("INT8 does not pay on onnxruntime", "times as fast as fp32", "loses", "µs", "--allow-slower"):
+    for words in ("w8a8 does not pay on onnxruntime", "times as fast as fp32", "loses", "µs", "--allow-slower"):
         assert words in ran.err
     ran = cli(*command, "--placement", "clock", "--preset", "fast")
     assert ran.code == 1 and "loses" in ran.err, "a fast preset searches nothing, and has its verdict"
