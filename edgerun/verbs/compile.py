@@ -199,9 +199,16 @@ def self_check(
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
             try:
-                return apart(session, engine.target, truth.label, truth.parts, rounds, near, do)
+                check = apart(session, engine.target, truth.label, truth.parts, rounds, near, do)
             except GateFailed as error:
                 refusal = refusal or error
+                continue
+            if not check.runs and not feeds:
+                raise EdgerunError(
+                    "nothing was compared: of random inputs every output is empty, or not finite",
+                    got="; ".join(check.shapes), wanted="real inputs", do="give compile() feeds=[...], or --data",
+                )  # fmt: skip
+            return check
     assert refusal is not None  # _truths gives one at least, or raises
     raise refusal
 

@@ -11,8 +11,7 @@ import pytest
 import edgerun
 from edgerun.errors import EdgerunError
 from edgerun.runtime import Options, Session
-
-from .conftest import RUNNERS, feeds
+from tests.runtime.conftest import RUNNERS, feeds
 
 TWO = """<ir_version: 8, opset_import: ["" : 17]>
 two (float[batch, seq] ids, float[batch, seq] mask, float[free] other) => (float[batch, seq] y, float[free] z) {
