@@ -78,7 +78,7 @@ def masked(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return found
 
 
-# Numbers that say a size, by operator and input: with 0 there, a random draw leaves the output empty, and shows nothing.
+# Numbers that say a size, by operator and input: with 0 there, a draw leaves the output empty, and shows nothing.
 SIZES_SAID = {
     ("Tile", 1): Range(1, 4),
     ("Expand", 1): Range(1, 2),

@@ -40,6 +40,7 @@ extra = "openvino"
 suffixes = (".xml", ".onnx")
 takes = asked.TAKES
 device_option = asked.DEVICE  # the key in `takes` that says which hardware
+keeps = frozenset[str]()  # of the options: none is in the files, all are for `load`
 
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).
@@ -50,6 +51,11 @@ DOT_PRODUCT_UNDER: dict[str, frozenset[str]] = {
     **dict.fromkeys(("AVX2_VNNI", "AVX2_VNNI_2"), frozenset({"avx_vnni"})),
     **dict.fromkeys(("AVX512_CORE_VNNI", "AVX512_CORE_BF16"), frozenset({"avx512_vnni"})),
 }
+# All that oneDNN 3 reads there; it takes no notice of another word.
+CLASSES = frozenset(DOT_PRODUCT_UNDER) | {
+    "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512", "AVX10_1_512_AMX",
+    "AVX10_1_512_AMX_FP16", "AVX10_2_512", "AVX10_2_512_AMX_2",
+}  # fmt: skip
 _SUMMARY = (
     (r"-- No conversion rule found for operations: (.*)", "OpenVINO has no translation of this op"),
     (r"-- Conversion is failed for: (.*)", "OpenVINO cannot translate this use of the op"),
@@ -271,4 +277,6 @@ def _allowed(flags: Iterable[str]) -> set[str]:
 
 
 def _cap() -> str:
-    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    """The class of CPU that the environment makes oneDNN play; "" for none, and for a word that it does not know."""
+    word = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    return word if word in CLASSES else ""

@@ -20,6 +20,7 @@ from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.verbs import work
 from edgerun.verbs.auto import AUTO, candidates, first
 from edgerun.verbs.judging import ANOTHER, REAL, Pair, apart
+from edgerun.verbs.load import check_names
 from edgerun.verbs.truths import HEAVY, Truth, truths
 from edgerun.verbs.written_out import or_written_out
 
@@ -89,6 +90,7 @@ def _made(
         check_output(Path(output), registry.written(target), target, force)
         options = _written(found, Path(output), options, device)
     model = model if isinstance(model, Model) else Model.load(model)
+    check_names(options, model.inputs)
     if reason := found.runnable():
         hint = ", or write a recipe that it finishes: -o NAME.recipe" if isinstance(found, Finishing) else ""
         raise Unsupported(

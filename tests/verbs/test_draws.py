@@ -35,7 +35,7 @@ def _model(text: str, opset: int = 17) -> Model:
         ("t (float[9] x, int64[1] k) => (float[n] y, int64[n] i) { y, i = TopK(x, k) }", "k", 1, 2),
         ("c (int64[2] s) => (float[a, b] y) { y = ConstantOfShape(s) }", "s", 1, 4),
         ("s (float[9] x, int64[1] b, int64[1] e) => (float[n] y) { y = Slice(x, b, e) }", "e", 1, 3),
-        ("i (float[9] x, int32[1] k) => (float[n] y, int64[n] j) { l = Cast<to = 7>(k)  y, j = TopK(x, l) }", "k", 1, 2),
+        ("i (float[9] x, int32[1] k) => (float[n] y, int64[n] j) { l = Cast<to=7>(k) y, j = TopK(x, l) }", "k", 1, 2),
     ],
 )  # fmt: skip
 def test_what_says_a_size_is_never_drawn_as_none(text: str, name: str, low: int, high: int) -> None:
