@@ -58,7 +58,8 @@ def test_other_types_are_one_clear_error(wrong: dict[str, Any], told: str) -> No
 
 
 def test_numbers_of_numpys_are_numbers() -> None:
-    assert Options(threads=np.int64(2), usual={"x": (np.int32(1), 3)}).threads == 2  # type: ignore[arg-type]
+    given: dict[str, Any] = {"threads": np.int64(2), "usual": {"x": (np.int32(1), 3)}}
+    assert Options(**given).threads == 2
 
 
 @pytest.mark.parametrize("target", [*HERE, "reference"])
