@@ -134,6 +134,7 @@ class OvSession(Session):
 
         def call() -> None:
             nonlocal compiled, bound, known
+            made: tuple[Any, ...] = ()
             while True:
                 if bound is None or compiled.failed:
                     compiled = self._renewed.now()
