@@ -92,7 +92,7 @@ def feeds(model: Any) -> dict[str, Any]:
 
     Token ids are below what the model's table holds.
     """
-    below, run, drawn = draws.index_bounds(model.ir), _ort.runner(model.to_bytes()), dict[str, Any]()
+    below, run, drawn = draws.ranges(model.ir), _ort.runner(model.to_bytes()), dict[str, Any]()
     for batch, other in itertools.product((1, 2), (32, *draws.SIZES[2:], 2048)):
         drawn = draws.feeds(model.inputs, draws.sizes(model.inputs, batch, other), 0, below)
         with contextlib.suppress(Exception):  # the model's own complaint about a size

@@ -56,7 +56,7 @@ def difference(model: Model, hybrid: Source, exact: Source) -> dict[str, Any]:
 
     Raises GateFailed beyond NEARBY.
     """
-    feeds = draws.feeds(model.inputs, draws.sizes(model.inputs, 1, 32), 0, draws.index_bounds(model.ir))
+    feeds = draws.feeds(model.inputs, draws.sizes(model.inputs, 1, 32), 0, draws.ranges(model.ir))
     got, wanted = hybrid.run(feeds), exact.run(feeds)
     far = {
         name: float(np.sqrt(np.square(got[name] - want, dtype=np.float64).mean() / max(_power(want), 1e-30)))

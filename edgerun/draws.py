@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,47 +36,90 @@ def larger(specs: Sequence[TensorSpec]) -> tuple[int, ...]:
     return SIZES if many else SIZES + LONG
 
 
+@dataclass(frozen=True)
+class Range:
+    """What an input may hold: numbers in [low, high), `whole` ones or any."""
+
+    low: float
+    high: float
+    whole: bool = True
+
+
 def feeds(
-    specs: Sequence[TensorSpec], dims: Mapping[str, int], seed: int, below: Mapping[str, int] | None = None
+    specs: Sequence[TensorSpec], dims: Mapping[str, int], seed: int, within: Mapping[str, Range] | None = None
 ) -> dict[str, np.ndarray]:
     """Feeds of the given sizes: floats from N(0, 1), booleans fair, integers uniform in [0, 2).
 
-    An input that `below` names holds whole numbers in [0, below[name]), whatever its dtype: indices into a table.
+    An input that `within` names is uniform in its range, whatever its dtype: indices into a table, a number of repeats.
     """
     rng = np.random.default_rng(seed)
     drawn: dict[str, np.ndarray] = {}
     for spec in specs:
-        shape = spec.with_dims(dims)
-        if spec.dtype.startswith("float") and spec.name not in (below or {}):
+        shape, known = spec.with_dims(dims), (within or {}).get(spec.name)
+        if known is not None and not known.whole:
+            drawn[spec.name] = rng.uniform(known.low, known.high, shape).astype(spec.dtype)
+        elif known is None and spec.dtype.startswith("float"):
             drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
         else:
-            high = (below or {}).get(spec.name, 2)
+            low, high = (int(known.low), int(known.high)) if known else (0, 2)
             if not spec.dtype.startswith(("float", "bool")):
                 high = min(high, np.iinfo(spec.dtype).max)
-            drawn[spec.name] = rng.integers(0, high, shape).astype(spec.dtype)
+            drawn[spec.name] = rng.integers(min(low, high - 1), high, shape).astype(spec.dtype)
     return drawn
 
 
+def masked(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The feeds, the first row of every boolean table all False: an attention mask that hides all, as padding does."""
+    found = dict(feeds)
+    for name, array in feeds.items():
+        if array.dtype == np.bool_ and array.ndim > 1 and array.size:
+            found[name] = array.copy()
+            found[name].reshape(-1, array.shape[-1])[0] = False
+    return found
+
+
+# Numbers that say a size, by operator and input: with 0 there, a draw leaves the output empty, and shows nothing.
+SIZES_SAID = {
+    ("Tile", 1): Range(1, 4),
+    ("Expand", 1): Range(1, 2),
+    ("ConstantOfShape", 0): Range(1, 5),
+    ("TopK", 1): Range(1, 3),
+    ("OneHot", 1): Range(2, 6),
+    ("Range", 0): Range(0, 2),
+    ("Range", 1): Range(3, 8),
+    ("Range", 2): Range(1, 3),
+    ("Slice", 1): Range(0, 1),
+    ("Slice", 2): Range(1, 4),
+    ("Slice", 4): Range(1, 2),
+    ("Loop", 0): Range(1, 4),
+    ("NonMaxSuppression", 2): Range(1, 4),
+    ("NonMaxSuppression", 3): Range(0.1, 0.9, whole=False),
+    ("HannWindow", 0): Range(4, 9),
+    ("HammingWindow", 0): Range(4, 9),
+    ("BlackmanWindow", 0): Range(4, 9),
+}
 _PASS_INDICES = frozenset({"Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Transpose", "Expand"})
 
 
-def index_bounds(model: ir.Model) -> dict[str, int]:
-    """For every graph input that only selects rows of constant tables: the smallest table's row count."""
-    bounds: dict[str, int] = {}
+def ranges(model: ir.Model) -> dict[str, Range]:
+    """For every graph input that only selects rows of constant tables: numbers below the smallest one's row count; for
+    one that says a size: those of SIZES_SAID."""
+    found: dict[str, Range] = {}
     for value in model.graph.inputs:
-        rows = _table_rows(value)
-        if value.name and rows:
-            bounds[value.name] = min(rows)
-    return bounds
+        told = list(_told(value))
+        if value.name and told:
+            low, high = max(r.low for r in told), min(r.high for r in told)
+            found[value.name] = Range(low, high, all(r.whole for r in told)) if low < high else told[0]
+    return found
 
 
-def _table_rows(value: ir.Value) -> list[int]:
-    rows: list[int] = []
+def _told(value: ir.Value) -> Iterator[Range]:
     for node, slot in value.uses():
         if node.op_type == "Gather" and slot == 1 and node.inputs[0] is not None:
             table, axis = node.inputs[0].const_value, node.attributes.get_int("axis", 0)
             if table is not None:
-                rows.append(table.shape.numpy()[axis])
+                yield Range(0, table.shape.numpy()[axis])
+        elif said := SIZES_SAID.get((node.op_type, slot)):
+            yield said
         elif node.op_type in _PASS_INDICES and slot == 0:
-            rows += _table_rows(node.outputs[0])
-    return rows
+            yield from _told(node.outputs[0])

@@ -31,6 +31,7 @@ CEILING = {
 # d + o <= max(FACTOR·o, FLOOR) for every o, if d <= (1 - 1/FACTOR)·FLOOR; a little less, for both are relative.
 NEAR = 7e-6
 DRAWS = 3
+NOTHING = "nothing was compared: every output is empty"  # what the data says then
 # TensorFlow waits ten seconds for memory before it says so, and other sizes would wait again.
 OUT_OF_MEMORY = ("OOM when allocating", "can't allocate memory", "bad_alloc")
 
@@ -162,6 +163,8 @@ def check(
         outputs = tuple(replace(output, bound=None) for output in outputs)
     shapes = tuple(", ".join(f"{n}{list(a.shape)}" for n, a in inputs.items()) for inputs, _ in drawn)
     data = data or f"random, seed {seed}: floats N(0, 1), integers uniform"
+    if not parts and not any(total[0].count for total in totals.values()):
+        data = f"{data}; {NOTHING}"
     return Parity("float64" if exact else "source", data, shapes, outputs, _pieces(parts or ()), exact)
 
 
@@ -242,7 +245,7 @@ def accepted(model: Model, source: Runner, seed: int = 0) -> list[tuple[Feeds, M
     Batch 1 may be refused (one node in a graph has no other to be joined to): then larger ones are drawn. Where a
     signal is shorter than the source's window, outputs may be empty: larger sizes come before such a group.
     """
-    below = draws.index_bounds(model.ir)
+    below = draws.ranges(model.ir)
     refusal: Exception | None = None
     empty: list[tuple[Feeds, Mapping[str, np.ndarray]]] = []
     for other, batches in itertools.product(draws.larger(model.inputs), ((1, 3, 2), (4, 6, 5))):

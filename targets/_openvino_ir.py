@@ -9,11 +9,14 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from edgerun import onnx_file
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import TensorSpec
 
@@ -121,29 +124,41 @@ def told(graph: Any) -> dict[str, Any]:
         raise EdgerunError("the model's rt_info/edgerun is damaged", got=repr(error), do="compile it again") from error
 
 
-def metadata(graph: Any) -> dict[str, str]:
-    """The contracts that `compile` wrote, as the ONNX model had them in its metadata."""
+def of_onnx(payload: bytes | Path) -> onnx_file.Told:
+    """What an ONNX model says that OpenVINO's graph does not keep; nothing where it is IR."""
+    if payload.startswith(MAGIC) if isinstance(payload, bytes) else payload.suffix != ".onnx":
+        return onnx_file.Told()
+    return onnx_file.told(payload)
+
+
+def metadata(graph: Any, onnx: onnx_file.Told) -> dict[str, str]:
+    """What the file says of the model: all that ONNX does, or the contracts that `compile` wrote into IR."""
     known = told(graph)
     names = ("preprocessing", "postprocessing")
-    return {f"edgerun.{name}": json.dumps(known[name]) for name in names if known.get(name) is not None}
+    contracts = {f"edgerun.{name}": json.dumps(known[name]) for name in names if known.get(name) is not None}
+    return {**onnx.metadata, **contracts}
 
 
-def door(graph: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def door(graph: Any, onnx: onnx_file.Told) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs as the ONNX model had them, or else as OpenVINO names them."""
     if known := told(graph):
         return known["inputs"], known["outputs"]
-    return tuple(map(port, graph.inputs)), tuple(map(port, graph.outputs))
+    inputs, outputs = (tuple(port(found, onnx.dims) for found in side) for side in (graph.inputs, graph.outputs))
+    return inputs, outputs
 
 
-def port(found: Any) -> TensorSpec:
-    """An input or output as OpenVINO names it."""
-    name = min(found.names) if found.names else found.node.get_friendly_name()
+def port(found: Any, dims: Mapping[str, Sequence[str]] = MappingProxyType({})) -> TensorSpec:
+    """An input or output as OpenVINO names it, its open dimensions as `dims` does, by tensor."""
+    names = found.names & dims.keys() or found.names
+    name = min(names) if names else found.node.get_friendly_name()
     if found.partial_shape.rank.is_dynamic:
         raise Unsupported(f"{name!r} has no fixed number of dimensions", do="convert the model with --input")
-    dims = (f"{name}_{i}" if dim.is_dynamic else dim.get_length() for i, dim in enumerate(found.partial_shape))
+    told, places = dims.get(name, ()), list(found.partial_shape)
+    called = told if len(told) == len(places) else [""] * len(places)
+    shape = ((called[i] or f"{name}_{i}") if place.is_dynamic else place.get_length() for i, place in enumerate(places))
     own = found.element_type.get_type_name()
     dtype = "object" if own == "string" else NARROW.get(own) or np.dtype(found.element_type.to_dtype()).name
-    return TensorSpec(name, dtype, tuple(dims))
+    return TensorSpec(name, dtype, tuple(shape))
 
 
 def reason(error: object) -> str:

@@ -121,6 +121,8 @@ def choice(options: Options, own: str = "f32") -> Choice:
     if given and not (given.isdigit() and int(given) and options.streams in (1, int(given))):
         told = f"{given}, with {options.streams} streams" if options.streams > 1 else given
         raise EdgerunError(f"{STREAMS} is a number of runs at once", got=told, wanted="1 or more, said once")
+    for count in filter(str.isdigit, (given, rest.get(THREADS, ""))):
+        machine.bounded(int(count), "threads")
     hardware = _hardware(device)
     if hint == CUMULATIVE and device.partition(":")[0] not in ("AUTO", "MULTI"):
         raise EdgerunError(f"{HINT}={CUMULATIVE} shares runs out among devices", got=device, wanted="AUTO: or MULTI:")

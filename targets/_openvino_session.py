@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import queue
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +14,7 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Session, TensorSpec, dtypes
 from edgerun.runtime.lanes import Begun
 from edgerun.targets import _openvino_ir as ir
+from edgerun.targets._openvino_compiled import Compiled, Renewed, Request
 
 
 class OvSession(Session):
@@ -22,20 +22,17 @@ class OvSession(Session):
     written into the caller's."""
 
     def __init__(
-        self, compiled: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1,
-        metadata: Mapping[str, str] = MappingProxyType({}),
+        self, compile: Callable[[], Any], inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...],
+        streams: int | None = 1, metadata: Mapping[str, str] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        super().__init__(inputs, outputs, streams)
+        """`compile` gives OpenVINO's compiled model, again after every run that fails; `streams` None is as many as it
+        finds best."""
+        self._renewed = Renewed(compile, streams)
+        super().__init__(inputs, outputs, self._renewed.streams)
         self._metadata = metadata
         self._tensor = ir.runtime().Tensor
-        self._compiled: Any = compiled
-        self._last: Any = None
-        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self.spare: list[_Request] = []  # for runs that are begun, beside those
         self.under_way: set[_Run] = set()
-        for _ in range(streams):
-            self._last = compiled.create_infer_request()
-            self._requests.put(_Request(self._last))
+        compiled = self.compiled
         kept = _places(compiled.inputs, inputs)
         # OpenVINO drops inputs that nothing uses: their feeds are checked and go no further.
         self._feeds = [(kept[spec.name], spec.name) for spec in inputs if spec.name in kept]
@@ -45,37 +42,64 @@ class OvSession(Session):
         made = {name: index for index, port in enumerate(compiled.outputs) for name in port.names}
         self._results = [(made.get(s.name, i), s.name, dtypes.dtype(s.dtype)) for i, s in enumerate(outputs)]
         self._packed = {name for index, name, _ in self._results if ports[index]}
+        # A short list of integers may say a shape, which is then another with every value.
+        self._by_value = any(len(s.shape) < 2 and s.dtype.startswith(("int", "uint")) for s in inputs)
+
+    @property
+    def compiled(self) -> Any:
+        """OpenVINO's compiled model."""
+        return self._renewed.now().own
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        request, shared = self._requests.get(), list[np.ndarray]()
-        if request is None:  # closed while this run waited for its turn
-            self._requests.put(None)
-            raise EdgerunError("the session is closed", do="load the engine again")
+        while True:
+            compiled = self._renewed.now()
+            request = compiled.idle.get()
+            if request is None:  # closed while this run waited for its turn
+                compiled.idle.put(None)
+                raise EdgerunError("the session is closed", do="load the engine again")
+            try:
+                outputs = self._inferred(compiled, request, feeds)
+            finally:
+                compiled.idle.put(request)
+            if outputs is not None:
+                return outputs
+
+    def _inferred(
+        self, compiled: Compiled, request: Request, feeds: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray] | None:
+        """The outputs; None where another run failed on the same kernels meanwhile."""
+        shared = list[np.ndarray]()
+        self.give(request, feeds, shared)
+        shapes = tuple([array.shape for array in shared])
         try:
-            self.give(request, feeds, shared)
-            made = tuple(request.own.infer(None, share_outputs=True).values())  # views of the request's buffers
-            if self._packed:
-                return self.outputs_of(request)
-            return {name: np.array(made[i], dtype) for i, name, dtype in self._results}
+            if self._by_value or shapes not in compiled.known:
+                _watched(request.own)
+                outputs = self.outputs_of(request)
+                compiled.learn(shapes)
+            elif self._packed:
+                request.own.infer(None, share_outputs=True)
+                outputs = self.outputs_of(request)
+            else:
+                made = tuple(request.own.infer(None, share_outputs=True).values())  # views of the request's buffers
+                outputs = {name: np.array(made[i], dtype) for i, name, dtype in self._results}
         except RuntimeError as error:
+            self.failed(compiled, error)
+            return None
+        return None if compiled.failed else outputs
+
+    def failed(self, compiled: Compiled, error: RuntimeError) -> None:
+        """Compile anew, and raise EdgerunError: unless another run failed before, which may be why this one did."""
+        if self._renewed.failed(compiled):
             raise _failed(error) from error
-        finally:
-            self._requests.put(request)
 
     def _start(self, feeds: Mapping[str, np.ndarray]) -> Begun:
-        return _Run(self, feeds)
+        return _Run(self, self._renewed.now(), feeds)
 
-    def request(self) -> _Request:
-        """One for a run that is begun."""
-        try:
-            return self.spare.pop()
-        except IndexError:
-            return _Request(self._compiled.create_infer_request())
-
-    def give(self, request: _Request, feeds: Mapping[str, np.ndarray], shared: list[np.ndarray]) -> None:
+    def give(self, request: Request, feeds: Mapping[str, np.ndarray], shared: list[np.ndarray]) -> None:
         """Let a request read the feeds where they lie: in arrays that join `shared`, and must live while it runs.
 
-        It is told of a place when that is another than the last time: memory is planned around it.
+        It is told of a place when that is another than the last time: memory is planned around it. Raises EdgerunError
+        where OpenVINO takes no such shape.
         """
         for index, name in self._feeds:
             array = feeds[name]
@@ -85,24 +109,58 @@ class OvSession(Session):
             place = (array.__array_interface__["data"][0], array.shape) if name not in self._types else None
             if place is None or request.places.get(index) != place:
                 request.places.pop(index, None)
-                request.own.set_input_tensor(index, self._shared(name, array))
+                try:
+                    request.own.set_input_tensor(index, self._shared(name, array))
+                except RuntimeError as error:
+                    raise _failed(error) from error
                 if place is not None:
                     request.places[index] = place
 
-    def outputs_of(self, request: _Request) -> dict[str, np.ndarray]:
+    def outputs_of(self, request: Request) -> dict[str, np.ndarray]:
         """Copies of what a request computed."""
         return {name: self._unpacked(request.own, i, name, dtype) for i, name, dtype in self._results}
 
     def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
         places = [(index, out[name]) for index, name, _ in self._results]
-        ports = self._compiled.outputs
+        ports = self.compiled.outputs
         if (
             self._packed
             or len({index for index, _ in places}) < len(places)
             or any(np.dtype(ports[index].element_type.to_dtype()) != array.dtype for index, array in places)
         ):
             return None  # the plugin's own type is another, or two outputs are one tensor there
-        request = self._compiled.create_infer_request()
+        compiled, bound, known = self._renewed.now(), None, False
+        open_shapes = [(index, array) for index, array in places if ports[index].partial_shape.is_dynamic]
+
+        def call() -> None:
+            nonlocal compiled, bound, known
+            made: tuple[Any, ...] = ()
+            while True:
+                if bound is None or compiled.failed:
+                    compiled = self._renewed.now()
+                    bound, known = self._bound_request(compiled, feeds, places), False
+                try:
+                    if known:
+                        made = tuple(bound.infer(None, share_outputs=True).values())  # views of the caller's arrays
+                    else:
+                        _watched(bound)
+                        made = tuple([bound.get_output_tensor(index).data for index in range(len(ports))])
+                        known = not self._by_value
+                except RuntimeError as error:
+                    self.failed(compiled, error)
+                if not compiled.failed:
+                    break
+            for index, array in open_shapes:
+                if made[index].shape != array.shape:
+                    what = f"output {self.outputs[index].name!r} has another shape than its place"
+                    raise EdgerunError(what, got=list(made[index].shape), wanted=str(list(array.shape)))
+
+        return call
+
+    def _bound_request(
+        self, compiled: Compiled, feeds: Mapping[str, np.ndarray], places: Iterable[tuple[int, np.ndarray]]
+    ) -> Any:
+        request = compiled.own.create_infer_request()
         try:
             for index, name in self._feeds:
                 request.set_input_tensor(index, self._shared(name, feeds[name]))
@@ -110,19 +168,7 @@ class OvSession(Session):
                 request.set_output_tensor(index, self._tensor(array, shared_memory=True))
         except RuntimeError as error:
             raise EdgerunError("OpenVINO cannot write there", got=ir.reason(error)) from error
-        open_shapes = [(index, array) for index, array in places if ports[index].partial_shape.is_dynamic]
-
-        def call(living: object = feeds) -> None:
-            try:
-                made = tuple(request.infer(None, share_outputs=True).values())  # views of the caller's arrays
-            except RuntimeError as error:
-                raise _failed(error) from error
-            for index, array in open_shapes:
-                if made[index].shape != array.shape:
-                    what = f"output {self.outputs[index].name!r} has another shape than its place"
-                    raise EdgerunError(what, got=list(made[index].shape), wanted=str(list(array.shape)))
-
-        return call
+        return request
 
     def _shared(self, name: str, array: np.ndarray) -> Any:
         """A tensor on the array's own memory; read-only memory too, which OpenVINO would copy: it only reads inputs."""
@@ -145,33 +191,23 @@ class OvSession(Session):
 
     def kernels(self) -> Iterator[Any]:
         """The counters of the kernels that the last run executed: means over all runs so far."""
-        return (kernel for kernel in self._last.profiling_info if kernel.status.name == "EXECUTED")
+        return (kernel for kernel in self._renewed.now().last.profiling_info if kernel.status.name == "EXECUTED")
 
     def _close(self) -> None:
-        for _ in range(self.streams):
-            self._requests.get()  # a run in flight gives its request back first
-        self._requests.put(None)
+        self._renewed.close()
         for run in tuple(self.under_way):
             run.wait()
-        self._last = self._compiled = None
-        self.spare.clear()
-
-
-class _Request:
-    """One of OpenVINO's, and the address and shape of each input that it was told of last."""
-
-    def __init__(self, own: Any) -> None:
-        self.own, self.places = own, dict[int, object]()
 
 
 class _Run:
     """A run that OpenVINO was handed, and does on a thread of its own when its turn comes: more of them than streams,
     so that none waits for Python."""
 
-    def __init__(self, session: OvSession, feeds: Mapping[str, np.ndarray]) -> None:
-        self._session, self._request, self._shared = session, session.request(), list[np.ndarray]()
+    def __init__(self, session: OvSession, compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> None:
+        self._session, self._compiled, self._feeds = session, compiled, feeds
+        self._request, self._shared = compiled.request(), list[np.ndarray]()
+        session.give(self._request, feeds, self._shared)
         try:
-            session.give(self._request, feeds, self._shared)
             self._request.own.start_async(None)
         except RuntimeError as error:
             raise _failed(error) from error
@@ -179,17 +215,24 @@ class _Run:
 
     def wait(self) -> None:
         """Until it ended, however."""
-        with contextlib.suppress(RuntimeError):
-            self._request.own.wait()
-
-    def result(self) -> dict[str, np.ndarray]:
         try:
             self._request.own.wait()
-            return self._session.outputs_of(self._request)
         except RuntimeError as error:
-            raise _failed(error) from error
+            with contextlib.suppress(EdgerunError):  # which nobody asked for
+                self._session.failed(self._compiled, error)
+
+    def result(self) -> dict[str, np.ndarray]:
+        outputs = None
+        try:
+            self._request.own.wait()
+            outputs = self._session.outputs_of(self._request)
+        except RuntimeError as error:
+            self._session.failed(self._compiled, error)
         finally:
             self._ended()
+        if outputs is None or self._compiled.failed:  # on kernels that another run left unusable
+            return self._session._run(self._feeds)
+        return outputs
 
     def cancel(self) -> None:
         """It reads the caller's arrays, and so it has to end first."""
@@ -198,7 +241,14 @@ class _Run:
 
     def _ended(self) -> None:
         self._session.under_way.discard(self)
-        self._session.spare.append(self._request)
+        self._compiled.spare.append(self._request)
+
+
+def _watched(request: Any) -> None:
+    """Infer, and raise RuntimeError where that fails: with one thread `infer` says nothing of it, and the request keeps
+    the outputs of the run before (2026.4). Some 5 µs more, and so for the first feeds of a shape alone."""
+    request.start_async(None)
+    request.wait()
 
 
 def _failed(error: RuntimeError) -> EdgerunError:

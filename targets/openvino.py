@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ extra = "openvino"
 suffixes = (".xml", ".onnx")
 takes = asked.TAKES
 device_option = asked.DEVICE  # the key in `takes` that says which hardware
+keeps = frozenset[str]()  # of the options: none is in the files, all are for `load`
 
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).
@@ -51,6 +52,11 @@ DOT_PRODUCT_UNDER: dict[str, frozenset[str]] = {
     **dict.fromkeys(("AVX2_VNNI", "AVX2_VNNI_2"), frozenset({"avx_vnni"})),
     **dict.fromkeys(("AVX512_CORE_VNNI", "AVX512_CORE_BF16"), frozenset({"avx512_vnni"})),
 }
+# All that oneDNN 3 reads there; it takes no notice of another word.
+CLASSES = frozenset(DOT_PRODUCT_UNDER) | {
+    "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512", "AVX10_1_512_AMX",
+    "AVX10_1_512_AMX_FP16", "AVX10_2_512", "AVX10_2_512_AMX_2",
+}  # fmt: skip
 _SUMMARY = (
     (r"-- No conversion rule found for operations: (.*)", "OpenVINO has no translation of this op"),
     (r"-- Conversion is failed for: (.*)", "OpenVINO cannot translate this use of the op"),
@@ -142,14 +148,14 @@ def load(engine: Engine, options: Options) -> Session:
     Kernels are ready for the usual shapes that `options` or the file tell (`_openvino_shapes`). Raises EdgerunError
     when it is refused, and Unsupported where the device asked for is missing: no other is used.
     """
-    graph = _read(engine.payload)
-    usual = _usual(graph, options)
+    graph, onnx = _read(engine.payload), ir.of_onnx(engine.payload)
+    door, metadata = ir.door(graph, onnx), ir.metadata(graph, onnx)
+    usual = _usual(graph, door[0], options)
     if not usual:
-        return _opened(graph, options, ir.door(graph))
-    door = ir.door(graph)
+        return _opened(graph, options, door, metadata)
 
     def opened(known: shapes.Shapes) -> OvSession:
-        return _opened(shapes.settled(graph, known) if known else graph, options, door)
+        return _opened(shapes.settled(graph, known) if known else graph, options, door, metadata)
 
     precision = asked.choice(options, half.precision(graph)).precision
     rounds = shapes.rounds(graph) or precision != "f32" or dynamic.group_size(graph) != "0"
@@ -164,20 +170,22 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
     if (device := asked.choice(options).device) != "CPU":
         raise Unsupported("kernels are told apart on the CPU alone", got=device, do=f"profile with {asked.DEVICE}=CPU")
     graph, feeds = _read(engine.payload), iter(feeds)
-    door, usual, first = ir.door(graph), _usual(graph, options), next(feeds, None)
+    door, first = ir.door(graph, ir.of_onnx(engine.payload)), next(feeds, None)
+    usual = _usual(graph, door[0], options)
     if first is None:
         raise EdgerunError("nothing to profile", got="no feeds", wanted="at least one")
     if usual and all(first[name].shape == shape for name, shape in usual.items()):
         graph = shapes.settled(graph, usual)
     source = counters.Graph(graph)
-    compiled = _compiled(graph, Options(options.threads, {**options.extra, "PERF_COUNT": "YES"}))
+    counted = Options(options.threads, {**options.extra, "PERF_COUNT": "YES"})
     runs: list[list[Any]] = []
-    with OvSession(compiled, *door) as session:
+    with OvSession(lambda: _compiled(graph, counted), *door) as session:
+        executed = session.compiled.get_runtime_model()
         for feed in itertools.chain([first], feeds):
             for _ in range(1 if runs else 2):
                 session.run(feed)
                 runs.append(list(session.kernels()))
-    return counters.kernels(source, compiled.get_runtime_model(), runs)
+    return counters.kernels(source, executed, runs)
 
 
 def _read(payload: bytes | Path) -> Any:
@@ -192,14 +200,16 @@ def _read(payload: bytes | Path) -> Any:
     return graph
 
 
-def _usual(graph: Any, options: Options) -> dict[str, tuple[int, ...]]:
-    return shapes.known(ir.door(graph)[0], options.usual or ir.told(graph).get("usual", {}))
+def _usual(graph: Any, inputs: Sequence[TensorSpec], options: Options) -> dict[str, tuple[int, ...]]:
+    return shapes.known(inputs, options.usual or ir.told(graph).get("usual", {}))
 
 
-def _opened(graph: Any, options: Options, door: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]) -> OvSession:
-    compiled, streams = _compiled(graph, options), asked.choice(options).streams
-    streams = streams or compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    return OvSession(compiled, *door, streams, ir.metadata(graph))
+def _opened(
+    graph: Any, options: Options, door: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]],
+    metadata: Mapping[str, str],
+) -> OvSession:  # fmt: skip
+    # The graph costs no memory of its own: its constants are those that the compiled model keeps.
+    return OvSession(lambda: _compiled(graph, options), *door, asked.choice(options).streams, metadata)
 
 
 def _compiled(graph: Any, options: Options) -> Any:
@@ -274,4 +284,6 @@ def _allowed(flags: Iterable[str]) -> set[str]:
 
 
 def _cap() -> str:
-    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    """The class of CPU that the environment makes oneDNN play; "" for none, and for a word that it does not know."""
+    word = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    return word if word in CLASSES else ""

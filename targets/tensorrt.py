@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import files
+from edgerun import files, onnx_file
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, dtypes
@@ -208,7 +208,7 @@ def _opened(engine: Engine, options: Options) -> TensorrtSession:
         return TensorrtSession(trt, plan, *file.door(header), how)
     built = build.build(trt, data, options)
     model = refit.weights({"weights": asked.weights, refit.SOURCE: hashlib.sha256(data).hexdigest()}, asked.refit, data)
-    how = Sessions(asked.graph, asked.dla, model, asked.jit)
+    how = Sessions(asked.graph, asked.dla, model, asked.jit, onnx_file.told(data).metadata)
     return TensorrtSession(trt, built.data, built.inputs, built.outputs, how)
 
 

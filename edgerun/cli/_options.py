@@ -85,6 +85,9 @@ def usual(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
 
 def echo_check(check: SelfCheck) -> None:
     """What the comparison with the reference said."""
+    if not check.runs:
+        click.echo(f"nothing was compared with {check.reference}: every output is empty, or not finite, on these feeds")
+        return
     click.echo(
         f"compared with {check.reference} on {check.runs} feeds: relative error {check.relative_error:.2g}, "
         f"SQNR {check.sqnr_db:.1f} dB (worst output {check.worst!r})"

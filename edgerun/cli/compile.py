@@ -71,6 +71,9 @@ def command(
     click.echo(f"{output}: {size(stored(output))}, for {made.target}{place}")
     if made.check is not None:
         _options.echo_check(made.check)
+    if made.again:
+        again = " ".join(f"--option {option}" for option in made.again)
+        click.echo(f"compared with {again}, which the file does not keep: give it again where the file runs")
     if made.tried is not None:
         click.echo(made.tried, err=True)
         click.echo(f"the device finishes it: edgerun warm {output.name}")

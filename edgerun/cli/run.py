@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path), metavar="MODEL[@TARGET]")
 @click.option("--feeds", type=click.Path(path_type=Path), help="An .npz, its arrays named as the inputs.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The .npz to write the outputs for --feeds to.")
 @click.option(

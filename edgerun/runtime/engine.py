@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun.errors import EdgerunError
+from edgerun.runtime import machine
 from edgerun.runtime.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -38,6 +40,25 @@ class Options:
     usual: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for what in ("threads", "streams", "max_rss"):
+            if not _is_whole(value := getattr(self, what)):
+                got = f"{value!r}, of type {type(value).__name__}"
+                raise EdgerunError(f"Options({what}=) is no whole number", got=got, wanted="an int")
+        machine.bounded(self.threads, "threads")
+        machine.bounded(self.streams, "streams")
+        for name in ("extra", "sizes", "usual"):
+            if not isinstance(getattr(self, name), Mapping):
+                got = type(getattr(self, name)).__name__
+                raise EdgerunError(f"Options({name}=) is no dict", got=got, wanted="values by name")
+        for key, value in self.extra.items():
+            if not isinstance(value, str):
+                what, got = (
+                    f"the option {key!r} has a value that is no text",
+                    f"{value!r}, of type {type(value).__name__}",
+                )
+                raise EdgerunError(
+                    what, got=got, wanted="a str", do=f"give {str(value)!r}, as the target's `takes` spells"
+                )
         if self.streams < 1:
             raise EdgerunError("the number of streams is no number of runs", got=self.streams, wanted="1 or more")
         if self.threads < 0:
@@ -45,8 +66,19 @@ class Options:
         if self.max_rss < 0:
             raise EdgerunError("the bound on memory is no size", got=self.max_rss, wanted="bytes, or 0 for no bound")
         for name, size in self.sizes.items():
-            if len(size) != 3 or not 0 < size[0] <= size[1] <= size[2]:
+            if not _are_whole(size) or len(size) != 3 or not 0 < size[0] <= size[1] <= size[2]:
                 raise EdgerunError(f"{name!r} has no range of sizes", got=size, wanted="(least, usual, most) from 1 on")
+        for name, shape in self.usual.items():
+            if not _are_whole(shape):
+                raise EdgerunError(f"the usual shape of {name!r} is none", got=shape, wanted="a tuple of whole numbers")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _are_whole(values: object) -> bool:
+    return isinstance(values, (tuple, list)) and all(map(_is_whole, values))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from edgerun.errors import EdgerunError
+
 # Where the speed of INT8 and of bfloat16 comes from, in the kernel's spelling.
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")
+MOST = 256  # threads, or streams: what a large server has
 QUIET = 1.0  # seconds without a new opening, after which freed memory goes back,
 LONG = 30.0  # or as many where it is little: opening a small model anew would take a third longer
 _MOST_REUSED = (32 << 20) - (64 << 10)  # bytes; with its header within glibc's DEFAULT_MMAP_THRESHOLD_MAX
@@ -35,6 +38,15 @@ def quota(root: Path = _ROOT) -> int:
     """
     cores = min(_quotas(root), default=float(visible()))
     return max(1, min(visible(), int(cores)))
+
+
+def bounded(count: int, what: str) -> int:
+    """`count` threads or streams. Raises EdgerunError for more than MOST, or four a core where that is more: each is
+    started, and tens of thousands leave no room for any other process."""
+    most = max(MOST, 4 * (os.cpu_count() or 1))
+    if count > most:
+        raise EdgerunError(f"so many {what} are none that a machine runs at once", got=count, wanted=f"at most {most}")
+    return count
 
 
 def threads(asked: int, streams: int = 1) -> int:

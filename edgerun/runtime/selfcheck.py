@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class SelfCheck:
     """How a compiled model compared with the reference, over all drawn or given feeds.
 
-    `reference` says what computed the truth; `runs` counts the compared runs; `shapes` are the input shapes that ran.
+    `reference` says what computed the truth; `runs` counts the compared runs, those of
+    which some output has an element that is finite; `shapes` are the input shapes that ran.
     `relative_error` is max |y - r| / max |r| and `sqnr_db` 10·log10(Σr² / Σ(y - r)²), both of the worst output.
     `outside` counts the elements of all outputs that are not near: |y - r| > 1e-3·|r| + 1e-5·max |r|.
     """

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, GateFailed, unknown
 from edgerun.runtime import arrays, dtypes
+from edgerun.runtime.door import Door, named
 from edgerun.runtime.spec import TensorSpec
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Session(ABC):
         self._metadata: Mapping[str, str] = {}  # of a target that reads it when it opens the file
         self._closed = False
         self._rss: Bound | None = None
-        self._specs = [_Input(spec) for spec in inputs]
+        self._door = Door(inputs)
         self._bound: list[_Bound] = []
         self._lanes: Lanes | None = None
         self._starting = threading.Lock()
@@ -75,8 +76,8 @@ class Session(ABC):
 
         `out` names arrays that outputs are written into (C-contiguous, of the right dtype and shape); the same arrays
         again cost the least. A sequence is a list of arrays, an absent optional None.
-        Raises EdgerunError for a missing or surplus input, a wrong dtype or a wrong shape, and GateFailed where memory
-        went above its bound.
+        Raises EdgerunError for a missing or surplus input, a wrong dtype or a wrong shape, and for inputs of different
+        sizes in a dimension that has one name; GateFailed where memory went above its bound.
         """
         self._check_open()
         if self._rss is None:
@@ -88,7 +89,9 @@ class Session(ABC):
 
     def _ran(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None) -> Outputs:
         if out is None:
-            return self._run(self._checked(feeds))
+            return self._run(self._door.taken(feeds))
+        named(feeds, "feeds")
+        named(out, "out")
         try:
             bound = self._bound.pop()
         except IndexError:
@@ -130,7 +133,7 @@ class Session(ABC):
         try:
             self._check_open()
             if self._rss is None:
-                return self._start(self._checked(feeds))
+                return self._start(self._door.taken(feeds))
             return self._started().submit(functools.partial(self.run, feeds), limited=False)  # and measured
         except EdgerunError as error:
             return Refused(error)
@@ -152,8 +155,11 @@ class Session(ABC):
         """Run zeros (or empty strings) `runs` times in every stream, open dimensions by `sizes` or 1.
 
         The first run allocates and plans: afterwards the first real one is as fast as the rest. Raises EdgerunError
-        where the model refuses zeros.
+        where the model refuses zeros, and for a size of a dimension that no input has.
         """
+        known = {dim for spec in self.inputs for dim in spec.shape if isinstance(dim, str)}
+        if surplus := set(sizes or ()) - known:
+            raise unknown("open dimension", min(surplus), known)
         feeds = {spec.name: _zeros(spec, sizes or {}) for spec in self.inputs}
         started, times = self._started(), runs * self.streams
         for future in [started.submit(lambda: self.run(feeds), limited=False) for _ in range(times)]:
@@ -180,33 +186,8 @@ class Session(ABC):
             self._bound = []
             self._close()
 
-    def _checked(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        checked: dict[str, np.ndarray] = {}
-        for door in self._specs:
-            name, value = door.name, feeds.get(door.name)
-            if not door.plain:
-                if value is None and (name not in feeds or "optional" not in door.spec.kind):
-                    raise EdgerunError(f"input {name!r} is missing", got=sorted(feeds), wanted=self._door())
-                checked[name] = arrays.structured(door.spec, value)
-                continue
-            if value is None:
-                raise EdgerunError(f"input {name!r} is missing", got=sorted(feeds), wanted=self._door())
-            array = value if type(value) is np.ndarray else arrays.taken(door.spec, value)
-            shape, dtype = array.shape, array.dtype
-            if (dtype is not door.dtype and dtype != door.dtype) or len(shape) != door.rank:
-                array = arrays.taken(door.spec, array)
-                door.spec.check(array)
-            for axis, size in door.fixed:
-                if shape[axis] != size:
-                    door.spec.check(array)
-            checked[name] = array
-        if len(feeds) != len(checked):
-            surplus = sorted(set(feeds) - set(checked))
-            raise EdgerunError(f"unknown input {surplus[0]!r}", got=surplus, wanted=self._door())
-        return checked
-
     def _newly_bound(self, feeds: Mapping[str, Any], out: Mapping[str, Any]) -> _Bound:
-        checked = self._checked(feeds)
+        checked = self._door.taken(feeds)
         into = arrays.places(self.outputs, out, checked)
         direct = len(into) == len(self.outputs) and all(map(arrays.in_place, (*checked.values(), *into.values())))
         call = self._bind(checked, into) if direct else None
@@ -230,9 +211,6 @@ class Session(ABC):
         if self._closed:
             raise EdgerunError("the session is closed", do="load the engine again")
 
-    def _door(self) -> str:
-        return ", ".join(str(spec) for spec in self.inputs)
-
     def __enter__(self) -> Self:
         return self
 
@@ -240,17 +218,6 @@ class Session(ABC):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Input:
-    """What is asked of one input, looked up once."""
-
-    __slots__ = ("dtype", "fixed", "name", "plain", "rank", "spec")
-
-    def __init__(self, spec: TensorSpec) -> None:
-        self.spec, self.name, self.plain = spec, spec.name, spec.kind == "tensor"
-        self.dtype, self.rank = dtypes.dtype(spec.dtype), len(spec.shape)
-        self.fixed = [(axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, int)]
 
 
 class _Bound:

@@ -21,6 +21,7 @@ from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.verbs import work
 from edgerun.verbs.auto import AUTO, candidates, first
 from edgerun.verbs.judging import ANOTHER, REAL, Pair, apart
+from edgerun.verbs.load import check_names
 from edgerun.verbs.truths import HEAVY, Truth, truths
 from edgerun.verbs.written_out import or_written_out
 
@@ -90,6 +91,7 @@ def _made(
         check_output(Path(output), registry.written(target), target, force)
         options = _written(found, Path(output), options, device)
     model = model if isinstance(model, Model) else Model.load(model)
+    check_names(options, model.inputs)
     if reason := found.runnable():
         hint = ", or write a recipe that it finishes: -o NAME.recipe" if isinstance(found, Finishing) else ""
         raise Unsupported(
@@ -203,9 +205,16 @@ def self_check(
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
             try:
-                return apart(session, engine.target, truth.label, truth.parts, rounds, near, do, least_db)
+                check = apart(session, engine.target, truth.label, truth.parts, rounds, near, do, least_db)
             except GateFailed as error:
                 refusal = refusal or error
+                continue
+            if not check.runs and not feeds:
+                raise EdgerunError(
+                    "nothing was compared: of random inputs every output is empty, or not finite",
+                    got="; ".join(check.shapes), wanted="real inputs", do="give compile() feeds=[...], or --data",
+                )  # fmt: skip
+            return check
     assert refusal is not None  # _truths gives one at least, or raises
     raise refusal
 

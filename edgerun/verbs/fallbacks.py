@@ -78,7 +78,7 @@ def _cost(own: Sequence[Sequence[NodeTime]], sessions: Sequence[Sequence[NodeTim
 def _taken(model: Model, target: str) -> Feeds:
     """Drawn feeds that the target takes, at the first of the usual sizes for open dimensions."""
     chosen, options, refusal = registry.target(target), Options(threads=1), EdgerunError("")
-    below = draws.index_bounds(model.ir)
+    below = draws.ranges(model.ir)
     for other in draws.SIZES:
         feed = draws.feeds(model.inputs, draws.sizes(model.inputs, 1, other), 0, below)
         try:

@@ -60,7 +60,8 @@ def judged(
         for want, have in zip(wanted, got, strict=True)
         for name, array in want.items()
     )
-    return SelfCheck(label, len(pairs), tuple(shapes), worst, error.relative_error, error.sqnr_db, outside)
+    compared = sum(any(map(_tells, want.values())) for want in wanted)
+    return SelfCheck(label, compared, tuple(shapes), worst, error.relative_error, error.sqnr_db, outside)
 
 
 def apart(
@@ -129,6 +130,13 @@ def _difference(name: str, want: Any, got: Any) -> Difference:
     if want.dtype.kind == "O":  # strings are equal or not
         return Difference.of(np.ones(want.shape), want == got)
     return Difference.of(want, got)
+
+
+def _tells(want: Any) -> bool:
+    """Whether an output says anything of what was computed: an empty one does not, nor one of NaN and infinities."""
+    if want is None or isinstance(want, list):
+        return any(map(_tells, want or ()))
+    return want.size > 0 and (want.dtype.kind in "OSU" or bool(np.isfinite(want.astype(np.float64)).any()))
 
 
 def _outside(want: Any, got: Any, floor: float) -> int:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgerun import guard, registry
-from edgerun.errors import EdgerunError
-from edgerun.runtime import Engine, Options, Session, machine
+from edgerun.errors import EdgerunError, unknown
+from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 
 ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX model
 
@@ -64,6 +64,8 @@ def _on(
     device: str | Path, source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options
 ) -> tuple[str | Sequence[str] | None, Options]:
     """Target and options that `device` means: a board's target, else the option by which the target chooses."""
+    from difflib import get_close_matches
+
     from edgerun import devices
 
     if Path(device).suffix == ".toml" or str(device) in devices.names():
@@ -72,6 +74,8 @@ def _on(
     if name is None:
         assert not isinstance(source, Engine)
         name = target_for(".onnx" if isinstance(source, bytes) else Path(source).suffix)
+    if not isinstance(device, Path) and get_close_matches(device, devices.names(), 1):
+        raise unknown("device", device, devices.names())
     if not isinstance(name, str) or name == "auto":
         raise EdgerunError("hardware is named in the words of one target", got=f"device={device!r}, target={target!r}",
                            wanted="one target")  # fmt: skip
@@ -84,7 +88,26 @@ def _on(
     return name, replace(options, extra={**options.extra, key: str(device)})
 
 
+def check_names(options: Options, inputs: Sequence[TensorSpec]) -> None:
+    """Raise EdgerunError where `options` say something of an input, or of an open dimension, that there is none of."""
+    names = [spec.name for spec in inputs]
+    dims = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
+    for kind, given, known in (("input", options.usual, names), ("open dimension", options.sizes, dims)):
+        if surplus := set(given) - set(known):
+            raise unknown(kind, min(surplus), known)
+
+
 def _opened(source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options) -> Session:
+    session = _loaded(source, target, options)
+    try:
+        check_names(options, session.inputs)
+    except EdgerunError:
+        session.close()
+        raise
+    return session
+
+
+def _loaded(source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options) -> Session:
     if isinstance(source, Engine):
         if target not in (None, source.target):
             raise EdgerunError("the engine was compiled for another target", got=source.target, wanted=str(target))

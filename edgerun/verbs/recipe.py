@@ -126,12 +126,13 @@ def read(path: Path) -> Recipe:
 @dataclass(frozen=True)
 class Compiled:
     """What was written: for which target; the comparison that it passed, or, of a recipe, the device that it is for
-    and what was tried of it here."""
+    and what was tried of it here; and the options that the file does not keep, so that who runs it gives them again."""
 
     target: str
     check: SelfCheck | None = None
     for_device: str = ""
     tried: str | None = None
+    again: tuple[str, ...] = ()
 
 
 def compiled(
@@ -171,8 +172,10 @@ def compiled(
             loaded, name, options, feeds=feeds, original=original, output=output, device=where, force=force
         )
         if options.usual and not engine.usual:
-            log.info("%s has nothing to make ready for known shapes of this model", name)
-        return Compiled(name, engine.check, device or "")
+            log.info("%s has nothing to make ready for known shapes of this model", engine.target)
+        keeps = getattr(registry.target(engine.target), "keeps", frozenset(options.extra))
+        again = tuple(f"{key}={value}" for key, value in options.extra.items() if key not in keeps)
+        return Compiled(engine.target, engine.check, device or "", again=again)
     made, tried = _made(loaded, name, device or "", facts, options, feeds, original)
     files.refuse_overwrite(output, force)
     made.save(output)

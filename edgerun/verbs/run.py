@@ -12,7 +12,7 @@ from edgerun import files, guard
 from edgerun.errors import EdgerunError
 from edgerun.npy import read_npz
 from edgerun.runtime import Options
-from edgerun.verbs.load import load
+from edgerun.verbs.feeds import opened
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
     options: Options | None = None,
     force: bool = False,
 ) -> dict[str, np.ndarray]:
-    """The model's outputs by name, for the arrays of an `.npz` named as its inputs, fed whole.
+    """The outputs by name of `model` (or `model@target`), for the arrays of an `.npz` named as its inputs, fed whole.
 
     `device` is a board, or hardware in the target's own word, as in `edgerun.load`.
 
@@ -41,7 +41,7 @@ def run(
         raise EdgerunError("feeds are read from .npz", got=feeds.name, wanted="arrays named as the model's inputs")
     guard.check_file(feeds)
     stored = read_npz(feeds)
-    with load(model, target, options, device=device) as session:
+    with opened(model, target, options, device) as session:
         wanted = {spec.name for spec in session.inputs}
         # A surplus array is named by the session and is not read: it may be large.
         arrays = {name: array.whole() if name in wanted else np.empty(0) for name, array in stored.items()}

@@ -144,7 +144,7 @@ def _singles(feeds: Sequence[Feeds], usual: Shapes, model: Model) -> Sequence[Fe
     feeds = [feed for feed in feeds if cuttable(feed, usual, model.inputs)]
     if not feeds:
         specs = [replace(spec, shape=tuple(usual[spec.name])) for spec in model.inputs]
-        return [draws.feeds(specs, {}, seed, draws.index_bounds(model.ir)) for seed in range(SINGLES)]
+        return [draws.feeds(specs, {}, seed, draws.ranges(model.ir)) for seed in range(SINGLES)]
     turns = (divmod(number, len(feeds)) for number in range(max(SINGLES, len(feeds))))
     return [fitted(feeds[index], usual, place) for place, index in turns]
 
@@ -172,13 +172,14 @@ def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
 
 
 def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int, int]]) -> list[Pair]:
-    """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes.
+    """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes; in the
+    last one, boolean masks hide a row.
 
     Sizes lie within `ranges`, where a dimension has one.
     """
     if any(spec.dtype not in DTYPES or spec.kind != "tensor" for spec in model.inputs):
         raise EdgerunError("only numbers can be drawn", got=", ".join(map(str, model.inputs)))
-    below, refusal = draws.index_bounds(model.ir), EdgerunError("")
+    below, refusal = draws.ranges(model.ir), EdgerunError("")
     for other in draws.SIZES:
         try:
             found: list[Pair] = []
@@ -188,6 +189,7 @@ def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int
                     dim: min(max(sizes[dim], low), high) for dim, (low, _, high) in ranges.items() if dim in sizes
                 }
                 feed = draws.feeds(model.inputs, sizes, seed, below)
+                feed = draws.masked(feed) if seed == len(2 * BATCHES) - 1 else feed
                 found.append((feed, reference.run(feed)))
             return found
         except EdgerunError as error:

@@ -154,8 +154,8 @@ def test_integer_inputs_reach_every_row_of_a_table(tmp_path: Path) -> None:
     from edgerun import draws
 
     model = _convert(tmp_path / "m.onnx").model
-    bounds = draws.index_bounds(model.ir)
-    assert bounds == {"ids": 30}
+    bounds = draws.ranges(model.ir)
+    assert bounds == {"ids": draws.Range(0, 30)}
     ids = draws.feeds(model.inputs, {"batch": 3, "length": 200}, 0, bounds)["ids"]
     assert ids.min() == 0 and ids.max() == 29
 

@@ -71,8 +71,8 @@ def test_errors_cross_over(isolated: Session) -> None:
     with _isolated(broken) as session:
         for _ in range(2):
             with pytest.raises(EdgerunError, match="could not run these feeds"):
-                session.run({"a": np.arange(5), "b": np.array([2, 2])})
-            assert session.run({"a": np.arange(5), "b": np.array([5])})["y"].tolist() == [0, 1, 2, 3, 4]
+                session.run({"a": np.arange(2), "b": np.array([2, 2])})
+            assert session.run({"a": np.array([7]), "b": np.array([1])})["y"].tolist() == [7]
     with pytest.raises(EdgerunError, match="the file does not exist"):
         edgerun.load("/no/such/model.onnx", isolated=True)
     odd = _model(helper.make_node("Frobnicate", ["a"], ["y"]), {"a": TensorProto.FLOAT}, 1, ["n"])

@@ -142,3 +142,37 @@ def test_options_of_a_target(call: Call, folder: Path) -> None:
     code, _, err = call(*run, "-o", folder / "z.npz", "--option", "DEVICE=NPU", "--option", "CACHE_DIR=kept")
     assert code in (0, 3) and (code == 0 or ("no NPU here" in err and "there are: CPU" in err))
     assert (folder / "z.npz").exists() == (code == 0)
+
+
+def test_run_takes_the_target_with_the_model(call: Call, folder: Path) -> None:
+    for target in ("reference", "openvino"):
+        if registry.target(target, usable=False).available():
+            continue
+        out = folder / f"{target}.npz"
+        ran = call("run", f"{folder / 'dense.onnx'}@{target}", "--feeds", folder / "x.npz", "-o", out)
+        assert ran == (0, "y: float32[2, 4]\n", "")
+        assert np.load(out)["y"].shape == (2, 4)
+    code, _, err = call("run", f"{folder / 'dense.onnx'}@openvno", "--feeds", folder / "x.npz", "-o", folder / "n.npz")
+    assert code == 2 and "unknown target 'openvno'" in err
+
+
+def test_compile_says_which_target_auto_took(call: Call, folder: Path) -> None:
+    code, out, _ = call("compile", folder / "dense.onnx", "-o", folder / "a.ort", "--target", "auto")
+    assert code == 0 and out.splitlines()[0].endswith(", for onnxruntime")
+
+
+@pytest.mark.skipif(bool(registry.target("openvino", usable=False).available()), reason="needs openvino")
+def test_compile_says_which_options_the_file_does_not_keep(call: Call, folder: Path) -> None:
+    hint = "PERFORMANCE_HINT=LATENCY"
+    arguments = ("compile", folder / "dense.onnx", "-o", folder / "a.xml", "--threads", "1")
+    code, out, _ = call(*arguments, "--option", hint)
+    assert code == 0 and f"--option {hint}, which the file does not keep: give it again" in out
+    code, out, _ = call(*arguments, "--force")
+    assert code == 0 and "keep" not in out
+
+
+def test_compile_refuses_names_that_the_model_has_not(call: Call, folder: Path) -> None:
+    for wrong, told in (("--input-shape", "unknown input 'nope'"), ("--size", "unknown open dimension 'nope'")):
+        value = "nope:[1]" if wrong == "--input-shape" else "nope=1,2,3"
+        code, _, err = call("compile", folder / "dense.onnx", "-o", folder / "a.ort", wrong, value)
+        assert code == 2 and told in err and not (folder / "a.ort").exists()

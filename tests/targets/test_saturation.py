@@ -173,6 +173,8 @@ def test_rules_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*CLASSES, "avx2", "AVX512_CORE_AMX", "nonsense", ""):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", name)
         found[name] = rules().reduced_range
+        told = registry.target("openvino").device().get("max_isa", "")
+        assert told == (name.upper() if name in (*CLASSES, "avx2", "AVX512_CORE_AMX") else "")
     assert [name for name, saturates in found.items() if saturates] == ["SSE41", "AVX2", "AVX512_CORE", "avx2"]
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")

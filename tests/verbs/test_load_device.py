@@ -119,3 +119,9 @@ def test_what_has_no_choice_says_so(model: Path) -> None:
         edgerun.load(model, device="GPU")
     with pytest.raises((EdgerunError, Unsupported), match="cannot read the device"):
         edgerun.load(model, device="missing.toml")
+
+
+def test_a_board_that_is_misspelt_is_told_its_neighbours(model: Path) -> None:
+    with pytest.raises(EdgerunError, match="unknown device 'raspberry-pi-6'") as told:
+        edgerun.load(model, device="raspberry-pi-6")
+    assert "raspberry-pi" in str(told.value.do) and "raspberry-pi" in str(told.value.wanted)

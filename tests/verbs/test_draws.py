@@ -1,0 +1,93 @@
+"""Random feeds have to show something; where they do not, it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+import edgerun
+from edgerun import draws, registry
+from edgerun.errors import EdgerunError, GateFailed
+from edgerun.model import Model
+from edgerun.parity import Parity
+
+RUNNERS = [n for n in ("onnxruntime", "openvino") if not registry.target(n, usable=False).available()]
+# Every element that the model gives is one of nothing, on any input.
+EMPTY = "none (float[batch, 4] x) => (int64[2, found] y) { a = Abs(x)  b = Neg(a)  c = Relu(b)  y = NonZero(c) }"
+BROKEN = "nan (float[batch, 4] x) => (float[batch, 4] y) { a = Abs(x)  b = Neg(a)  y = Log(b) }"
+TILE = "tile (float[2, 3] x, int64[2] repeats) => (float[r, s] y) { y = Tile(x, repeats) }"
+
+
+def _model(text: str, opset: int = 17) -> Model:
+    return Model.from_proto(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]> {text}'))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "low", "high"),
+    [
+        (TILE, "repeats", 1, 3),
+        ("t (float[9] x, int64[1] k) => (float[n] y, int64[n] i) { y, i = TopK(x, k) }", "k", 1, 2),
+        ("c (int64[2] s) => (float[a, b] y) { y = ConstantOfShape(s) }", "s", 1, 4),
+        ("s (float[9] x, int64[1] b, int64[1] e) => (float[n] y) { y = Slice(x, b, e) }", "e", 1, 3),
+        ("i (float[9] x, int32[1] k) => (float[n] y, int64[n] j) { l = Cast<to=7>(k) y, j = TopK(x, l) }", "k", 1, 2),
+    ],
+)  # fmt: skip
+def test_what_says_a_size_is_never_drawn_as_none(text: str, name: str, low: int, high: int) -> None:
+    model = _model(text)
+    ranges = draws.ranges(model.ir)
+    seen = {int(v) for seed in range(40) for v in draws.feeds(model.inputs, {}, seed, ranges)[name]}
+    assert (min(seen), max(seen)) == (low, high)
+
+
+@pytest.mark.parametrize("target", RUNNERS)
+def test_tile_is_compared_on_outputs_that_are_there(target: str) -> None:
+    """OpenVINO gave zeros or garbage, and drawn repeats of 0 hid it: "relative error 0, SQNR inf dB"."""
+    model, x = _model(TILE), np.arange(6, dtype=np.float32).reshape(2, 3)
+    try:
+        engine = edgerun.compile(model, target, edgerun.Options(threads=1))
+    except GateFailed:
+        assert target == "openvino"
+        return
+    assert engine.check is not None and engine.check.runs == 4
+    with edgerun.load(engine, options=edgerun.Options(threads=1)) as session:
+        for repeats in ([2, 1], [1, 3], [2, 2]):
+            got = session.run({"x": x, "repeats": np.array(repeats)})["y"]
+            np.testing.assert_array_equal(got, np.tile(x, repeats))
+
+
+@pytest.mark.parametrize("target", RUNNERS)
+@pytest.mark.parametrize("text", [EMPTY, BROKEN], ids=["empty", "nan"])
+def test_a_check_that_compared_nothing_says_so(text: str, target: str, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    model, one = _model(text), edgerun.Options(threads=1)
+    with pytest.raises(EdgerunError, match="nothing was compared") as told:
+        edgerun.compile(model, target, one)
+    assert "--data" in str(told.value.do)
+    engine = edgerun.compile(model, target, one, feeds=[{"x": np.ones((2, 4), np.float32)}])
+    assert engine.check is not None and engine.check.runs == 0
+    source, suffix = tmp_path / "m.onnx", {"onnxruntime": "ort", "openvino": "xml"}[target]
+    onnx.save(model.to_proto(), source)
+    ran = cli("compile", source, "-o", tmp_path / f"a.{suffix}")
+    assert ran.code == 2 and "nothing was compared" in ran.err and not (tmp_path / f"a.{suffix}").exists()
+    np.savez(tmp_path / "x.npz", x=np.ones((4, 4), np.float32))
+    ran = cli("compile", source, "-o", tmp_path / f"a.{suffix}", "--data", tmp_path / "x.npz")
+    assert ran.code == 0 and "nothing was compared with" in ran.out and "SQNR" not in ran.out
+
+
+def test_a_mask_that_hides_a_row_is_among_the_draws() -> None:
+    given = {"mask": np.ones((2, 3, 4), bool), "flag": np.ones(3, bool), "x": np.ones((2, 2), np.float32)}
+    found = draws.masked(given)
+    assert not found["mask"][0, 0].any() and found["mask"].sum() == 20
+    assert found["flag"].all() and found["x"] is given["x"] and given["mask"].all()
+
+
+def test_a_conversion_says_that_nothing_was_compared(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    onnx.save(_model(EMPTY).to_proto(), tmp_path / "m.onnx")
+    ran = cli("convert", tmp_path / "m.onnx", "-o", tmp_path / "c.onnx")
+    assert ran.code == 0 and "nothing was compared: every output is empty" in ran.out
+    assert "nothing was compared" in Parity.of(Model.load(tmp_path / "c.onnx")).data
