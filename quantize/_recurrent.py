@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _spare, _weights
+from edgerun.quantize import _spare, _steps, _weights
 from edgerun.quantize.graphs import recurrent
 from edgerun.quantize.graphs.edit import constant
 from edgerun.quantize.numerics import gptq
@@ -53,8 +53,9 @@ def codes(model: ir.Model, nodes: Iterable[ir.Node], request: Request, steps: in
             gains.append(10 * float(np.log10(lost / kept)) if kept > 0 else 0.0)
     request.found["recurrent weights rounded to the second order"] = {
         "weights": len(gains),
-        "less noise of weights, on data kept apart (median dB)": round(float(np.median(gains)), 1),
+        "less noise of weights, on data kept apart (median dB)": round(median := float(np.median(gains)), 1),
     }
+    _steps.tell(request, _steps.RECURRENT, median, n=len(gains), measured=_steps.LAYER, kept=True)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _spare, _weights, weight_int8
+from edgerun.quantize import _spare, _steps, _weights, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
 from edgerun.quantize.graphs.compressed import Blocks
@@ -160,10 +160,12 @@ def _better(
     nearest = {name: Rounded(part.nearest, part.nearest) for name, part in rounded.items()}
     trials = (_trial(original, tried, rounded) for tried in (rounded, nearest))
     reached = [_weights.sqnr_db(trial, judge, request) for trial in trials]
-    if reached[0] > reached[1]:
+    if pays := reached[0] > reached[1]:
         request.found["rounding"] = "second order"
     request.found["dB of second order and of nearest"] = [round(db, 2) for db in reached]
-    return rounded if reached[0] > reached[1] else nearest
+    n = sum(_weights.rows(truth.feeds) for truth in judge)
+    _steps.tell(request, _steps.ROUNDED, reached[0] - reached[1], n=n, measured=_steps.OUTPUT, kept=pays)
+    return rounded if pays else nearest
 
 
 def _trial(original: ir.Model, rounded: Mapping[str, Rounded], names: Iterable[str]) -> ir.Model:
