@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _spare, _steps, _weights, weight_int8
+from edgerun.quantize import _resumed, _spare, _steps, _weights, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
 from edgerun.quantize.graphs.compressed import Blocks
@@ -25,6 +26,8 @@ needs_calibration = False
 scheme = "w4a16_b32"
 
 BLOCK, BITS = 32, 4
+LAYERS = "rounded layers"  # in a checkpoint
+log = logging.getLogger("edgerun")
 MOMENTS = 192 << 20  # bytes of second moments that are held at once
 FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
 WHAT = "MatMul or Gemm with a constant float32 matrix"
@@ -87,7 +90,7 @@ def stored(prepared: Prepared, request: Request, *, integer: bool) -> ir.Model:
         rounded = _better(original, rounded, judge, request)
         sizes = {str(node.name): _size(node) for node in nodes}
         trial = functools.partial(_trial, original, rounded)
-        wide = _spare.spared(sizes, trial, FLOOR_DB, (few, judge), request)
+        wide = _spare.spared(sizes, trial, FLOOR_DB, (few, judge), request, "layers in 4 bits")
     blocked = integer or external.weight_bytes(original) > external.ABOVE
     for node in nodes:
         if str(node.name) not in wide:
@@ -117,21 +120,54 @@ def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[st
     """The rounded weight of every product, by the node's name; moments are held for as many as `MOMENTS` allows."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    found: dict[str, Rounded] = {}
+    found = _recalled(request)
     readers: dict[str, list[ir.Node]] = {}
     for node in nodes:
+        if str(node.name) in found:
+            edit.forget(node.inputs[1])
+            continue
         readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
     sizes = {name: weight_int8.matrix(group[0]).shape[1] for name, group in readers.items()}
     for names in moments.groups(sizes, MOMENTS):
         seen: dict[str, np.ndarray] = {}
         if request.calibration is not None:
+            sums = _resumed.Sums(request, "second moments", names)
             with request.open(moments.with_outputs(model, names)) as session:
-                seen = moments.accumulate(session, _spare.fitting(request), names)
+                seen = moments.accumulate(session, sums.over(_spare.fitting(request)), names, sums.found)
         waiting = [(node, seen.get(name)) for name in names for node in readers[name]]
         with threadpool_limits(limits=1, user_api="blas"):  # lanes with two threads each wait for each other
             for (node, _), made in in_lanes(lambda pair: _round(*pair), waiting, request.lanes):
                 found[str(node.name)] = made
                 request.progress("rounding", len(found), len(nodes))
+                _keep(found, request)
+    _keep(found, request, whole=True)
+    return found
+
+
+def _keep(found: Mapping[str, Rounded], request: Request, *, whole: bool = False) -> None:
+    def state() -> dict[str, np.ndarray]:
+        told: dict[str, np.ndarray] = {}
+        for name, made in found.items():
+            own = made.weight
+            arrays = own.stored, own.scale, own.zero_point, made.nearest.stored, np.array(own.inputs)
+            told |= {f"{index}/{name}": array for index, array in enumerate(arrays)}
+        return told
+
+    if request.checkpoint is not None and found:
+        request.checkpoint.offer(" ".join([LAYERS, *_resumed.about(request)]), state, whole=whole)
+
+
+def _recalled(request: Request) -> dict[str, Rounded]:
+    """The layers that a killed run had rounded."""
+    known = request.checkpoint.recall(" ".join([LAYERS, *_resumed.about(request)])) if request.checkpoint else None
+    found: dict[str, Rounded] = {}
+    for name in [key[2:] for key in known or () if key.startswith("0/")]:
+        assert known is not None
+        stored, scale, zero_point, nearest, inputs = (known[f"{index}/{name}"] for index in range(5))
+        own = Blocks(stored, scale, zero_point, int(inputs), BITS, BLOCK)
+        found[name] = Rounded(own, replace(own, stored=nearest))
+    if found:
+        log.info("resuming: %d %s are known", len(found), LAYERS)
     return found
 
 

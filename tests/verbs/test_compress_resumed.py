@@ -185,3 +185,40 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(place: Place) -> None
     (place.folder / "cache").touch()
     (ended,) = place.run((None, {}))
     assert ended.code == 0 and ended.err.count("no checkpoints: ") == 1
+
+
+LOOPS = """<ir_version: 8, opset_import: ["": 17]> net (float[n,5,8] x) => (float[n,8] y) {
+    t = Transpose<perm=[1,0,2]>(x) h, last, c = LSTM<hidden_size=8>(t, wl, rl, bl) s = Squeeze(last, zero)
+    a = Gemm(s, w, b) r = Relu(a) e = Gemm(r, w2, b) y = Gemm(e, w3, b) }"""
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Place:
+    """An LSTM and three products, of which some need more bits than a scheme has; 200 samples in batches of 4."""
+    generator = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(LOOPS)
+    sizes = {"wl": (1, 32, 8), "rl": (1, 32, 8), "bl": (1, 64), "b": (8,), "w": (8, 8), "w2": (8, 8), "w3": (8, 8)}
+    arrays = {name: generator.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    arrays["w2"] *= np.float32(10) ** generator.uniform(-3, 3, (8, 8)).astype(np.float32)
+    proto.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in arrays.items())
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero"))
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"node{index}"
+    onnx.save(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "c.npz", x=generator.standard_normal((200, 5, 8)).astype(np.float32))
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["w4a16_b32", "w4a8", "w8a16"])
+def test_other_schemes_go_on_too(loops: Place, scheme: str) -> None:
+    """SIGKILL in the float run of the second moments, and in the trials of layers; what was run is not run again."""
+    more = {"preset": "default", "more": ("--scheme", scheme, "--placement", "rules")}
+    (whole,) = loops.run((None, {"patience": None, "output": "whole.onnx", **more}))
+    assert whole.code == 0 and not loops.entries, whole.err
+    for fatal in (20, whole.runs - 20):
+        killed, resumed = loops.run((fatal, dict(more)), (None, dict(more)))
+        assert (killed.code, resumed.code) == (-9, 0), resumed.err
+        assert loops.bytes() == loops.bytes("whole.onnx")
+        assert "resuming: " in resumed.err and " known" in resumed.err
+        assert resumed.runs < whole.runs - fatal // 2, (whole.runs, fatal, resumed.runs)
+        assert not loops.entries
