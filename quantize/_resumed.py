@@ -21,6 +21,17 @@ def about(request: Request) -> list[str]:
     return [] if request.calibration is None else [request.calibration.digest]
 
 
+def part(request: Request, what: str) -> str:
+    """The part of a checkpoint that holds `what` was found with calibration data."""
+    return " ".join([what, *about(request)])
+
+
+def claim(request: Request, what: str) -> None:
+    """What is kept of `Sums` goes when the run ends well, whether or not it needs them."""
+    if request.checkpoint is not None:
+        request.checkpoint.claim(part(request, what))
+
+
 class Sums:
     """Arrays by name, `found`, that every batch adds to: `what` they are tells the user, and `group` which of them.
 
@@ -33,7 +44,7 @@ class Sums:
         self._group = np.frombuffer(json.dumps(list(group)).encode(), np.uint8)
         if self._checkpoint is None:
             return
-        self._part = " ".join([what, *about(request)])
+        self._part = part(request, what)
         state = self._checkpoint.recall(self._part)
         if state is not None and np.array_equal(state.pop("group"), self._group):
             self._batches, self.found = int(state.pop("batches")), {key[1:]: array for key, array in state.items()}

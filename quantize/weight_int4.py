@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.checkpoint import Memo
 from edgerun.quantize import _resumed, _spare, _steps, _weights, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
@@ -26,7 +27,7 @@ needs_calibration = False
 scheme = "w4a16_b32"
 
 BLOCK, BITS = 32, 4
-LAYERS = "rounded layers"  # in a checkpoint
+LAYERS, MOMENTS_OF = "rounded layers", "second moments"  # in a checkpoint
 log = logging.getLogger("edgerun")
 MOMENTS = 192 << 20  # bytes of second moments that are held at once
 FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
@@ -121,6 +122,7 @@ def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[st
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     found = _recalled(request)
+    _resumed.claim(request, MOMENTS_OF)
     readers: dict[str, list[ir.Node]] = {}
     for node in nodes:
         if str(node.name) in found:
@@ -131,7 +133,7 @@ def _rounded(model: ir.Model, nodes: list[ir.Node], request: Request) -> dict[st
     for names in moments.groups(sizes, MOMENTS):
         seen: dict[str, np.ndarray] = {}
         if request.calibration is not None:
-            sums = _resumed.Sums(request, "second moments", names)
+            sums = _resumed.Sums(request, MOMENTS_OF, names)
             with request.open(moments.with_outputs(model, names)) as session:
                 seen = moments.accumulate(session, sums.over(_spare.fitting(request)), names, sums.found)
         waiting = [(node, seen.get(name)) for name in names for node in readers[name]]
@@ -154,12 +156,12 @@ def _keep(found: Mapping[str, Rounded], request: Request, *, whole: bool = False
         return told
 
     if request.checkpoint is not None and found:
-        request.checkpoint.offer(" ".join([LAYERS, *_resumed.about(request)]), state, whole=whole)
+        request.checkpoint.offer(_resumed.part(request, LAYERS), state, whole=whole)
 
 
 def _recalled(request: Request) -> dict[str, Rounded]:
     """The layers that a killed run had rounded."""
-    known = request.checkpoint.recall(" ".join([LAYERS, *_resumed.about(request)])) if request.checkpoint else None
+    known = request.checkpoint.recall(_resumed.part(request, LAYERS)) if request.checkpoint else None
     found: dict[str, Rounded] = {}
     for name in [key[2:] for key in known or () if key.startswith("0/")]:
         assert known is not None
@@ -194,8 +196,13 @@ def _better(
 ) -> dict[str, Rounded]:
     """Second-order rounding where it is nearer to float on data that it has not seen, else rounding to nearest."""
     nearest = {name: Rounded(part.nearest, part.nearest) for name, part in rounded.items()}
-    trials = (_trial(original, tried, rounded) for tried in (rounded, nearest))
-    reached = [_weights.sqnr_db(trial, judge, request) for trial in trials]
+    memo = Memo(request.checkpoint, "trials of roundings", *_resumed.about(request), *sorted(request.keep_float))
+
+    def db(tried: dict[str, Rounded]) -> float:
+        return _weights.sqnr_db(_trial(original, tried, rounded), judge, request)
+
+    tries = {"second order": rounded, "nearest": nearest}
+    reached = [float(memo.get(name, functools.partial(db, tried))) for name, tried in tries.items()]
     if pays := reached[0] > reached[1]:
         request.found["rounding"] = "second order"
     request.found["dB of second order and of nearest"] = [round(db, 2) for db in reached]
