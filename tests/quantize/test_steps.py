@@ -76,7 +76,7 @@ def test_best_drops_what_surely_does_not_pay(unfair: tuple[Model, Callable[[int]
 def test_the_gain_of_bias_correction_is_measured_at_the_output() -> None:
     """On samples that judged: of a light model forty, or fewer where these tell it surely."""
     generator = np.random.default_rng(1)
-    sizes = {"w": (16, 16), "b": 16, "wa": (16, 8), "c": 8}
+    sizes = {"w": (16, 16), "b": (16,), "wa": (16, 8), "c": (8,)}
     model = built(PLAIN, **{name: generator.standard_normal(size) for name, size in sizes.items()})
     x = (generator.standard_normal((64, 16)) + 1).astype(np.float32)
     made = edgerun.compress(model, calibration={"x": x}, target="onnxruntime", placement="rules")
