@@ -37,6 +37,10 @@ class Checkpoint:
         """Whether this run has asked for the part before: then what is known of it may be its own."""
         return cache.key(self._text(part)) in self._used
 
+    def claim(self, part: str) -> None:
+        """Have `clear` remove a part that this run may not ask for, because it goes on behind it."""
+        self._used.add(cache.key(self._text(part)))
+
     def recall(self, part: str) -> dict[str, np.ndarray] | None:
         """A part as it was offered, or None. What is damaged is told and not used."""
         name, text = self._name(part)

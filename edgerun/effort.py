@@ -12,7 +12,8 @@ class Effort:
 
     `ranges`: extremes, which may end after `settled` when more would not move them; `first`: everything else that is
     known of the float model, bias correction and rounding; `search`: each candidate; `check`: the finished model.
-    A search of 0 takes the extremes as they are. `second`: weights are rounded to the second order.
+    A search of 0 takes the extremes as they are. `second`: weights are rounded to the second order. `leave_out`: each
+    step is tried without, and stays out where it surely does not pay.
     """
 
     ranges: int | None = None
@@ -22,10 +23,11 @@ class Effort:
     check: int = 16
     refine: bool = False
     second: bool = True
+    leave_out: bool = False
 
 
 PRESETS = {
     "fast": Effort(ranges=32, first=16, search=0, check=8, second=False),
     "default": Effort(),
-    "best": Effort(settled=math.inf, first=128, search=16, check=128, refine=True),
+    "best": Effort(settled=math.inf, first=128, search=16, check=128, refine=True, leave_out=True),
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import fold
+from edgerun.quantize import _steps, fold
 from edgerun.quantize.graphs import centre, correction, equalize, factors, placement, smooth
 from edgerun.quantize.graphs.activation import Activation, Channels
 
@@ -20,17 +20,23 @@ Seen = Mapping[str, Activation]
 Moves = dict[str, tuple[np.ndarray | float, np.ndarray | float]]
 
 
-def apply(model: ir.Model, plan: placement.Plan, seen: Seen, request: Request) -> tuple[dict[str, Activation], Moves]:
+def apply(
+    model: ir.Model, plan: placement.Plan, seen: Seen, request: Request, without: frozenset[str] = frozenset()
+) -> tuple[dict[str, Activation], Moves]:
     """Change `model` in place; what was seen of its activations, as they are now, and how layers' means moved.
+
+    `without`: the names of steps (`_steps`) that are left out.
 
     A mean m is now (m − offset)·factor, by the layer's name of it.
     """
     now = dict(seen)
     chains = equalize.chains(model.graph)
-    offsets = _centred(model, plan, chains, now, request)
-    scales = _equalized(model, plan, chains, now, request)
-    _smoothed(model, plan, now, request)
-    scales |= _evened(model, chains, now, request)
+    offsets = _centred(model, plan, [] if _steps.CENTRED in without else chains, now, request)
+    scales = _equalized(model, plan, [] if _steps.EQUALIZED in without else chains, now, request)
+    if _steps.SMOOTHED not in without:
+        _smoothed(model, plan, now, request)
+    if _steps.EVENED not in without:
+        scales |= _evened(model, chains, now, request)
     outputs = {layer.mean: str(layer.holder.outputs[0].name) for layer in correction.layers(plan)}
     return now, {mean: (offsets.get(name, 0.0), scales.get(name, 1.0)) for mean, name in outputs.items()}
 
@@ -45,7 +51,9 @@ def _centred(
 ) -> dict[str, np.ndarray]:
     points = {str(value.name) for value in plan.points}
     offsets = centre.centre(model.graph, chains, {name: now[name].channels for name in points})
-    request.found["centred"] = sorted(offsets.keys() & points)
+    request.found["centred"] = sorted(moved := offsets.keys() & points)
+    gains = [_narrower(now[name].channels, offsets[name]) for name in moved]
+    _predicted(request, _steps.CENTRED, gains)
     now |= {name: now[name].moved(offset) for name, offset in offsets.items() if name in now}
     return offsets
 
@@ -54,9 +62,10 @@ def _equalized(
     model: ir.Model, plan: placement.Plan, chains: list[equalize.Chain], now: dict[str, Activation], request: Request
 ) -> dict[str, np.ndarray]:
     quantized = {str(value.name): _spanned(now[str(value.name)].varying, request) for value in plan.points}
-    changed, scales = equalize.equalize(model.graph, chains, quantized)
+    changed, gains, scales = equalize.equalize(model.graph, chains, quantized)
     fold.infer_shapes(model)
     request.found["equalized"] = changed
+    _predicted(request, _steps.EQUALIZED, gains)
     now |= {name: now[name].scaled(by) for name, by in scales.items() if name in now}
     return scales
 
@@ -66,6 +75,7 @@ def _smoothed(model: ir.Model, plan: placement.Plan, now: dict[str, Activation],
     gains, made = smooth.apply(model.graph, smooth.sites(plan, request.rules), spanned, request.lanes)
     fold.infer_shapes(model)
     request.found["smoothed (dB)"] = gains
+    _predicted(request, _steps.SMOOTHED, gains.values())
     now |= {new: now[old].scaled(by) for new, (old, by) in made.items()}
 
 
@@ -77,6 +87,23 @@ def _evened(
     spanned = {name: _spanned(activation.channels, request) for name, activation in now.items()}
     gains, written, made = factors.apply(model.graph, sites, spanned, request.rules)
     request.found["evened (dB)"] = gains
+    _predicted(request, _steps.EVENED, gains.values())
     now |= {name: now[name].scaled(by) for name, by in written.items()}
     now |= {new: now[old].scaled(by) for new, (old, by) in made.items()}
     return written
+
+
+def _narrower(channels: Channels, offset: np.ndarray) -> float:
+    """By how many dB less a grid that spans a value rounds once `offset` `[C]` is taken off: noise goes as span²."""
+    before, after = (_span(channels.low - off, channels.high - off) for off in (0.0, offset))
+    return 20 * float(np.log10(before / after)) if before > 0 and after > 0 else 0.0
+
+
+def _span(low: np.ndarray, high: np.ndarray) -> float:
+    return float(max(high.max(), 0.0) - min(low.min(), 0.0))
+
+
+def _predicted(request: Request, step: str, gains: Iterable[float]) -> None:
+    """The gains (dB) that a step is predicted to bring, one for each value that it changed."""
+    if told := list(gains):
+        _steps.tell(request, step, float(np.median(told)), n=len(told), measured=_steps.PREDICTED, kept=True)

@@ -23,8 +23,13 @@ LOOKS = (4, 2, 1)  # parts of the samples after which the answer is looked at
 
 def reached_db(quantized: ir.Model, truths: list[Truth], request: Request) -> float:
     """SQNR (dB) of a finished model against the float one, on calibration data."""
+    return sqnr(lost(quantized, truths, request.effort.check, request))
+
+
+def lost(quantized: ir.Model, truths: list[Truth], samples: int, request: Request) -> list[Totals]:
+    """What a finished model loses of each of so many samples."""
     with request.open(quantized, lanes=request.lanes) as session:
-        return sqnr(_scores(session, truths, request.effort.check, request))
+        return _scores(session, truths, samples, request)
 
 
 def compared(

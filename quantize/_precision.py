@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _ranges
+from edgerun.quantize import _ranges, _steps
 from edgerun.quantize._stream import Stream, Totals
 from edgerun.quantize.graphs import correction, edit, factors, placement, work
 from edgerun.quantize.graphs.activation import Activation
@@ -104,6 +104,17 @@ class Cheap:
             after = judge(other, own)
             gain = _ranges.sqnr(after) - _ranges.sqnr(scores)
             request.found.setdefault("dB won in float", {})[kind] = round(gain, 2)
+            mean, surely = _ranges.gained(scores, after, _ranges.ERROR)
+            _steps.tell(
+                request,
+                _steps.FLOAT,
+                mean,
+                surely,
+                n=len(after),
+                measured=_steps.OUTPUT,
+                kept=gain >= WORTH,
+                choice=kind,
+            )
             if gain >= WORTH:
                 best, kept, scores = other, trial, after
         if kept:

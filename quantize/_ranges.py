@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.metrics import Difference
+from edgerun.quantize import _steps
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._stream import Intervals, Stream, Totals
 from edgerun.quantize.graphs import placement, qdq
@@ -115,36 +116,51 @@ def _tried(
         tried["shrink80"] = judged("shrink80", few, few)
     request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
     left = [name for name in SEARCH[1:] if name in tried and gained(tried["minmax"], tried[name])[0] > -CLEAR]
+    others = [name for name in tried if name != "minmax"]
+    told = {name: (*gained(tried["minmax"], tried[name], ERROR), len(tried[name])) for name in others}
     gains: dict[str, tuple[float, float]] = {}
     for seen_by in (max(1, samples // 2), samples):
         if not left:
+            _tell(told, "minmax", request)
             return "minmax", spans["minmax"]
         again = {name: judged(name, seen_by, samples) for name in ("minmax", *left)}
         gains = {name: gained(again["minmax"], again[name], ERROR / len(SEARCH[1:])) for name in left}
         request.found["gain over minmax, surely (dB)"] = {n: [round(db, 2) for db in gain] for n, gain in gains.items()}
+        told |= {name: (*gained(again["minmax"], again[name], ERROR), len(again[name])) for name in left}
         left = [name for name in left if gained(again["minmax"], again[name], UNLIKELY)[1] > 0]
     # What is not surely better is taken for chance: extremes clip nothing of what was seen.
     sure = {name: gain for name, (gain, surely) in gains.items() if surely > 0}
     best = max(sure, key=lambda name: sure[name], default="minmax")
+    _tell(told, best, request)
     return best, spans[best]
 
 
+def _tell(told: Mapping[str, tuple[float, float, int]], best: str, request: Request) -> None:
+    """The gain over the extremes of the estimator that was taken, else of the nearest of those that were not."""
+    nearest = best if best in told else max(told, key=lambda name: told[name][0])
+    gain, surely, n = told[nearest]
+    _steps.tell(request, _steps.RANGES, gain, surely, n=n, measured=_steps.OUTPUT, kept=nearest == best, choice=nearest)
+
+
 def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
-    """Tighten one group after the other as long as the outputs come nearer; kept if that holds on later samples.
+    """Tighten one group after the other as long as the outputs likely come nearer; kept if that holds on later samples.
 
     Coordinate descent: groups × FACTORS runs at most over the samples of the search.
     """
     found, changed = dict(spans), dict[str, float]()
-    reached = sqnr(stream.judged(spans, request.effort.search, "refining ranges"))
+    reached = stream.judged(spans, request.effort.search, "refining ranges")
     for index, (group, (low, high)) in enumerate(spans.items(), 1):
         for factor in FACTORS:
             trial = found | {group: (low * factor, high * factor)}
-            db = sqnr(stream.judged(trial, request.effort.search, f"refining range {index} of {len(spans)}"))
-            if db < reached + LEAST_GAIN:
+            scores = stream.judged(trial, request.effort.search, f"refining range {index} of {len(spans)}")
+            gain, likely = gained(reached, scores, UNLIKELY)
+            if gain < LEAST_GAIN or likely <= 0:
                 break
-            found, reached, changed[group] = trial, db, factor
+            found, reached, changed[group] = trial, scores, factor
     before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
     gain, surely = gained(before, after, ERROR)
+    if changed:
+        _steps.tell(request, _steps.REFINED, gain, surely, n=len(before), measured=_steps.OUTPUT, kept=surely > 0)
     request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),
                                 "gain, surely (dB)": [round(gain, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
     return found if surely > 0 else spans

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _spare, _weights
+from edgerun.quantize import _resumed, _spare, _steps, _weights
 from edgerun.quantize.graphs import recurrent
 from edgerun.quantize.graphs.edit import constant
 from edgerun.quantize.numerics import gptq
@@ -53,8 +54,9 @@ def codes(model: ir.Model, nodes: Iterable[ir.Node], request: Request, steps: in
             gains.append(10 * float(np.log10(lost / kept)) if kept > 0 else 0.0)
     request.found["recurrent weights rounded to the second order"] = {
         "weights": len(gains),
-        "less noise of weights, on data kept apart (median dB)": round(float(np.median(gains)), 1),
+        "less noise of weights, on data kept apart (median dB)": round(median := float(np.median(gains)), 1),
     }
+    _steps.tell(request, _steps.RECURRENT, median, n=len(gains), measured=_steps.LAYER, kept=True)
     return found
 
 
@@ -71,16 +73,20 @@ def _fits(model: ir.Model, node: ir.Node) -> bool:
 def _moments(model: ir.Model, names: Iterable[str], request: Request) -> tuple[Moments, Moments]:
     """Of the data that rounding may see, and of what is kept apart; the same, where there is too little for both."""
     graph, layers = recurrent.watched(model, names)
-    parts: tuple[Moments, Moments] = {}, {}
+    sums = _resumed.Sums(request, "second moments of recurrent layers", [layer.node for layer in layers])
     with request.open(graph) as session:
-        for number, feeds in enumerate(request.calibration or ()):
+        for number, feeds in sums.over(enumerate(request.calibration or ())):
             seen = {**feeds, **session.run(feeds)}
-            part = parts[number % _spare.APART == _spare.APART - 1]
+            held = number % _spare.APART == _spare.APART - 1
             for layer in layers:
                 read = [(recurrent.R, direction, x) for direction, x in enumerate(layer.states(seen))]
                 read += [(recurrent.W, direction, layer.inputs(seen)) for direction in range(len(layer.backwards))]
                 for index, direction, rows in read:
-                    where = layer.node, index, direction
-                    part[where] = part.get(where, 0.0) + (rows.T @ rows).astype(np.float64)
+                    key = json.dumps([held, layer.node, index, direction])
+                    sums.found[key] = sums.found.get(key, 0.0) + (rows.T @ rows).astype(np.float64)
             request.progress("rounding", number + 1, 0)
+    parts: tuple[Moments, Moments] = {}, {}
+    for key, second in sums.found.items():
+        held, node, index, direction = json.loads(key)
+        parts[held][node, index, direction] = second
     return parts[0], parts[1] or parts[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize import _steps
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import placement, windows
 from edgerun.quantize.graphs.activation import Activation, Vectors
@@ -66,9 +67,12 @@ def codes(plan: placement.Plan, seen: Mapping[str, Activation], request: Request
             request.progress("rounding", told, len(known))
             gains += [gain for _, _, gain in made]
             found |= {name: stored for name, stored, gain in made if gain > 0}
+    median = float(np.median(gains)) if gains else None
     request.found["rounded to the second order"] = {"layers": len(found), "tried": len(gains)} | {
-        "less noise of weights, on data kept apart (median dB)": round(float(np.median(gains)), 1) if gains else None
+        "less noise of weights, on data kept apart (median dB)": None if median is None else round(median, 1)
     }
+    if median is not None:
+        _steps.tell(request, _steps.ROUNDED, median, n=len(gains), measured=_steps.LAYER, kept=bool(found))
     return found
 
 

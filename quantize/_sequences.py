@@ -90,16 +90,16 @@ def _decided(
         return Decision({}, [], [], judge)
     codes = _recurrent.codes(model, nodes, request, _steps(request))
 
-    def taken(trial: _spare.Trial, names: Sequence[str]) -> list[str]:
+    def taken(trial: _spare.Trial, names: Sequence[str], what: str) -> list[str]:
         own = {name: sizes[name] for name in names}
         floor = min(FLOOR_DB, _weights.sqnr_db(trial(()), judge, request) - LOSS_DB) if own else 0.0
-        spared = _spare.spared(own, trial, floor, (few, judge), request, most=1.0) if own else []
+        spared = _spare.spared(own, trial, floor, (few, judge), request, what, most=1.0) if own else []
         return [name for name in names if name not in spared]
 
-    on_integers = taken(trial := functools.partial(_on_integers, model, codes, request), able)
+    on_integers = taken(trial := functools.partial(_on_integers, model, codes, request), able, "layers on integers")
     left = [name for name in sizes if name not in on_integers]
     stored = functools.partial(_stored, trial(on_integers), codes, request, left)
-    return Decision(codes, on_integers, taken(stored, [] if packed else left), judge)
+    return Decision(codes, on_integers, taken(stored, [] if packed else left, "layers in 8 bits"), judge)
 
 
 def _steps(request: Request) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _weights
+from edgerun import cache
+from edgerun.checkpoint import Memo
+from edgerun.quantize import _resumed, _weights
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,20 +45,30 @@ def spared(
     floor_db: float,
     data: tuple[list[_weights.Truth], list[_weights.Truth]],
     request: Request,
+    what: str,
     most: float = MOST,
 ) -> list[str]:
     """The names of the layers to spare so that the outputs on the second data keep `floor_db`, by bisection.
 
     `sizes` are numbers of weights by layer, `trial(names)` the model with these layers rounded and all others float,
     `data` a few samples and what judges. The order is that of damage per weight: the noise at the model's outputs
-    when one layer alone is rounded, over its size; at most `most` of the weights are spared.
+    when one layer alone is rounded, over its size; at most `most` of the weights are spared. `what` says in a
+    checkpoint which trials these are.
     """
     ranking, judge = data
-    if _weights.sqnr_db(trial(sizes), judge, request) >= floor_db:
+    memo = Memo(request.checkpoint, f"trials of {what}", *_resumed.about(request), *sorted(request.keep_float))
+
+    def reached(names: Sequence[str]) -> float:
+        return float(memo.get(cache.key(*names), lambda: _weights.sqnr_db(trial(names), judge, request)))
+
+    def alone(name: str) -> float:
+        return float(memo.get(f"alone: {name}", lambda: _weights.sqnr_db(trial([name]), ranking, request)))
+
+    if reached(list(sizes)) >= floor_db:
         return []
     damage = {}
     for index, name in enumerate(sizes):
-        damage[name] = 10 ** (-_weights.sqnr_db(trial([name]), ranking, request) / 10) / sizes[name]
+        damage[name] = 10 ** (-alone(name) / 10) / sizes[name]
         request.progress("damage of each layer", index + 1, len(sizes))
     order = sorted(sizes, key=lambda name: -damage[name])
     taken = np.cumsum([sizes[name] for name in order])
@@ -64,6 +76,6 @@ def spared(
     while low < high:
         middle = (low + high) // 2
         request.progress("choosing bits", 0, 0)
-        enough = _weights.sqnr_db(trial(order[middle:]), judge, request) >= floor_db
+        enough = reached(order[middle:]) >= floor_db
         low, high = (low, middle) if enough else (middle + 1, high)
     return order[: min(low, high)]

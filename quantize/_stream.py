@@ -121,9 +121,9 @@ class Stream:
                 shifts, done = self.missing(spans, apart, stage), int(starts[before + len(known)])
                 later = self._outputs(spans, shifts, 0.0, skip + samples, stage, done)
                 known.extend([*by_sample(truth, out)] for truth, out in later)
-            return _array(list(itertools.chain.from_iterable(known[:wanted])))
+            return as_array(list(itertools.chain.from_iterable(known[:wanted])))
 
-        return _scores(self._memo.get(cache.key(f"{samples} {apart}", *ends), find), list(self._truths[0].outputs))
+        return as_totals(self._memo.get(cache.key(f"{samples} {apart}", *ends), find), list(self._truths[0].outputs))
 
     def _outputs(
         self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0
@@ -148,17 +148,22 @@ class Stream:
 
 def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
     """The Difference of every sample's outputs; of the whole batch where an output has no row for each."""
-    rows = truth.rows if all(np.shape(array)[:1] == (truth.rows,) for array in truth.outputs.values()) else 1
+    rows = parts(truth)
     for part in range(rows):
         own: Any = ... if rows == 1 else slice(part, part + 1)
         yield {name: Difference.of(array[own], out[name][own]) for name, array in truth.outputs.items()}
 
 
-def _array(scores: list[Totals]) -> np.ndarray:
+def parts(truth: Truth) -> int:
+    """How many samples of a batch are told apart: one where an output has no row for each."""
+    return truth.rows if all(np.shape(array)[:1] == (truth.rows,) for array in truth.outputs.values()) else 1
+
+
+def as_array(scores: list[Totals]) -> np.ndarray:
     """`[samples, outputs, sums]` of a Difference each, for a checkpoint."""
     return np.array([[astuple(total) for total in score.values()] for score in scores], np.float64)
 
 
-def _scores(array: np.ndarray, outputs: list[str]) -> list[Totals]:
-    """What `_array` was made of."""
+def as_totals(array: np.ndarray, outputs: list[str]) -> list[Totals]:
+    """What `as_array` was made of."""
     return [dict(zip(outputs, (Difference(*sums) for sums in sample.tolist()), strict=True)) for sample in array]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _finished, static_int8
+from edgerun.quantize import _finished, _steps, static_int8
 from edgerun.quantize._observation import Truth
-from edgerun.quantize._ranges import intervals, sqnr
+from edgerun.quantize._prepared import Prepared
+from edgerun.quantize._ranges import ERROR, gained, intervals, sqnr
 from edgerun.quantize._stream import Stream
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import correction, edit, opsets, placement, qdq
@@ -36,13 +37,14 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     return finish(prepare(model, request), request)
 
 
-def prepare(model: ir.Model, request: Request) -> static_int8.Prepared:
+def prepare(model: ir.Model, request: Request) -> Prepared:
     """As for INT8: fold, one float run, and move and smooth channels, which floats gain from too."""
     model = opsets.at_least(model, OLDEST_OPSET, "8-bit floats")
-    return static_int8.prepare(model, replace(request, effort=replace(request.effort, second=False)))
+    own = replace(request, effort=replace(request.effort, second=False))
+    return static_int8.prepare(model, own, make=finish)
 
 
-def finish(prepared: static_int8.Prepared, request: Request) -> ir.Model:
+def finish(prepared: Prepared, request: Request) -> ir.Model:
     """Store weights, put Q/DQ at every point, and move biases where that brings the outputs nearer.
 
     A range ends at the extremes unless an estimator is asked for: between them, a float's steps hardly depend on it.
@@ -72,6 +74,9 @@ def _shifts(
         none = {layer: np.zeros_like(shift) for layer, shift in found.items()}
         scores = [stream.scores({}, shifts, 2 * half, stage, skip=half) for shifts in (none, found)]
     pays = all(scores) and sqnr(scores[1]) > sqnr(scores[0])
+    if all(scores):
+        gain, surely = gained(scores[0], scores[1], ERROR)
+        _steps.tell(request, _steps.BIAS, gain, surely, n=len(scores[0]), measured=_steps.OUTPUT, kept=pays)
     request.found["bias correction"] = pays
     return {str(layer.holder.name): shift.reshape(-1) for layer, shift in found.items()} if pays else {}
 

@@ -9,25 +9,27 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize import (
-    _evened,
     _finished,
     _observation,
     _precision,
     _rounding,
     _sequences,
+    _steps,
+    _without,
     fold,
     weight_int8,
 )
-from edgerun.quantize._observation import Truth, observe, with_moved_means
+from edgerun.quantize._observation import Truth, observe
 from edgerun.quantize._precision import Cheap, Placed, Stored
+from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import (
+    ERROR,
     checked,
     choose,
     corrected_on,
@@ -48,7 +50,7 @@ from edgerun.quantize.graphs import (
     requantized,
     saturation,
 )
-from edgerun.quantize.graphs.activation import Activation, Vectors
+from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
@@ -65,34 +67,16 @@ scheme = "w8a8"
 REACHED = "calibration SQNR (dB)"
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A float model ready to be quantized: folded and equalized, with what was seen of its activations.
-
-    `truths` are the float model's answers to the first batches of the calibration data; `codes`, by node name, those of
-    weights that are not rounded to nearest. `original` is the folded model as it was, where it has recurrent layers,
-    and `settled` what was found out about these, once for all that is made of it.
-    """
-
-    model: ir.Model
-    original: ir.Model | None
-    seen: Mapping[str, Activation]
-    truths: list[Truth]
-    codes: Mapping[str, np.ndarray]
-    settled: _sequences.Settled = field(default_factory=dict)
-
-    def copy(self) -> Prepared:
-        """The same on a clone, since `finish` consumes the model; the weights are shared."""
-        return replace(self, model=self.model.clone())
-
-
 def apply(model: ir.Model, request: Request) -> ir.Model:
     """Quantize `model`. Raises Unsupported when nothing in it has an integer kernel on the target."""
     return finish(prepare(model, request), request)
 
 
-def prepare(model: ir.Model, request: Request) -> Prepared:
-    """Fold, run the float model over the calibration data once, equalize, and round weights to the second order."""
+def prepare(model: ir.Model, request: Request, make: _without.Make | None = None) -> Prepared:
+    """Fold, run the float model over the calibration data once, equalize, and round weights to the second order.
+
+    Where the effort tries each step without, `make` finishes the models that are compared (None: as INT8).
+    """
     _refuse_quantized(model)
     fold.apply(model)
     if flatten.apply(model.graph, request.rules):
@@ -110,10 +94,7 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     seen, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
     seen |= {name: seen[name].within(*ends) for name, ends in reach.ends(plan).items()}
     _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
-    seen, means = _evened.apply(model, plan, seen, request)
-    codes = _rounding.codes(placement.plan(model.graph, request.rules, request.keep_float), seen, request)
-    seen = {name: replace(activation, vectors=Vectors()) for name, activation in seen.items()}
-    return Prepared(model, original, seen, [with_moved_means(truth, means) for truth in truths], codes)
+    return _without.prepared(Observed(model, original, seen, truths), make or _all_placed, request)
 
 
 def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
@@ -132,8 +113,12 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     return model if prepared.original is None else _sequences.apply(prepared.original, model, request, prepared.settled)
 
 
-def _placed(prepared: Prepared, request: Request) -> ir.Model:
-    """The model with all that stands in the placement on integers."""
+def _all_placed(prepared: Prepared, request: Request) -> ir.Model:
+    return _placed(prepared, request, spare=False)
+
+
+def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.Model:
+    """The model with what stands in the placement on integers, but for those to `spare` where it is far off."""
     model, seen, truths = prepared.model, prepared.seen, prepared.truths
     tables = weight_int8.tables(model.graph, request.keep_float) if request.rules.tables else 0
     request.found["tables in 8 bits"] = tables
@@ -143,7 +128,8 @@ def _placed(prepared: Prepared, request: Request) -> ir.Model:
     del model
     begun: Begun = {}
     with _streaming(made, truths, request, begun) as stream:
-        settled = None if cheap.needed(plan, seen, stream, request) else _settled(made.plan, seen, stream, request)
+        needed = spare and cheap.needed(plan, seen, stream, request)
+        settled = None if needed else _settled(made.plan, seen, stream, request)
     if settled is None:
 
         def judge(spared: Placed, own: Request) -> list[Totals]:
@@ -189,8 +175,10 @@ def _written(
     biased = {} if request.rules.float_bias else made.stored
     plain, moved = (_quantized(made.model, made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
     without, corrected = _finished.compared((plain, moved), truths, samples, request)
-    pays = gained(without, corrected)[0] > 0  # each sample counts alike: in a sum the loudest one decides
+    gain, surely = gained(without, corrected, ERROR)
+    pays = gain > 0  # each sample counts alike: in a sum the loudest one decides
     request.found |= {"bias correction": pays, REACHED: round(sqnr(corrected if pays else without), 2)}
+    _steps.tell(request, _steps.BIAS, gain, surely, n=len(without), measured=_steps.OUTPUT, kept=pays)
     request.found |= {"integer nodes": len(made.plan.compute), "quantized activations": len(made.plan.points)}
     result = moved if pays else plain
     repaired = sum(weight.repaired for weight in made.stored.values())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _spare, _weights, weight_int8
+from edgerun.checkpoint import Memo
+from edgerun.quantize import _resumed, _spare, _steps, _weights, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
 from edgerun.quantize.graphs.compressed import Blocks, Form
@@ -25,6 +27,8 @@ needs_calibration = False
 scheme = "w4a16_b32"
 
 FORM, BITS = Form(32), 4
+LAYERS, MOMENTS_OF = "rounded layers", "second moments"  # in a checkpoint
+log = logging.getLogger("edgerun")
 MOMENTS = 192 << 20  # bytes of second moments that are held at once
 FLOOR_DB = 21.0  # of the outputs on data kept apart: layers go to 8 bits until it is met (20 dB is a cosine of .995)
 WHAT = "MatMul or Gemm with a constant float32 matrix"
@@ -89,7 +93,7 @@ def stored(prepared: Prepared, request: Request, *, integer: bool) -> ir.Model:
         rounded = _better(original, rounded, judge, request)
         sizes = {str(node.name): _size(node) for node in nodes}
         trial = functools.partial(_trial, original, rounded)
-        wide = _spare.spared(sizes, trial, FLOOR_DB, (few, judge), request)
+        wide = _spare.spared(sizes, trial, FLOOR_DB, (few, judge), request, "layers in 4 bits")
     blocked = integer or external.weight_bytes(original) > external.ABOVE
     for node in nodes:
         if str(node.name) not in wide:
@@ -121,21 +125,55 @@ def _rounded(model: ir.Model, nodes: list[ir.Node], form: Form, request: Request
     """The rounded weight of every product, by the node's name; moments are held for as many as `MOMENTS` allows."""
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    found: dict[str, Rounded] = {}
+    found = _recalled(form, request)
+    _resumed.claim(request, MOMENTS_OF)
     readers: dict[str, list[ir.Node]] = {}
     for node in nodes:
+        if str(node.name) in found:
+            edit.forget(node.inputs[1])
+            continue
         readers.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
     sizes = {name: weight_int8.matrix(group[0]).shape[1] for name, group in readers.items()}
     for names in moments.groups(sizes, MOMENTS):
         seen: dict[str, np.ndarray] = {}
         if request.calibration is not None:
+            sums = _resumed.Sums(request, MOMENTS_OF, names)
             with request.open(moments.with_outputs(model, names)) as session:
-                seen = moments.accumulate(session, _spare.fitting(request), names)
+                seen = moments.accumulate(session, sums.over(_spare.fitting(request)), names, sums.found)
         waiting = [(node, seen.get(name)) for name in names for node in readers[name]]
         with threadpool_limits(limits=1, user_api="blas"):  # lanes with two threads each wait for each other
             for (node, _), made in in_lanes(lambda pair: _round(*pair, form), waiting, request.lanes):
                 found[str(node.name)] = made
                 request.progress("rounding", len(found), len(nodes))
+                _keep(found, request)
+    _keep(found, request, whole=True)
+    return found
+
+
+def _keep(found: Mapping[str, Rounded], request: Request, *, whole: bool = False) -> None:
+    def state() -> dict[str, np.ndarray]:
+        told: dict[str, np.ndarray] = {}
+        for name, made in found.items():
+            own = made.weight
+            arrays = own.stored, own.scale, own.zero_point, made.nearest.stored, np.array(own.inputs)
+            told |= {f"{index}/{name}": array for index, array in enumerate(arrays)}
+        return told
+
+    if request.checkpoint is not None and found:
+        request.checkpoint.offer(_resumed.part(request, LAYERS), state, whole=whole)
+
+
+def _recalled(form: Form, request: Request) -> dict[str, Rounded]:
+    """The layers that a killed run had rounded."""
+    known = request.checkpoint.recall(_resumed.part(request, LAYERS)) if request.checkpoint else None
+    found: dict[str, Rounded] = {}
+    for name in [key[2:] for key in known or () if key.startswith("0/")]:
+        assert known is not None
+        stored, scale, zero_point, nearest, inputs = (known[f"{index}/{name}"] for index in range(5))
+        own = Blocks(stored, scale, zero_point, int(inputs), BITS, form.block)
+        found[name] = Rounded(own, replace(own, stored=nearest))
+    if found:
+        log.info("resuming: %d %s are known", len(found), LAYERS)
     return found
 
 
@@ -169,12 +207,19 @@ def _better(
 ) -> dict[str, Rounded]:
     """Second-order rounding where it is nearer to float on data that it has not seen, else rounding to nearest."""
     nearest = {name: Rounded(part.nearest, part.nearest) for name, part in rounded.items()}
-    trials = (_trial(original, tried, rounded) for tried in (rounded, nearest))
-    reached = [_weights.sqnr_db(trial, judge, request) for trial in trials]
-    if reached[0] > reached[1]:
+    memo = Memo(request.checkpoint, "trials of roundings", *_resumed.about(request), *sorted(request.keep_float))
+
+    def db(tried: dict[str, Rounded]) -> float:
+        return _weights.sqnr_db(_trial(original, tried, rounded), judge, request)
+
+    tries = {"second order": rounded, "nearest": nearest}
+    reached = [float(memo.get(name, functools.partial(db, tried))) for name, tried in tries.items()]
+    if pays := reached[0] > reached[1]:
         request.found["rounding"] = "second order"
     request.found["dB of second order and of nearest"] = [round(db, 2) for db in reached]
-    return rounded if reached[0] > reached[1] else nearest
+    n = sum(_weights.rows(truth.feeds) for truth in judge)
+    _steps.tell(request, _steps.ROUNDED, reached[0] - reached[1], n=n, measured=_steps.OUTPUT, kept=pays)
+    return rounded if pays else nearest
 
 
 def _trial(original: ir.Model, rounded: Mapping[str, Rounded], names: Iterable[str]) -> ir.Model:

@@ -46,7 +46,8 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     if request.calibration is not None:
         sizes = {str(node.name): _size(node) for node in nodes}
         few, judge = (_weights.truths(original, data, request) for data in _spare.apart(request))
-        halves = _spare.spared(sizes, functools.partial(_trial, model, large, rounded), FLOOR_DB, (few, judge), request)
+        trial = functools.partial(_trial, model, large, rounded)
+        halves = _spare.spared(sizes, trial, FLOOR_DB, (few, judge), request, "layers in 8 bits")
     counts = [0, 0]
     for done, node in enumerate(nodes, 1):
         half = str(node.name) in halves

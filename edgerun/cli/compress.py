@@ -163,13 +163,15 @@ def _echo_search(found: dict[str, Any]) -> None:
 def _decided(found: Mapping[str, Any]) -> Iterator[str]:
     """What the history tells, as lines; each scheme tells something else."""
     if "quantized activations" in found:
-        yield f"{found['integer nodes']} nodes on integers, {found['quantized activations']} activations quantized"
+        whole = "integer nodes" in found
+        nodes = f"{found['integer nodes']} nodes on integers" if whole else f"{found['8-bit nodes']} nodes in FP8"
+        yield f"{nodes}, {found['quantized activations']} activations quantized"
         corrected = "biases corrected" if found["bias correction"] else "biases as they were"
         yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
         if "recurrent layers" in found:
             yield f"recurrent layers: {_brief(found['recurrent layers'])}"
     else:
-        left_out = ("target", "scheme", "random data", "calibration", "engine", "device", SQNR)
+        left_out = ("target", "scheme", "random data", "calibration", "engine", "device", "steps", SQNR)
         told = {k: v for k, v in found.items() if k not in left_out}
         yield ", ".join(f"{k}: {_brief(v)}" for k, v in told.items() if not isinstance(v, Mapping))
         yield from (f"{k}: {_brief(v)}" for k, v in told.items() if isinstance(v, Mapping))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+
+GAINS = ["step", "gain", "90 %", "measured", "kept"]
+OF = {"output": "samples", "layer": "layers", "predicted": "values"}  # what was counted, by where a gain is measured
 
 
 @click.command()
@@ -43,8 +48,20 @@ def command(model: Path, as_json: bool) -> None:
         )
         click.echo(f"with dequantized weights: {covered or 'no compute op'}")
     for number, step in enumerate(found.history, 1):
-        options = json.dumps(step.options, sort_keys=True)
+        told = dict(step.options)
+        gains = told.pop("steps", [])
+        options = json.dumps(told, sort_keys=True)
         data = f", data {step.data[:12]}" if step.data else ""
         click.echo(
             f"{'' if number > 1 else chr(10)}step {number}: {step.name} (edgerun {step.version}) {options}{data}"
         )
+        if gains:
+            click.echo("\n" + table(GAINS, [_row(gain) for gain in gains]))
+
+
+def _row(gain: Mapping[str, Any]) -> list[str]:
+    """What one step of a pass brought."""
+    low, high = gain["interval_db"] or (None, None)
+    spread = "" if low is None else f"{low:+.2f} to {high:+.2f}"
+    where = f"{gain['measured']}, {gain['n']} {OF[gain['measured']]}"
+    return [gain["step"], f"{gain['gain_db']:+.2f} dB", spread, where, "yes" if gain["kept"] else "no"]

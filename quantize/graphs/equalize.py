@@ -148,26 +148,28 @@ def reads_channels(node: ir.Node, channels: int) -> bool:
 
 def equalize(
     graph: ir.Graph, found: list[Chain], seen: Mapping[str, Channels]
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+) -> tuple[dict[str, float], list[float], dict[str, np.ndarray]]:
     """Rescale every chain that was `seen` (by value name). Where that would copy large weights
     that layers share, nothing is changed.
 
-    Returns {name of its first seen value: exponent} for the chains changed, and each rescaled value's factors `[C]`.
+    Returns {name of its first seen value: exponent} for the chains changed, the predicted gain in dB of each, and every
+    rescaled value's factors `[C]`.
     """
-    changed: dict[str, float] = {}
+    changed, gains = dict[str, float](), list[float]()
     factors_of: dict[str, np.ndarray] = {}
     for chain in found:
         names = [str(v.name) for v in chain.values if v.name in seen]
         layers = (*chain.writers, *chain.readers)
         if not names or any(shared(node.inputs[1]) for node in layers):
             continue
-        factors, exponent = scales([_read(chain, name, seen[name]) for name in names])
+        factors, exponent, gain = scales([_read(chain, name, seen[name]) for name in names])
         if exponent == 0.0:
             continue
         changed[names[0]] = exponent
+        gains.append(gain)
         factors_of |= {str(value.name): factors for value in chain.values}
         rescale(graph, chain, factors)
-    return changed, factors_of
+    return changed, gains, factors_of
 
 
 def _read(chain: Chain, name: str, channels: Channels) -> Read:

@@ -26,12 +26,14 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return result
 
 
-def accumulate(session: Session, batches: Iterable[Feeds], names: Sequence[str]) -> dict[str, np.ndarray]:
+def accumulate(
+    session: Session, batches: Iterable[Feeds], names: Sequence[str], found: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """H = X·Xᵀ for each value, float64 `[K, K]`; every vector along its last axis is a column of X.
 
-    Raises EdgerunError naming a value that is not finite.
+    They are added to what is `found` of them already. Raises EdgerunError naming a value that is not finite.
     """
-    found: dict[str, np.ndarray] = {}
+    found = {} if found is None else found
     for feeds in batches:
         out = session.run(feeds)
         for name in names:

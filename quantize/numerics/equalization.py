@@ -40,8 +40,8 @@ class Read:
     readers: Sequence[Reader]
 
 
-def scales(reads: Sequence[Read]) -> tuple[np.ndarray, float]:
-    """Per-channel factors f `[C]` for the layers before (the readers' weights are divided by them), and the exponent.
+def scales(reads: Sequence[Read]) -> tuple[np.ndarray, float, float]:
+    """Factors f `[C]` for the layers before (the readers' weights are divided by them), α, and the noise won in dB.
 
     Of f_c ∝ r_c^−α over α ∈ {0, ¼, ½, ¾, 1} (α = 1: every channel fills the tensor's range) the one that minimises the
     relative noise Σ_j N_j / P_j at the readers' outputs, with rounding taken as uniform noise:
@@ -56,7 +56,7 @@ def scales(reads: Sequence[Read]) -> tuple[np.ndarray, float]:
     """
     sizes = np.max([read.peaks.max(axis=0) for read in reads], axis=0)
     if not float(sizes.max(initial=0.0)) > 0 or not np.isfinite(sizes).all():
-        return np.ones_like(sizes), 0.0
+        return np.ones_like(sizes), 0.0, 0.0
     rest = np.max([others(read.peaks) for read in reads], axis=0)
 
     def noise(exponent: float) -> float:
@@ -67,8 +67,10 @@ def scales(reads: Sequence[Read]) -> tuple[np.ndarray, float]:
             total += _relative_noise(step, factors, read.power, read.readers, clipped([read.peaks], held, read.count))
         return total
 
-    best = min(EXPONENTS, key=noise)
-    return _factors(sizes, best), best
+    noises = {exponent: noise(exponent) for exponent in EXPONENTS}
+    best = min(noises, key=lambda exponent: noises[exponent])
+    gain = 10 * float(np.log10(noises[0.0] / noises[best])) if noises[best] > 0 else 0.0
+    return _factors(sizes, best), best, gain
 
 
 def _factors(sizes: np.ndarray, exponent: float) -> np.ndarray:

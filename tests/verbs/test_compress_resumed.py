@@ -185,3 +185,63 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(place: Place) -> None
     (place.folder / "cache").touch()
     (ended,) = place.run((None, {}))
     assert ended.code == 0 and ended.err.count("no checkpoints: ") == 1
+
+
+TRUTHS = 24  # runs at most in which the float model's answers are found
+LOOPS = """<ir_version: 8, opset_import: ["": 17]> net (float[n,5,8] x) => (float[n,16] y) {
+    t = Transpose<perm=[1,0,2]>(x) h, last, c = LSTM<hidden_size=16>(t, wl, rl, bl) s = Squeeze(last, zero)
+    a = Gemm(s, w, b) d = Gemm(a, w2, b) e = Gemm(d, w3, b) f = Gemm(e, w4, b) y = Gemm(f, w5, b) }"""
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Place:
+    """An LSTM and five products, of which the last undoes what the one before it did, so that both need more bits."""
+    generator = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(LOOPS)
+    sizes = {"wl": (1, 64, 8), "rl": (1, 64, 16), "bl": (1, 128), "b": (16,)}
+    sizes |= {name: (16, 16) for name in ("w", "w2", "w3", "w4", "w5")}
+    arrays = {name: generator.standard_normal(size) for name, size in sizes.items()}
+    left, _, right = np.linalg.svd(arrays["w4"])
+    spread = np.geomspace(1, 30, 16)
+    arrays["w4"], arrays["w5"] = (left * spread) @ right, right.T @ (left / spread).T
+    tensors = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    proto.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in tensors.items())
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero"))
+    for index, node in enumerate(proto.graph.node):
+        node.name = f"node{index}"
+    onnx.save(proto, tmp_path / "m.onnx")
+    np.savez(tmp_path / "c.npz", x=generator.standard_normal((200, 5, 8)).astype(np.float32))
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["w4a16_b32", "w4a8", "w8a16"])
+def test_other_schemes_go_on_too(loops: Place, scheme: str) -> None:
+    """SIGKILL in the float run of the second moments, and in the trials of layers; what was run is not run again."""
+    more = {"preset": "default", "more": ("--scheme", scheme, "--placement", "rules")}
+    (whole,) = loops.run((None, {"patience": None, "output": "whole.onnx", **more}))
+    assert whole.code == 0 and not loops.entries, whole.err
+    for fatal in (20, whole.runs // 2, whole.runs - 20):
+        killed, resumed = loops.run((fatal, dict(more)), (None, dict(more)))
+        assert (killed.code, resumed.code) == (-9, 0), resumed.err
+        assert loops.bytes() == loops.bytes("whole.onnx")
+        assert "resuming: " in resumed.err and " known" in resumed.err
+        # The float model's answers are found anew (TRUTHS), and what was under way is lost: a trial of 13 batches.
+        assert resumed.runs <= whole.runs - fatal + TRUTHS + 13, (whole.runs, fatal, resumed.runs, resumed.err)
+        assert not loops.entries
+
+
+def test_fp8_goes_on_too(place: Place) -> None:
+    """For TensorRT, where that is installed. SIGKILL in the float run, and in a model without a step."""
+    proto = onnx.load(place.folder / "m.onnx")
+    proto.ir_version, proto.opset_import[0].version = 9, 19
+    onnx.save(proto, place.folder / "m.onnx")
+    more = {"more": ("--scheme", "fp8", "--target", "tensorrt", "--placement", "rules")}
+    (whole,) = place.run((None, {"patience": None, "output": "whole.onnx", **more}))
+    if "unavailable" in whole.err or "needs" in whole.err:
+        pytest.skip(whole.err)
+    assert whole.code == 0, whole.err
+    for fatal in (18, whole.runs - 8):
+        killed, resumed = place.run((fatal, dict(more)), (None, dict(more)))
+        assert (killed.code, resumed.code) == (-9, 0), resumed.err
+        assert place.bytes() == place.bytes("whole.onnx")
+        assert "of 200 samples are known" in resumed.err and resumed.runs < whole.runs - fatal // 2

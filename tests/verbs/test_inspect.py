@@ -116,3 +116,27 @@ def test_a_device_without_onnx_is_told_the_extra(place: Any, cli: Any, monkeypat
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
     ran = cli("inspect", place.a)
     assert ran.code == 3 and "pip install 'edgerun[compress]'" in ran.err
+
+
+def test_steps_are_a_table(tmp_path: Path, cli: Any) -> None:
+    """What each step of a pass brought: with its interval, where it was measured, on how many, and whether it stays."""
+    path = save_qdq(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    gains = [
+        {"step": "centring", "gain_db": 1.5, "interval_db": None, "n": 7, "measured": "predicted", "kept": True},
+        {"step": "bias correction", "gain_db": -0.25, "interval_db": [-0.5, 0.0], "n": 16, "measured": "output",
+         "kept": False},
+    ]  # fmt: skip
+    step = {"name": "quantize/x", "version": "1", "options": {"k": 1, "steps": gains}, "before": "a", "after": "b",
+            "data": ""}  # fmt: skip
+    del model.metadata_props[:]
+    helper.set_model_props(model, {"edgerun.history": json.dumps([step])})
+    onnx.save(model, path)
+    done = cli("inspect", path)
+    assert done.code == 0 and 'step 1: quantize/x (edgerun 1) {"k": 1}' in done.out
+    rows = [" ".join(line.split()) for line in done.out.splitlines()[-3:]]
+    assert rows == [
+        "step gain 90 % measured kept",
+        "centring +1.50 dB predicted, 7 values yes",
+        "bias correction -0.25 dB -0.50 to +0.00 output, 16 samples no",
+    ]

@@ -27,8 +27,9 @@ def rescaled(model: Model, *, spread: float = 3.0) -> tuple[Model, Model, dict[s
         per_channel = np.exp(generator.uniform(-spread, spread, chain.channels))
         made_up = Channels(-per_channel[None], per_channel[None], per_channel**2 / 3)
         seen |= {str(value.name): made_up for value in chain.values}
-    changed, factors = equalize.equalize(graph.graph, chains, seen)
+    changed, gains, factors = equalize.equalize(graph.graph, chains, seen)
     assert all((f > 0).all() and np.isfinite(f).all() for f in factors.values()) and changed.keys() <= factors.keys()
+    assert len(gains) == len(changed) and all(gain > 0 for gain in gains), "what is changed has the least noise"
     fold.infer_shapes(graph)
     return before, Model.of(graph), changed
 
