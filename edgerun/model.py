@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import guard
+from edgerun import distribution, guard
 from edgerun.errors import EdgerunError, Unsupported, out_of_memory
 from edgerun.runtime.spec import TensorSpec
 
@@ -94,7 +94,7 @@ class Model:
             import onnx_ir  # noqa: F401
         except ImportError as error:
             what = "this reads the model as a graph, which takes more than a device install has"
-            raise Unsupported(what, got=str(error), do="pip install 'edgerun[compress]'") from error
+            raise Unsupported(what, got=str(error), do=distribution.install("compress")) from error
         guard.check_onnx(Path(path))
         try:
             return cls.of(_read(Path(path)))
@@ -112,7 +112,7 @@ class Model:
             import onnx
         except ImportError as error:
             what = "this reads the model as a graph, which takes more than a device install has"
-            raise Unsupported(what, got=str(error), do="pip install 'edgerun[compress]'") from error
+            raise Unsupported(what, got=str(error), do=distribution.install("compress")) from error
         guard.check_bytes(data)
         try:
             return cls.from_proto(onnx.ModelProto.FromString(data))
