@@ -97,7 +97,7 @@ class Model:
             raise Unsupported(what, got=str(error), do=distribution.install("compress")) from error
         guard.check_onnx(Path(path))
         try:
-            return cls.of(_read(Path(path)))
+            return _imported(cls.of(_read(Path(path))))
         except EdgerunError:
             raise
         except Exception as error:  # protobuf's, onnx_ir's and Python's own: damage that sizes alone don't show
@@ -115,7 +115,7 @@ class Model:
             raise Unsupported(what, got=str(error), do=distribution.install("compress")) from error
         guard.check_bytes(data)
         try:
-            return cls.from_proto(onnx.ModelProto.FromString(data))
+            return _imported(cls.from_proto(onnx.ModelProto.FromString(data)))
         except EdgerunError:
             raise
         except Exception as error:  # protobuf's and onnx_ir's: damage that sizes alone don't show
@@ -281,3 +281,21 @@ def _kind(found: Any) -> str:
         kinds.append(name)
         found = found.elem_type
     return " ".join(kinds) or "tensor"
+
+
+def _imported(model: Model) -> Model:
+    """The model itself. Raises EdgerunError for a node whose domain's opset it does not import: nobody knows what the
+    node means."""
+    functions = {(key[0], key[1]) for key in model.ir.functions}
+    parts: list[Any] = [model.ir.graph, *model.ir.functions.values()]
+    for part in parts:
+        known = {domain or "ai.onnx" for domain in model.ir.opset_imports} | {"ai.onnx"}
+        known |= set(getattr(part, "opset_imports", ()))
+        for node in part.all_nodes():
+            if (node.domain or "ai.onnx") not in known and (node.domain, node.op_type) not in functions:
+                name = node.name or node.outputs[0].name
+                raise EdgerunError(
+                    "a node's domain has no opset import", got=f"{name} ({node.domain}.{node.op_type})",
+                    wanted=f"an opset_import of {node.domain!r}", do="export the model again with it",
+                )  # fmt: skip
+    return model
