@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported, unknown
+from edgerun.runtime import TensorSpec
 
 # Entries that ONNX Runtime documents (onnxruntime_run_options_config_keys.h): a RunOptions does not list its own.
 ENTRIES = (
@@ -20,19 +21,13 @@ DEFAULTS = {"terminate": False, "only_execute_path_to_fetches": False, "log_verb
 SEVERITIES = (-1, 2)  # of log_severity_level: the session's, and ONNX Runtime's own default
 
 
-class Door(Protocol):
-    """What an IOBinding needs of its session's inputs and outputs."""
-
-    name: str
-
-
 class IOBinding:
     """Arrays in host memory that a session reads and writes: `bind_…`, then `InferenceSession.run_with_iobinding`.
 
     Raises EdgerunError for names that there are none of, Unsupported for memory elsewhere than on the CPU.
     """
 
-    def __init__(self, inputs: Sequence[Door], outputs: Sequence[Door]) -> None:
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self._names = {"input": [door.name for door in inputs], "output": [door.name for door in outputs]}
         self.feeds: dict[str, Any] = {}
         self.places: dict[str, np.ndarray | None] = {}  # None: a fresh array in every run

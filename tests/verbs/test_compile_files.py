@@ -142,7 +142,7 @@ def test_a_recipe_is_what_its_device_takes(
 
 
 def test_an_open_dimension_that_is_no_batch_needs_a_size(tmp_path: Path, cli: Any) -> None:
-    shape = ["batch", "length", 4]
+    shape: list[str | int | None] = ["batch", "length", 4]
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"])], "open",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
