@@ -286,13 +286,12 @@ def _kind(found: Any) -> str:
 def _imported(model: Model) -> Model:
     """The model itself. Raises EdgerunError for a node whose domain's opset it does not import: nobody knows what the
     node means."""
-    functions = {(key[0], key[1]) for key in model.ir.functions}
-    parts: list[Any] = [model.ir.graph, *model.ir.functions.values()]
-    for part in parts:
-        known = {domain or "ai.onnx" for domain in model.ir.opset_imports} | {"ai.onnx"}
-        known |= set(getattr(part, "opset_imports", ()))
+    found: Any = model.ir
+    functions = {(key[0], key[1]) for key in found.functions}
+    for part in (found.graph, *found.functions.values()):
+        known = {"", "ai.onnx", *found.opset_imports, *getattr(part, "opset_imports", ())}
         for node in part.all_nodes():
-            if (node.domain or "ai.onnx") not in known and (node.domain, node.op_type) not in functions:
+            if node.domain not in known and (node.domain, node.op_type) not in functions:
                 name = node.name or node.outputs[0].name
                 raise EdgerunError(
                     "a node's domain has no opset import", got=f"{name} ({node.domain}.{node.op_type})",
