@@ -51,9 +51,10 @@ zoo: $(READY)  ## Fetch and convert the real models into the cache (360 MB)
 bench: zoo  ## edgerun beside its peers on the real models; writes bench/results
 	$(BIN)/python -m bench.compare_peers
 
-dist: $(READY)  ## Wheel and source archive in dist/
+dist: $(READY)  ## Wheel and source archive in dist/, and the wheel for a device
 	rm -rf build dist
 	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m bench.device_wheel dist
 
 clean:  ## Remove what was made here; the cache of real models stays
 	rm -rf $(VENV) build dist demo-out edgerun.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

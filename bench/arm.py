@@ -23,13 +23,13 @@ from pathlib import Path
 
 import tomllib
 
+from bench import device_wheel
 from edgerun import cache
 from edgerun.errors import EdgerunError, Unsupported, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("python3", "libstdc++6")
 TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
-SOURCES = ("edgerun", "converters", "quantize", "targets")
 EMULATOR = "qemu-aarch64-static"
 SECONDS = 600.0  # for any one program
 
@@ -100,14 +100,13 @@ def device(name: str, installed: Path, place: Path) -> Device:
 
 
 def install(place: Path) -> Path:
-    """The wheel of this checkout, unpacked into a folder inside `place`. Raises Unsupported where none can be built."""
-    source, out = place / "source", place / "edgerun"
-    for name in SOURCES:
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    _fetch(sys.executable, "-m", "build", "--wheel", "--outdir", place, source)
-    (wheel,) = place.glob("*.whl")
+    """The device's wheel of this checkout, unpacked into a folder inside `place`. Raises Unsupported where none can be
+    built."""
+    out = place / "edgerun"
+    try:
+        wheel = device_wheel.build(place)
+    except EdgerunError as error:
+        raise Unsupported("the emulated device cannot be made here", got=error) from error
     _fetch(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", out, wheel)
     return out
 

@@ -136,6 +136,20 @@ def signed(proto: onnx.ModelProto) -> Made | None:
     return made, f"uint8 written as int8, which stands for the same numbers ({count})"
 
 
+def asymmetric(proto: onnx.ModelProto) -> int:
+    """How many quantizers keep a zero point other than 0 when they are written with int8: of uint8, other than 128."""
+    import onnx
+
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    count, types = 0, _types(proto)
+    for node in (n for n in proto.graph.node if n.op_type in QUANTIZERS and n.domain in ("", "ai.onnx")):
+        stored = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+        middle = 128 if types.get(stored) == "uint8" else 0
+        count += bool((onnx.numpy_helper.to_array(zero) != middle).any()) if zero is not None else middle != 0
+    return count
+
+
 def _shift_zero(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> None:
     """Give a quantizer the int8 form of its zero point; without one, that of 0 in uint8."""
     import onnx

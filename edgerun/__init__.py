@@ -37,4 +37,11 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'edgerun' has no attribute {name!r}")
     module = "model" if name == "Model" else "runtime" if name in _RUNTIME else f"verbs.{name}"
-    return getattr(importlib.import_module(f"edgerun.{module}"), name)
+    try:
+        return getattr(importlib.import_module(f"edgerun.{module}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != f"edgerun.{module}":
+            raise
+        from edgerun import distribution
+
+        raise distribution.absent(f"edgerun.{name}") from None

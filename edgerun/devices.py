@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -121,7 +123,7 @@ def names() -> list[str]:
 
 
 def known() -> list[Device]:
-    """The devices in `targets/devices/*.toml`, by name. Raises Unsupported below Python 3.11, which reads no TOML."""
+    """The devices in `targets/devices/*.toml`, by name. Raises Unsupported on Python 3.10 without tomli."""
     folder = resources.files("edgerun.targets") / FOLDER
     return [read(name, (folder / f"{name}.toml").read_text(encoding="utf-8")) for name in names()]
 
@@ -143,10 +145,7 @@ def find(name: str | Path) -> Device:
 
 def read(name: str, text: str) -> Device:
     """The device that TOML `text` describes. Raises EdgerunError for what is no fact, or a fact without a source."""
-    try:
-        import tomllib
-    except ImportError as error:
-        raise Unsupported("devices are TOML", got="Python 3.10", wanted="Python 3.11 or newer") from error
+    tomllib = _reader()
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -161,6 +160,15 @@ def read(name: str, text: str) -> Device:
     if missing := [key for key in NEEDED if key not in facts]:
         raise EdgerunError(f"device {name!r} is not complete", got=", ".join(facts), wanted=", ".join(missing))
     return Device(name, summary, facts)
+
+
+def _reader() -> Any:
+    """Python's reader of TOML, or, of 3.10, which has none, the package that it came from."""
+    for module in ("tomllib", "tomli"):
+        if importlib.util.find_spec(module) is not None:
+            return importlib.import_module(module)
+    python = ".".join(platform.python_version_tuple()[:2])
+    raise Unsupported("devices are TOML", got=f"Python {python} without tomli", do="pip install 'tomli>=2'")
 
 
 def _fact(name: str, key: str, fact: Any) -> Fact:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import guard
+from edgerun import distribution, guard
 from edgerun.errors import EdgerunError, Unsupported, out_of_memory
 from edgerun.runtime.spec import TensorSpec
 
@@ -94,10 +94,10 @@ class Model:
             import onnx_ir  # noqa: F401
         except ImportError as error:
             what = "this reads the model as a graph, which takes more than a device install has"
-            raise Unsupported(what, got=str(error), do="pip install 'edgerun[compress]'") from error
+            raise Unsupported(what, got=str(error), do=distribution.install("compress")) from error
         guard.check_onnx(Path(path))
         try:
-            return cls.of(_read(Path(path)))
+            return _imported(cls.of(_read(Path(path))))
         except EdgerunError:
             raise
         except Exception as error:  # protobuf's, onnx_ir's and Python's own: damage that sizes alone don't show
@@ -112,10 +112,10 @@ class Model:
             import onnx
         except ImportError as error:
             what = "this reads the model as a graph, which takes more than a device install has"
-            raise Unsupported(what, got=str(error), do="pip install 'edgerun[compress]'") from error
+            raise Unsupported(what, got=str(error), do=distribution.install("compress")) from error
         guard.check_bytes(data)
         try:
-            return cls.from_proto(onnx.ModelProto.FromString(data))
+            return _imported(cls.from_proto(onnx.ModelProto.FromString(data)))
         except EdgerunError:
             raise
         except Exception as error:  # protobuf's and onnx_ir's: damage that sizes alone don't show
@@ -281,3 +281,20 @@ def _kind(found: Any) -> str:
         kinds.append(name)
         found = found.elem_type
     return " ".join(kinds) or "tensor"
+
+
+def _imported(model: Model) -> Model:
+    """The model itself. Raises EdgerunError for a node whose domain's opset it does not import: nobody knows what the
+    node means."""
+    found: Any = model.ir
+    functions = {(key[0], key[1]) for key in found.functions}
+    for part in (found.graph, *found.functions.values()):
+        known = {"", "ai.onnx", *found.opset_imports, *getattr(part, "opset_imports", ())}
+        for node in part.all_nodes():
+            if node.domain not in known and (node.domain, node.op_type) not in functions:
+                name = node.name or node.outputs[0].name
+                raise EdgerunError(
+                    "a node's domain has no opset import", got=f"{name} ({node.domain}.{node.op_type})",
+                    wanted=f"an opset_import of {node.domain!r}", do="export the model again with it",
+                )  # fmt: skip
+    return model

@@ -294,7 +294,7 @@ class Writing(Target, Protocol):
 
 @runtime_checkable
 class Finishing(Target, Protocol):
-    """A Target that also compiles from a model's bytes alone (a device has no onnx): it finishes recipes. `engine` is
-    the `.onnx` file, its door and digest; `told` "history" (Steps as JSON) and "preprocessing", for its own file."""
+    """A Target that finishes recipes: it compiles an `.onnx` file's bytes alone, for open sizes within `ranges`."""
 
+    def ranges(self, inputs: Sequence[TensorSpec], options: Options, device: Device | None) -> Mapping[str, Any]: ...
     def finish(self, engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine: ...

@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
+from edgerun import distribution
 from edgerun.errors import Unsupported, unknown
 
 if TYPE_CHECKING:
@@ -99,5 +100,4 @@ def written(name: str) -> tuple[str, ...]:
 def missing(requires: tuple[str, ...], extra: str) -> str | None:
     """None when every module in `requires` can be imported, else the line that says what to install."""
     absent = [m for m in requires if importlib.util.find_spec(m) is None]
-    package = f"'edgerun[{extra}]'" if extra else "edgerun"
-    return f"needs {', '.join(absent)}: pip install {package}" if absent else None
+    return f"needs {', '.join(absent)}: {distribution.install(extra)}" if absent else None

@@ -62,6 +62,18 @@ class OrtSession(Session):
         self._check_open()
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
+    @property
+    def model_metadata(self) -> Any:
+        """The runtime's own `ModelMetadata`: who made the model, its graph's name, versions and texts."""
+        self._check_open()
+        return self._session.get_modelmeta()
+
+    @property
+    def provider_options(self) -> Mapping[str, Mapping[str, str]]:
+        """The options of every execution provider that the session has, as the runtime tells them."""
+        self._check_open()
+        return dict(self._session.get_provider_options())
+
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
             if self._narrow:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import _tensorrt_refit as refit
 from edgerun.targets import _tensorrt_timings as timings
 from edgerun.targets._tensorrt_progress import monitor
+
+if TYPE_CHECKING:
+    from edgerun.devices import Device
 
 log = logging.getLogger("edgerun")
 
@@ -38,7 +42,8 @@ TAKES = {
     f"{refit.OPTION}=MODEL.onnx": "where such an engine takes its weights from when it opens",
     f"{JIT}=FILE": "kernels that tensorrt_rtx compiles are kept there, and not in the cache folder",
 }
-BATCH = (1, 1, 16)  # of an open batch without a size; another open dimension has to have one
+Range = tuple[int, int, int]  # least, usual, most
+BATCH: Range = (1, 1, 16)  # of an open batch without a size; another open dimension has to have one
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,15 @@ class Plan:
 
 def settings(trt: Any, options: Options) -> Settings:
     """Read `Options.extra`. Raises EdgerunError for a key or a value that there is none of."""
+    found, name = _read(options), tensorrt.name_of(trt)
+    default = PORTABLE if name == "tensorrt_rtx" else CURRENT
+    found = replace(found, capability=found.capability or default)
+    _check_library(found, name, capabilities(trt))
+    return found
+
+
+def _read(options: Options) -> Settings:
+    """What `Options.extra` says, as far as any library takes it; a capability of which nothing is said is ""."""
     extra = dict(options.extra)
     capability, level, tf32, cache, dla, graph, weights, model, jit = (extra.pop(key, "") for key in KEYS)
     if extra:
@@ -93,22 +107,53 @@ def settings(trt: Any, options: Options) -> Settings:
         raise EdgerunError(f"{DLA} is the number of a DLA core", got=dla, wanted="0 or 1")
     if weights not in refit.KINDS:
         raise unknown("kind of weights", weights, refit.KINDS[1:])
-    rtx = tensorrt.name_of(trt) == "tensorrt_rtx"
-    default = PORTABLE if rtx else CURRENT
-    found = Settings(
-        capability or default, int(level) if level else None, tf32 == "1", Path(cache) if cache else None,
+    return Settings(
+        capability, int(level) if level else None, tf32 == "1", Path(cache) if cache else None,
         int(dla) if dla else None, graph == "1", weights, Path(model) if model else None, Path(jit) if jit else None,
     )  # fmt: skip
-    if found.capability not in (known := capabilities(trt)):
-        names = ", ".join(known)
-        raise Unsupported(f"{tensorrt.name_of(trt)} does not build for this", got=found.capability, wanted=names)
+
+
+def _check_library(found: Settings, name: str, known: Sequence[str]) -> None:
+    """Raise Unsupported for what library `name` cannot do; `known` are its capabilities."""
+    rtx = name == "tensorrt_rtx"
+    if found.capability not in known:
+        raise Unsupported(f"{name} does not build for this", got=found.capability, wanted=", ".join(known))
     if found.cache and rtx:
-        raise Unsupported("tensorrt_rtx keeps no timing cache", got=f"{CACHE}={cache}", do="leave it out")
+        raise Unsupported("tensorrt_rtx keeps no timing cache", got=f"{CACHE}={found.cache}", do="leave it out")
     if found.jit and not rtx:
-        raise Unsupported("tensorrt compiles its kernels while it builds", got=f"{JIT}={jit}", do="leave it out")
+        raise Unsupported("tensorrt compiles its kernels while it builds", got=f"{JIT}={found.jit}", do="leave it out")
     if found.dla is not None and rtx:
-        raise Unsupported("tensorrt_rtx builds for no DLA", got=f"{DLA}={dla}", do="leave it out")
-    return found
+        raise Unsupported("tensorrt_rtx builds for no DLA", got=f"{DLA}={found.dla}", do="leave it out")
+
+
+def ranges(inputs: Sequence[TensorSpec], options: Options, device: Device | None) -> dict[str, Range]:
+    """The sizes of open dimensions that an engine takes which `device` builds (None: some other machine).
+
+    Raises EdgerunError for options or sizes that are refused there, whichever library is here.
+    """
+    found, refusal = _read(options), Unsupported("")
+    for name in [n for n in tensorrt.OLDEST if device is not None and device.value(n)] or list(tensorrt.OLDEST):
+        try:
+            _check_library(replace(found, capability=found.capability or PORTABLE), name, _known(name))
+            break
+        except Unsupported as error:
+            refusal = error
+    else:
+        raise refusal
+    there = device.value("capability") if device is not None else None
+    if there and found.capability.startswith("SM") and found.capability[2:] != there.replace(".", ""):
+        raise Unsupported(f"an engine for {found.capability} does not run on compute capability {there}",
+                          got=f"{CAPABILITY}={found.capability}", do="leave it out")  # fmt: skip
+    return sizes(inputs, options.sizes)
+
+
+def _known(name: str) -> tuple[str, ...]:
+    """What COMPUTE_CAPABILITY may be for library `name`, installed or not."""
+    if name != "tensorrt_rtx":
+        return (CURRENT, PORTABLE)
+    if importlib.util.find_spec(name) is None:
+        return (PORTABLE, *tensorrt.RTX_BUILDS)
+    return capabilities(importlib.import_module(name))
 
 
 def capabilities(trt: Any) -> tuple[str, ...]:
@@ -169,23 +214,29 @@ def _config(trt: Any, builder: Any, asked: Settings) -> Any:
     return config
 
 
-def _add_profile(
-    builder: Any, config: Any, inputs: tuple[TensorSpec, ...], sizes: Mapping[str, tuple[int, int, int]]
-) -> None:
-    """One optimization profile for all open dimensions."""
+def sizes(inputs: Sequence[TensorSpec], given: Mapping[str, Range]) -> dict[str, Range]:
+    """The least, usual and most of every open dimension. Raises EdgerunError for one without, or for no dimension."""
     open_dims = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
-    if surplus := sorted(set(sizes) - open_dims):
+    if surplus := sorted(set(given) - open_dims):
+        if not open_dims:
+            raise EdgerunError("the model has no open dimension", got=f"a size of {surplus[0]!r}", do="leave it out")
         raise unknown("open dimension", surplus[0], open_dims)
-    if not open_dims:
-        return
-    known = {dim: BATCH for dim, size in draws.sizes(inputs, 1, 0).items() if size} | dict(sizes)
+    known = {dim: BATCH for dim, size in draws.sizes(inputs, 1, 0).items() if size} | dict(given)
     if wanting := sorted(open_dims - set(known)):
         raise EdgerunError(
             f"TensorRT compiles for a range of sizes, and {wanting[0]!r} has none",
             got=", ".join(map(str, inputs)),
             wanted=f"sizes of {', '.join(wanting)}",
-            do=f"give Options(sizes={{{wanting[0]!r}: (least, usual, most)}}), or convert the model with fixed sizes",
+            do=f"give --size {wanting[0]}=LEAST,USUAL,MOST, in Python Options(sizes={{{wanting[0]!r}: (least, usual, "
+            "most)}), or convert the model with fixed sizes",
         )
+    return known
+
+
+def _add_profile(builder: Any, config: Any, inputs: tuple[TensorSpec, ...], given: Mapping[str, Range]) -> None:
+    """One optimization profile for all open dimensions."""
+    if not (known := sizes(inputs, given)):
+        return
     profile = builder.create_optimization_profile()
     for spec in inputs:
         if any(isinstance(dim, str) for dim in spec.shape):

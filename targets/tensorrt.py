@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 from edgerun import files, onnx_file
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
-from edgerun.runtime import Engine, Options, Session, dtypes
+from edgerun.runtime import Engine, Options, Session, TensorSpec, dtypes
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
 from edgerun.targets import _tensorrt_file as file
@@ -121,6 +121,12 @@ def compile(model: Model, options: Options) -> Engine:
     told = {"preprocessing": model.preprocessing, "postprocessing": model.postprocessing,
             "history": [asdict(step) for step in model.history]}  # fmt: skip
     return finish(engine, options, told)
+
+
+def ranges(inputs: Sequence[TensorSpec], options: Options, device: Device | None) -> Mapping[str, build.Range]:
+    """The sizes of open dimensions that an engine takes which `device` finishes. Raises EdgerunError for options or
+    sizes that are refused there."""
+    return build.ranges(inputs, options, device)
 
 
 def finish(engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,7 @@ def test_it_answers_as_the_original(model: bytes, tmp_path: Path) -> None:
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     theirs = onnxruntime.InferenceSession(model, settings, providers=CPU)
     for source in (model, tmp_path / "m.onnx", str(tmp_path / "m.onnx")):
-        ours = InferenceSession(source, settings, providers=["CUDAExecutionProvider", *CPU])
+        ours = InferenceSession(source, settings, providers=CPU)
         assert ours.get_providers() == theirs.get_providers()
         for own, other in zip(
             (*ours.get_inputs(), *ours.get_outputs()), (*theirs.get_inputs(), *theirs.get_outputs()), strict=True
@@ -59,8 +61,15 @@ def test_what_it_does_not_do_is_refused(model: bytes) -> None:
     session = InferenceSession(model)
     with pytest.raises(EdgerunError, match="unknown output 'dd'.*"):
         session.run(["dd"], FEEDS)
-    with pytest.raises(Unsupported, match="run_options"):
-        session.run(None, FEEDS, onnxruntime.RunOptions())
+    terminated, entry, severe = onnxruntime.RunOptions(), onnxruntime.RunOptions(), onnxruntime.RunOptions()
+    terminated.terminate = True
+    entry.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    severe.log_severity_level = 0
+    for told in (terminated, entry, severe):
+        with pytest.raises(Unsupported, match="run_options"):
+            session.run(None, FEEDS, told)
+    with pytest.raises(Unsupported, match="arena_extend_strategy"):
+        InferenceSession(model, providers=[(CPU[0], {"arena_extend_strategy": "kSameAsRequested"})])
     with pytest.raises(Unsupported, match="provider_options"):
         InferenceSession(model, None, CPU, [{}])
     with pytest.raises(EdgerunError, match="unknown execution provider 'QNNExecutionProvider'"):
@@ -81,3 +90,163 @@ def test_openvino_by_its_provider() -> None:
     session = InferenceSession(proto.SerializeToString(), providers=["OpenVINOExecutionProvider", *CPU])
     assert session.get_providers() == ["OpenVINOExecutionProvider"]
     assert session.run(None, {"x": np.ones(2, np.float32)})[0].tolist() == [-1, -1]
+
+
+@pytest.fixture
+def both(model: bytes) -> tuple[Any, InferenceSession]:
+    """Theirs and ours."""
+    return _two(model)
+
+
+Both = tuple[Any, InferenceSession]
+
+
+def test_default_run_options_are_taken(both: Both) -> None:
+    theirs, ours = (session.run(["d"], FEEDS, onnxruntime.RunOptions())[0] for session in both)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_metadata_is_the_original_s(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])], "a graph", [value("x", 1, [2])], [value("y", 1, [2])]
+    )
+    graph.doc_string = "of the graph"
+    proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="me", domain="org.me",
+        doc_string="of the model", model_version=7,
+    )  # fmt: skip
+    proto.metadata_props.add(key="k", value="v")
+    data = proto.SerializeToString()
+    theirs, ours = onnxruntime.InferenceSession(data, providers=CPU).get_modelmeta(), InferenceSession(data)
+    names = (
+        "custom_metadata_map",
+        "producer_name",
+        "graph_name",
+        "domain",
+        "description",
+        "graph_description",
+        "version",
+    )
+    assert [getattr(ours.get_modelmeta(), name) for name in names] == [getattr(theirs, name) for name in names]
+    assert ours.get_modelmeta().producer_name == "me" and ours.get_modelmeta().version == 7
+
+
+def test_runs_go_on_beside(both: Both) -> None:
+    told: dict[str, tuple[Any, ...]] = {}
+    for name, session in zip(("theirs", "ours"), both, strict=True):
+        done = threading.Event()
+
+        def ended(results: Any, user: Any, error: str, *, done: threading.Event = done) -> None:
+            told[user] = (list(results), error)
+            done.set()
+
+        session.run_async(["d"], FEEDS, ended, name)
+        assert done.wait(30)
+    assert told["ours"][1] == told["theirs"][1] == ""
+    np.testing.assert_array_equal(told["ours"][0][0], told["theirs"][0][0])
+    failed: Queue[tuple[Any, ...]] = Queue()
+    both[1].run_async(None, {"a": FEEDS["a"]}, lambda *words: failed.put(words), "wrong")
+    results, user, error = failed.get(timeout=30)
+    assert results == [] and user == "wrong" and "'s'" in error
+    with pytest.raises(EdgerunError, match="unknown output"):
+        both[1].run_async(["dd"], FEEDS, ended, None)
+
+
+def _two(model: bytes) -> tuple[Any, InferenceSession]:
+    return onnxruntime.InferenceSession(model, providers=CPU), InferenceSession(model)
+
+
+@pytest.fixture
+def sums() -> bytes:
+    """d = 2·x in float64, y = -x: float32, open dimensions. (onnxruntime binds no strings.)"""
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["b"]),
+        helper.make_node("Cast", ["b"], ["d"], to=TensorProto.DOUBLE),
+        helper.make_node("Neg", ["x"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    outputs = [value("d", TensorProto.DOUBLE, ["n", 3]), value("y", TensorProto.FLOAT, ["n", 3])]
+    graph = helper.make_graph(nodes, "g", [value("x", TensorProto.FLOAT, ["n", 3])], outputs)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(proto.SerializeToString())
+
+
+def test_arrays_are_bound(sums: bytes) -> None:
+    """Inputs are read as they are at every run, outputs written where asked, in the order in which they were bound."""
+    for session in _two(sums):
+        x, place = np.ones((2, 3), np.float32), np.zeros((2, 3))
+        bound = session.io_binding()
+        bound.bind_cpu_input("x", x)
+        bound.bind_output("y")
+        bound.bind_output("d", "cpu", 0, np.float64, place.shape, place.ctypes.data)
+        for value in (1, 4):
+            x[:] = value
+            session.run_with_iobinding(bound)
+            negated, doubled = bound.copy_outputs_to_cpu()
+            assert doubled.tolist() == place.tolist() == [[2 * value] * 3] * 2
+            assert negated.tolist() == [[-value] * 3] * 2
+        bound.clear_binding_outputs()
+        bound.bind_output("d")
+        session.run_with_iobinding(bound)
+        assert bound.copy_outputs_to_cpu()[0].dtype == np.float64 and bound.get_outputs()[0].numpy()[0, 0] == 8
+    bound = session.io_binding()
+    with pytest.raises(EdgerunError, match="unknown input 'b'"):
+        bound.bind_cpu_input("b", x)
+    with pytest.raises(Unsupported, match="host memory"):
+        bound.bind_output("d", "cuda")
+    with pytest.raises(EdgerunError, match="no output is bound"):
+        session.run_with_iobinding(bound)
+
+
+def test_addresses_and_ort_values(sums: bytes, both: Both) -> None:
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(FEEDS["a"])
+    for session in _two(sums):
+        (found,) = session.run_with_ort_values(["y"], {"x": value})
+        assert isinstance(found, onnxruntime.OrtValue) and found.numpy().tolist() == [[-1.0] * 3] * 2
+        bound, x = session.io_binding(), np.full((1, 3), 5, np.float32)
+        bound.bind_input("x", "cpu", 0, np.float32, x.shape, x.ctypes.data)
+        bound.bind_output("y")
+        session.run_with_iobinding(bound)
+        assert bound.copy_outputs_to_cpu()[0].tolist() == [[-5.0] * 3]
+        bound.clear_binding_outputs()
+        bound.bind_ortvalue_input("x", value)
+        bound.bind_output("y")
+        session.run_with_iobinding(bound)
+        assert bound.copy_outputs_to_cpu()[0].shape == (2, 3)
+    bound = _strings(both[1])
+    both[1].run_with_iobinding(bound)
+    assert bound.copy_outputs_to_cpu()[0].tolist() == ["xx", "üü"]
+    with pytest.raises(Unsupported, match="no OrtValue"):
+        bound.get_outputs()
+
+
+def _strings(session: InferenceSession) -> Any:
+    bound = session.io_binding()
+    for name, array in FEEDS.items():
+        bound.bind_cpu_input(name, array)
+    bound.bind_output("t")
+    return bound
+
+
+def test_options_are_told(model: bytes, both: Both) -> None:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    assert InferenceSession(model, settings).get_session_options() is settings
+    assert both[1].get_session_options().intra_op_num_threads >= 1
+    assert set(both[1].get_provider_options()) == set(both[0].get_provider_options()) == set(CPU)
+
+
+def test_cuda_is_never_the_cpu_in_silence(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = ["CUDAExecutionProvider", *CPU]
+    if built[0] in onnxruntime.get_available_providers():
+        pytest.skip("this build has CUDA")
+    with pytest.warns(UserWarning, match="'CUDAExecutionProvider' is not in available provider names"):
+        assert InferenceSession(model, providers=built).get_providers() == CPU
+    with pytest.raises(Unsupported, match="built without it"), pytest.warns(UserWarning):
+        InferenceSession(model, providers=built[:1])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built)
+    with pytest.raises(Unsupported, match="cannot run on CUDA here"):
+        InferenceSession(model, providers=[(built[0], {"device_id": 0, "use_tf32": 1}), *CPU])
+    with pytest.raises(Unsupported, match="gpu_mem_limit"):
+        InferenceSession(model, providers=[(built[0], {"gpu_mem_limit": 1}), *CPU])

@@ -9,7 +9,8 @@ import sys
 
 import click
 
-from edgerun import __version__, _late
+from edgerun import __all__ as OFFERED
+from edgerun import __version__, _late, distribution
 from edgerun.errors import EdgerunError, Unsupported, out_of_memory
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -24,6 +25,9 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
+            verb = cmd_name.replace("-", "_")
+            if verb in OFFERED and verb.islower() and distribution.lacks(f"verbs.{verb}"):
+                raise distribution.absent(f"edgerun {cmd_name}")
             return None
         command: click.Command = importlib.import_module(f"edgerun.cli.{cmd_name.replace('-', '_')}").command
         return command

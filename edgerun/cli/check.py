@@ -44,7 +44,8 @@ def command(
     else:
         _echo(found, fix)
     if subgraph is not None and found.part is None:
-        click.echo("nothing fails, so no part was written", err=True)
+        why = "no node fails, but the opset or IR version" if found.refused else "nothing fails"
+        click.echo(f"{why}, so no part was written", err=True)
     found.require(strict)
 
 
@@ -62,6 +63,8 @@ def _echo(found: Check, fix: Path | None) -> None:
     if found.fix is None and found.unfixed is None:
         for idea in found.ideas:
             click.echo(f"--fix would try: {idea}")
+    if found.advice is not None:
+        click.echo(f"what helps: {found.advice}")
     if found.part is not None:
         click.echo(f"{found.part.path}: the smallest part that fails: {', '.join(found.part.ops)}")
     if found.fix is not None:
@@ -77,7 +80,17 @@ def _echo(found: Check, fix: Path | None) -> None:
     elif not found.refused:
         click.echo(f"{found.model}: {_all(found)} {where}{_integers(found)}")
         if fix is not None:
-            click.echo("nothing was rewritten, so nothing was written", err=True)
+            click.echo(f"nothing was rewritten, so nothing was written: {_unwritten(found)}", err=True)
+
+
+def _unwritten(found: Check) -> str:
+    """Why --fix had nothing to do, and what would help."""
+    looked = f"--fix rewrites nodes that {found.target} refuses, and it refuses none of {found.nodes}"
+    if not found.fell_back:
+        return looked
+    return (
+        f"{looked}; what runs in float is placed anew by edgerun compress --target {found.target}, from the float model"
+    )
 
 
 def _all(found: Check) -> str:

@@ -45,7 +45,8 @@ class Check:
     (a node "" is the whole model); `fell_back` are the products that run in float, None where nothing of the target
     runs here, so that nobody knows; `unseen` those whose kernel the profile does not tell; of the rewritten model where
     there is one. `idle` says that nothing of the target runs here: it was asked which nodes it takes, and no more.
-    `ideas` are rewrites that `--fix` would try; `unfixed` says why it wrote none.
+    `ideas` are rewrites that `--fix` would try; `advice` is what helps where no rewriting does; `unfixed` says why it
+    wrote none.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Check:
     part: Part | None = None
     fix: Fix | None = None
     unfixed: str | None = None
+    advice: str | None = None
 
     def require(self, strict: bool) -> None:
         """Raise GateFailed for a node that does not run; if `strict`, also for one that runs in float."""
@@ -114,13 +116,14 @@ def check(
     refused = list(_refused(loaded, chosen, limits, whose))
     fixed, unfixed = _fixed(loaded, name, limits) if fix is not None and refused else (None, None)
     current, rules = loaded if fixed is None else fixed.model, devices.rules(where, name)
+    advice = rewriting.advice(loaded.to_proto(), refused, name, rules) if refused and fixed is None else None
     found, unseen, notes = _fell_back(current, name, rules, where, strict, bool(refused) and fixed is None)
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
         refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_looked(where, name, chosen), *notes),
-        idle=chosen.runnable() is not None,
-        ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused else ()),
+        idle=chosen.runnable() is not None, advice=advice,
+        ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice else ()),
         part=_part(loaded, refused, found, chosen, limits, name, rules, part) if part is not None else None,
         fix=Fix(str(fix), fixed.rewritten, fixed.check, fixed.ran) if fixed is not None else None,
     )  # fmt: skip
@@ -186,10 +189,12 @@ def _part(
     model: Model, refused: Sequence[Issue], fell_back: Sequence[Fallback] | None, chosen: Target, limits: Limits,
     target: str, rules: Quantization, path: str | Path,
 ) -> Part | None:  # fmt: skip
-    """The smallest part that fails as the first finding does, written to `path`; the whole model where none does."""
+    """The smallest part that fails as the first finding does, written to `path`; the whole model where none does. None
+    where nothing fails, or no node but the model's opset or IR version."""
     proto = model.to_proto()
     if refused and limits.exceeded(model):
-        new = next(_lower.too_new(proto, limits.opset), proto.graph.node[0])
+        if (new := next(_lower.too_new(proto, limits.opset), None)) is None:
+            return None
         name, fails = new.name or new.output[0], _exceeds(limits)
     elif refused:
         name, fails = refused[0].node, _is_refused(chosen, refused[0].op)

@@ -107,8 +107,12 @@ def _written(found: Target, output: Path, options: Options, device: Device | Non
     if output.suffix != found.suffixes[0] and isinstance(found, Writing):
         return found.written(output.suffix, options, device)
     if device is not None:
-        what = f"{output.name} is compiled for this machine, and a recipe for another"
-        raise EdgerunError(what, got=f"device {device.name}", do="-o NAME.recipe, or leave the device out")
+        what = f"{output.name} is made and compared on this machine, for whatever runs it"
+        other = next(iter(getattr(found, "writes", ())), "")
+        if isinstance(found, Finishing):
+            other = ".recipe"
+        instead = f", or -o NAME{other}" if other else ""
+        raise EdgerunError(what, got=f"--device {device.name}", do=f"leave the device out{instead}")
     return options
 
 

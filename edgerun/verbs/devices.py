@@ -104,7 +104,7 @@ def probe(target: str | None = None) -> Device:
 
 
 def _known_here() -> Device | None:
-    """The known device that this machine calls itself; None where devices cannot be read (Python 3.10)."""
+    """The known device that this machine calls itself; None where devices cannot be read (3.10 without tomli)."""
     try:
         return next((d for d in devices.known() if d.value("model") and not d.differences({})), None)
     except Unsupported:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgerun import distribution
 from edgerun.errors import EdgerunError, Unsupported
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def inspect(path: str | Path) -> Inspection:
 
         from edgerun.model import Model
     except ImportError as error:
-        raise Unsupported("inspect reads ONNX", got=str(error), do="pip install 'edgerun[compress]'") from error
+        raise Unsupported("inspect reads ONNX", got=str(error), do=distribution.install("compress")) from error
     path = Path(path)
     if path.suffix == ".xml":
         raise EdgerunError("inspect reads ONNX", got=path, do="inspect the .onnx that it was made from")

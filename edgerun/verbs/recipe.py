@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +157,9 @@ def compiled(
 
     output, options = Path(output), options or Options()
     where = devices.find(device) if device is not None else None
-    facts = {name: fact.value for name, fact in where.facts.items()} if where is not None else {}
     if output.suffix == SUFFIX and target is None and device is None:
         raise EdgerunError("a recipe is for another machine, and nothing says which", do="give --device, or --target")
-    name = target or str(facts.get("target") or "") or target_for(output.suffix)
+    name = target or (where.target if where is not None else target_for(output.suffix))
     files.refuse_overwrite(output, force)
     loaded = Model.load(model)
     feeds: list[Feeds] = []
@@ -176,24 +174,27 @@ def compiled(
         keeps = getattr(registry.target(engine.target), "keeps", frozenset(options.extra))
         again = tuple(f"{key}={value}" for key, value in options.extra.items() if key not in keeps)
         return Compiled(engine.target, engine.check, device or "", again=again)
-    made, tried = _made(loaded, name, device or "", facts, options, feeds, original)
+    made, tried = _made(loaded, name, where, options, feeds, original)
     files.refuse_overwrite(output, force)
     made.save(output)
     return Compiled(name, None, device or "another machine", tried)
 
 
 def _made(
-    model: Any, name: str, device: str, facts: Mapping[str, Any], options: Options, feeds: Sequence[Feeds],
+    model: Any, name: str, device: devices.Device | None, options: Options, feeds: Sequence[Feeds],
     original: str | Path | None,
 ) -> tuple[Recipe, str]:  # fmt: skip
-    """The recipe, and what could be tried of it here. Raises Unsupported where the target refuses a node."""
+    """The recipe, and what could be tried of it here. Raises EdgerunError for what the device would have to refuse:
+    a node, an option, a size, or a feed of another size."""
     from edgerun.verbs import compile as verb
     from edgerun.verbs import work
 
     found = registry.target(name, usable=False)
     if not isinstance(found, Finishing):
-        do = f"write {found.suffixes[0]} instead"
+        others = "".join(f", or -o NAME{suffix} with it" for suffix in getattr(found, "writes", ())[:1])
+        do = f"-o NAME{found.suffixes[0]} without --device{others}"
         raise Unsupported(f"{name} has nothing to finish on a device: its files run as they are", do=do)
+    ranges = found.ranges(model.inputs, options, device)
     if reason := found.available():
         tried = f"not tried here: {reason}"
     elif issues := found.check(model):
@@ -201,18 +202,35 @@ def _made(
     else:
         here = found.device()
         tried = f"{here['runtime']} {here['version']} takes every node; it was not compiled"
-    label, pairs = verb.reference(model, name, options, feeds)
+    _check_sizes(feeds, model.inputs, ranges)
+    label, pairs = verb.reference(model, name, replace(options, sizes=ranges), feeds)
     inputs, rounds = [feed for feed, _ in pairs], work.rounds(model)
+    _check_sizes(inputs, model.inputs, ranges)
     exact = verb.exact(original, inputs) if original is not None and rounds else ()
     told = {"history": [asdict(step) for step in model.history], "preprocessing": model.preprocessing,
             "postprocessing": model.postprocessing}  # fmt: skip
     engine = Engine(name, model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
     outputs = [result for _, result in pairs]
-    return Recipe(engine, options, device, _expected(facts), rounds, label, inputs, outputs, exact, told), tried
+    whom, expects = ("", {}) if device is None else (device.name, _expected(device))
+    return Recipe(engine, options, whom, expects, rounds, label, inputs, outputs, exact, told), tried
 
 
-def _expected(facts: Mapping[str, Any]) -> dict[str, str]:
+def _check_sizes(
+    feeds: Sequence[Feeds], inputs: Sequence[TensorSpec], ranges: Mapping[str, tuple[int, int, int]]
+) -> None:
+    """Raise EdgerunError for a feed that an engine for these sizes would refuse."""
+    for feed in feeds:
+        for spec in inputs:
+            for dim, size in zip(spec.shape, np.shape(feed[spec.name]), strict=False):
+                least, _, most = ranges.get(str(dim), (size, size, size))
+                if not least <= size <= most:
+                    raise EdgerunError(
+                        "a feed to compare on has another size than the engine takes", got=f"{spec.name}: {dim}={size}",
+                        wanted=f"{least} to {most}", do=f"a --size of {dim} with {size} in it, or other --data",
+                    )  # fmt: skip
+
+
+def _expected(device: devices.Device) -> dict[str, str]:
     """What a fingerprint made on the device has to say: its architecture, and the compute capability of its GPU."""
-    found = {"arch": str(facts["arch"])} if "arch" in facts else {}
-    capability = re.search(r"capability (\d+\.\d+)", str(facts.get("gpu", "")))
-    return found | ({"capability": capability[1]} if capability else {})
+    capability = device.value("capability") or ""
+    return {"arch": device.arch} | ({"capability": capability} if capability else {})

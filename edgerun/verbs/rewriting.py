@@ -11,7 +11,7 @@ from edgerun.converters import _lower, _rewrites
 from edgerun.converters._normalize import OLDEST_OPSET, ir_version, opset_of, to_opset
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.model import Model, Step
-from edgerun.passes import Issue, Limits, Target
+from edgerun.passes import Issue, Limits, Quantization, Target
 from edgerun.runtime import Options, SelfCheck
 from edgerun.verbs.compile import self_check
 from edgerun.verbs.making import MEASURER
@@ -103,6 +103,16 @@ def ideas(proto: onnx.ModelProto, issues: Sequence[Issue], limits: Limits) -> li
         if made is not None:
             return made[1]
     return []
+
+
+def advice(proto: onnx.ModelProto, issues: Sequence[Issue], target: str, rules: Quantization) -> str | None:
+    """What helps where rewriting does not: quantizers with zero points, on a target whose rules are symmetric."""
+    if not rules.symmetric or not {issue.op for issue in issues} & set(_rewrites.QUANTIZERS):
+        return None
+    if not (count := _rewrites.asymmetric(proto)):
+        return None
+    one = "1 quantizer has a zero point" if count == 1 else f"{count} quantizers have zero points"
+    return f"{one}, and {target} takes none: compress the float model for it (edgerun compress --target {target})"
 
 
 def _proven(made: Model, original: Model, target: str) -> tuple[SelfCheck, str]:

@@ -86,7 +86,7 @@ def test_the_cpu_is_what_the_kernel_tells_of(board: arm.Device, tmp_path: Path) 
 def test_the_install_has_what_it_needs_and_no_more(device: arm.Device, tmp_path: Path) -> None:
     code = "import importlib.metadata as m, sys; import edgerun; print(*{d.name for d in m.distributions()})"
     names = set(_told(device.call("-c", code, cwd=tmp_path)).lower().split())
-    assert {"edgerun", "numpy", "click", "onnxruntime"} <= names
+    assert {"edgerun-device", "numpy", "click", "onnxruntime"} <= names
     assert not names & {"onnx", "onnx-ir", "onnxscript", "torch", "openvino", "pillow", "scikit-learn"}
 
 
@@ -94,18 +94,18 @@ def test_the_command_line_works_there(device: arm.Device, tmp_path: Path) -> Non
     assert "Commands:" in _told(device.edgerun("--help", cwd=tmp_path))
     targets = {t["name"]: t for t in json.loads(_told(device.edgerun("targets", "--json", cwd=tmp_path)))}
     assert targets["onnxruntime"]["reason"] is None and targets["onnxruntime"]["opset"] >= 20
-    assert "pip install 'edgerun[openvino]'" in targets["openvino"]["reason"]
-    assert "pip install 'edgerun[compress]'" in _told(device.edgerun("inspect", "x.onnx", cwd=tmp_path), code=3)
+    assert "pip install 'edgerun-device[openvino]'" in targets["openvino"]["reason"]
+    assert "pip install 'edgerun-device[onnx]'" in _told(device.edgerun("inspect", "x.onnx", cwd=tmp_path), code=3)
 
 
 def test_python_3_10_finds_its_wheels(installed: Path, tmp_path: Path) -> None:
-    """Such as JetPack 6 has; that the code runs on 3.10 is shown in tests/contract/test_packaging.py."""
+    """Such as JetPack 6 has; that the code runs on 3.10 is shown in tests/contract/test_device_install.py."""
     (wheel,) = installed.parent.glob("*.whl")
     how = ("--dry-run", "--ignore-installed", "--quiet", "--report", "-", "--target", str(tmp_path))
     command = [sys.executable, "-m", "pip", "install", *how, *arm.wheels("3.10"), str(wheel)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=arm.SECONDS)
     found = {p["metadata"]["name"]: p["download_info"]["url"] for p in json.loads(_told(done))["install"]}
-    assert {"edgerun", "numpy", "click", "onnxruntime"} <= set(found)
+    assert {"edgerun-device", "numpy", "click", "onnxruntime"} <= set(found)
     assert all("aarch64" in found[name] for name in ("numpy", "onnxruntime"))
 
 

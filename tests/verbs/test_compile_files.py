@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 import edgerun
 from edgerun import registry
@@ -63,10 +64,17 @@ def test_real_data_is_compared_on(place: Any, cli: Any) -> None:
         (["-o", "made.onnx", "--option", "no_such_option=1"], 2, "no_such_option"),
         (["-o", "made.onnx", "--size", "n=1,2"], 2, "NAME=LEAST,USUAL,MOST"),
         (["-o", "made.onnx", "--size", "n=3,2,1"], 2, "least, usual, most"),
-        (["-o", "made.onnx", "--device", "raspberry-pi-5"], 2, "a recipe for another"),
+        (["-o", "made.onnx", "--device", "raspberry-pi-5"], 2, "leave the device out, or -o NAME.ort"),
         (["-o", "made.recipe"], 2, "nothing says which"),
         (["-o", "made.recipe", "--device", "raspbery-pi-5"], 2, "did you mean 'raspberry-pi-5'"),
-        (["-o", "made.recipe", "--device", "raspberry-pi-5"], 3, "write .onnx instead"),
+        (
+            ["-o", "made.recipe", "--device", "raspberry-pi-5"],
+            3,
+            "-o NAME.onnx without --device, or -o NAME.ort with it",
+        ),
+        (["-o", "made.xml", "--device", "intel-n100"], 2, "leave the device out\n"),
+        (["-o", "made.recipe", "--device", "intel-n100"], 3, "-o NAME.xml without --device\n"),
+        (["-o", "made.engine", "--device", "jetson-orin-nano"], 2, "leave the device out, or -o NAME.recipe"),
     ],
 )
 def test_misuse(
@@ -104,6 +112,50 @@ def test_a_recipe_is_for_its_device(place: Any, cli: Any) -> None:
     assert ran.code == 3 and "Traceback" not in ran.err and not (place.folder / "a.engine").exists()
 
 
+ORIN = ("--target", "tensorrt", "--device", "jetson-orin-nano", "-o", "made.recipe")
+SIZE = ("--size", "n=1,2,2")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([*ORIN, "--option", "FOO=1"], 2, "unknown option of TensorRT 'FOO'"),
+        ([*ORIN, "--option", "COMPUTE_CAPABILITY=SM87"], 3, "wanted: current, portable"),
+        ([*ORIN, "--option", "COMPUTE_CAPABILITY=SM89"], 3, "tensorrt does not build for this"),
+        ([*ORIN, "--option", "RUNTIME_CACHE=a"], 3, "tensorrt compiles its kernels while it builds"),
+        ([*ORIN, "--size", "nn=1,2,4"], 2, "did you mean 'n'"),
+        ([*ORIN, *SIZE, "--data", "long.npz"], 0, ""),
+        ([*ORIN, "--size", "n=2,4,8", "--data", "long.npz"], 2, "wanted: 2 to 8"),
+        (["--target", "tensorrt", "-o", "made.recipe", "--option", "COMPUTE_CAPABILITY=SM87"], 3, "SM89"),
+        (["--target", "tensorrt", "-o", "made.recipe", "--option", "COMPUTE_CAPABILITY=SM89"], 0, ""),
+    ],
+)
+def test_a_recipe_is_what_its_device_takes(
+    place: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, message: str
+) -> None:
+    """Whatever is installed here: the options, the names of sizes, and the feeds that it would be compared on."""
+    monkeypatch.chdir(place.folder)
+    np.savez("long.npz", x=place.x[:6])
+    ran = cli("compile", place.a, *words)
+    assert ran.code == code and message in ran.err and "Traceback" not in ran.err, ran.err
+    assert (place.folder / "made.recipe").exists() == (code == 0)
+
+
+def test_an_open_dimension_that_is_no_batch_needs_a_size(tmp_path: Path, cli: Any) -> None:
+    shape: list[str | int | None] = ["batch", "length", 4]
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])], "open",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "a.onnx")
+    command = ("compile", tmp_path / "a.onnx", "--target", "tensorrt", "-o", tmp_path / "a.recipe")
+    ran = cli(*command)
+    assert ran.code == 2 and "give --size length=LEAST,USUAL,MOST" in ran.err and not (tmp_path / "a.recipe").exists()
+    assert cli(*command, "--size", "length=1,8,9").code == 0
+    assert {feed["x"].shape[1] for feed in recipe.read(tmp_path / "a.recipe").feeds} <= set(range(1, 10))
+
+
 @pytest.fixture
 def finishing(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """ONNX Runtime as a target that finishes recipes, so that a recipe can be finished here; off by a factor."""
@@ -120,6 +172,7 @@ def finishing(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         return {name: value * np.float32(off["by"]) for name, value in run(self, feeds).items()}
 
     monkeypatch.setattr(target, "finish", finish, raising=False)
+    monkeypatch.setattr(target, "ranges", lambda inputs, options, device: options.sizes, raising=False)
     monkeypatch.setattr(OrtSession, "_run", moved)
     return lambda by: off.update(by=by)
 

@@ -66,7 +66,7 @@ def test_a_probe_is_a_device(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_probe_needs_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python 3.10, a Jetson's, reads no TOML: it writes it all the same."""
+    """Python 3.10, a Jetson's, reads TOML with tomli alone: it writes it without."""
 
     def unreadable() -> list[devices.Device]:
         raise Unsupported("devices are TOML")

@@ -1,0 +1,141 @@
+"""`onnxruntime.IOBinding` on a CPU, OrtValues, and what of RunOptions can be honoured: for InferenceSession."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgerun.errors import EdgerunError, Unsupported, unknown
+from edgerun.runtime import TensorSpec
+
+# Entries that ONNX Runtime documents (onnxruntime_run_options_config_keys.h): a RunOptions does not list its own.
+ENTRIES = (
+    "memory.enable_memory_arena_shrinkage", "disable_synchronize_execution_providers", "gpu_graph_id",
+    "qnn.htp_perf_mode", "qnn.htp_perf_mode_post_run", "qnn.rpc_control_latency", "qnn.lora_config",
+    "ep.dynamic.workload_type", "collective.group",
+)  # fmt: skip
+DEFAULTS = {"terminate": False, "only_execute_path_to_fetches": False, "log_verbosity_level": 0, "logid": ""}
+SEVERITIES = (-1, 2)  # of log_severity_level: the session's, and ONNX Runtime's own default
+
+
+class IOBinding:
+    """Arrays in host memory that a session reads and writes: `bind_…`, then `InferenceSession.run_with_iobinding`.
+
+    Raises EdgerunError for names that there are none of, Unsupported for memory elsewhere than on the CPU.
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        self._names = {"input": [door.name for door in inputs], "output": [door.name for door in outputs]}
+        self.feeds: dict[str, Any] = {}
+        self.places: dict[str, np.ndarray | None] = {}  # None: a fresh array in every run
+        self.results: list[Any] = []
+
+    def bind_cpu_input(self, name: str, arr_on_cpu: Any) -> None:
+        """Read this array in every run, as it is then."""
+        self.feeds[self._known("input", name)] = arr_on_cpu
+
+    def bind_ortvalue_input(self, name: str, ortvalue: Any) -> None:
+        """Read an OrtValue on the CPU."""
+        self.feeds[self._known("input", name)] = array(ortvalue)
+
+    def bind_input(
+        self, name: str, device_type: str, device_id: int, element_type: Any, shape: Sequence[int], buffer_ptr: int
+    ) -> None:
+        """Read `shape` elements of `element_type`, a numpy type, at this address, as it is in every run."""
+        self.feeds[self._known("input", name)] = _at(device_type, element_type, shape, buffer_ptr)
+
+    def bind_output(
+        self, name: str, device_type: str = "cpu", device_id: int = 0, element_type: Any = None,
+        shape: Sequence[int] | None = None, buffer_ptr: int | None = None,
+    ) -> None:  # fmt: skip
+        """Ask for this output: as a fresh array, or written to the address."""
+        if buffer_ptr is not None and (element_type is None or shape is None):
+            raise EdgerunError("a buffer has a type and a shape", got=f"{name}: {element_type}, {shape}")
+        _on_cpu(device_type)
+        place = None if buffer_ptr is None else _at(device_type, element_type, shape or (), buffer_ptr)
+        self.places[self._known("output", name)] = place
+
+    def synchronize_inputs(self) -> None:
+        """Nothing to wait for: what is in host memory is there."""
+
+    def synchronize_outputs(self) -> None:
+        """Nothing to wait for: a run ends when its outputs are there."""
+
+    def clear_binding_inputs(self) -> None:
+        """Forget the inputs."""
+        self.feeds.clear()
+
+    def clear_binding_outputs(self) -> None:
+        """Forget the outputs, and what the last run gave."""
+        self.places.clear()
+        self.results = []
+
+    def copy_outputs_to_cpu(self) -> list[Any]:
+        """What the last run gave, in the order in which the outputs were bound; copies."""
+        return [np.array(result) if isinstance(result, np.ndarray) else result for result in self.results]
+
+    def get_outputs(self) -> list[Any]:
+        """The same as OrtValues."""
+        return [ort_value(result) for result in self.results]
+
+    def _known(self, door: str, name: str) -> str:
+        if name not in self._names[door]:
+            raise unknown(door, name, self._names[door])
+        return name
+
+
+def array(value: Any) -> Any:
+    """The array of an OrtValue. Raises Unsupported where it lies elsewhere than in host memory."""
+    _on_cpu(str(value.device_name()))
+    return value.numpy()
+
+
+def ort_value(result: Any) -> Any:
+    """An array as onnxruntime's OrtValue. Raises Unsupported where that is not installed, or has none of the kind."""
+    try:
+        from onnxruntime import OrtValue  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise Unsupported("an OrtValue is onnxruntime's", got=str(error), do="run() gives arrays") from error
+    try:
+        return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(result))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise Unsupported("onnxruntime has no OrtValue of this", got=str(error), do="run() gives arrays") from error
+
+
+def check_run_options(asked: Any) -> None:
+    """Raise Unsupported where RunOptions say anything else than their defaults: nothing of them can be honoured."""
+    if asked is None:
+        return
+    said = {name: getattr(asked, name) for name, usual in DEFAULTS.items() if getattr(asked, name, usual) != usual}
+    if (severity := getattr(asked, "log_severity_level", -1)) not in SEVERITIES:
+        said["log_severity_level"] = severity
+    for key in ENTRIES if hasattr(asked, "get_run_config_entry") else ():
+        try:
+            said[key] = asked.get_run_config_entry(key)
+        except RuntimeError:
+            continue  # that is how one says that there is none
+    if said:
+        told = ", ".join(f"{name}={value!r}" for name, value in said.items())
+        raise Unsupported("run_options cannot be honoured", got=told, do="leave them out")
+
+
+def _on_cpu(device_type: str) -> None:
+    if device_type.lower() not in ("cpu", "default"):
+        raise Unsupported("only arrays in host memory can be bound", got=device_type, wanted="cpu",
+                          do="edgerun copies to and from a GPU itself")  # fmt: skip
+
+
+def _at(device_type: str, element_type: Any, shape: Sequence[int], address: int) -> np.ndarray:
+    """The caller's memory as an array."""
+    _on_cpu(device_type)
+    if isinstance(element_type, int):
+        raise Unsupported("numpy has no type of this number", got=f"element_type {element_type}", wanted="a numpy type")
+    dtype = np.dtype(element_type)
+    if dtype.hasobject:
+        raise Unsupported("strings have no address", got=str(dtype), do="bind_cpu_input")
+    size = dtype.itemsize * int(np.prod(tuple(shape)))
+    memory = (ctypes.c_char * size).from_address(address)
+    return np.frombuffer(memory, dtype).reshape(tuple(shape))
