@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgerun.verbs.why_wrong import Diagnosed
+    from edgerun.verbs.diagnosed import Diagnosed
 
 
 @click.command()
@@ -38,7 +38,8 @@ def command(
     """Which layers of INT8 do the damage, why, and what would repair it?
 
     INT8 is any model with QuantizeLinear/DequantizeLinear pairs, or LSTMs on integers, that was made from FP32. Rows
-    are ranked by what the output gains when only that quantizer, or that recurrent layer, computes in float.
+    are ranked by what the output gains when only that quantizer, or that recurrent layer, computes in float. Exit 1
+    where --fix is given and no fix pays, after all that was found has been told.
     """
     from edgerun.cli._progress import Stages
     from edgerun.cli._table import echo_json, echo_notes
@@ -52,25 +53,22 @@ def command(
     echo_notes(result.notes)
     if as_json:
         echo_json(result)
-        return
-    _show(result)
-    for path in filter(None, (fix, html)):
-        click.echo(f"wrote {path}")
+    else:
+        _show(result)
+        for path in filter(None, (fix if result.fixes else None, html)):
+            click.echo(f"wrote {path}")
+    if fix is not None:
+        result.require_fixes()
 
 
 def _show(result: Diagnosed) -> None:
     from edgerun.cli._table import table
-    from edgerun.verbs.why_wrong import cells
+    from edgerun.verbs.diagnosed import cells
 
     lost = f", {result.drop_points} points lost" if result.drop_points else ""
-    click.echo(f"SQNR {result.sqnr_db:.1f} dB at the outputs, n={result.samples}{lost}")
+    fixes = f"; gains on {result.fix_samples} other samples" if result.apart else ""
+    click.echo(f"SQNR {result.sqnr_db:.1f} dB at the outputs, n={result.samples}{lost}{fixes}")
     click.echo(table(*cells(result)) + "\n")
     for number, row in enumerate(result.rows, 1):
         click.echo(f"{number}. {row.layer} ({row.kind}), {row.cause}: {row.evidence}")
-    if result.fixed_db is None:
-        click.echo("\nno fix pays: what is left is the rounding of 8 bits")
-        return
-    lost = f", {result.fixed_drop_points} points lost" if result.fixed_drop_points else ""
-    click.echo(f"\nwith {len(result.fixes)} fixes: SQNR {result.fixed_db:.1f} dB{lost}, on the same samples")
-    for text in result.fixes:
-        click.echo(f"  {text}")
+    click.echo("\n" + "\n".join(result.ending()))

@@ -12,6 +12,7 @@ CLIPPING, OUTLIER, CONCAT = "clipping", "outlier channel", "mixed-scale Concat"
 CALIBRATION, PREPROCESSING = "dead or constant calibration", "wrong preprocessing"
 SPREAD, DEAD, BIAS, SATURATION = "weight channel spread", "dead channel", "bias shift", "saturation"
 SOFTMAX, TAIL, ROUNDING = "softmax tail", "long tail", "rounding"
+SLIGHT = "little damage"  # of what is odd, and yet does next to none of the harm
 
 UNEVEN = 8.0  # a peak so many times the typical one wastes three of eight bits on everything else
 UNEVEN_WEIGHTS = 4.0

@@ -13,7 +13,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore
 
 import edgerun
 from edgerun.model import Model
-from edgerun.verbs.why_wrong import Diagnosed, Gain, why_wrong
+from edgerun.verbs.diagnosed import Diagnosed, Gain
+from edgerun.verbs.why_wrong import why_wrong
 
 GATES = {"LSTM": 4, "GRU": 3}
 TEXT = """<ir_version: 8, opset_import: ["": 17]> net (float[n,12,16] x) => (float[n,6] y) {{
