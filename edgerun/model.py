@@ -248,9 +248,7 @@ def _refusal(error: EdgerunError, path: Path) -> EdgerunError:
     if path.suffix not in COMPILED or not path.is_file():
         return error
     do = "give the .onnx that it was made from; edgerun compress writes one for every --target with -o small.onnx"
-    return EdgerunError(
-        f"{path}: this reads ONNX", got=f"{COMPILED[path.suffix]} ({path.suffix})", wanted=".onnx", do=do
-    )
+    return EdgerunError(f"{path}: this reads ONNX", got=COMPILED[path.suffix], wanted="an .onnx file", do=do)
 
 
 def _read(path: Path) -> onnx_ir.Model:

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.errors import EdgerunError
-from edgerun.quantize.diagnosis import calibration, evidence, fixes, recurrent, trials, verdict
+from edgerun.quantize.diagnosis import calibration, evidence, fixes, notes, recurrent, trials, verdict
 from edgerun.quantize.diagnosis.fixes import Case
 from edgerun.quantize.diagnosis.trials import Measured, Progress, Trials
 from edgerun.quantize.diagnosis.verdict import Finding
-from edgerun.quantize.graphs import align, factors, overflow, quantizers, switches
-from edgerun.quantize.graphs.align import Counterpart
+from edgerun.quantize.graphs import align, factors, overflow, products, quantizers, switches
 from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quantizer
 from edgerun.quantize.numerics import causes, noise
 from edgerun.quantize.numerics.causes import Cause
@@ -33,8 +31,6 @@ WORK = 480  # quantizers times samples that are run alone; what is found there i
 SHIFT = 0.01  # of its layer's output that a bias must move to be suspected
 MORE = 4  # candidates measured beyond those that are shown
 MASKED = 0.5  # of all noise: no single quantizer explains so much, though each of two alone makes it
-
-FAITHFUL_DB = 50.0  # the float counterpart reaches at least this where the models belong together
 
 STRUCTURAL = (causes.CONCAT, causes.OUTLIER)
 AS_GOOD = 2.0  # times the noise: where data was wrong, one range may bear the brunt, and it is still the data
@@ -80,12 +76,12 @@ def diagnose(
     Raises EdgerunError when there is no Q/DQ.
     """
     quantized = quantized.clone()
+    plain = products.unfold(quantized.graph, model.graph)
     unfolded = factors.unfold(quantized.graph)
     evened = factors.evened(quantized.graph, {str(node.name) for node in model.graph})
     found = tuple(quantizers.find(quantized.graph))
     if not found:
-        what, wanted = "there is no QuantizeLinear/DequantizeLinear pair in the second model", "a quantized model"
-        raise EdgerunError(what, wanted=wanted, do="give the float model first, then the quantized one")
+        raise notes.nothing(quantized.graph)
     judged = replace(judged, saturating=saturating)
     others = judged if apart is None else replace(apart, saturating=saturating)
     progress("reading the model", 0, 1)
@@ -105,10 +101,12 @@ def diagnose(
     told = [_weighed(row, before) for row in _once(sorted(told, key=lambda row: -row.damage))[:top]]
     fixed, kept, after = verdict.repaired(case, told, there)
     spared = verdict.spared(case, told, there, {str(node.name) for node in model.graph})
-    if fixed is not None and unfolded:
-        factors.fold(fixed.graph)
-    notes = _notes(quantized, counterpart, base)
-    return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, there, after, *spared, notes)
+    if fixed is not None:
+        products.fold(fixed, plain)
+        if unfolded:
+            factors.fold(fixed.graph)
+    said = notes.told(quantized, counterpart, base)
+    return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, there, after, *spared, said)
 
 
 def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[Finding]:
@@ -219,8 +217,9 @@ def _tried(case: Case, row: Finding, before: Measured, there: Measured) -> Findi
     moved = row.cause.name == causes.ROUNDING and tried.fix.name == fixes.MOVE
     if moved and gain[0] > SHIFTED_DB and gain[1] > 0:
         row = _as_bias(case, row, removed / float(before.noise.mean()))
-    # Where nothing is odd, a layer left in float took its readers' faults along.
-    damage = row.damage if row.cause.name == causes.ROUNDING else max(row.damage, removed)
+    # Where nothing is odd, a layer left in float took its readers' faults along; and a gain must hold on other samples.
+    counts = row.cause.name != causes.ROUNDING and gain[1] > 0
+    damage = max(row.damage, removed) if counts else row.damage
     return replace(row, tried=tried, damage=damage, gain=gain)
 
 
@@ -250,23 +249,3 @@ def _once(rows: Sequence[Finding]) -> list[Finding]:
     for row in rows:
         found.setdefault(row.key, row)
     return list(found.values())
-
-
-def _notes(model: ir.Model, counterpart: Counterpart, base: Measured) -> tuple[str, ...]:
-    notes = []
-    if products := [str(node.name) for node in model.graph if node.op_type == "MatMulInteger"]:
-        what = "product quantizes its input" if len(products) == 1 else "products quantize their input"
-        notes.append(f"{len(products)} {what} while running ({_few(products)}): that is not looked at")
-    if counterpart.foreign:
-        found = f"{len(counterpart.foreign)} layers ({_few(counterpart.foreign)})"
-        notes.append(f"no float weight was found for {found}: theirs count as exact")
-    if base.sqnr_db < FAITHFUL_DB:
-        notes.append(
-            f"with nothing rounded the quantized model still differs from the float one (SQNR {base.sqnr_db:.1f} dB): "
-            "what differs there is nobody's damage below"
-        )
-    return tuple(notes)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

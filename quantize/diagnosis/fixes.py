@@ -14,7 +14,7 @@ from edgerun.quantize.graphs import repairs, switches
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.edit import drop_unused
 from edgerun.quantize.graphs.overflow import Risk
-from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer
+from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer, Running
 from edgerun.quantize.numerics import causes, equalization, grid
 from edgerun.quantize.numerics.grid import Grid
 from edgerun.quantize.numerics.ranges import ESTIMATORS
@@ -127,7 +127,7 @@ def moved_biases(
     """The biases that are not the float model's: of the layers that read an activation or hold a weight, or of all."""
     layers: Sequence[str] = ()
     if of is not None:
-        layers = of.readers if isinstance(of, Activation) else (of.layer,) if of.kind == "weight" else ()
+        layers = of.readers if isinstance(of, Activation | Running) else (of.layer,) if of.kind == "weight" else ()
     found = []
     for q in quantizers:
         meant = isinstance(q, Constant) and q.kind == "bias" and (of is None or q.layer in layers)
@@ -157,6 +157,9 @@ def _of_cause(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
         if quantizer.grid.scale.size == 1:
             tried = TRIED_RANGES if cause != causes.ROUNDING else ("mse",)
             yield from (ranged(case, (quantizer,), name) for name in tried)
+        yield Fix("leave it in float", lambda graph, counter: _left(graph, counter, quantizer), trade=True)
+        return
+    if isinstance(quantizer, Running):
         yield Fix("leave it in float", lambda graph, counter: _left(graph, counter, quantizer), trade=True)
         return
     assert isinstance(quantizer, Constant)  # `diagnosis.recurrent` has the others'
@@ -226,7 +229,7 @@ def _equalized(case: Case, activation: Activation) -> Fix | None:
 
 
 def _left(graph: ir.Graph, counterpart: Counterpart, quantizer: Quantizer) -> bool:
-    if isinstance(quantizer, Activation):
+    if isinstance(quantizer, Activation | Running):
         repairs.leave_float(graph, counterpart, [quantizer])
     else:
         switches.take_out(graph, counterpart, [quantizer])

@@ -10,7 +10,7 @@ from edgerun.quantize.diagnosis import fixes
 from edgerun.quantize.diagnosis.fixes import Case, Tried
 from edgerun.quantize.graphs import repairs
 from edgerun.quantize.graphs.edit import drop_unused
-from edgerun.quantize.graphs.quantizers import Activation, Quantizer
+from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quantizer, Running
 from edgerun.quantize.numerics import causes, noise
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PAYS = 0.99  # noise must fall below this share, and surely fall, for a fix to be kept
 FLOAT_DB = 1.0  # that float must bring a layer, and surely some, to be worth its time
+MOST = 1 / 3  # of the layers with integers may be told to stay in float: with more, little is left of the model's speed
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,12 @@ def spared(
 
     As compressing again and keeping them in float would have it: with their weights and what they alone read.
     """
-    wanted = [row for row in rows if _traded(row) and row.gain is not None and row.gain[0] > FLOAT_DB]
-    layers = dict.fromkeys(name for row in wanted if surely(row.gain) for name in _layers(case, row))
+    all_ = {q.layer for q in case.quantizers if isinstance(q, Constant | Loop) and q.kind != "bias"}
+    layers: dict[str, None] = {}
+    for row in sorted(rows, key=lambda row: -row.gain[0] if row.gain else 0.0):
+        if _traded(row) and row.gain is not None and row.gain[0] > FLOAT_DB and surely(row.gain):
+            more = dict.fromkeys((*layers, *_layers(case, row)))
+            layers = more if len(more) <= max(1, MOST * len(all_)) else layers
     named = [case.counterpart.named.get(name, name) for name in layers]
     if not layers or not all(name in known for name in named):
         return (), None
@@ -105,10 +110,10 @@ def _pays(before: Measured, after: Measured) -> bool:
 def _layers(case: Case, row: Finding) -> Sequence[str]:
     """What must compute in float so that this one does not round: an activation's readers, else the layer itself."""
     quantizer = next((q for q in case.quantizers if q.key == row.key), None)
-    return quantizer.readers if isinstance(quantizer, Activation) else (row.layer,)
+    return quantizer.readers if isinstance(quantizer, Activation | Running) else (row.layer,)
 
 
 def _only_in(quantizer: Quantizer, layers: Collection[str]) -> bool:
-    if isinstance(quantizer, Activation):
+    if isinstance(quantizer, Activation | Running):
         return bool(quantizer.readers) and all(name in layers for name in quantizer.readers)
     return quantizer.layer in layers

@@ -156,8 +156,9 @@ def test_the_command_and_its_page(tmp_path: Path, cli: Any) -> None:
     assert "first (recurrent)" in page.read_text()
 
 
-def test_dynamic_products_are_told(tmp_path: Path) -> None:
+def test_dynamic_products_beside_them_are_looked_at(tmp_path: Path) -> None:
     model = network(tmp_path / "float.onnx")
     edgerun.compress(model, scheme="w8a8_dynamic", output=tmp_path / "small.onnx")
     found = why_wrong(model, tmp_path / "small.onnx", spoken(1))
-    assert "1 product quantizes its input while running (head/MatMulInteger): that is not looked at" in found.notes
+    assert row(found, "head", ":1").kind == "weight" and row(found, "f").kind == "activation"
+    assert not any("not looked at" in note for note in found.notes) and found.counterpart_db > 90
