@@ -211,11 +211,22 @@ def unfixed(rows: Sequence[Row], kept: Sequence[str], spared: Sequence[str], sam
     return f"no fix pays{left}; {which}" if best.trade else f"no fix surely pays: {which}"
 
 
-def command(model: Model | str | Path, data: Any, made: Step | None, names: Sequence[str]) -> str | None:
-    """The command that compresses the float model anew with `names` in float; `made` is the Step of the first time."""
+def step(quantized: Model) -> Step | None:
+    """The Step that quantized the model, where edgerun did."""
+    return next((one for one in quantized.history if one.name.startswith("quantize/")), None)
+
+
+SCHEMES = {"DynamicQuantizeLinear": "w8a8_dynamic", "MatMulNBits": "w4a16_b32"}  # of others' models
+
+
+def command(model: Model | str | Path, quantized: Model, data: Any, names: Sequence[str]) -> str | None:
+    """The command that compresses the float model anew as `quantized` was, with `names` in float."""
     if not names:
         return None
-    asked = {} if made is None else made.options
+    ops = {node.op_type for node in quantized.ir.graph}
+    guess = next((scheme for op, scheme in SCHEMES.items() if op in ops), "w8a8")
+    made = step(quantized)
+    asked = {"scheme": guess} if made is None else made.options
     options = [f"--{key}={asked[key]}" for key, usual in (("scheme", "w8a8"), ("target", "onnxruntime"))
                if asked.get(key, usual) != usual]  # fmt: skip
     source, feeds = (

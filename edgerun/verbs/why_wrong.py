@@ -17,7 +17,7 @@ from edgerun.quantize.diagnosis import Diagnosis
 from edgerun.runtime import Engine, Options, Session
 from edgerun.verbs.apart import ENOUGH, parted
 from edgerun.verbs.compress import compress
-from edgerun.verbs.diagnosed import Diagnosed, command, diagnosed, page
+from edgerun.verbs.diagnosed import Diagnosed, command, diagnosed, page, step
 from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.making import KEPT, MEASURER
 
@@ -74,7 +74,7 @@ def why_wrong(
     found = diagnosis.diagnose(
         rounded.ir, float_.ir, samples.judged, top, progress, saturates, remake, samples.ranges, samples.apart
     )  # fmt: skip
-    again = command(model, data, _made(rounded), found.floats)
+    again = command(model, rounded, data, found.floats)
     result = diagnosed(found, samples.apart, feeds.digest, again, (*feeds.notes, *found.notes, *samples.notes))
     if fix is not None and found.kept:
         _write(fix, rounded, found, result)
@@ -113,16 +113,11 @@ def _check_doors(a: Model, b: Model) -> None:
                            do="quantize again after edgerun convert")  # fmt: skip
 
 
-def _made(quantized: Model) -> Step | None:
-    """The Step that quantized the model, where edgerun did."""
-    return next((step for step in quantized.history if step.name.startswith("quantize/")), None)
-
-
 def _remake(
     model: Model | str | Path, quantized: Model, feeds: Data, progress: Progress
 ) -> Callable[[], ir.Model] | None:
     """How to make the quantized model again on this data, where its history says that edgerun made it; else None."""
-    made = _made(quantized)
+    made = step(quantized)
     if made is None or made.name != "quantize/static_int8":
         return None
     kept = list(made.options.get(KEPT, ()))
@@ -142,5 +137,5 @@ def _write(path: str | Path, quantized: Model, found: Diagnosis, result: Diagnos
         "fixes": list(found.kept), "SQNR before (dB)": round(found.apart.sqnr_db, 2),
         "SQNR after (dB)": round(result.fixed_db, 2), "samples": result.fix_samples,
     }  # fmt: skip
-    step = Step("quantize/repair", __version__, options, before, made.digest(), result.data)
-    replace(made, preprocessing=quantized.preprocessing, history=(*quantized.history, step)).save(path)
+    repair = Step("quantize/repair", __version__, options, before, made.digest(), result.data)
+    replace(made, preprocessing=quantized.preprocessing, history=(*quantized.history, repair)).save(path)

@@ -105,7 +105,7 @@ def diagnose(
         products.fold(fixed, plain)
         if unfolded:
             factors.fold(fixed.graph)
-    said = notes.told(quantized, counterpart, base)
+    said = notes.told(quantized, counterpart, base, judged.rows[0])
     return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, there, after, *spared, said)
 
 

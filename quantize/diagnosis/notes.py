@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgerun.quantize.diagnosis.trials import Measured
 
 FAITHFUL_DB = 50.0  # the float counterpart reaches at least this where the models belong together
+RUNNING = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM")
 UNSEEN = {
     "MatMulInteger": "integer products in another form than DynamicQuantizeLinear's, or with computed weights",
     "ConvInteger": "convolutions whose input is quantized while they run",
@@ -26,9 +27,11 @@ UNSEEN = {
 }  # fmt: skip
 
 
-def told(model: ir.Model, counterpart: Counterpart, base: Measured) -> tuple[str, ...]:
-    """What a reader of the rows must know: `base` is the model with nothing rounded."""
+def told(model: ir.Model, counterpart: Counterpart, base: Measured, batch: int) -> tuple[str, ...]:
+    """What a reader of the rows must know: `base` is the model with nothing rounded, `batch` the samples of a run."""
     notes = []
+    if batch > 1 and any(node.op_type in RUNNING for node in model.graph):
+        notes.append(f"what is rounded while it runs shares its scale over a batch, of {batch} samples here")
     for what, names in _unseen(model.graph).items():
         notes.append(f"{what} ({_few(names)}): not looked at")
     if counterpart.foreign:
