@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     help="The device's CPU adds two u8·s8 products in 16 bits (x86-64 without VNNI). Default: as this machine's does.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Rows to show.")
-@click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Samples to use, 32 unless told.")
+@click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Samples to use, 32 unless told; as many others judge fixes.")
 @click.option(
     "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
 )
@@ -37,7 +37,8 @@ def command(
 ) -> None:  # fmt: skip
     """Which layers of INT8 do the damage, why, and what would repair it?
 
-    INT8 is any model with QuantizeLinear/DequantizeLinear pairs, or LSTMs on integers, that was made from FP32. Rows
+    INT8 is any model with QuantizeLinear/DequantizeLinear pairs, products that are dynamic or have weights in few bits,
+    or LSTMs on integers, that was made from FP32. Rows
     are ranked by what the output gains when only that quantizer, or that recurrent layer, computes in float. Exit 1
     where --fix is given and no fix pays, after all that was found has been told.
     """
