@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     help="The device's CPU adds two u8·s8 products in 16 bits (x86-64 without VNNI). Default: as this machine's does.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Rows to show.")
-@click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Samples to use, 32 unless told; as many others judge fixes.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Samples to use, 32 unless told; as many others judge fixes.",
+)
 @click.option(
     "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
 )
