@@ -92,7 +92,8 @@ def run(name: str, build: Build, seed: int) -> Result | None:
 def _trials(planted: Planted, feeds: Feeds, outputs: list[str]) -> trials.Trials:
     data = open_data(feeds, planted.float.inputs, batch=8)
     count = min(len(next(iter(feeds.values()))), 8 if planted.float.weight_bytes() > 8 << 20 else 32)
-    made = trials.collect(opened_here, planted.float.ir, data, outputs, count, lambda *_: None)
+    batched = data.batch is not None
+    made = trials.collect(opened_here, planted.float.ir, data, outputs, count, lambda *_: None, batched)
     return replace(made, saturating=planted.saturating)
 
 

@@ -62,6 +62,10 @@ class Data:
         size = self.batch if self.batch is None or self._fixed else batch
         return Data(self._source, self.inputs, size, self._fixed, self._limit)
 
+    def first(self, samples: int) -> Data:
+        """The first `samples` samples, or all where there are no more."""
+        return Data(self._source, self.inputs, self.batch, self._fixed, min(samples, self._limit or samples))
+
     @property
     def samples(self) -> int | None:
         """How many samples one pass gives, None while unknown. A model's fixed batch leaves the remainder out."""
@@ -176,19 +180,14 @@ class Data:
 
 
 def open_data(
-    source: str
-    | Path
-    | Mapping[str, Any]
-    | Iterable[Any]
-    | Callable[[], Iterable[Any]]
-    | readers.GivesNext
+    source: str | Path | Mapping[str, Any] | Iterable[Any] | Callable[[], Iterable[Any]] | readers.GivesNext
     | readers.GivesInferenceData,
     inputs: Sequence[TensorSpec],
     *,
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     batch: int | None = None,
     limit: int | None = None,
-) -> Data:
+) -> Data:  # fmt: skip
     """Open data for a model's inputs; see the module for the kinds.
 
     `batch` counts where the model leaves its batch open (default 32), else the model's own batch does.

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 HISTORY = "edgerun.history"
 PREPROCESSING, POSTPROCESSING = "edgerun.preprocessing", "edgerun.postprocessing"
+DEVICE = "this reads the model as a graph, which takes more than a device install has"
+COMPILED = {
+    ".xml": "OpenVINO's",
+    ".ort": "ONNX Runtime's own",
+    ".engine": "TensorRT's",
+    ".recipe": "a recipe",
+}  # no ONNX
 WHOLE_BYTES = frozenset({1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16})  # TensorProto types that are not packed
 # What a provider compiled stands in a model as bytes (EPContext); onnx_ir would say so in every step.
 logging.getLogger("onnx_ir.serde").addFilter(lambda record: "ep_cache_context" not in record.getMessage())
@@ -93,13 +100,12 @@ class Model:
         try:
             import onnx_ir  # noqa: F401
         except ImportError as error:
-            what = "this reads the model as a graph, which takes more than a device install has"
-            raise Unsupported(what, got=str(error), do=distribution.install("compress")) from error
-        guard.check_onnx(Path(path))
+            raise Unsupported(DEVICE, got=str(error), do=distribution.install("compress")) from error
         try:
+            guard.check_onnx(Path(path))
             return _imported(cls.of(_read(Path(path))))
-        except EdgerunError:
-            raise
+        except EdgerunError as error:
+            raise _refusal(error, Path(path)) from None
         except Exception as error:  # protobuf's, onnx_ir's and Python's own: damage that sizes alone don't show
             if out_of_memory(error):
                 raise
@@ -111,8 +117,7 @@ class Model:
         try:
             import onnx
         except ImportError as error:
-            what = "this reads the model as a graph, which takes more than a device install has"
-            raise Unsupported(what, got=str(error), do=distribution.install("compress")) from error
+            raise Unsupported(DEVICE, got=str(error), do=distribution.install("compress")) from error
         guard.check_bytes(data)
         try:
             return _imported(cls.from_proto(onnx.ModelProto.FromString(data)))
@@ -236,6 +241,14 @@ class Model:
             if contract is not None:
                 texts[key] = json.dumps(contract, sort_keys=True)
         return texts
+
+
+def _refusal(error: EdgerunError, path: Path) -> EdgerunError:
+    """`error`, or for what was compiled from an ONNX file, that one."""
+    if path.suffix not in COMPILED or not path.is_file():
+        return error
+    do = "give the .onnx that it was made from; edgerun compress writes one for every --target with -o small.onnx"
+    return EdgerunError(f"{path}: this reads ONNX", got=COMPILED[path.suffix], wanted="an .onnx file", do=do)
 
 
 def _read(path: Path) -> onnx_ir.Model:

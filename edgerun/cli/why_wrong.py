@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgerun.verbs.why_wrong import Diagnosed
+    from edgerun.verbs.diagnosed import Diagnosed
 
 
 @click.command()
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     help="The device's CPU adds two u8·s8 products in 16 bits (x86-64 without VNNI). Default: as this machine's does.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Rows to show.")
-@click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Samples to use, 32 unless told.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Samples to use, 32 unless told; as many others judge fixes.",
+)
 @click.option(
     "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
 )
@@ -37,8 +42,10 @@ def command(
 ) -> None:  # fmt: skip
     """Which layers of INT8 do the damage, why, and what would repair it?
 
-    INT8 is any model with QuantizeLinear/DequantizeLinear pairs, or LSTMs on integers, that was made from FP32. Rows
-    are ranked by what the output gains when only that quantizer, or that recurrent layer, computes in float.
+    INT8 is any model with QuantizeLinear/DequantizeLinear pairs, products that are dynamic or have weights in few bits,
+    or LSTMs on integers, that was made from FP32. Rows
+    are ranked by what the output gains when only that quantizer, or that recurrent layer, computes in float. Exit 1
+    where --fix is given and no fix pays, after all that was found has been told.
     """
     from edgerun.cli._progress import Stages
     from edgerun.cli._table import echo_json, echo_notes
@@ -52,25 +59,22 @@ def command(
     echo_notes(result.notes)
     if as_json:
         echo_json(result)
-        return
-    _show(result)
-    for path in filter(None, (fix, html)):
-        click.echo(f"wrote {path}")
+    else:
+        _show(result)
+        for path in filter(None, (fix if result.fixes else None, html)):
+            click.echo(f"wrote {path}")
+    if fix is not None:
+        result.require_fixes()
 
 
 def _show(result: Diagnosed) -> None:
     from edgerun.cli._table import table
-    from edgerun.verbs.why_wrong import cells
+    from edgerun.verbs.diagnosed import cells
 
     lost = f", {result.drop_points} points lost" if result.drop_points else ""
-    click.echo(f"SQNR {result.sqnr_db:.1f} dB at the outputs, n={result.samples}{lost}")
+    fixes = f"; gains on {result.fix_samples} other samples" if result.apart else ""
+    click.echo(f"SQNR {result.sqnr_db:.1f} dB at the outputs, n={result.samples}{lost}{fixes}")
     click.echo(table(*cells(result)) + "\n")
     for number, row in enumerate(result.rows, 1):
         click.echo(f"{number}. {row.layer} ({row.kind}), {row.cause}: {row.evidence}")
-    if result.fixed_db is None:
-        click.echo("\nno fix pays: what is left is the rounding of 8 bits")
-        return
-    lost = f", {result.fixed_drop_points} points lost" if result.fixed_drop_points else ""
-    click.echo(f"\nwith {len(result.fixes)} fixes: SQNR {result.fixed_db:.1f} dB{lost}, on the same samples")
-    for text in result.fixes:
-        click.echo(f"  {text}")
+    click.echo("\n" + "\n".join(result.ending()))

@@ -37,14 +37,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows. `rows` are cells under `headers`; `explained` are sentences, one per row."""
+    """What the page shows. `rows` are cells under `headers`; `explained` are sentences, one per row.
+
+    `ending` are lines: which fixes pay, or why none does.
+    """
 
     title: str
     facts: Sequence[str]
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     explained: Sequence[str]
-    fixes: Sequence[str]
+    ending: Sequence[str]
     bars: Sequence[Bar]
     tensors: Sequence[Tensor]
 

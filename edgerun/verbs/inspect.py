@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun import distribution
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import Unsupported
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -76,8 +76,6 @@ def inspect(path: str | Path) -> Inspection:
     except ImportError as error:
         raise Unsupported("inspect reads ONNX", got=str(error), do=distribution.install("compress")) from error
     path = Path(path)
-    if path.suffix == ".xml":
-        raise EdgerunError("inspect reads ONNX", got=path, do="inspect the .onnx that it was made from")
     model = Model.load(path)
     nodes = list(_nodes(model.ir))
     opsets = {domain or "ai.onnx": version for domain, version in model.ir.opset_imports.items()}

@@ -32,7 +32,7 @@ def proven(
     EdgerunError for a model that computes more than the time allows (`work.refuse_endless`).
     """
     work.refuse_endless(found.model)
-    own = None if data is None else _samples(found, data, contract)
+    own, count = (None, 0) if data is None else _samples(found, data, contract)
     made: dict[str, Parity] = {}
     log.info("comparing with the source on random inputs")
     try:
@@ -47,18 +47,20 @@ def proven(
         log.info("random inputs prove nothing: %s", error)
     if own is not None:
         log.info("comparing with the source on the data given")
-        told = f"{sum(len(next(iter(feeds.values()))) for feeds in own)} samples of the data given"
+        told = f"{count} samples of the data given"
         judged = _passed(found, _compared(found, path, own, told), own)
         made["parity on data" if made else "parity"] = judged
     return made
 
 
-def _samples(found: Conversion, data: Any, contract: Mapping[str, Any] | None) -> list[Feeds]:
+def _samples(found: Conversion, data: Any, contract: Mapping[str, Any] | None) -> tuple[list[Feeds], int]:
+    """The feeds, and how many samples they hold: without a batch axis in common, each is one."""
     told = contract if contract is not None else found.model.preprocessing
     folder = isinstance(data, (str, Path)) and Path(data).is_dir()
     preprocessing = Preprocessing.from_json(told).fitted(found.model.inputs) if told is not None and folder else None
     opened = feeds_for(found.model.inputs, "", data, preprocessing=preprocessing, batch=BATCH, limit=MOST)
-    return list(opened)
+    feeds = list(opened)
+    return feeds, len(feeds) if opened.batch is None else opened.samples or 0
 
 
 def _compared(found: Conversion, path: Path, feeds: Any, told: str) -> Parity:

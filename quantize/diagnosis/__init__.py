@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.errors import EdgerunError
-from edgerun.quantize.diagnosis import calibration, evidence, fixes, recurrent, trials
-from edgerun.quantize.diagnosis.fixes import Case, Tried
+from edgerun.quantize.diagnosis import calibration, evidence, fixes, notes, recurrent, trials, verdict
+from edgerun.quantize.diagnosis.fixes import Case
 from edgerun.quantize.diagnosis.trials import Measured, Progress, Trials
-from edgerun.quantize.graphs import align, factors, overflow, quantizers, switches
-from edgerun.quantize.graphs.align import Counterpart
+from edgerun.quantize.diagnosis.verdict import Finding
+from edgerun.quantize.graphs import align, factors, overflow, products, quantizers, switches
 from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quantizer
 from edgerun.quantize.numerics import causes, noise
 from edgerun.quantize.numerics.causes import Cause
@@ -32,41 +31,24 @@ WORK = 480  # quantizers times samples that are run alone; what is found there i
 SHIFT = 0.01  # of its layer's output that a bias must move to be suspected
 MORE = 4  # candidates measured beyond those that are shown
 MASKED = 0.5  # of all noise: no single quantizer explains so much, though each of two alone makes it
-PAYS = 0.99  # noise must fall below this share for a fix to be kept
-
-FAITHFUL_DB = 50.0  # the float counterpart reaches at least this where the models belong together
 
 STRUCTURAL = (causes.CONCAT, causes.OUTLIER)
 AS_GOOD = 2.0  # times the noise: where data was wrong, one range may bear the brunt, and it is still the data
 NEARLY_ALL = 0.999  # of the noise that calibrating anew must remove before nothing further is tried
-SHIFTED_DB = 1.0  # that moving a bias must bring for a shifted mean to be the cause
+SHIFTED_DB = 1.0  # that moving a bias must bring, and surely some, for a shifted mean to be the cause
+MATTERS = 0.05  # of all noise: whatever is odd and does less of it is no cause
 
 WHOLE = "all activations"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One row: a quantizer (or the calibration as a whole), what it costs, why, and the fix that was tried.
-
-    `alone_db`: SQNR with only this one rounding; `cost` dB of SQNR (value, low, high) that the model gains without it;
-    `gain` dB that the fix brought. `damage` is the noise power, relative to the signal, that the rows are ranked by.
-    """
-
-    layer: str
-    kind: str
-    key: str
-    cause: Cause
-    damage: float
-    alone_db: float
-    cost: tuple[float, float, float]
-    without: Measured
-    tried: Tried | None = None
-    gain: tuple[float, float, float] | None = None
-
-
-@dataclass(frozen=True)
 class Diagnosis:
-    """Findings, worst first, and the models' numbers; `case` holds what a page can be drawn from."""
+    """Findings, worst first, and the models' numbers; `case` holds what a page can be drawn from.
+
+    `quantized` is measured on the samples of the diagnosis; `apart` too, and `after` with the fixes that were `kept`,
+    on the samples that judge fixes. `floats`: layers whose rounding to 8 bits is what costs most, which only float
+    spares, and `spared` what the model measures there with them in float.
+    """
 
     findings: tuple[Finding, ...]
     quantized: Measured
@@ -74,46 +56,57 @@ class Diagnosis:
     case: Case
     fixed: ir.Model | None
     kept: tuple[str, ...]
+    apart: Measured
     after: Measured | None
+    floats: tuple[str, ...]
+    spared: Measured | None
     notes: tuple[str, ...]
 
 
 def diagnose(
     quantized: ir.Model, model: ir.Model, judged: Trials, top: int, progress: Progress, saturating: bool = False,
-    remake: Callable[[], ir.Model] | None = None, data: Iterable[Feeds] | None = None,
+    remake: Callable[[], ir.Model] | None = None, data: Iterable[Feeds] | None = None, apart: Trials | None = None,
 ) -> Diagnosis:  # fmt: skip
     """Find the `top` quantizers that do most damage, name causes, try fixes and keep those that pay.
 
     `judged` holds the samples with the float `model`'s outputs. `saturating`: the device adds pairs of products in
     16 bits. `remake` compresses the float model anew on the samples' data: tried when the calibration as a whole is
-    wrong, where new ranges do not suffice. `data`: more samples, for ranges alone (default: the judged).
+    wrong, where new ranges do not suffice. `data`: more samples, for ranges alone (default: the judged). `apart`:
+    samples that are in neither, which say what each fix brings (default: the judged).
     Raises EdgerunError when there is no Q/DQ.
     """
     quantized = quantized.clone()
+    plain = products.unfold(quantized.graph, model.graph)
     unfolded = factors.unfold(quantized.graph)
     evened = factors.evened(quantized.graph, {str(node.name) for node in model.graph})
     found = tuple(quantizers.find(quantized.graph))
     if not found:
-        what, wanted = "there is no QuantizeLinear/DequantizeLinear pair in the second model", "a quantized model"
-        raise EdgerunError(what, wanted=wanted, do="give the float model first, then the quantized one")
+        raise notes.nothing(quantized.graph)
     judged = replace(judged, saturating=saturating)
+    others = judged if apart is None else replace(apart, saturating=saturating)
     progress("reading the model", 0, 1)
     counterpart = align.align(model, quantized, found, evened)
     seen = evidence.gather(quantized, counterpart, found, judged.feeds if data is None else data, judged.open)
-    case = Case(quantized, counterpart, found, seen, judged, fixes.REDUCED if saturating else fixes.FULL, remake)
+    steps = fixes.REDUCED if saturating else fixes.FULL
+    case = Case(quantized, counterpart, found, seen, judged, others, steps, remake)
     base = replace(judged, saturating=False).measure(switches.off(quantized, counterpart, found))
     before = judged.measure(quantized)
+    there = before if others is judged else others.measure(quantized)
     rows = [*_ranked(case, before, top, progress), *_saturating(case, before)]
-    rows = sorted([*rows, *_whole(case, before, rows)], key=lambda row: -row.damage)[: top + MORE]
+    rows = sorted([*rows, *_whole(case, before, there, rows)], key=lambda row: -row.damage)[: top + MORE]
     told = []
     for row in rows:
-        told.append(_tried(case, row, before))
+        told.append(_tried(case, row, before, there))
         progress("trying fixes", len(told), len(rows))
-    told = _once(sorted(told, key=lambda row: -row.damage))[:top]
-    fixed, kept, after = _repaired(case, told, before)
-    if fixed is not None and unfolded:
-        factors.fold(fixed.graph)
-    return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, after, _notes(quantized, counterpart, base))
+    told = [_weighed(row, before) for row in _once(sorted(told, key=lambda row: -row.damage))[:top]]
+    fixed, kept, after = verdict.repaired(case, told, there)
+    spared = verdict.spared(case, told, there, {str(node.name) for node in model.graph})
+    if fixed is not None:
+        products.fold(fixed, plain)
+        if unfolded:
+            factors.fold(fixed.graph)
+    said = notes.told(quantized, counterpart, base, judged.rows[0])
+    return Diagnosis(tuple(told), before, base.sqnr_db, case, fixed, kept, there, after, *spared, said)
 
 
 def _ranked(case: Case, before: Measured, top: int, progress: Progress) -> list[Finding]:
@@ -151,7 +144,7 @@ def _shifted(case: Case, quantizer: Quantizer) -> bool:
     return known and evidence.cause(quantizer, case.evidence, case.counterpart).number > SHIFT
 
 
-def _whole(case: Case, before: Measured, rows: Sequence[Finding]) -> list[Finding]:
+def _whole(case: Case, before: Measured, there: Measured, rows: Sequence[Finding]) -> list[Finding]:
     """The calibration as one finding, when ranges are wrong all over the model.
 
     It stands first when calibrating anew leaves about as little noise as taking out any one quantizer does.
@@ -161,13 +154,14 @@ def _whole(case: Case, before: Measured, rows: Sequence[Finding]) -> list[Findin
     )
     if cause is None:
         return []
-    tried = fixes.best(case, fixes.recalibrations(case), before, float(before.noise.mean()), NEARLY_ALL)
+    tried = fixes.best(case, calibration.recalibrations(case), before, float(before.noise.mean()), NEARLY_ALL)
     assert tried is not None
     cost = noise.gain(before.noise, tried.measured.noise)
     removed = float(before.noise.mean() - tried.measured.noise.mean())
     if all(tried.measured.noise.mean() < AS_GOOD * row.without.noise.mean() for row in rows):
         removed = max(removed, *(row.damage for row in rows)) * 1.001
-    return [Finding(WHOLE, "calibration", WHOLE, cause, removed, before.sqnr_db, cost, tried.measured, tried, cost)]
+    gain = noise.gain(there.noise, tried.apart.noise)
+    return [Finding(WHOLE, "calibration", WHOLE, cause, removed, before.sqnr_db, cost, tried.measured, tried, gain)]
 
 
 def _saturating(case: Case, before: Measured) -> list[Finding]:
@@ -193,8 +187,11 @@ def _saturating(case: Case, before: Measured) -> list[Finding]:
     return rows
 
 
-def _tried(case: Case, row: Finding, before: Measured) -> Finding:
-    """The row with its best fix. Where moving the bias is what helps a weight, the cause is a bias shift."""
+def _tried(case: Case, row: Finding, before: Measured, there: Measured) -> Finding:
+    """The row with its best fix. Where moving the bias is what helps a weight, the cause is a bias shift.
+
+    `before` and `there` are the model as it is, on the samples that choose the fix and on those that judge it.
+    """
     if row.tried is not None:
         return row
     enough = fixes.ENOUGH
@@ -216,22 +213,34 @@ def _tried(case: Case, row: Finding, before: Measured) -> Finding:
     # What a repair takes away was there, even where taking the quantizer out does not show it: its layer's bias was
     # moved for the rounding that it has.
     removed = float(before.noise.mean() - tried.measured.noise.mean())
-    gain = noise.gain(before.noise, tried.measured.noise)
-    if row.cause.name == causes.ROUNDING and tried.fix.name == fixes.MOVE and gain[0] > SHIFTED_DB:
-        row = _as_bias(case, row)
-    # Where nothing is odd, a layer left in float took its readers' faults along.
-    damage = row.damage if row.cause.name == causes.ROUNDING else max(row.damage, removed)
+    gain = noise.gain(there.noise, tried.apart.noise)
+    moved = row.cause.name == causes.ROUNDING and tried.fix.name == fixes.MOVE
+    if moved and gain[0] > SHIFTED_DB and gain[1] > 0:
+        row = _as_bias(case, row, removed / float(before.noise.mean()))
+    # Where nothing is odd, a layer left in float took its readers' faults along; and a gain must hold on other samples.
+    counts = row.cause.name != causes.ROUNDING and gain[1] > 0
+    damage = max(row.damage, removed) if counts else row.damage
     return replace(row, tried=tried, damage=damage, gain=gain)
 
 
-def _as_bias(case: Case, row: Finding) -> Finding:
-    """A weight's row as its bias's: what helped says what was wrong."""
-    bias = next(
-        (q for q in case.quantizers if isinstance(q, Constant) and q.kind == "bias" and q.layer == row.layer), None
-    )
-    if bias is None:
+def _as_bias(case: Case, row: Finding, share: float) -> Finding:
+    """A weight's row as its bias's: what helped, by taking a `share` of the noise away, says what was wrong."""
+    text = f"its layer's mean is off the float model's: moving it there takes {100 * share:.0f} % of the noise away"
+    for bias in case.quantizers:
+        if isinstance(bias, Constant) and bias.kind == "bias" and bias.layer == row.layer:
+            own = evidence.cause(bias, case.evidence, case.counterpart)
+            if own.number > SHIFT:
+                return replace(row, kind="bias", key=bias.key, cause=own)
+    return replace(row, cause=Cause(causes.BIAS, text, share))
+
+
+def _weighed(row: Finding, before: Measured) -> Finding:
+    """The row without its cause, where next to none of the noise is this one's."""
+    share = max(row.damage, 0.0) / max(float(before.noise.mean()), np.finfo(np.float64).tiny)
+    if row.cause.name == causes.ROUNDING or share >= MATTERS:
         return row
-    return replace(row, kind="bias", key=bias.key, cause=evidence.cause(bias, case.evidence, case.counterpart))
+    text = f"{row.cause.evidence}; that is {100 * share:.1g} % of the noise"
+    return replace(row, cause=Cause(causes.SLIGHT, text, row.cause.number))
 
 
 def _once(rows: Sequence[Finding]) -> list[Finding]:
@@ -240,43 +249,3 @@ def _once(rows: Sequence[Finding]) -> list[Finding]:
     for row in rows:
         found.setdefault(row.key, row)
     return list(found.values())
-
-
-def _repaired(
-    case: Case, rows: Sequence[Finding], before: Measured
-) -> tuple[ir.Model | None, tuple[str, ...], Measured | None]:
-    """The model with the fixes that pay one on top of the other, in the rows' order; what was done, as text."""
-    model, counterpart, now = case.model, case.counterpart, before
-    kept: list[str] = []
-    for row in rows:
-        made = fixes.applied(case, model, counterpart, row.tried.fix) if row.tried is not None else None
-        # Where rounding is all there is, a layer left in float is a trade, not a repair.
-        if made is None or row.tried is None or row.cause.name == causes.ROUNDING:
-            continue
-        if row.tried.fix.remake is not None:  # all else was found in the model that is no more
-            return made[0], (row.tried.fix.name,), row.tried.measured
-        measured = row.tried.measured if model is case.model else case.trials.measure(made[0])
-        if measured.noise.mean() < PAYS * now.noise.mean():
-            (model, counterpart), now = made, measured
-            kept.append(f"{row.layer} ({row.kind}): {row.tried.fix.name}")
-    return (model, tuple(kept), now) if kept else (None, (), None)
-
-
-def _notes(model: ir.Model, counterpart: Counterpart, base: Measured) -> tuple[str, ...]:
-    notes = []
-    if products := [str(node.name) for node in model.graph if node.op_type == "MatMulInteger"]:
-        what = "product quantizes its input" if len(products) == 1 else "products quantize their input"
-        notes.append(f"{len(products)} {what} while running ({_few(products)}): that is not looked at")
-    if counterpart.foreign:
-        found = f"{len(counterpart.foreign)} layers ({_few(counterpart.foreign)})"
-        notes.append(f"no float weight was found for {found}: theirs count as exact")
-    if base.sqnr_db < FAITHFUL_DB:
-        notes.append(
-            f"with nothing rounded the quantized model still differs from the float one (SQNR {base.sqnr_db:.1f} dB): "
-            "what differs there is nobody's damage below"
-        )
-    return tuple(notes)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize.diagnosis import fixes
 from edgerun.quantize.diagnosis.evidence import Evidence
+from edgerun.quantize.diagnosis.fixes import Case, Edit, Fix
 from edgerun.quantize.diagnosis.trials import Open
-from edgerun.quantize.graphs import statistics, switches
+from edgerun.quantize.graphs import repairs, statistics, switches
 from edgerun.quantize.graphs.align import Counterpart
-from edgerun.quantize.graphs.quantizers import Activation, Quantizer
+from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer
 from edgerun.quantize.numerics import causes
 from edgerun.quantize.numerics.causes import Cause
 
@@ -115,6 +118,31 @@ def _observed(
             np.minimum.at(low, owner, [float(seen[n].channels.low.min()) for n in names])
             np.maximum.at(high, owner, [float(seen[n].channels.high.max()) for n in names])
             yield name, low, high
+
+
+def recalibrations(case: Case) -> Iterator[Fix]:
+    """All per-tensor activation ranges anew from the data, by one estimator after the other."""
+    activations = [q for q in case.quantizers if isinstance(q, Activation) and q.grid.scale.size == 1]
+    for name in fixes.TRIED_RANGES:
+        yield replace(fixes.ranged(case, activations, name), name=f"calibrate all ranges anew ({name})")
+    if case.remake is not None:
+        yield Fix("compress again with this data", lambda graph, counter: False, case.remake)
+    for name in fixes.TRIED_RANGES:
+        yield Fix(f"calibrate all ranges anew ({name}), the float model's biases", _anew(case, activations, name))
+
+
+def _anew(case: Case, activations: Sequence[Activation], estimator: str) -> Edit:
+    """New ranges, and no bias moved: what was corrected on wrong data is wrong too."""
+    ranged = fixes.ranged(case, activations, estimator)
+    biases = [q for q in case.quantizers if isinstance(q, Constant) and q.kind == "bias"]
+
+    def edit(graph: ir.Graph, counterpart: Counterpart) -> bool:
+        for bias in biases:
+            if bias.key in counterpart.constants:
+                repairs.set_bias(graph, bias.layer, bias.index, counterpart.constants[bias.key])
+        return ranged.edit(graph, counterpart)
+
+    return edit
 
 
 def _misfits(activation: Activation, evidence: Evidence) -> bool:

@@ -12,7 +12,7 @@ from edgerun.quantize.diagnosis.trials import Open
 from edgerun.quantize.graphs import loops, recurrent, statistics, switches
 from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.align import Counterpart
-from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Loop, Quantizer
+from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Loop, Quantizer, Running
 from edgerun.quantize.numerics import causes
 from edgerun.quantize.numerics.causes import Cause, Seen
 from edgerun.quantize.numerics.grid import Grid
@@ -52,6 +52,7 @@ def gather(
     parts = {a.name: _parts(nodes, a) for a in activations}
     twins = {q.key: nodes[switches.FLOAT + q.layer] for q in quantizers if isinstance(q, Loop)}
     read = {key: str(node.inputs[0].name) for key, node in twins.items()}  # type: ignore[union-attr]
+    read |= {q.key: switches.FLOAT + q.name for q in quantizers if isinstance(q, Running)}
     names = [n for found in (*values.values(), outputs.values(), *parts.values(), read.values()) for n in found]
     watch = statistics.Watch(told, list(dict.fromkeys(names)), PER_BATCH)
     with open_(watch.graph(full=True)) as session:
@@ -87,6 +88,8 @@ def cause(quantizer: Quantizer, evidence: Evidence, counterpart: Counterpart) ->
             return Cause(causes.ROUNDING, "one scale per channel", 0.0)
         seen = evidence.seen[quantizer.name]
         return causes.of_activation(seen, quantizer.grid, quantizer.low, quantizer.high)
+    if isinstance(quantizer, Running):
+        return causes.of_input(evidence.seen[quantizer.key])
     assert isinstance(quantizer, Constant)
     array = counterpart.constants.get(quantizer.key)
     if array is not None and quantizer.op in recurrent.OPS and array.ndim == 3 and quantizer.stored.dtype.kind != "f":
@@ -119,6 +122,8 @@ def weight_axis(quantizer: Constant) -> int:
     """The output-channel axis of a stored weight: its scales', else its op's."""
     if quantizer.grid is not None and quantizer.grid.axis is not None:
         return quantizer.grid.axis % quantizer.stored.ndim
+    if quantizer.transposed:
+        return 0
     return {"Conv": 0, "ConvTranspose": 1}.get(quantizer.op, quantizer.stored.ndim - 1)
 
 

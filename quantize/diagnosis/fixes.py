@@ -14,7 +14,7 @@ from edgerun.quantize.graphs import repairs, switches
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.edit import drop_unused
 from edgerun.quantize.graphs.overflow import Risk
-from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer
+from edgerun.quantize.graphs.quantizers import Activation, Constant, Quantizer, Running
 from edgerun.quantize.numerics import causes, equalization, grid
 from edgerun.quantize.numerics.grid import Grid
 from edgerun.quantize.numerics.ranges import ESTIMATORS
@@ -34,30 +34,40 @@ Edit = Callable[["ir.Graph", Counterpart], bool]
 
 @dataclass(frozen=True)
 class Fix:
-    """A repair by what it does to the model, e.g. `new range (mse)`; `remake` makes the whole model anew instead."""
+    """A repair by what it does to the model, e.g. `new range (mse)`; `remake` makes the whole model anew instead.
+
+    `trade`: it leaves something in float, or stores more bits, which the device pays for.
+    """
 
     name: str
     edit: Edit
     remake: Callable[[], ir.Model] | None = None
+    trade: bool = False
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A fix and what the whole quantized model measured with it."""
+    """A fix and what the whole quantized model measured with it: on the samples it was chosen on, and on others."""
 
     fix: Fix
     measured: Measured
+    apart: Measured
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a fix needs to know: the quantized graph, its float counterpart, the evidence, and where to measure."""
+    """What a fix needs to know: the quantized graph, its float counterpart, the evidence, and where to measure.
+
+    `trials` find what is wrong and choose fixes; `apart` holds samples that neither saw, which say what a fix brings
+    (the same, where the data has no others).
+    """
 
     model: ir.Model
     counterpart: Counterpart
     quantizers: tuple[Quantizer, ...]
     evidence: Evidence
     trials: Trials
+    apart: Trials
     weight_steps: int = FULL
     remake: Callable[[], ir.Model] | None = None
 
@@ -80,17 +90,20 @@ def applied(case: Case, model: ir.Model, counterpart: Counterpart, fix: Fix) -> 
 
 def best(case: Case, fixes: Iterator[Fix], before: Measured, possible: float, enough: float = ENOUGH) -> Tried | None:
     """The first fix that removes `enough` of the noise that could be removed (`possible`), else the best of all."""
-    found: Tried | None = None
+    found: tuple[Fix, Measured, ir.Model] | None = None
     for fix in fixes:
         made = applied(case, case.model, case.counterpart, fix)
         if made is None:
             continue
         measured = case.trials.measure(made[0])
-        if found is None or measured.noise.mean() < found.measured.noise.mean():
-            found = Tried(fix, measured)
-        if before.noise.mean() - found.measured.noise.mean() >= enough * possible > 0:
+        if found is None or measured.noise.mean() < found[1].noise.mean():
+            found = fix, measured, made[0]
+        if before.noise.mean() - found[1].noise.mean() >= enough * possible > 0:
             break
-    return found
+    if found is None:
+        return None
+    fix, measured, model = found
+    return Tried(fix, measured, measured if case.apart is case.trials else case.apart.measure(model))
 
 
 def for_cause(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
@@ -114,7 +127,7 @@ def moved_biases(
     """The biases that are not the float model's: of the layers that read an activation or hold a weight, or of all."""
     layers: Sequence[str] = ()
     if of is not None:
-        layers = of.readers if isinstance(of, Activation) else (of.layer,) if of.kind == "weight" else ()
+        layers = of.readers if isinstance(of, Activation | Running) else (of.layer,) if of.kind == "weight" else ()
     found = []
     for q in quantizers:
         meant = isinstance(q, Constant) and q.kind == "bias" and (of is None or q.layer in layers)
@@ -133,7 +146,7 @@ def _restored(fix: Fix, biases: Sequence[Constant], name: str) -> Fix:
             repairs.set_bias(graph, bias.layer, bias.index, counterpart.constants[bias.key])
         return True
 
-    return Fix(f"{fix.name}, {name}", edit)
+    return replace(fix, name=f"{fix.name}, {name}", edit=edit)
 
 
 def _of_cause(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
@@ -143,8 +156,11 @@ def _of_cause(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
             yield fix
         if quantizer.grid.scale.size == 1:
             tried = TRIED_RANGES if cause != causes.ROUNDING else ("mse",)
-            yield from (_ranged(case, (quantizer,), name) for name in tried)
-        yield Fix("leave it in float", lambda graph, counter: _left(graph, counter, quantizer))
+            yield from (ranged(case, (quantizer,), name) for name in tried)
+        yield Fix("leave it in float", lambda graph, counter: _left(graph, counter, quantizer), trade=True)
+        return
+    if isinstance(quantizer, Running):
+        yield Fix("leave it in float", lambda graph, counter: _left(graph, counter, quantizer), trade=True)
         return
     assert isinstance(quantizer, Constant)  # `diagnosis.recurrent` has the others'
     if quantizer.kind == "bias":
@@ -155,7 +171,7 @@ def _of_cause(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
         if cause != causes.ROUNDING:
             yield Fix("one weight scale per channel", lambda graph, counter: _stored(graph, counter, quantizer, case))
         yield Fix(MOVE, lambda graph, counter: _moved(graph, quantizer.layer, case))
-        yield Fix("leave its weights in float", lambda graph, counter: _left(graph, counter, quantizer))
+        yield Fix("leave its weights in float", lambda graph, counter: _left(graph, counter, quantizer), trade=True)
 
 
 def smaller_weights(case: Case, risk: Risk) -> Iterator[Fix]:
@@ -171,31 +187,6 @@ def smaller_weights(case: Case, risk: Risk) -> Iterator[Fix]:
     yield Fix(f"half the weight steps in {len(risk.channels)} channels", edit)
 
 
-def recalibrations(case: Case) -> Iterator[Fix]:
-    """All per-tensor activation ranges anew from the data, by one estimator after the other."""
-    activations = [q for q in case.quantizers if isinstance(q, Activation) and q.grid.scale.size == 1]
-    for name in TRIED_RANGES:
-        yield replace(_ranged(case, activations, name), name=f"calibrate all ranges anew ({name})")
-    if case.remake is not None:
-        yield Fix("compress again with this data", lambda graph, counter: False, case.remake)
-    for name in TRIED_RANGES:
-        yield Fix(f"calibrate all ranges anew ({name}), the float model's biases", _anew(case, activations, name))
-
-
-def _anew(case: Case, activations: Sequence[Activation], estimator: str) -> Edit:
-    """New ranges, and no bias moved: what was corrected on wrong data is wrong too."""
-    ranged = _ranged(case, activations, estimator)
-    biases = [q for q in case.quantizers if isinstance(q, Constant) and q.kind == "bias"]
-
-    def edit(graph: ir.Graph, counterpart: Counterpart) -> bool:
-        for bias in biases:
-            if bias.key in counterpart.constants:
-                repairs.set_bias(graph, bias.layer, bias.index, counterpart.constants[bias.key])
-        return ranged.edit(graph, counterpart)
-
-    return edit
-
-
 def grid_for(seen: causes.Seen, estimator: str, like: Grid) -> Grid:
     """A per-tensor grid for what was seen, of the kind (dtype, symmetric or not) that `like` is."""
     low, high = ESTIMATORS[estimator](seen.low, seen.high, seen.sample)
@@ -205,7 +196,8 @@ def grid_for(seen: causes.Seen, estimator: str, like: Grid) -> Grid:
     return grid.asymmetric(low, high, dtype)
 
 
-def _ranged(case: Case, activations: Sequence[Activation], estimator: str) -> Fix:
+def ranged(case: Case, activations: Sequence[Activation], estimator: str) -> Fix:
+    """New ranges for `activations` from what was seen of them."""
     ranges = {a.name: grid_for(case.evidence.seen[a.name], estimator, a.grid) for a in activations}
 
     def edit(graph: ir.Graph, counterpart: Counterpart) -> bool:
@@ -237,7 +229,7 @@ def _equalized(case: Case, activation: Activation) -> Fix | None:
 
 
 def _left(graph: ir.Graph, counterpart: Counterpart, quantizer: Quantizer) -> bool:
-    if isinstance(quantizer, Activation):
+    if isinstance(quantizer, Activation | Running):
         repairs.leave_float(graph, counterpart, [quantizer])
     else:
         switches.take_out(graph, counterpart, [quantizer])

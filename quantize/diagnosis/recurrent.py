@@ -58,14 +58,14 @@ def fixes(case: Case, quantizer: Quantizer, cause: str) -> Iterator[Fix]:
         if cause in WEIGHTS:
             yield Fix("one weight scale per channel", _integers(case, quantizer))
         else:
-            yield Fix("run it in float, weights in 8 bits", _in_float(quantizer, 8))
-        yield Fix("run it in float, weights in 16 bits", _in_float(quantizer, 16))
-        yield Fix("leave it in float", _in_float(quantizer, 32))
+            yield Fix("run it in float, weights in 8 bits", _in_float(quantizer, 8), trade=True)
+        yield Fix("run it in float, weights in 16 bits", _in_float(quantizer, 16), trade=True)
+        yield Fix("leave it in float", _in_float(quantizer, 32), trade=True)
     elif isinstance(quantizer, Constant) and quantizer.key in case.counterpart.constants:
         if cause in WEIGHTS and quantizer.stored.ndim == 3:
             yield Fix("one weight scale per channel", _stored(quantizer, 8))
-        yield Fix("its weights in 16 bits", _stored(quantizer, 16))
-        yield Fix("leave its weights in float", _stored(quantizer, 32))
+        yield Fix("its weights in 16 bits", _stored(quantizer, 16), trade=True)
+        yield Fix("leave its weights in float", _stored(quantizer, 32), trade=True)
 
 
 def _in_float(loop: Loop, bits: int) -> Edit:

@@ -94,16 +94,20 @@ class Trials:
 
 
 def collect(
-    open_: Open, model: ir.Model, data: Iterable[Feeds], names: Sequence[str], samples: int, progress: Progress
-) -> Trials:
-    """Run the float `model` on the first `samples` of `data`, keeping feeds and outputs `names`."""
+    open_: Open, model: ir.Model, data: Iterable[Feeds], names: Sequence[str], samples: int, progress: Progress,
+    batched: bool = True,
+) -> Trials:  # fmt: skip
+    """Run the float `model` on the first `samples` of `data`, keeping feeds and outputs `names`.
+
+    Not `batched`: the inputs have no batch axis in common, so that every feed is one sample, whatever its shape.
+    """
     feeds, rows, truth = [], [], []
     with open_(model) as session:
         for feed in data:
             out = session.run(feed)
             first = next(iter(feed.values()))
             feeds.append(feed)
-            rows.append(int(first.shape[0]) if first.ndim else 1)
+            rows.append(int(first.shape[0]) if batched and first.ndim else 1)
             truth.append({name: out[name] for name in names})
             progress("float reference", min(sum(rows), samples), samples)
             if sum(rows) >= samples:

@@ -34,7 +34,8 @@ class Counterpart:
     """`constants` are float arrays by `Constant.key`; `absorbed` the float nodes that a quantizer replaced, by value.
 
     `rescaled` counts the chains whose channels had other factors than 1, `recentred` those that were moved; `foreign`
-    are the layers without a float weight (they keep their dequantized one, and its damage is not seen).
+    are the layers without a float weight (they keep their dequantized one, and its damage is not seen). `named` has the
+    float model's names of layers.
     """
 
     constants: dict[str, np.ndarray] = field(default_factory=dict)
@@ -42,6 +43,7 @@ class Counterpart:
     rescaled: int = 0
     recentred: int = 0
     foreign: list[str] = field(default_factory=list)
+    named: dict[str, str] = field(default_factory=dict)
 
 
 def align(
@@ -63,7 +65,7 @@ def align(
     nodes = _named(told.graph, quantized.graph, constants)
     factors.follow(nodes, told.graph, evened)
     stored = _stored(quantized.graph, constants, nodes)
-    result = Counterpart(rescaled=_rescale(told.graph, stored))
+    result = Counterpart(rescaled=_rescale(told.graph, stored), named={name: str(n.name) for name, n in nodes.items()})
     result.recentred = _recentre(told.graph, quantized.graph, constants, nodes)
     for found in constants:
         node = nodes.get(found.layer)

@@ -60,13 +60,19 @@ def quantized_input(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, ir.Value,
     return made.outputs[0], made.outputs[1], made.outputs[2]
 
 
-def product(graph: ir.Graph, node: ir.Node, codes: np.ndarray, scale: np.ndarray) -> None:
-    """MatMul or Gemm becomes float(MatMulInteger)·(s_x·s_w) [+ C]; codes int8 `[K, N]`, scale float32 `[N]`."""
+def product(
+    graph: ir.Graph, node: ir.Node, codes: np.ndarray, scale: np.ndarray, point: np.ndarray | None = None
+) -> None:
+    """MatMul or Gemm becomes float(MatMulInteger)·(s_x·s_w) [+ C]; codes int8 `[K, N]`, scale float32 `[N]`.
+
+    Scale and zero `point` (None: 0, of the codes' dtype) may be scalars.
+    """
     import onnx_ir as ir
 
     name = str(node.name)
     quantized, input_scale, zero_point = quantized_input(graph, node)
-    integer = ir.node("MatMulInteger", [quantized, initializer(graph, f"{name}/weight", codes), zero_point],
+    points = [zero_point] if point is None else [zero_point, initializer(graph, f"{name}/zero_point", point)]
+    integer = ir.node("MatMulInteger", [quantized, initializer(graph, f"{name}/weight", codes), *points],
                       name=fresh_name(graph, f"{name}/MatMulInteger"))  # fmt: skip
     cast = ir.node("Cast", [integer.outputs[0]], attributes={"to": FLOAT}, name=fresh_name(graph, f"{name}/Cast"))
     scales = ir.node("Mul", [input_scale, initializer(graph, f"{name}/scale", scale)],

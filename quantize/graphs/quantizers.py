@@ -14,6 +14,7 @@ from edgerun.quantize.numerics.grid import BOUNDS, Grid
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+STORED = (np.int8, np.int16)  # int16: of blocks, codes less their zero point (`products.unfold`)
 HOLDERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -61,6 +62,7 @@ class Constant:
 
     `name` is its DequantizeLinear's; `stored` the integers (float32 where a QuantizeLinear makes them at load). A bias
     that a layer with integer weights holds in float is listed too, without a grid: compressors move biases.
+    `transposed`: a Gemm's weight with its output channels first.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Constant:
     index: int
     stored: np.ndarray = field(repr=False)
     grid: Grid | None = field(repr=False)
+    transposed: bool = False
 
     @property
     def key(self) -> str:
@@ -109,7 +112,27 @@ class Loop:
         return f"{self.layer}:0"
 
 
-Quantizer = Activation | Constant | Loop
+@dataclass(frozen=True)
+class Running:
+    """An activation that is rounded on the grid of its own extremes, while it runs (DynamicQuantizeLinear).
+
+    `name` is the float tensor, `dequantize` the nodes behind it, `readers` the layers that compute with it.
+    """
+
+    name: str
+    layer: str
+    op: str
+    dequantize: tuple[str, ...]
+    readers: tuple[str, ...]
+    kind: str = "activation"
+
+    @property
+    def key(self) -> str:
+        """Unique in its graph."""
+        return self.name
+
+
+Quantizer = Activation | Constant | Loop | Running
 
 
 def find(graph: ir.Graph) -> list[Quantizer]:
@@ -130,6 +153,8 @@ def find(graph: ir.Graph) -> list[Quantizer]:
             grids["/".join(key)] = grid
         elif node.op_type == "DequantizeLinear" and node.domain == "":
             found |= {f"constant/{made.key}": made for made in _constants(node)}
+        elif node.op_type == "DynamicQuantizeLinear" and (dequantizers := _float_readers(node)):
+            found[f"running/{node.name}"] = _running(node, dequantizers)
         elif (loop := _loop(node)) is not None:
             found[f"loop/{loop.key}"] = loop
         else:
@@ -149,6 +174,19 @@ def _activation(members: list[tuple[Pair, ir.Node]], grid: Grid) -> Activation:
             readers.update({str(use.node.name): None for use in dequantize.outputs[0].uses()})
     layer, op = (str(producer.name), producer.op_type) if producer is not None else (first.value, "input")
     return Activation(first.value, layer, op, tuple(pair for pair, _ in members), grid, tuple(readers))
+
+
+def _float_readers(node: ir.Node) -> list[ir.Node]:
+    return [use.node for use in node.outputs[0].uses() if use.node.op_type == "DequantizeLinear"]
+
+
+def _running(node: ir.Node, dequantizers: list[ir.Node]) -> Running:
+    value = node.inputs[0]
+    assert value is not None
+    producer = value.producer()
+    layer, op = (str(producer.name), producer.op_type) if producer is not None else (str(value.name), "input")
+    readers = dict.fromkeys(str(use.node.name) for one in dequantizers for use in one.outputs[0].uses())
+    return Running(str(value.name), layer, op, tuple(str(one.name) for one in dequantizers), tuple(readers))
 
 
 def _identity(value: ir.Value | None) -> str:
@@ -171,7 +209,15 @@ def _constants(node: ir.Node) -> list[Constant]:
     if stored is None or grid is None:
         return []
     readers = [use for use in node.outputs[0].uses() if use.node.graph is node.graph]
-    return [Constant(str(node.name), str(r.node.name), r.node.op_type, r.idx, stored, grid) for r in readers]
+    return [
+        Constant(str(node.name), str(r.node.name), r.node.op_type, r.idx, stored, grid, transposed(r.node))
+        for r in readers
+    ]
+
+
+def transposed(node: ir.Node) -> bool:
+    """Whether a node is a Gemm whose weight has its output channels first."""
+    return node.op_type == "Gemm" and bool(node.attributes.get_int("transB", 0))
 
 
 def _expanded(node: ir.Node) -> list[Constant]:
@@ -182,9 +228,10 @@ def _expanded(node: ir.Node) -> list[Constant]:
         cast = product.inputs[0].producer() if _op(product) == "Mul" else None  # type: ignore[union-attr]
         stored = constant(cast.inputs[0]) if _op(cast) == "Cast" else None  # type: ignore[union-attr]
         scale = constant(product.inputs[1]) if product is not None and stored is not None else None
-        if stored is not None and scale is not None and stored.dtype == np.int8 and scale.ndim == stored.ndim:
-            grid = _spread(scale, np.zeros(scale.shape, np.int8))
-            found.append(Constant(str(product.name), str(node.name), node.op_type, index, stored, grid))  # type: ignore[union-attr]
+        if stored is not None and scale is not None and stored.dtype in STORED and scale.ndim == stored.ndim:
+            grid = _spread(scale, np.zeros(scale.shape, stored.dtype))
+            made = str(product.name), str(node.name), node.op_type, index, stored, grid, transposed(node)  # type: ignore[union-attr]
+            found.append(Constant(*made))
     return found
 
 
@@ -219,7 +266,8 @@ def _float_bias(node: ir.Node) -> Constant | None:
         return None
     weight = holder.inputs[1]
     bias = constant(node.inputs[index]) if len(node.inputs) > index else None
-    if bias is None or bias.dtype != np.float32 or weight is None or _op(weight.producer()) != "DequantizeLinear":
+    integers = weight is not None and (_op(weight.producer()) == "DequantizeLinear" or bool(_expanded(holder)))
+    if bias is None or bias.dtype != np.float32 or not integers:
         return None
     return Constant(str(node.inputs[index].name), str(node.name), node.op_type, index, bias, None)  # type: ignore[union-attr]
 

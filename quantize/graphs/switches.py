@@ -10,7 +10,7 @@ import numpy as np
 from edgerun.quantize.graphs import loops
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.edit import constant, drop_unused, fresh_name, initializer
-from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quantizer
+from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quantizer, Running
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -64,6 +64,12 @@ def _edit(graph: ir.Graph, counterpart: Counterpart, quantizers: Sequence[Quanti
                 restored = restore(graph, value, counterpart.absorbed.get(pair.value, ()))
                 for name in pair.dequantize:
                     _redirect(graph, nodes[name].outputs[0], restored, gate)
+        elif isinstance(quantizer, Running):
+            value = nodes[quantizer.dequantize[0]].inputs[0].producer().inputs[0]  # type: ignore[union-attr]
+            assert value is not None
+            restored = restore(graph, value, ())
+            for name in quantizer.dequantize:
+                _redirect(graph, nodes[name].outputs[0], restored, gate)
         elif isinstance(quantizer, Loop):
             node = nodes[quantizer.layer]
             twin = loops.twin(graph, node, floats(quantizer, counterpart), FLOAT + quantizer.layer)

@@ -122,6 +122,22 @@ def packed(stored: np.ndarray, grid: BlockGrid) -> tuple[np.ndarray, np.ndarray]
     return _bits(full, grid.bits).reshape(rows, blocks, -1), _bits(grid.zero_point, grid.bits).reshape(-1)
 
 
+def unpacked(
+    stored: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, inputs: int, bits: int, block: int
+) -> tuple[np.ndarray, BlockGrid]:
+    """The inverse of `packed`: codes uint8 `[N, K]`, K = `inputs`, and their grid (zero points of blocks included)."""
+    rows, blocks = stored.shape[:2]
+    points = _codes(zero_point.reshape(rows, -1), bits)[:, :blocks]
+    codes = _codes(stored.reshape(rows, -1), bits)[:, :inputs]
+    return codes, BlockGrid(scale.reshape(rows, blocks), points, block, bits)
+
+
+def _codes(packed: np.ndarray, bits: int) -> np.ndarray:
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+
+
 def _bits(codes: np.ndarray, bits: int) -> np.ndarray:
     if bits == 8:
         return codes

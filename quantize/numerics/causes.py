@@ -12,6 +12,7 @@ CLIPPING, OUTLIER, CONCAT = "clipping", "outlier channel", "mixed-scale Concat"
 CALIBRATION, PREPROCESSING = "dead or constant calibration", "wrong preprocessing"
 SPREAD, DEAD, BIAS, SATURATION = "weight channel spread", "dead channel", "bias shift", "saturation"
 SOFTMAX, TAIL, ROUNDING = "softmax tail", "long tail", "rounding"
+SLIGHT = "little damage"  # of what is odd, and yet does next to none of the harm
 
 UNEVEN = 8.0  # a peak so many times the typical one wastes three of eight bits on everything else
 UNEVEN_WEIGHTS = 4.0
@@ -129,7 +130,8 @@ def of_weight(weight: np.ndarray, grid: Grid, stored: np.ndarray, axis: int) -> 
     values = np.moveaxis(grid.dequantize(stored), axis, 0).reshape(rows.shape).astype(np.float64)
     error = rows - values
     rms = np.sqrt((rows**2).mean(axis=1))
-    per_channel = grid.axis is not None and grid.scale.size > 1
+    blocked = grid.axis is None and grid.scale.ndim == weight.ndim
+    per_channel = grid.scale.size > 1 and (grid.scale.shape[axis] > 1 if blocked else grid.axis is not None)
     lost = (error**2).mean(axis=1) > LOST * rms**2
     lost &= rms > HEARD * float(np.median(rms))
     peaks = np.abs(rows).max(axis=1)

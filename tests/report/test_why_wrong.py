@@ -19,7 +19,7 @@ def _page(**changes: object) -> str:
     tensor = Tensor("layer: t", "clipping", draw.standard_normal(500), -0.5, 0.5, -np.ones(3), np.ones(3))
     bars = [Bar("a <b>", (3.0, 2.0, 4.0), (2.5, 2.0, 3.0)), Bar("c", (1.0, -math.inf, math.inf), None)]
     values = {"title": "x < y", "facts": ["n = 3"], "headers": ["layer"], "rows": [["a <b>"]], "explained": ["because"],
-              "fixes": [], "bars": bars, "tensors": [tensor]}  # fmt: skip
+              "ending": ["no fix pays"], "bars": bars, "tensors": [tensor]}  # fmt: skip
     return render(Page(**{**values, **changes}))  # type: ignore[arg-type]
 
 
@@ -27,7 +27,7 @@ def test_the_page_is_whole_and_escaped() -> None:
     text = _page()
     body = text.split("</script>", 1)[1]
     assert "<title>x &lt; y</title>" in text and "<td>a &lt;b&gt;</td>" in body
-    assert "because" in body and "No fix pays" in body and body.count("Plotly.newPlot") == 3
+    assert "because" in body and "no fix pays" in body and body.count("Plotly.newPlot") == 3
 
 
 def test_nothing_is_loaded_from_elsewhere() -> None:
@@ -43,5 +43,5 @@ def test_a_range_far_wider_than_the_data_keeps_the_data_in_view() -> None:
 
 
 def test_without_findings() -> None:
-    text = _page(bars=[], tensors=[], rows=[], fixes=["a repair"])
+    text = _page(bars=[], tensors=[], rows=[], ending=["a repair"])
     assert "a repair" in text and "Plotly.newPlot" not in text.split("<body>", 1)[1]

@@ -102,7 +102,8 @@ def test_external_weights_count(place: Any) -> None:
         ("nope.onnx", None, "does not exist"),
         ("empty.onnx", b"", "empty"),
         ("text.onnx", b"this is no model", "not an ONNX model"),
-        ("model.xml", b"<net/>", "inspect reads ONNX"),
+        ("model.xml", b"<net/>", "this reads ONNX"),
+        ("model.recipe", b"PK\x03\x04", "this reads ONNX"),
     ],
 )
 def test_misuse(tmp_path: Path, cli: Any, name: str, content: bytes | None, message: str) -> None:

@@ -13,7 +13,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore
 
 import edgerun
 from edgerun.model import Model
-from edgerun.verbs.why_wrong import Diagnosed, Gain, why_wrong
+from edgerun.verbs.diagnosed import Diagnosed, Gain
+from edgerun.verbs.why_wrong import why_wrong
 
 GATES = {"LSTM": 4, "GRU": 3}
 TEXT = """<ir_version: 8, opset_import: ["": 17]> net (float[n,12,16] x) => (float[n,6] y) {{
@@ -155,8 +156,9 @@ def test_the_command_and_its_page(tmp_path: Path, cli: Any) -> None:
     assert "first (recurrent)" in page.read_text()
 
 
-def test_dynamic_products_are_told(tmp_path: Path) -> None:
+def test_dynamic_products_beside_them_are_looked_at(tmp_path: Path) -> None:
     model = network(tmp_path / "float.onnx")
     edgerun.compress(model, scheme="w8a8_dynamic", output=tmp_path / "small.onnx")
     found = why_wrong(model, tmp_path / "small.onnx", spoken(1))
-    assert "1 product quantizes its input while running (head/MatMulInteger): that is not looked at" in found.notes
+    assert row(found, "head", ":1").kind == "weight" and row(found, "f").kind == "activation"
+    assert not any("not looked at" in note for note in found.notes) and found.counterpart_db > 90

@@ -1,0 +1,119 @@
+"""`edgerun why-wrong` on dynamic and weight-only products, edgerun's and ONNX Runtime's, and what it cannot look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
+
+import edgerun
+from edgerun.data import open_data
+from edgerun.model import Model
+from edgerun.verbs.why_wrong import why_wrong
+
+NET = """<ir_version: 8, opset_import: ["": 17]> net (float[n,64] x) => (float[n,6] y) {
+  h = Gemm<transB=1>(x, w1, b1)  r = Relu(h)  p = MatMul(r, w2)  s = Relu(p)  y = Gemm(s, w3, b3)
+}"""
+
+
+def network(path: Path, loud: float = 1.0) -> Path:
+    """x [n, 64] through `h`, `p` [n, 96] to y [n, 6]; `loud` times as large a channel of `h`."""
+    draw = np.random.default_rng(11)
+    shapes = {"w1": (96, 64), "b1": (96,), "w2": (96, 96), "w3": (96, 6), "b3": (6,)}
+    arrays = {name: draw.standard_normal(shape) / 8 for name, shape in shapes.items()}
+    arrays["w1"][7] *= loud
+    arrays["w2"][7] /= loud
+    proto = onnx.parser.parse_model(NET)
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    proto.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items())
+    onnx.save(proto, path)
+    return path
+
+
+def data(seed: int, count: int = 96) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(seed).standard_normal((count, 64)).astype(np.float32)}
+
+
+def ops(path: Path) -> list[str]:
+    return sorted(node.op_type for node in onnx.load(path).graph.node)
+
+
+def sqnr(model: Path, small: Path, seed: int) -> float:
+    """By `compare`, in batches of four as `why_wrong` has them: what is dynamic shares its scales over a batch."""
+    feeds = open_data(data(seed), Model.load(model).inputs, batch=4)
+    return float(edgerun.compare(model, small, feeds).outputs[0].sqnr_db)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8_dynamic", "w8a16", "w4a16_b32"])
+def test_edgeruns_own_schemes(tmp_path: Path, scheme: str) -> None:
+    """Every layer's weight has a row, and every input that is rounded while it runs; the numbers are `compare`'s."""
+    model, small = network(tmp_path / "float.onnx"), tmp_path / "small.onnx"
+    edgerun.compress(model, scheme=scheme, output=small)
+    found = why_wrong(model, small, data(1), limit=96)
+    assert found.sqnr_db == pytest.approx(sqnr(model, small, 1), abs=0.3) and found.counterpart_db > 90
+    assert {row.layer for row in found.rows if row.kind == "weight"} == {"h", "p", "y"}
+    assert {row.tensor for row in found.rows if row.kind == "activation"} == (
+        {"x", "r", "s"} if scheme == "w8a8_dynamic" else set()
+    )
+    assert all(row.alone_db < 60 for row in found.rows)
+
+
+def test_what_keeping_a_layer_of_a_dynamic_model_in_float_brings(tmp_path: Path) -> None:
+    model, small = network(tmp_path / "float.onnx"), tmp_path / "small.onnx"
+    edgerun.compress(model, scheme="w8a8_dynamic", output=small)
+    found = why_wrong(model, small, data(1, 128))
+    assert found.keep_float and found.command is not None and "--scheme=w8a8_dynamic" in found.command
+    edgerun.compress(model, scheme="w8a8_dynamic", keep_float=found.keep_float, output=tmp_path / "kept.onnx")
+    gained = sqnr(model, tmp_path / "kept.onnx", 2) - sqnr(model, small, 2)
+    assert found.keep_float_gain_db is not None and found.keep_float_gain_db.value == pytest.approx(gained, abs=1.5)
+
+
+def test_one_scale_for_all_of_a_dynamic_products_weight(tmp_path: Path) -> None:
+    """As quantize_dynamic makes it, in uint8 with a zero point: one channel sets the steps of all; it stays dynamic."""
+    model, small, fixed = network(tmp_path / "float.onnx", 40), tmp_path / "small.onnx", tmp_path / "fixed.onnx"
+    quantize_dynamic(model, small, weight_type=QuantType.QUInt8)
+    found = why_wrong(model, small, data(1), fix=fixed, limit=80)
+    assert found.sqnr_db == pytest.approx(sqnr(model, small, 1), abs=0.5) and found.counterpart_db > 90
+    assert "what is rounded while it runs shares its scale over a batch, of 4 samples here" in found.notes
+    spread = next(row for row in found.rows if row.layer == "h" and row.kind == "weight")
+    assert (spread.cause, spread.fix) == ("weight channel spread", "one weight scale per channel")
+    assert "h (weight): one weight scale per channel" in found.fixes
+    assert ops(fixed).count("MatMulInteger") == ops(small).count("MatMulInteger") == 3
+    assert "DequantizeLinear" not in ops(fixed)
+    onnx.checker.check_model(onnx.load(fixed), full_check=True)
+    gained = sqnr(model, fixed, 2) - sqnr(model, small, 2)
+    assert gained > 3 and found.fixed_gain_db is not None and found.fixed_gain_db.value == pytest.approx(gained, abs=4)
+
+
+def test_a_wrong_bias_of_a_weight_only_model_is_repaired_and_its_blocks_stay(tmp_path: Path) -> None:
+    model, small, fixed = network(tmp_path / "float.onnx"), tmp_path / "small.onnx", tmp_path / "fixed.onnx"
+    edgerun.compress(model, scheme="w4a16_b32", output=small)
+    proto = onnx.load(small)
+    (bias,) = [tensor for tensor in proto.graph.initializer if tensor.name == "b1"]
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1), "b1"))
+    onnx.save(proto, small)
+    found = why_wrong(model, small, data(1), fix=fixed)
+    first = found.rows[0]
+    assert (first.layer, first.kind, first.cause) == ("h", "bias", "bias shift")
+    assert ops(fixed).count("MatMulNBits") == ops(small).count("MatMulNBits") == 3 and "Cast" not in ops(fixed)
+    assert sqnr(model, fixed, 2) > sqnr(model, small, 2) + 5
+
+
+def test_what_it_cannot_look_at_is_said(tmp_path: Path, cli: Any) -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["": 17]> net (float[n,3,8,8] x)
+        => (float[n,4,6,6] y) { y = Conv(x, w) }""")
+    weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    proto.graph.node[0].name = "c"
+    onnx.save(proto, tmp_path / "float.onnx")
+    quantize_dynamic(tmp_path / "float.onnx", tmp_path / "small.onnx", weight_type=QuantType.QUInt8)
+    np.savez(tmp_path / "data.npz", x=np.ones((8, 3, 8, 8), np.float32))
+    ran = cli("why-wrong", tmp_path / "float.onnx", tmp_path / "small.onnx", "--data", tmp_path / "data.npz")
+    assert ran.code == 2 and "convolutions whose input is quantized while they run (c_quant)" in ran.err
+    assert "edgerun compare tells how far it is off" in ran.err and "--keep-float NODE" in ran.err
