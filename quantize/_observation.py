@@ -40,13 +40,15 @@ class Truth:
 
 
 def batches(request: Request, samples: int | None, stage: str, *, again: bool = True) -> Iterator[Feeds]:
-    """Calibration batches, `samples` samples at most, reporting progress after each; not `again`: with their digest."""
+    """Calibration batches, `samples` samples at most, reporting progress after each, where the `stage` has a name; not
+    `again`: with their digest."""
     assert request.calibration is not None
     seen, total = 0, min(samples or math.inf, request.calibration.samples or samples or 0)
     for feeds in request.calibration.again() if again else request.calibration:
         yield feeds
         seen += samples_in(feeds, request)
-        request.progress(stage, seen if samples is None else min(seen, samples), int(total))
+        if stage:
+            request.progress(stage, seen if samples is None else min(seen, samples), int(total))
         if samples is not None and seen >= samples:
             return
 

@@ -135,14 +135,16 @@ def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
     Coordinate descent: groups × FACTORS runs at most over the samples of the search.
     """
     found, changed = dict(spans), dict[str, float]()
-    reached = sqnr(stream.judged(spans, request.effort.search, "refining ranges"))
+    reached, stage = sqnr(stream.judged(spans, request.effort.search, "judging ranges")), "refining ranges"
+    request.progress(stage, 0, len(spans))
     for index, (group, (low, high)) in enumerate(spans.items(), 1):
         for factor in FACTORS:
             trial = found | {group: (low * factor, high * factor)}
-            db = sqnr(stream.judged(trial, request.effort.search, f"refining range {index} of {len(spans)}"))
+            db = sqnr(stream.judged(trial, request.effort.search, ""))
             if db < reached + LEAST_GAIN:
                 break
             found, reached, changed[group] = trial, db, factor
+        request.progress(stage, index, len(spans))
     before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
     gain, surely = gained(before, after, ERROR)
     request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),

@@ -33,16 +33,14 @@ SCHEMES = (
     metavar="DATA",
     help="An .npz, a folder of .npy or pictures, module:callable, or random[:N]. Only w8a8 and fp8 need it.",
 )
-@click.option(
-    "--preset", default="default", show_default=True, help="fast, default or best: how much is looked at and tried."
-)
+@click.option("--preset", metavar="NAME", help="fast, default (which it is) or best: how much is looked at and tried.")
 @click.option(
     "--ranges", default="auto", show_default=True, help="auto, minmax, shrink90, shrink80, percentile, mse, entropy."
 )
 @click.option("--keep-float", multiple=True, metavar="NODE", help="Leave this node in float. Repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many calibration samples.")
 @click.option(
-    "--memory-cap", type=click.IntRange(min=16), default=192, show_default=True, metavar="MIB", help="For activations."
+    "--memory-cap", type=click.IntRange(min=16), metavar="MIB", help="For activations of the calibration data; 192."
 )
 @click.option(
     "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
@@ -75,25 +73,34 @@ SCHEMES = (
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was decided and measured as JSON.")
 def command(
-    model: Path, output: Path, scheme: str, target: str | None, device: str | None, calibration: str, preset: str,
-    ranges: str, keep_float: tuple[str, ...], limit: int | None, memory_cap: int, preprocessing: Path | None,
+    model: Path, output: Path, scheme: str, target: str | None, device: str | None, calibration: str | None,
+    preset: str | None, ranges: str, keep_float: tuple[str, ...], limit: int | None, memory_cap: int | None,
+    preprocessing: Path | None,
     fold: bool, max_drop: str | None, labelled: str | None, logits: str | None, placement: str | None,
     shapes: tuple[str, ...], allow_slower: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun.cli._progress import Stages, give_memory_back
     from edgerun.cli._table import stored
+    from edgerun.errors import GateFailed, to_json
     from edgerun.verbs.compress import compress
 
     give_memory_back()
     speeds: list[Speed] = []
-    with Stages() as progress:
-        result = compress(
-            model, scheme=scheme, target=target, device=device, calibration=calibration, output=output, preset=preset,
-            ranges=ranges, keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, preprocessing=preprocessing,
-            fold_preprocessing=fold, max_drop=_points(max_drop), labelled=labelled, logits=logits, placement=placement,
-            shapes=shapes, allow_slower=allow_slower, clocked=speeds.append, force=force, progress=progress,
-        )  # fmt: skip
+    cap = None if memory_cap is None else memory_cap << 20
+    try:
+        with Stages() as progress:
+            result = compress(
+                model, scheme=scheme, target=target, device=device, calibration=calibration, output=output,
+                preset=preset, ranges=ranges, keep_float=keep_float, memory_cap=cap, limit=limit,
+                preprocessing=preprocessing, fold_preprocessing=fold, max_drop=_points(max_drop), labelled=labelled,
+                logits=logits, placement=placement, shapes=shapes, allow_slower=allow_slower, clocked=speeds.append,
+                force=force, progress=progress,
+            )  # fmt: skip
+    except GateFailed as error:
+        if as_json:
+            click.echo(json.dumps({"output": None, "error": to_json(error), **error.measured}))
+        raise
     step = result.history[-1]
     before, after = stored(model), stored(output)
     for warning in step.options.get("calibration", {}).get("warnings", ()):
@@ -162,7 +169,9 @@ def _echo_search(found: dict[str, Any]) -> None:
 def _decided(found: Mapping[str, Any]) -> Iterator[str]:
     """What the history tells, as lines; each scheme tells something else."""
     if "quantized activations" in found:
-        yield f"{found['integer nodes']} nodes on integers, {found['quantized activations']} activations quantized"
+        floats = found.get("8-bit nodes")  # of FP8, which has no integers
+        nodes = f"{found['integer nodes']} nodes on integers" if floats is None else f"{floats} nodes on 8-bit floats"
+        yield f"{nodes}, {found['quantized activations']} activations quantized"
         corrected = "biases corrected" if found["bias correction"] else "biases as they were"
         yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
         if "recurrent layers" in found:

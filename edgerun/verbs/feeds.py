@@ -10,7 +10,7 @@ from typing import Any
 
 from edgerun import contracts
 from edgerun.data import Data, Feeds, open_data
-from edgerun.errors import Unsupported
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 from edgerun.verbs.load import load
@@ -60,6 +60,19 @@ def feeds_for(
     elif contract is None and isinstance(source, (str, Path)) and Path(source).is_dir():
         contract = _contract_of(model)
     return open_data(source, inputs, preprocessing=contract, batch=batch, limit=limit)
+
+
+def noise_for(inputs: Sequence[TensorSpec], model: Runnable, samples: int, batch: int, **given: Any) -> Data:
+    """Seeded noise for a model's inputs. Raises EdgerunError where they leave sizes open, and says how to give them."""
+    try:
+        return feeds_for(inputs, model, f"random:{samples}", batch=batch, **given)
+    except EdgerunError as error:
+        if not (left := [spec for spec in inputs if any(isinstance(dim, str) for dim in spec.shape[1:])]):
+            raise
+        options = " ".join(f"--input-shape {s.name}:[{','.join(map(str, (1, *s.shape[1:])))}]" for s in left)
+        words = ", ".join(dict.fromkeys(str(dim) for s in left for dim in s.shape[1:] if isinstance(dim, str)))
+        do = f"give {options}, with numbers for {words}; or real data"
+        raise EdgerunError(error.what, got=", ".join(map(str, left)), do=do) from None
 
 
 def tracked(data: Data, progress: Callable[[float], None] | None) -> Iterator[Feeds]:

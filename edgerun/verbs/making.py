@@ -18,6 +18,7 @@ from edgerun.model import Model
 from edgerun.passes import Faster, Quantization, Request
 from edgerun.quantize.graphs import plausible
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.runtime.progress import told
 from edgerun.verbs import proof
 from edgerun.verbs.clock import Kept, usual_shapes
 from edgerun.verbs.placements import Made, Search
@@ -132,6 +133,10 @@ class Making:
         return asked
 
     def _proven(self, result: Model) -> Engine:
+        with told(self.progress):
+            return self._compared(result)
+
+    def _compared(self, result: Model) -> Engine:
         usual = usual_shapes(self.inputs, self.data)
         # Two batches apart from each other: neighbours may show nothing, both of them.
         few = list(itertools.islice(self.data or (), 0, 6, 5))
