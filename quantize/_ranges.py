@@ -169,11 +169,24 @@ def surely(scores: list[Totals], error: float = ERROR) -> float:
     Student's bound, its standard error from leaving out one sample at a time (jackknife, Tukey 1958); −∞ for one.
     """
     n = len(scores)
-    if n < 2:
-        return -math.inf
+    return -math.inf if n < 2 else sqnr(scores) - paired.student(1 - error, n - 1) * _spread(scores)
+
+
+def interval(scores: list[Totals], confidence: float = 0.95) -> tuple[float, float] | None:
+    """The two-sided interval (dB) of `sqnr` on other samples like these, by the same error; None for one sample, and
+    where a sample's error is not finite."""
+    n, middle = len(scores), sqnr(scores)
+    if n < 2 or not math.isfinite(middle):
+        return None
+    reach = paired.student((1 + confidence) / 2, n - 1) * _spread(scores)
+    return (middle - reach, middle + reach) if math.isfinite(reach) else None
+
+
+def _spread(scores: list[Totals]) -> float:
+    """The standard error of `sqnr`, in dB."""
+    n = len(scores)
     left_out = np.array([sqnr(scores[:i] + scores[i + 1 :]) for i in range(n)])
-    spread = math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum()))
-    return sqnr(scores) - paired.student(1 - error, n - 1) * spread
+    return math.sqrt((n - 1) / n * float(np.square(left_out - left_out.mean()).sum()))
 
 
 def decibels(totals: Mapping[str, Difference]) -> float:

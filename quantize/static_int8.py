@@ -20,6 +20,7 @@ from edgerun.quantize import (
     _finished,
     _observation,
     _precision,
+    _reached,
     _rounding,
     _sequences,
     fold,
@@ -32,7 +33,6 @@ from edgerun.quantize._ranges import (
     choose,
     corrected_on,
     gained,
-    sqnr,
 )
 from edgerun.quantize._stream import Begun, Stream, Totals
 from edgerun.quantize._weights import finite
@@ -61,8 +61,6 @@ if TYPE_CHECKING:
 summary = "static INT8 (Q/DQ): per-channel weights, per-tensor activations, equalized and bias corrected; INT8 tables"
 needs_calibration = True
 scheme = "w8a8"
-
-REACHED = "calibration SQNR (dB)"
 
 
 @dataclass(frozen=True)
@@ -109,21 +107,11 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
     seen |= {name: seen[name].within(*ends) for name, ends in reach.ends(plan).items()}
-    _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
+    _observation.tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     seen, means = _evened.apply(model, plan, seen, request)
     codes = _rounding.codes(placement.plan(model.graph, request.rules, request.keep_float), seen, request)
     seen = {name: replace(activation, vectors=Vectors()) for name, activation in seen.items()}
     return Prepared(model, original, seen, [with_moved_means(truth, means) for truth in truths], codes)
-
-
-def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
-    """Would more calibration data move the ranges? Into `found`, and among its warnings when it would."""
-    lows, highs = (np.stack(ends, 1) for ends in zip(*((a.lows, a.highs) for a in seen.values()), strict=True))
-    verdict = _observation.verdict(lows, highs, request)
-    told = request.found.setdefault("calibration", {})
-    told["coverage"] = verdict.to_json(list(seen))
-    if verdict.enough is False:
-        told["warnings"] = [*told.get("warnings", ()), verdict.sentence()]
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
@@ -190,8 +178,12 @@ def _written(
     plain, moved = (_quantized(made.model, made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
     without, corrected = _finished.compared((plain, moved), truths, samples, request)
     pays = gained(without, corrected)[0] > 0  # each sample counts alike: in a sum the loudest one decides
-    request.found |= {"bias correction": pays, REACHED: round(sqnr(corrected if pays else without), 2)}
-    request.found |= {"integer nodes": len(made.plan.compute), "quantized activations": len(made.plan.points)}
+    _reached.tell(made.model.graph, corrected if pays else without, request)
+    request.found |= {
+        "bias correction": pays,
+        "integer nodes": len(made.plan.compute),
+        "quantized activations": len(made.plan.points),
+    }
     result = moved if pays else plain
     repaired = sum(weight.repaired for weight in made.stored.values())
     request.found["saturation"] = saturation.certificate(result.graph, repaired)
