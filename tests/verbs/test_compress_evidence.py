@@ -105,7 +105,7 @@ def test_probabilities_near_zero_are_not_warned_of(tmp_path: Path, monkeypatch: 
     """Errors far below a tenth, behind a Sigmoid and a Reshape: a detector that finds nothing. Large ones are."""
     spoilt(monkeypatch, 90.0)
 
-    def far(**net: float) -> Any:
+    def far(**net: Any) -> Any:
         model = network(tmp_path / "m.onnx", SIGMOID, **net)
         return compress(model, calibration={"x": X}).history[-1].options["calibration SQNR"].get("far off")
 

@@ -66,7 +66,7 @@ def test_what_is_left_is_of_this_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """At nearly 10 a second, 30 of 62 leave 3 s, of this step."""
     shown, now = Terminal(), iter(np.arange(100, 200, 0.1001))
     monkeypatch.setattr(sys, "stderr", shown)
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
     monkeypatch.setattr(click, "echo", lambda text="", nl=True, err=False: shown.write(text + "\n" * nl))
     with Stages() as show:
         for done in range(1, 31):
