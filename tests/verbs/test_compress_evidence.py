@@ -55,9 +55,9 @@ def test_the_sqnr_has_its_n_and_its_interval(tmp_path: Path, cli: Any, scheme: s
         with edgerun.load(path, "onnxruntime") as session:
             outputs.append(session.run({"x": X[:n]})["y"])
     want, have = outputs
-    left = [metrics.sqnr_db(np.delete(want, i, 0), np.delete(have, i, 0)) for i in range(n)]
-    reach = t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * np.square(left - np.mean(left)).sum())
-    middle = metrics.sqnr_db(want, have)
+    left = np.array([metrics.sqnr_db(np.delete(want, i, 0), np.delete(have, i, 0)) for i in range(n)])
+    reach = float(t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * np.square(left - np.mean(left)).sum()))
+    middle = float(metrics.sqnr_db(want, have))
     assert told["calibration SQNR (dB)"] == pytest.approx(middle, abs=0.3)
     assert (low, high) == pytest.approx((middle - reach, middle + reach), abs=0.4)
     assert f"{low:.1f} to {high:.1f} (n={n}, 95 %)" in cli(*words).out
