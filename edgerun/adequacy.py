@@ -29,6 +29,11 @@ class FeedCheck:
     _elements: dict[str, int] = field(default_factory=dict)
     _blank: int = 0
 
+    @property
+    def different(self) -> int:
+        """How many samples are no repetition of others."""
+        return len(self._seen)
+
     def add(self, feeds: Feeds) -> None:
         """Count a batch in. Raises EdgerunError for NaN or infinity."""
         rows = {name: a if self.batched and a.ndim else a[None] for name, a in feeds.items()}
@@ -88,9 +93,9 @@ class FeedCheck:
             yield f"{doubles} of {self.samples} calibration samples repeat others exactly and add nothing"
         if self._blank:
             yield f"{self._blank} of {self.samples} calibration samples are blank: one number throughout"
-        if self.samples < FEW:
-            share = 2 / (self.samples + 1)
+        if self.different < FEW:
+            share, kind = 2 / (self.different + 1), " different" if doubles else ""
             yield (
-                f"{self.samples} calibration samples are few: up to {share:.0%} of new data will leave a range; "
-                "a hundred are usual"
+                f"{self.different}{kind} calibration samples are few: up to {share:.0%} of new data will leave a "
+                "range; a hundred are usual"
             )

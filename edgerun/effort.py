@@ -26,8 +26,9 @@ class Effort:
     leave_out: bool = False
 
 
+DEFAULT = "default"
 PRESETS = {
     "fast": Effort(ranges=32, first=16, search=0, check=8, second=False),
-    "default": Effort(),
+    DEFAULT: Effort(),
     "best": Effort(settled=math.inf, first=128, search=16, check=128, refine=True, leave_out=True),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 LONGEST = 4000  # characters of what a message repeats
@@ -39,9 +40,13 @@ def _short(text: str) -> str:
 
 
 class GateFailed(EdgerunError):
-    """The work ran and the answer is no (parity, accuracy or speed gate)."""
+    """The work ran and the answer is no (parity, accuracy or speed gate).
+
+    `measured` are JSON values: what the answer rests on, where a command prints it with --json.
+    """
 
     exit_code = 1
+    measured: Mapping[str, Any] = MappingProxyType({})
 
 
 class Unsupported(EdgerunError):

@@ -32,6 +32,17 @@ def refuse_overwrite(path: Path, force: bool) -> None:
         raise EdgerunError("the output exists", got=path, do="give another -o, or --force to replace it")
 
 
+def refuse_same(output: Path, *sources: object) -> None:
+    """Raise when `output` is the file of one of `sources`, by any name or link; what is no path is none."""
+    for source in sources:
+        if not isinstance(source, (str, Path)):
+            continue
+        with contextlib.suppress(OSError, ValueError):  # what is not there, or is no name, is another's to tell
+            if output.samefile(source):
+                what = "the output would replace the model that it is made from"
+                raise EdgerunError(what, got=output, wanted="a file of its own", do="give another -o")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` when the block ends well, delete it otherwise.

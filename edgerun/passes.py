@@ -177,7 +177,8 @@ class Request:
 
     `rules` are the target's; `open` starts a graph for measuring on this machine (see Opener); `ranges` names an
     estimator or "auto"; `keep_float` nodes to leave alone; `effort` says how much to look at, `lanes` how many batches
-    memory holds at once; `checkpoint` keeps what a killed run goes on from.
+    memory holds at once; `checkpoint` keeps what a killed run goes on from; `fresh` tells, batch by batch as the first
+    pass over the data goes on, how many samples do not repeat others (empty: not known).
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history.
     """
@@ -192,6 +193,7 @@ class Request:
     checkpoint: Checkpoint | None = None
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
+    fresh: Sequence[int] = ()
 
 
 class Pass(Protocol):

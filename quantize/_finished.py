@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches
-from edgerun.quantize._ranges import ERROR, gained, sqnr
+from edgerun.quantize._ranges import ERROR, gained
 from edgerun.quantize._stream import Totals, by_sample
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ FEWEST = 4  # samples whose spread means something
 LOOKS = (4, 2, 1)  # parts of the samples after which the answer is looked at
 
 
-def reached_db(quantized: ir.Model, truths: list[Truth], request: Request) -> float:
-    """SQNR (dB) of a finished model against the float one, on calibration data."""
-    return sqnr(lost(quantized, truths, request.effort.check, request))
+def reached(quantized: ir.Model, truths: list[Truth], request: Request) -> list[Totals]:
+    """What a finished model loses of every sample that the effort lets it be checked on."""
+    return lost(quantized, truths, request.effort.check, request)
 
 
 def lost(quantized: ir.Model, truths: list[Truth], samples: int, request: Request) -> list[Totals]:

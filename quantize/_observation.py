@@ -40,13 +40,15 @@ class Truth:
 
 
 def batches(request: Request, samples: int | None, stage: str, *, again: bool = True) -> Iterator[Feeds]:
-    """Calibration batches, `samples` samples at most, reporting progress after each; not `again`: with their digest."""
+    """Calibration batches, `samples` samples at most, reporting progress after each, where the `stage` has a name; not
+    `again`: with their digest."""
     assert request.calibration is not None
     seen, total = 0, min(samples or math.inf, request.calibration.samples or samples or 0)
     for feeds in request.calibration.again() if again else request.calibration:
         yield feeds
         seen += samples_in(feeds, request)
-        request.progress(stage, seen if samples is None else min(seen, samples), int(total))
+        if stage:
+            request.progress(stage, seen if samples is None else min(seen, samples), int(total))
         if samples is not None and seen >= samples:
             return
 
@@ -202,14 +204,32 @@ def _beginning(data: Iterator[Marked], rows: int, request: Request) -> Iterator[
 def verdict(lows: np.ndarray, highs: np.ndarray, request: Request) -> coverage.Verdict:
     """Would more data move the ranges? `lows`, `highs` `[batches, points]`.
 
-    Two batches of UNIT / 2 samples are looked at as one: extremes over more samples tell more of the largest to come.
+    Batches that only repeat samples tell nothing, and only different samples are counted. Two batches of UNIT / 2 are
+    looked at as one: extremes over more samples tell more of the largest to come.
     """
     assert request.calibration is not None
-    rows = request.calibration.batch or 1
-    if rows == UNIT // 2 and len(lows) > 1:
-        rows, starts = UNIT, np.arange(0, len(lows) // 2 * 2, 2)
+    batch = request.calibration.batch or 1
+    fresh = np.array(request.fresh[: len(lows)])
+    if len(fresh) < len(lows):
+        fresh = np.full(len(lows), batch)
+    lows, highs = lows[fresh > 0], highs[fresh > 0]
+    if batch == UNIT // 2 and len(lows) > 1:
+        starts = np.arange(0, len(lows) // 2 * 2, 2)
         lows, highs = np.minimum.reduceat(lows, starts), np.maximum.reduceat(highs, starts)
-    return coverage.verdict(lows, highs, rows=rows)
+    return coverage.verdict(lows, highs, rows=fresh.sum() / len(lows))
+
+
+def tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
+    """Would more calibration data move the ranges? Into `found`, and among its warnings when it would."""
+    assert request.calibration is not None
+    lows, highs = (np.stack(ends, 1) for ends in zip(*((a.lows, a.highs) for a in seen.values()), strict=True))
+    found = verdict(lows, highs, request)
+    told = request.found.setdefault("calibration", {})
+    told["coverage"] = found.to_json(list(seen))
+    if found.enough is False:
+        looked = int(request.found["samples run"])
+        sentence = found.sentence(looked, request.calibration.samples or looked)
+        told["warnings"] = [*told.get("warnings", ()), sentence]
 
 
 def with_moved_means(truth: Truth, changed: Mapping[str, tuple[np.ndarray | float, np.ndarray | float]]) -> Truth:

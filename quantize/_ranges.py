@@ -148,15 +148,17 @@ def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
     Coordinate descent: groups × FACTORS runs at most over the samples of the search.
     """
     found, changed = dict(spans), dict[str, float]()
-    reached = stream.judged(spans, request.effort.search, "refining ranges")
+    reached, stage = stream.judged(spans, request.effort.search, "judging ranges"), "refining ranges"
+    request.progress(stage, 0, len(spans))
     for index, (group, (low, high)) in enumerate(spans.items(), 1):
         for factor in FACTORS:
             trial = found | {group: (low * factor, high * factor)}
-            scores = stream.judged(trial, request.effort.search, f"refining range {index} of {len(spans)}")
+            scores = stream.judged(trial, request.effort.search, "")
             gain, likely = gained(reached, scores, UNLIKELY)
             if gain < LEAST_GAIN or likely <= 0:
                 break
             found, reached, changed[group] = trial, scores, factor
+        request.progress(stage, index, len(spans))
     before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
     gain, surely = gained(before, after, ERROR)
     if changed:
@@ -183,10 +185,24 @@ def surely(scores: list[Totals], error: float = ERROR) -> float:
     Student's bound, its standard error from leaving out one sample at a time (jackknife); −∞ for one.
     """
     n = len(scores)
-    if n < 2:
-        return -math.inf
+    return -math.inf if n < 2 else sqnr(scores) - paired.student(1 - error, n - 1) * _spread(scores)
+
+
+def interval(scores: list[Totals], confidence: float = 0.95) -> tuple[float, float] | None:
+    """The two-sided interval (dB) of `sqnr` on other samples like these, by the same error; None for one sample, and
+    where a sample's error is not finite."""
+    n, middle = len(scores), sqnr(scores)
+    if n < 2 or not math.isfinite(middle):
+        return None
+    reach = paired.student((1 + confidence) / 2, n - 1) * _spread(scores)
+    return (middle - reach, middle + reach) if math.isfinite(reach) else None
+
+
+def _spread(scores: list[Totals]) -> float:
+    """The standard error of `sqnr`, in dB."""
+    n = len(scores)
     left_out = np.array([sqnr(scores[:i] + scores[i + 1 :]) for i in range(n)])
-    return sqnr(scores) - paired.student(1 - error, n - 1) * paired.jackknife(left_out)
+    return paired.jackknife(left_out)
 
 
 def decibels(totals: Mapping[str, Difference]) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _recurrent, _spare, _weights, weight_int8
+from edgerun.quantize import _reached, _recurrent, _spare, _weights, weight_int8
 from edgerun.quantize.graphs import dynamic, edit, recurrent
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def apply(original: ir.Model, model: ir.Model, request: Request, settled: Settle
     result = _stored(result, chosen.codes, request, left, chosen.stored)
     request.found["integer nodes"] = request.found.get("integer nodes", 0) + len(chosen.on_integers)
     request.found[LAYERS] = {"on integers": list(chosen.on_integers), "weights in 8 bits": list(chosen.stored)}
-    request.found["calibration SQNR (dB)"] = round(_weights.sqnr_db(result, chosen.judge, request), 2)
+    _reached.tell(original.graph, _weights.scores(result, chosen.judge, request), request)
     return result
 
 

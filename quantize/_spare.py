@@ -10,6 +10,7 @@ import numpy as np
 from edgerun import cache
 from edgerun.checkpoint import Memo
 from edgerun.quantize import _resumed, _weights
+from edgerun.quantize._observation import samples_in
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,7 +35,7 @@ def apart(request: Request) -> tuple[list[Feeds], list[Feeds]]:
     for index, feeds in enumerate(request.calibration or ()):
         held = index % APART == APART - 1
         kept, most = (judge, request.effort.first) if held else (ranking, max(2 * request.effort.search, 8))
-        if sum(map(_weights.rows, kept)) < most:
+        if sum(samples_in(one, request) for one in kept) < most:
             kept.append(feeds)
     return ranking, judge or ranking
 

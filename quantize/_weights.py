@@ -10,7 +10,8 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
-from edgerun.quantize import fold
+from edgerun.quantize import _observation, _reached, fold
+from edgerun.quantize._stream import Totals, by_sample
 from edgerun.quantize.numerics.grid import channel_bounds, symmetric
 
 if TYPE_CHECKING:
@@ -101,10 +102,14 @@ def sqnr_db(result: ir.Model, wanted: Sequence[Truth], request: Request) -> floa
     return float(np.mean([min(total.sqnr_db, 120.0) for total in totals.values()]))
 
 
-def rows(feeds: Feeds) -> int:
-    """Samples in a batch."""
-    first = next(iter(feeds.values()))
-    return int(first.shape[0]) if first.ndim else 1
+def scores(result: ir.Model, wanted: Sequence[Truth], request: Request) -> list[Totals]:
+    """What is lost of each sample."""
+    found: list[Totals] = []
+    with request.open(result) as session:
+        for truth in wanted:
+            own = _observation.Truth(_observation.samples_in(truth.feeds, request), truth.outputs, {})
+            found += by_sample(own, session.run(truth.feeds))
+    return found
 
 
 def evidence(original: ir.Model, result: ir.Model, request: Request) -> None:
@@ -114,8 +119,7 @@ def evidence(original: ir.Model, result: ir.Model, request: Request) -> None:
     few: list[Feeds] = []
     for feeds in request.calibration:
         few.append(feeds)
-        if sum(map(rows, few)) >= request.effort.check:
+        if sum(_observation.samples_in(one, request) for one in few) >= request.effort.check:
             break
     request.progress("comparing", 0, 0)
-    reached = sqnr_db(result, truths(original, few, request), request)
-    request.found["calibration SQNR (dB)"] = round(reached, 2)
+    _reached.tell(original.graph, scores(result, truths(original, few, request), request), request)

@@ -8,6 +8,7 @@ import numpy as np
 
 from edgerun.errors import Unsupported
 from edgerun.quantize import _weights, fold
+from edgerun.quantize._observation import samples_in
 from edgerun.quantize.graphs import edit, halves
 from edgerun.quantize.graphs.statistics import Watch
 from edgerun.quantize.numerics.half import BFLOAT16, HALVES, Half
@@ -81,7 +82,7 @@ def _overflowing(original: ir.Model, nodes: list[ir.Node], half: Half, request: 
         for feeds in request.calibration:
             request.progress("looking for overflow", seen, request.calibration.samples or 0)
             watch.add(session.run(feeds))
-            seen += _weights.rows(feeds)
+            seen += samples_in(feeds, request)
             if seen >= request.effort.first:
                 break
     lows, highs = watch.extremes(watched)

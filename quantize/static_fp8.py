@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _finished, _steps, static_int8
+from edgerun.quantize import _finished, _reached, _steps, static_int8
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._prepared import Prepared
 from edgerun.quantize._ranges import ERROR, gained, intervals, sqnr
@@ -58,8 +58,8 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     grids: dict[str, Grid] = {group: float8.spanning(HEADROOM * high) for group, (_, high) in spans.items()}
     shifts = _shifts(model, plan, grids, truths, request)
     result = _quantized(model, plan, grids, shifts)
-    request.found |= {"ranges": name, static_int8.REACHED: round(_finished.reached_db(result, truths, request), 2)}
-    request.found |= {"8-bit nodes": len(plan.compute), "quantized activations": len(plan.points)}
+    _reached.tell(model.graph, _finished.reached(result, truths, request), request)
+    request.found |= {"ranges": name, "8-bit nodes": len(plan.compute), "quantized activations": len(plan.points)}
     return result
 
 

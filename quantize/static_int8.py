@@ -18,6 +18,7 @@ from edgerun.quantize import (
     _finished,
     _observation,
     _precision,
+    _reached,
     _rounding,
     _sequences,
     _steps,
@@ -34,7 +35,6 @@ from edgerun.quantize._ranges import (
     choose,
     corrected_on,
     gained,
-    sqnr,
 )
 from edgerun.quantize._stream import Begun, Stream, Totals
 from edgerun.quantize._weights import finite
@@ -64,8 +64,6 @@ summary = "static INT8 (Q/DQ): per-channel weights, per-tensor activations, equa
 needs_calibration = True
 scheme = "w8a8"
 
-REACHED = "calibration SQNR (dB)"
-
 
 def apply(model: ir.Model, request: Request) -> ir.Model:
     """Quantize `model`. Raises Unsupported when nothing in it has an integer kernel on the target."""
@@ -93,18 +91,8 @@ def prepare(model: ir.Model, request: Request, make: _without.Make | None = None
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
     seen |= {name: seen[name].within(*ends) for name, ends in reach.ends(plan).items()}
-    _tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
+    _observation.tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     return _without.prepared(Observed(model, original, seen, truths), make or _all_placed, request)
-
-
-def _tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
-    """Would more calibration data move the ranges? Into `found`, and among its warnings when it would."""
-    lows, highs = (np.stack(ends, 1) for ends in zip(*((a.lows, a.highs) for a in seen.values()), strict=True))
-    verdict = _observation.verdict(lows, highs, request)
-    told = request.found.setdefault("calibration", {})
-    told["coverage"] = verdict.to_json(list(seen))
-    if verdict.enough is False:
-        told["warnings"] = [*told.get("warnings", ()), verdict.sentence()]
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
@@ -177,9 +165,13 @@ def _written(
     without, corrected = _finished.compared((plain, moved), truths, samples, request)
     gain, surely = gained(without, corrected, ERROR)
     pays = gain > 0  # each sample counts alike: in a sum the loudest one decides
-    request.found |= {"bias correction": pays, REACHED: round(sqnr(corrected if pays else without), 2)}
+    _reached.tell(made.model.graph, corrected if pays else without, request)
     _steps.tell(request, _steps.BIAS, gain, surely, n=len(without), measured=_steps.OUTPUT, kept=pays)
-    request.found |= {"integer nodes": len(made.plan.compute), "quantized activations": len(made.plan.points)}
+    request.found |= {
+        "bias correction": pays,
+        "integer nodes": len(made.plan.compute),
+        "quantized activations": len(made.plan.points),
+    }
     result = moved if pays else plain
     repaired = sum(weight.repaired for weight in made.stored.values())
     request.found["saturation"] = saturation.certificate(result.graph, repaired)

@@ -145,7 +145,7 @@ def _evaluator(proto: Any) -> Any:
 def quantization(device: Device | None = None) -> Quantization:
     """Q/DQ stands for any op: the evaluator computes what is written, on every device."""
     return Quantization(
-        schemes=("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32"),
+        schemes=("w8a8", "w8a16"),
         activation="uint8",
         compute=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
         through=frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split"}),

@@ -1,10 +1,9 @@
-"""How commands print: plain tables, JSON, a progress bar on stderr."""
+"""How commands print: plain tables, JSON, progress on stderr."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -46,13 +45,12 @@ def echo_notes(notes: Sequence[str]) -> None:
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr; yields a function that takes the share done, 0..1."""
-    with click.progressbar(length=1000, label=label, file=sys.stderr) as bar:
+    """How far it is, on stderr; yields a function that takes the share done, 0..1."""
+    from edgerun.cli._progress import Stages
 
-        def show(share: float) -> None:
-            bar.update(int(share * 1000) - bar.pos)
-
-        yield show
+    with Stages(percent=True, notes=False) as stages:
+        stages(label, 0, 100)
+        yield lambda share: stages(label, int(share * 100), 100)
 
 
 def size(count: float) -> str:

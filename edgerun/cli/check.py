@@ -34,10 +34,13 @@ def command(
 
     Exit 1 when a node does not run, unless --fix wrote a model of which all nodes do.
     """
+    from edgerun.cli._progress import Stages
     from edgerun.cli._table import echo_json, echo_notes
+    from edgerun.runtime.progress import told
     from edgerun.verbs.check import check
 
-    found = check(model, target=target, device=device, strict=strict, part=subgraph, fix=fix, force=force)
+    with Stages(notes=False) as show, told(show):
+        found = check(model, target=target, device=device, strict=strict, part=subgraph, fix=fix, force=force)
     echo_notes(found.notes)
     if as_json:
         echo_json(found)

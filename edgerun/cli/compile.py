@@ -59,7 +59,7 @@ def command(
     from edgerun.verbs.recipe import compiled
 
     options = Options(threads, extra, _options.sizes(sizes), usual=_options.usual(shapes))
-    with Stages("%") as show, told(show):
+    with Stages(percent=True) as show, told(show):
         made = compiled(
             model, output, target=target, device=device, options=options, data=data, preprocessing=preprocessing,
             original=original, force=force,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from edgerun.model import Model
     from edgerun.verbs.clock import Speed
 
-SQNR = "calibration SQNR (dB)"
+SQNR, JUDGED = "calibration SQNR (dB)", "calibration SQNR"  # in the history
 SCHEMES = (
     "w8a8: static INT8. w8a8_dynamic: INT8, activations quantized as they come. "
     "w8a16, w4a16_b32, fp16: weights in 8, 4 or 16 bits; smaller, no faster. "
@@ -34,16 +35,14 @@ SCHEMES = (
     metavar="DATA",
     help="An .npz, a folder of .npy or pictures, module:callable, or random[:N]. Only w8a8 and fp8 need it.",
 )
-@click.option(
-    "--preset", default="default", show_default=True, help="fast, default or best: how much is looked at and tried."
-)
+@click.option("--preset", metavar="NAME", help="fast, default (which it is) or best: how much is looked at and tried.")
 @click.option(
     "--ranges", default="auto", show_default=True, help="auto, minmax, shrink90, shrink80, percentile, mse, entropy."
 )
 @click.option("--keep-float", multiple=True, metavar="NODE", help="Leave this node in float. Repeatable.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many calibration samples.")
 @click.option(
-    "--memory-cap", type=click.IntRange(min=16), default=192, show_default=True, metavar="MIB", help="For activations."
+    "--memory-cap", type=click.IntRange(min=16), metavar="MIB", help="For activations of the calibration data; 192."
 )
 @click.option(
     "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
@@ -76,31 +75,43 @@ SCHEMES = (
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was decided and measured as JSON.")
 def command(
-    model: Path, output: Path, scheme: str, target: str | None, device: str | None, calibration: str, preset: str,
-    ranges: str, keep_float: tuple[str, ...], limit: int | None, memory_cap: int, preprocessing: Path | None,
+    model: Path, output: Path, scheme: str, target: str | None, device: str | None, calibration: str | None,
+    preset: str | None, ranges: str, keep_float: tuple[str, ...], limit: int | None, memory_cap: int | None,
+    preprocessing: Path | None,
     fold: bool, max_drop: str | None, labelled: str | None, logits: str | None, placement: str | None,
     shapes: tuple[str, ...], allow_slower: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun.cli._progress import Stages, give_memory_back
     from edgerun.cli._table import stored
+    from edgerun.errors import GateFailed, to_json
     from edgerun.verbs.compress import compress
 
     give_memory_back()
     speeds: list[Speed] = []
-    with Stages() as progress:
-        result = compress(
-            model, scheme=scheme, target=target, device=device, calibration=calibration, output=output, preset=preset,
-            ranges=ranges, keep_float=keep_float, memory_cap=memory_cap << 20, limit=limit, preprocessing=preprocessing,
-            fold_preprocessing=fold, max_drop=_points(max_drop), labelled=labelled, logits=logits, placement=placement,
-            shapes=shapes, allow_slower=allow_slower, clocked=speeds.append, force=force, progress=progress,
-        )  # fmt: skip
+    cap = None if memory_cap is None else memory_cap << 20
+    try:
+        with Stages() as progress:
+            result = compress(
+                model, scheme=scheme, target=target, device=device, calibration=calibration, output=output,
+                preset=preset, ranges=ranges, keep_float=keep_float, memory_cap=cap, limit=limit,
+                preprocessing=preprocessing, fold_preprocessing=fold, max_drop=_points(max_drop), labelled=labelled,
+                logits=logits, placement=placement, shapes=shapes, allow_slower=allow_slower, clocked=speeds.append,
+                force=force, progress=progress,
+            )  # fmt: skip
+    except GateFailed as error:
+        if as_json:
+            click.echo(json.dumps({"output": None, "error": to_json(error), **error.measured}))
+        raise
     step = result.history[-1]
     before, after = stored(model), stored(output)
     for warning in step.options.get("calibration", {}).get("warnings", ()):
         click.echo(f"calibration data: {warning}", err=True)
+    warnings = [*_far_off(step.options, model, output), *_larger(result, output, before, after)]
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
     if as_json:
-        told = {"output": str(output), "bytes": after, "bytes before": before, **step.options}
+        told = {"output": str(output), "bytes": after, "bytes before": before, **step.options, "warnings": warnings}
         if speeds:
             told["speed"] = speeds[0].to_json()
         click.echo(json.dumps(told))
@@ -117,6 +128,41 @@ def command(
         _echo_search(found["max drop"])
     if found["random data"]:
         click.echo("the calibration data is random noise: expect the accuracy to be lost", err=True)
+
+
+def _far_off(found: Mapping[str, Any], model: Path, output: Path) -> Iterator[str]:
+    """That outputs are far from the float model's, what that means, and what to do next."""
+    far = found.get(JUDGED, {}).get("far off", ())
+    if not far or "max drop" in found:  # what labelled data proved says more
+        return
+    each = ", ".join(f"{x['output']!r} {x['SQNR (dB)']:g} dB (largest error {x['largest error']:g})" for x in far[:3])
+    more = f", and {len(far) - 3} more" if len(far) > 3 else ""
+    why = f"edgerun why-wrong {model} {output} --data DATA: which layers lose it"
+    lines = [
+        f"outputs are far from the float model's on the calibration data, by SQNR: {each}{more}",
+        "under 15 dB more than 3 % of their power is error: a measure of outputs, not of accuracy, which may be lost",
+        f"edgerun compare {model} {output} --data DATA: how far on data of your own",
+        f"edgerun eval {output} --baseline {model} --data LABELLED: what that costs in accuracy",
+        *[why] * (found["scheme"] == "w8a8" and output.suffix == ".onnx"),
+        "edgerun compress … --max-drop POINTS --labelled LABELLED: layers stay in float until less is surely lost",
+    ]
+    yield "\n  ".join(lines)
+
+
+def _larger(result: Model, output: Path, before: int, after: int) -> Iterator[str]:
+    """That the file grew, and what of it are weights."""
+    if after <= before:
+        return
+    from edgerun import external
+    from edgerun.cli._table import size
+
+    own = output.with_suffix(".bin")
+    weights = own.stat().st_size if output.suffix == ".xml" else external.weight_bytes(result.ir)
+    yield (
+        f"larger than the {size(before)} before: of {size(after)} only {size(weights)} are weights; the other "
+        f"{size(max(0, after - weights))} say in {output.suffix} what is computed and how it was made, "
+        "which so few weights do not make up for"
+    )
 
 
 def _on(found: Mapping[str, Any]) -> str:
@@ -163,22 +209,26 @@ def _echo_search(found: dict[str, Any]) -> None:
 def _decided(found: Mapping[str, Any]) -> Iterator[str]:
     """What the history tells, as lines; each scheme tells something else."""
     if "quantized activations" in found:
-        whole = "integer nodes" in found
-        nodes = f"{found['integer nodes']} nodes on integers" if whole else f"{found['8-bit nodes']} nodes in FP8"
+        floats = found.get("8-bit nodes")  # of FP8, which has no integers
+        nodes = f"{found['integer nodes']} nodes on integers" if floats is None else f"{floats} nodes on 8-bit floats"
         yield f"{nodes}, {found['quantized activations']} activations quantized"
         corrected = "biases corrected" if found["bias correction"] else "biases as they were"
         yield f"ranges: {found['ranges']}, {corrected}, {len(found.get('equalized', ()))} chains equalized"
         if "recurrent layers" in found:
             yield f"recurrent layers: {_brief(found['recurrent layers'])}"
     else:
-        left_out = ("target", "scheme", "random data", "calibration", "engine", "device", "steps", SQNR)
+        left_out = ("target", "scheme", "random data", "calibration", "engine", "device", "steps", SQNR, JUDGED)
         told = {k: v for k, v in found.items() if k not in left_out}
         yield ", ".join(f"{k}: {_brief(v)}" for k, v in told.items() if not isinstance(v, Mapping))
         yield from (f"{k}: {_brief(v)}" for k, v in told.items() if isinstance(v, Mapping))
     if "engine" in found:
         yield f"engine {found['engine']}; its Q/DQ form was run and agrees with the reference"
     if SQNR in found:
-        yield f"on the calibration data: SQNR {found[SQNR]:.1f} dB to the float model"
+        judged = found[JUDGED]
+        low, high = judged["interval (dB, 95 %)"] or (None, None)
+        ends = "" if low is None else f", {low:.1f} to {high:.1f}"
+        n = f"n={judged['samples']}{', 95 %' if ends else ''}"
+        yield f"on the calibration data: SQNR {found[SQNR]:.1f} dB to the float model{ends} ({n})"
 
 
 def _brief(value: Any) -> str:

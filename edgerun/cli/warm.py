@@ -28,7 +28,7 @@ def command(recipe: Path, output: Path | None, force: bool, as_json: bool) -> No
     from edgerun.runtime.progress import told
     from edgerun.verbs.warm import warm
 
-    with Stages("%") as show, told(show):
+    with Stages(percent=True) as show, told(show):
         made = warm(recipe, output, force=force)
     if as_json:
         echo_json({**asdict(made), "output": str(made.output)})

@@ -15,7 +15,7 @@ from edgerun.devices import Device
 from edgerun.effort import PRESETS
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
-from edgerun.passes import Quantization, Target
+from edgerun.passes import Faster, Quantization, Target
 from edgerun.verbs import devices, finite, proof
 
 log = logging.getLogger("edgerun")
@@ -68,6 +68,29 @@ class Aim:
         if preset not in PRESETS:
             raise unknown("preset", preset, PRESETS)
 
+    def check_used(self, calibrated: bool, **given: object) -> None:
+        """Raise EdgerunError for an option that was `given` (not None) and would do nothing: without data there is
+        nothing to look at, and a `preset` says how long to time only where the scheme is timed."""
+        if calibrated or self.calibrated:
+            return
+        for name, value in given.items():
+            if value is not None and not (name == "preset" and self._faster):
+                do = "leave it out, or give --calibration DATA"
+                what = f"--{name.replace('_', '-')} does nothing for {self.scheme} without calibration data"
+                raise EdgerunError(what, do=do)
+
+    def check_clock(self, allow_slower: bool, placement: str | None) -> None:
+        """Raise EdgerunError for `allow_slower` where nothing could be refused for being slower."""
+        reason = f"with --placement {placement} nothing is timed" if placement == PLACEMENTS[1] else self.idle
+        if not self._faster:
+            reason = f"{self.scheme} promises no speed, and is not timed"
+        if allow_slower and reason:
+            raise EdgerunError("--allow-slower does nothing here", got=reason, do="leave it out")
+
+    @property
+    def _faster(self) -> bool:
+        return isinstance(registry.quantizer(self.step), Faster)
+
     def check_model(self, model: Model, keep_float: Iterable[str]) -> None:
         """Raise EdgerunError for a graph that cannot be quantized, or weights that are not finite, or where no node
         has a name in `keep_float`."""
@@ -101,16 +124,20 @@ def aimed(
     return Aim(scheme, step, name, rules, where, idle, timed)
 
 
-def refuse_overwrite(output: str | Path | None, force: bool) -> None:
-    """Raise EdgerunError when `output`, or the file beside it, is there already."""
+def refuse_overwrite(output: str | Path | None, force: bool, *sources: object) -> None:
+    """Raise EdgerunError when `output`, or the file beside it, is there already, or is one of `sources`."""
     if output is not None:
+        files.refuse_same(Path(output), *sources)
         files.refuse_overwrite(Path(output), force)
         if Path(output).suffix == ".xml":
             files.refuse_overwrite(Path(output).with_suffix(".bin"), force)
 
 
-def check_bound(max_drop: float | None, labelled: Any) -> None:
+def check_bound(max_drop: float | None, labelled: Any, logits: str | None) -> None:
     """Raise EdgerunError for a bound without labelled data, the other way round, or one that is no share."""
+    if logits is not None and max_drop is None:
+        raise EdgerunError("--logits names the output for --max-drop, and does nothing without", got=logits,
+                           do="give --max-drop POINTS and --labelled DATA, or leave it out")  # fmt: skip
     if (max_drop is None) != (labelled is None):
         given = "labelled data" if max_drop is None else f"--max-drop {max_drop:g}"
         raise EdgerunError("a bound on the drop and labelled data belong together", got=f"{given} alone",

@@ -20,7 +20,7 @@ from edgerun.measure.stats import Estimate, Sessions, quantile, speedup, verdict
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Options, Session, TensorSpec
 from edgerun.verbs import devices
-from edgerun.verbs.feeds import feeds_for, located
+from edgerun.verbs.feeds import feeds_for, located, noise_for
 from edgerun.verbs.load import load, target_for
 
 BASELINE, OUTPUTS_DIFFER = "baseline", "outputs differ"
@@ -202,10 +202,13 @@ def _merged(spec: TensorSpec, other: TensorSpec, who: str) -> TensorSpec:
 
 def batch_for(inputs: Sequence[TensorSpec], model: Path, data: Any, preprocessing: Any, batch: int | None) -> Data:
     """What models with these inputs are timed on: `data` in batches, or else one batch of seeded noise."""
+    given: dict[str, Any] = {"preprocessing": preprocessing, "batch": batch or 1}
     if data is None:
         fixed = inputs[0].shape[:1] if inputs else ()
-        data = f"random:{fixed[0] if fixed and isinstance(fixed[0], int) else batch or 1}"
-    feeds = feeds_for(inputs, model, data, preprocessing=preprocessing, batch=batch or 1)
+        samples = int(fixed[0]) if fixed and isinstance(fixed[0], int) else batch or 1
+        feeds = noise_for(inputs, model, samples, **given)
+    else:
+        feeds = feeds_for(inputs, model, data, **given)
     if batch is not None and feeds.batch != batch:
         got = "no batch axis" if feeds.batch is None else f"a batch fixed at {feeds.batch}"
         raise EdgerunError("the batch asked for does not fit the models", got=got, wanted=str(batch))

@@ -14,6 +14,7 @@ from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Issue, Limits, Quantization, Target
 from edgerun.runtime import SelfCheck
+from edgerun.runtime.progress import listener
 from edgerun.verbs import devices, rewriting, subgraph
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
 
@@ -111,8 +112,10 @@ def check(
     if part is not None and fix is not None and Path(part).absolute() == Path(fix).absolute():
         raise EdgerunError("the part and the rewritten model are one file", got=part, do="give each a name of its own")
     where, name = devices.chosen(device, target)
+    listener()("reading", 0, 0)
     loaded, chosen = Model.load(model), registry.target(name)
     limits, whose = _limits(where, name)
+    listener()(f"asking {name} which nodes it takes", 0, 0)
     refused = list(_refused(loaded, chosen, limits, whose))
     fixed, unfixed = _fixed(loaded, name, limits) if fix is not None and refused else (None, None)
     current, rules = loaded if fixed is None else fixed.model, devices.rules(where, name)
@@ -150,6 +153,7 @@ def _fell_back(
 
 def _fixed(model: Model, target: str, limits: Limits) -> tuple[rewriting.Fixed | None, str | None]:
     """The rewritten model, or why there is none."""
+    listener()("rewriting, and comparing with the original", 0, 0)
     try:
         return rewriting.fixed(model, target, limits), None
     except GateFailed as error:
@@ -191,6 +195,7 @@ def _part(
 ) -> Part | None:  # fmt: skip
     """The smallest part that fails as the first finding does, written to `path`; the whole model where none does. None
     where nothing fails, or no node but the model's opset or IR version."""
+    listener()("looking for the smallest part that fails", 0, 0)
     proto = model.to_proto()
     if refused and limits.exceeded(model):
         if (new := next(_lower.too_new(proto, limits.opset), None)) is None:

@@ -26,7 +26,7 @@ from edgerun.measure.proposals import Layer, layers
 from edgerun.measure.stats import Estimate, verdict
 from edgerun.model import Model
 from edgerun.runtime import Engine, Options, TensorSpec
-from edgerun.verbs.feeds import feeds_for
+from edgerun.verbs.feeds import noise_for
 from edgerun.verbs.timings import Timings
 
 FLOAT, RULES, TUNED = "fp32", "rules", "tuned"
@@ -142,6 +142,7 @@ class Clock:
         taken = self.known(label)
         if taken and self.timings.get(label)["ended"]:
             return taken
+        self._progress("timing", len(taken), brief.LOOKS[-1])
         openers = {name: functools.partial(self._opened, engine) for name, engine in engines.items()}
         end, each = perf_counter() + seconds, 0.0
         for look in brief.LOOKS:
@@ -162,6 +163,7 @@ class Clock:
     def layers(self, place: str, engine: EngineOf, names: Sequence[str]) -> tuple[list[Layer], float]:
         """Where `engine` gains and loses against the float one, and seconds of all its kernels; once per `place`."""
         if (told := self.timings.get(f"layers {place}")) is None:
+            self._progress("profiling", 0, 0)
             try:
                 before, after = (self._profile(of()) for of in (self.float, engine))
                 found = layers(attribution.align(before, after), set(names))
@@ -211,7 +213,7 @@ def feed_for(inputs: Sequence[TensorSpec], data: Data | None) -> Feeds:
     An axis that is longer than an input says is cut, a shorter one is repeated.
     """
     if data is None:
-        return next(iter(feeds_for(inputs, "", "random:1", batch=1)))
+        return next(iter(noise_for(inputs, "", 1, 1)))
     sized = list(inputs)
     for feed in data.in_batches(1):
         own = {s.name: [d if isinstance(d, int) else n for d, n in zip(s.shape, feed[s.name].shape, strict=True)]
@@ -219,7 +221,7 @@ def feed_for(inputs: Sequence[TensorSpec], data: Data | None) -> Feeds:
         if cuttable(feed, own, data.inputs):
             return fitted(feed, own)
         sized = [replace(spec, shape=tuple(own[spec.name])) for spec in inputs]
-    return next(iter(feeds_for(sized, "", "random:1", batch=1)))
+    return next(iter(noise_for(sized, "", 1, 1)))
 
 
 def usual_shapes(inputs: Sequence[TensorSpec], data: Data | None) -> dict[str, tuple[int, ...]]:
@@ -255,4 +257,5 @@ def label(name: str, digest: str) -> str:
 
 def not_timed(error: EdgerunError) -> Speed:
     """The answer where a model cannot be timed."""
-    return Speed("not timed", reason=f"{error.what}: {error.got}" if error.got else error.what)
+    told = f"{error.what}: {error.got}" if error.got else error.what
+    return Speed("not timed", reason=f"{told}; {error.do}" if error.do else told)

@@ -18,6 +18,7 @@ from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import BFLOAT16_DB, SQNR_DB
 from edgerun.passes import Feeds, Finishing, Issue, Target, Writing
 from edgerun.runtime import Engine, Options, SelfCheck, Session
+from edgerun.runtime.progress import listener
 from edgerun.verbs import work
 from edgerun.verbs.auto import AUTO, candidates, first
 from edgerun.verbs.judging import ANOTHER, REAL, Pair, apart
@@ -60,6 +61,8 @@ def compile(
     def made(name: str) -> Engine:
         return _made(model, name, options or Options(), feeds, original, output, device, force, whole)
 
+    if output is not None:
+        files.refuse_same(Path(output), model, original)
     if target == AUTO or not isinstance(target, str):
         model = model if isinstance(model, Model) else Model.load(model)
         # A quantizer's tie moves a whole step, whoever computes: no engine is the nearer one for it.
@@ -68,6 +71,7 @@ def compile(
         engine = made(target)
     if output is not None:
         check_output(Path(output), registry.written(engine.target), engine.target, force)
+        listener()("writing", 0, 0)
         registry.target(engine.target).save(engine, Path(output))
     return engine
 
@@ -126,7 +130,9 @@ def _proven(
     whole: bool,
 ) -> Engine:
     with _explained(model, target):
+        listener()(f"compiling for {target}", 0, 0)
         engine = registry.target(target).compile(model, options)
+        listener()("comparing with the reference", 0, 0)
         return replace(engine, check=self_check(model, engine, options, feeds, original, rounds, whole))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from edgerun import quantize, registry
 from edgerun.data import Data
 from edgerun.devices import Device
-from edgerun.effort import PRESETS
+from edgerun.effort import DEFAULT, PRESETS
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
 from edgerun.passes import Faster, Request
@@ -54,10 +54,10 @@ def compress(
     device: Device | str | Path | None = None,
     calibration: Calibration | None = None,
     output: str | Path | None = None,
-    preset: str = "default",
+    preset: str | None = None,
     ranges: str = "auto",
     keep_float: Iterable[str] = (),
-    memory_cap: int = DEFAULT_CAP,
+    memory_cap: int | None = None,
     limit: int | None = None,
     max_drop: float | None = None,
     labelled: Any = None,
@@ -91,20 +91,25 @@ def compress(
     `shapes`, where given); nodes that do not pay stay in float, and `clocked` gets what the clock said. With
     `placement` "rules" nothing is timed; "clock" is the default, or what $EDGERUN_PLACEMENT says.
 
-    Raises EdgerunError for bad input, Unsupported when nothing in the model can be quantized for the target,
-    GateFailed when the compiled result does not compute what it says, the bound on the drop is not surely held, or no
-    placement is as fast as the float model (unless `allow_slower`).
+    Raises EdgerunError for bad input, and for an option that would do nothing, Unsupported when nothing in the model
+    can be quantized for the target, GateFailed when the compiled result does not compute what it says, the bound on the
+    drop is not surely held, or no placement is as fast as the float model (unless `allow_slower`; its `measured` tells
+    the ratio and the slowest layers).
     """
     began, keep = perf_counter(), tuple(keep_float)
-    refuse_overwrite(output, force)
+    refuse_overwrite(output, force, model)
     aim = aimed(scheme, target, device, output, placement, max_drop)
-    aim.check_ways(ranges, preset)
-    check_bound(max_drop, labelled)
+    aim.check_ways(ranges, preset or DEFAULT)
+    check_bound(max_drop, labelled, logits)
+    aim.check_used(calibration is not None, preset=preset, memory_cap=memory_cap, limit=limit)
+    aim.check_clock(allow_slower, placement)
+    preset = preset or DEFAULT
     if fold_preprocessing:
         model, preprocessing = folded(model, preprocessing), None
     original = Original(model)
     aim.check_model(original.model, keep)
-    data = _data(original.model, _calibration(aim, calibration, max_drop), preprocessing, memory_cap, limit)
+    data = _data(original.model, _calibration(aim, calibration, max_drop), preprocessing,
+                 DEFAULT_CAP if memory_cap is None else memory_cap, limit)  # fmt: skip
     hold = None
     if max_drop is not None and data is not None:
         hold = _held(aim, data, labelled, preprocessing, max_drop, logits)

@@ -78,6 +78,7 @@ def convert(
     """
     for path in (output, reproduction):
         if path is not None:
+            files.refuse_same(Path(path), source)
             files.refuse_overwrite(Path(path), force)
     specs = [TensorSpec.parse(spec) if isinstance(spec, str) else spec for spec in inputs]
     name = _reader(source, converter)

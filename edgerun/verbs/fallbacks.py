@@ -11,6 +11,7 @@ from edgerun.errors import EdgerunError
 from edgerun.measure.stats import Estimate, median
 from edgerun.passes import Feeds, NodeTime, Quantization
 from edgerun.runtime import Options
+from edgerun.runtime.progress import listener
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,7 +47,10 @@ def fallbacks(
     if not (nodes := meant(model, rules)):
         return [], []
     feed = _taken(model, target)
-    sessions = [_profiled(model, target, feed, RUNS if timed else 1) for _ in range(SESSIONS if timed else 1)]
+    sessions, count = list[list[NodeTime]](), SESSIONS if timed else 1
+    for done in range(count):
+        listener()("profiling", done, count)
+        sessions.append(_profiled(model, target, feed, RUNS if timed else 1))
     found, unseen = list[Fallback](), list[str]()
     for node in nodes:
         kernels = [[k for k in kernels if set(k.covers) & set(_names(node))] for kernels in sessions]

@@ -67,6 +67,19 @@ def feeds_for(
     return open_data(source, inputs, preprocessing=contract, batch=batch, limit=limit)
 
 
+def noise_for(inputs: Sequence[TensorSpec], model: Runnable, samples: int, batch: int, **given: Any) -> Data:
+    """Seeded noise for a model's inputs. Raises EdgerunError where they leave sizes open, and says how to give them."""
+    try:
+        return feeds_for(inputs, model, f"random:{samples}", batch=batch, **given)
+    except EdgerunError as error:
+        if not (left := [spec for spec in inputs if any(isinstance(dim, str) for dim in spec.shape[1:])]):
+            raise
+        options = " ".join(f"--input-shape {s.name}:[{','.join(map(str, (1, *s.shape[1:])))}]" for s in left)
+        words = ", ".join(dict.fromkeys(str(dim) for s in left for dim in s.shape[1:] if isinstance(dim, str)))
+        do = f"give {options}, with numbers for {words}; or real data"
+        raise EdgerunError(error.what, got=", ".join(map(str, left)), do=do) from None
+
+
 def tracked(data: Data, progress: Callable[[float], None] | None) -> Iterator[Feeds]:
     """The feeds of `data`; tells `progress` the share done, 0..1, after each, where the number of feeds is known."""
     total = operator.length_hint(data, 0)

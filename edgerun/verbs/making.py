@@ -18,6 +18,7 @@ from edgerun.model import Model
 from edgerun.passes import Faster, Quantization, Request
 from edgerun.quantize.graphs import plausible
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.runtime.progress import told
 from edgerun.verbs import proof
 from edgerun.verbs.clock import Kept, usual_shapes
 from edgerun.verbs.placements import Made, Search
@@ -127,12 +128,16 @@ class Making:
         asked.lanes, asked.progress = min(LANES, machine.quota()), self.progress
         asked.found |= self.told
         if known is not None:
-            asked.found["calibration"] = known.found
+            asked.found["calibration"], asked.fresh = known.found, known.fresh
         if kept:
             asked.found[KEPT] = dict(kept)
         return asked
 
     def _proven(self, result: Model) -> Engine:
+        with told(self.progress):
+            return self._compared(result)
+
+    def _compared(self, result: Model) -> Engine:
         usual = usual_shapes(self.inputs, self.data)
         # Two batches apart from each other: neighbours may show nothing, both of them.
         few = list(itertools.islice(self.data or (), 0, 6, 5))
@@ -185,6 +190,7 @@ class Known:
     def __init__(self, data: Data, judgement: plausible.Judgement, most: int | None = None) -> None:
         self._data, self._most = data, most
         self._judged = judgement.warnings
+        self.fresh: list[int] = []  # of each batch of the first pass, the samples that do not repeat others
         self.found: dict[str, Any] = {"preprocessing judged": judgement.judged, "warnings": judgement.warnings}
         if data.samples is None:
             _ = data.digest
@@ -194,8 +200,11 @@ class Known:
 
     def _checked(self) -> Any:
         check = FeedCheck(batched=self._data.batch is not None)
+        self.fresh.clear()
         for feeds in self._data:
+            before = check.different
             check.add(feeds)
+            self.fresh.append(check.different - before)
             if self._most is not None and check.samples >= self._most:
                 self._tell(check)  # whoever takes this batch may not come back
             yield feeds

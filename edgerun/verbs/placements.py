@@ -154,9 +154,12 @@ def _refusal(clock: Clock, made: Made, search: Search, speed: Speed, tried: int)
     told = "; ".join(f"{x.nodes[0]} loses {-1e6 * x.saved:.1f} µs ({x.cause})" for x in found[:3] if x.saved < 0)
     reason = told or "no layer is slower: what the runtime does between more kernels costs more than they gain"
     beside = f"; {tried} other placements were tried and are not as fast either" if tried else ""
-    return GateFailed(
+    refusal = GateFailed(
         f"{search.scheme} does not pay on {clock.target}: the model is not as fast as the float one",
         got=f"{speed}{beside}; {reason}",
         wanted=f"surely faster, or not surely slower and at least {AS_FAST:g} times as fast",
         do="use the float model; --scheme w8a16 makes it small; --allow-slower writes this one all the same",
     )
+    slowest = [{"nodes": list(x.nodes), "loses (s)": -x.saved, "cause": x.cause} for x in found[:3] if x.saved < 0]
+    refusal.measured = {"speed": replace(speed, tried=tried).to_json(), "slowest layers": slowest}
+    return refusal

@@ -22,6 +22,7 @@ from edgerun.npy import read_npz
 from edgerun.passes import Feeds, Finishing
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Engine, Options, SelfCheck, TensorSpec
+from edgerun.runtime.progress import listener
 from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.load import target_for
 from edgerun.verbs.run import write_npz
@@ -160,7 +161,9 @@ def compiled(
     if output.suffix == SUFFIX and target is None and device is None:
         raise EdgerunError("a recipe is for another machine, and nothing says which", do="give --device, or --target")
     name = target or (where.target if where is not None else target_for(output.suffix))
+    files.refuse_same(output, model, original)
     files.refuse_overwrite(output, force)
+    listener()("reading", 0, 0)
     loaded = Model.load(model)
     feeds: list[Feeds] = []
     if data is not None:
@@ -202,6 +205,7 @@ def _made(
     else:
         here = found.device()
         tried = f"{here['runtime']} {here['version']} takes every node; it was not compiled"
+    listener()("computing what the device compares with", 0, 0)
     _check_sizes(feeds, model.inputs, ranges)
     label, pairs = verb.reference(model, name, replace(options, sizes=ranges), feeds)
     inputs, rounds = [feed for feed, _ in pairs], work.rounds(model)

@@ -40,13 +40,18 @@ class Verdict:
     high: np.ndarray
     confidence: float = 0.9
 
-    def sentence(self) -> str:
-        """The verdict for a person, with its numbers."""
+    def sentence(self, looked: int | None = None, given: int | None = None) -> str:
+        """The verdict for a person, with its numbers: of the samples that are different, of all that were `looked` at,
+        of all that were `given`; what is not told is as much as was seen."""
+        looked, given = looked or self.samples, given or looked or self.samples
+        which = " different" * (self.samples < looked) + " samples" + " looked at" * (looked < given)
+        which = f"{self.samples}{which}" + f" (of {given})" * (self.samples < given)
         if self.enough is None:
-            return f"{self.samples} samples are too few to say whether they suffice"
+            return f"{which} are too few to say whether they suffice"
         if self.enough:
-            return f"{self.samples} samples are enough"
-        return f"{self.samples} samples leave ranges open; about {self.wanted} would do"
+            return f"{which} are enough"
+        more = "; --preset default looks at more" if looked < given else ""
+        return f"{which} leave ranges open; about {self.wanted} would do{more}"
 
     def to_json(self, names: list[str], worst: int = 3) -> dict[str, Any]:
         """JSON values for a history: the verdict and the `worst` tensors by overshoot; `names` has T entries."""
@@ -69,15 +74,15 @@ class Verdict:
 
 
 def verdict(
-    lows: np.ndarray, highs: np.ndarray, *, rows: int = 1, steps: int = 255, tolerance: float = 0.5,
+    lows: np.ndarray, highs: np.ndarray, *, rows: float = 1, steps: int = 255, tolerance: float = 0.5,
     confidence: float = 0.9,
 ) -> Verdict:  # fmt: skip
     """Do n units settle the min-max ranges of T tensors?
 
-    `lows`, `highs` [n, T] extremes per unit, any float dtype; `rows` samples per unit; `steps` of the integer grid
-    that the range is cut into. With b the mean excess (`tail`), one more unit exceeds each end with probability
-    ≤ 1/(n+1) (exchangeability: any of the n+1 is as likely the largest) and then by b on average, so that its extremes
-    are clipped by
+    `lows`, `highs` [n, T] extremes per unit, any float dtype; `rows` samples per unit, on average; `steps` of the
+    integer grid that the range is cut into. With b the mean excess (`tail`), one more unit exceeds each end with
+    probability ≤ 1/(n+1) (exchangeability: any of the n+1 is as likely the largest) and then by b on average, so that
+    its extremes are clipped by
 
         o = (b_low + b_high) / (n+1) · steps / (high − low)      grid steps.
 
@@ -99,7 +104,9 @@ def verdict(
     exceeding = float(np.mean(open_low.astype(float) + open_high) / (n + 1)) if tensors else 0.0
     if n < LEAST or not tensors:
         blank = np.zeros(tensors)
-        return Verdict(None if tensors else True, n * rows, 0, min(1.0, exceeding), blank, blank, blank, confidence)
+        return Verdict(
+            None if tensors else True, round(n * rows), 0, min(1.0, exceeding), blank, blank, blank, confidence
+        )
     up, down = np.maximum(highs, 0.0), np.maximum(-lows, 0.0)
     (up_excess, up_from, k), (down_excess, down_from, _) = tail(up), tail(down)
     overshoot = (up_excess + down_excess) / (n + 1) * steps / width
@@ -108,7 +115,7 @@ def verdict(
     reach = _reach(k, confidence)
     ends = [np.maximum(up_from + r * up_excess, 0) + np.maximum(down_from + r * down_excess, 0) for r in reach]
     return Verdict(
-        enough, n * rows, max(n, wanted) * rows if enough else max(n + 1, wanted) * rows,
+        enough, round(n * rows), round(max(n if enough else n + 1, wanted) * rows),
         min(1.0, exceeding), overshoot, ends[0] / width, ends[1] / width, confidence,
     )  # fmt: skip
 
