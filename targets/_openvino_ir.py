@@ -9,11 +9,14 @@ import json
 import re
 import sys
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgerun.contents import Contents, Weights, steps
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import TensorSpec
 
@@ -135,15 +138,45 @@ def door(graph: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     return tuple(map(port, graph.inputs)), tuple(map(port, graph.outputs))
 
 
+def contents(path: Path) -> Contents:
+    """What an IR's two files hold. Raises EdgerunError where they are no pair, or OpenVINO refuses them."""
+    graph, beside = read(path), path.with_suffix(".bin")
+    known, ops, weights = told(graph), Counter[str](), dict[str, Weights]()
+    for op in _every(graph):
+        ops[op.get_type_name()] += 1
+        if op.get_type_name() == "Constant":
+            kind, count = op.get_element_type(), int(np.prod(op.get_output_shape(0)))
+            name = _dtype(kind)
+            weights[name] = weights.get(name, Weights(0, 0, 0)) + Weights(1, count, -(-count * kind.bitwidth // 8))
+    version = graph.get_rt_info(["version"]).value if graph.has_rt_info(["version"]) else ""
+    return Contents(
+        str(path), "openvino", f"OpenVINO IR {version}".strip(),
+        path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0), known.get("digest", ""),
+        *door(graph), known.get("preprocessing"), known.get("postprocessing"), steps(known.get("history", ())),
+        {kind: count for kind, count in ops.most_common() if kind not in ("Constant", "Parameter", "Result")}, weights,
+    )  # fmt: skip
+
+
+def _every(graph: Any) -> Iterator[Any]:
+    for op in graph.get_ordered_ops():
+        yield op
+        for body in bodies(op):
+            yield from _every(body)
+
+
 def port(found: Any) -> TensorSpec:
     """An input or output as OpenVINO names it."""
     name = min(found.names) if found.names else found.node.get_friendly_name()
     if found.partial_shape.rank.is_dynamic:
         raise Unsupported(f"{name!r} has no fixed number of dimensions", do="convert the model with --input")
     dims = (f"{name}_{i}" if dim.is_dynamic else dim.get_length() for i, dim in enumerate(found.partial_shape))
-    own = found.element_type.get_type_name()
-    dtype = "object" if own == "string" else NARROW.get(own) or np.dtype(found.element_type.to_dtype()).name
-    return TensorSpec(name, dtype, tuple(dims))
+    return TensorSpec(name, _dtype(found.element_type), tuple(dims))
+
+
+def _dtype(kind: Any) -> str:
+    """numpy's name of one of OpenVINO's types."""
+    own = kind.get_type_name()
+    return "object" if own == "string" else NARROW.get(own) or np.dtype(kind.to_dtype()).name
 
 
 def reason(error: object) -> str:
