@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs.edit import constant
-from edgerun.quantize.graphs.pictures import SMOOTH, Judgement, Picture, layout, picture_input, values
+from edgerun.quantize.graphs.looks import SMOOTH, Judgement, Picture, layout, picture_input, values
 from edgerun.quantize.numerics import plausibility
 from edgerun.quantize.numerics.plausibility import FORMS, Form
 

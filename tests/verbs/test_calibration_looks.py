@@ -23,7 +23,8 @@ def pictures() -> np.ndarray:
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     phase = generator.uniform(0, 6, (24, 3, 2, 1, 1))
     waves = np.sin(4 * x + phase[:, :, 0]) + np.cos(3 * y + phase[:, :, 1])
-    return (127 + 60 * waves).clip(0, 255).astype(np.float32)
+    pixels: np.ndarray = (127 + 60 * waves).clip(0, 255).astype(np.float32)
+    return pixels
 
 
 @pytest.fixture(params=[False, True], ids=["NCHW", "NHWC"])

@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
-from edgerun.quantize.graphs.pictures import Judgement
+from edgerun.quantize.graphs.looks import Judgement
 from edgerun.quantize.graphs.plausible import suspect
 from edgerun.quantize.numerics.plausibility import FORMS, interleaved, reform
 
@@ -123,7 +123,7 @@ def test_numbers_that_no_picture_has(net: Any, request_for: Any, weights: Any, f
     """Without anything in the model that could tell: by the forms that pictures are fed in."""
     text = "(float[n,3,24,24] image) => (float[n,2] y) { p = GlobalAveragePool(image) f = Flatten(p) y = MatMul(f, w) }"
     warnings = judged(net(text, w=weights(1, 3, 2)), pictures(5) * np.float32(factor), request_for).warnings
-    assert [told in warning for warning in warnings] == ([True] if told else [])
+    assert [told is not None and told in warning for warning in warnings] == ([True] if told else [])
 
 
 def test_noise_and_other_inputs_are_not_judged(trained: Any, net: Any, request_for: Any) -> None:
