@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgerun import readers, sources
+from edgerun import adequacy, readers, sources
 from edgerun.batches import Digest, Feeds, rebatched
 from edgerun.errors import EdgerunError
 from edgerun.npy import read_npy
@@ -287,12 +287,12 @@ def _rows(array: np.ndarray, spec: TensorSpec, batched: bool, where: str, first:
     if spec.dtype == "object" and rows.dtype.kind == "U":
         rows = rows.astype(object)
     if rows.dtype.name != spec.dtype:
-        do = f"array.astype('{spec.dtype}')"
-        raise EdgerunError(f"{name} has the wrong dtype", got=f"{rows.dtype} at {at}", wanted=spec.dtype, do=do)
-    have = rows.shape[1:]
+        cast_to = f"array.astype('{spec.dtype}')"
+        raise EdgerunError(f"{name} has the wrong dtype", got=f"{rows.dtype} at {at}", wanted=spec.dtype, do=cast_to)
+    have, do = rows.shape[1:], adequacy.transposed(array.shape, want)
     if rows.ndim != len(want) + 1 or any(isinstance(w, int) and w != h for h, w in zip(have, want, strict=True)):
         wanted = f"{list(spec.shape)}, or {list(want)} for one sample" if batched else str(list(want))
-        raise EdgerunError(f"{name} has the wrong shape", got=f"{list(array.shape)} at {at}", wanted=wanted)
+        raise EdgerunError(f"{name} has the wrong shape", got=f"{list(array.shape)} at {at}", wanted=wanted, do=do)
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():
         bad = first + int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
         raise EdgerunError(f"{name} holds NaN or infinity", got=f"at sample {bad}", do="remove or repair the sample")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import mmap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def metadata(source: bytes | Path) -> dict[str, str]:
         raise _refused(place, error) from None
 
 
+def parts(source: bytes | Path) -> tuple[dict[str, int], dict[int, tuple[int, int, int]]]:
+    """How many nodes it has of each op, subgraphs included, by falling count; and of its tensors, by the number of
+    their type, how many there are, their elements and bytes."""
+    walk = _Walk(_model(view(source)))
+    return dict(walk.ops.most_common()), walk.stored
+
+
 def blocked(source: bytes | Path) -> bool:
     """Whether any node computes on a layout that one kind of CPU has."""
     return _Walk(_model(view(source))).blocked
@@ -84,6 +92,7 @@ class _Walk:
 
     def __init__(self, model: _flat.Table) -> None:
         self.kinds, self.blocked = set[int](), False
+        self.ops, self.stored = Counter[str](), dict[int, tuple[int, int, int]]()
         self._seen, self._left = set[int](), MOST
         graph = model.table(GRAPH)
         assert graph is not None
@@ -100,7 +109,9 @@ class _Walk:
                 self.tensor(tensor)
         for node in graph.tables(NODES):
             self.counted()
-            self.blocked = self.blocked or node.text(DOMAIN) == BLOCKED
+            domain = node.text(DOMAIN)
+            self.blocked = self.blocked or domain == BLOCKED
+            self.ops[f"{domain}.{node.text(OP)}" if domain not in ("", "ai.onnx") else node.text(OP)] += 1
             compiled = node.text(OP) == _beside.CONTEXT.decode()
             for attribute in node.tables(ATTRIBUTES):
                 self.counted()
@@ -124,6 +135,8 @@ class _Walk:
         if tensor.integer(OUTSIDE, "q", -1) != -1:
             raise _flat.Malformed(f"tensor {tensor.text(NAME)!r} lies in another file")
         _, stored = tensor.vector(RAW, 1)
+        have = self.stored.get(kind, (0, 0, 0))
+        self.stored[kind] = (have[0] + 1, have[1] + max(0, math.prod(dims)), have[2] + stored)
         if kind == STRINGS:
             return
         if kind not in BITS or not tensor.has(RAW) or any(d < 0 for d in dims):

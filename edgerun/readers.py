@@ -73,8 +73,6 @@ def dataset(source: GivesInferenceData, axes: sources.Axes) -> sources.Called:
         nonlocal read
         count = 0
         for count, item in enumerate(source.get_inference_data(), 1):  # noqa: B007 (counted for the next pass)
-            if isinstance(item, (list, tuple)) and len(item) == len(axes):
-                item = dict(zip(axes, item, strict=True))
             read = max(read, count)
             yield item
         if read and not count:

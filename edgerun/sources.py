@@ -79,8 +79,8 @@ class Arrays:
 
 
 class Called:
-    """What a callable returns, called again for every pass: an iterable of feeds by name, or of arrays; or what has
-    get_next() or get_inference_data() (edgerun.readers)."""
+    """What a callable returns, called again for every pass: an iterable of feeds by name, of arrays, or of lists or
+    tuples of arrays in the inputs' order; or what has get_next() or get_inference_data() (edgerun.readers)."""
 
     def __init__(self, name: str, function: Callable[[], Iterable[Any]], axes: Axes) -> None:
         self._name, self._function, self._axes = name, function, axes
@@ -111,12 +111,7 @@ class Called:
             raise EdgerunError(f"{self._name} gave no data", got=type(items).__name__, wanted="an iterable of feeds")
         for index, item in enumerate(items):
             where = f"{self._name}, item {index}"
-            if isinstance(item, (list, tuple)):
-                raise EdgerunError(
-                    f"{where}: not a feed", got=type(item).__name__, wanted="a dict by input name, or one array"
-                )
-            named = item if isinstance(item, Mapping) else {next(iter(self._axes)): item}
-            yield where, {name: np.asarray(value) for name, value in named.items()}
+            yield where, {name: np.asarray(value) for name, value in _named(item, self._axes, where).items()}
 
 
 class Pictures:
@@ -219,6 +214,29 @@ def pick(values: Mapping[str, Any], wanted: Sequence[str], where: str = "the dat
     if len(wanted) == 1 and len(others) == 1:
         return {wanted[0]: values[others[0]]}
     raise _missing(next(name for name in wanted if name not in values), list(values), wanted, where)
+
+
+def _named(item: Any, axes: Axes, where: str) -> Mapping[str, Any]:
+    """A feed by name: a dict, one array, or a list or tuple in the inputs' order, with labels behind them or without
+    (what a torch DataLoader over a TensorDataset gives)."""
+    if isinstance(item, Mapping):
+        return item
+    if not isinstance(item, (list, tuple)):
+        return {next(iter(axes)): item}
+    names = list(axes)
+    if len(item) == len(names) + 1 and LABELS[0] not in axes and _class_numbers(item[-1]):
+        names.append(LABELS[0])
+    if len(item) != len(names):
+        got, wanted = f"a {type(item).__name__} of {len(item)}", f"a dict by input name, or one array for {list(axes)}"
+        do = "give each input in the model's order, or a function that picks them (nncf.Dataset(data, function))"
+        raise EdgerunError(f"{where}: not a feed", got=got, wanted=wanted, do=do)
+    return dict(zip(names, item, strict=True))
+
+
+def _class_numbers(value: Any) -> bool:
+    """Whether it is one whole number for each row."""
+    numbers = np.asarray(value)
+    return numbers.dtype.kind in "iu" and (numbers.ndim < 2 or numbers.shape[1:] == (1,))
 
 
 def _missing(name: str, got: Sequence[str], wanted: Sequence[str], where: str) -> EdgerunError:

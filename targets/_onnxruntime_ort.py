@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgerun.contents import Contents, Weights, steps
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, machine
 from edgerun.targets import _onnxruntime_settings as setting
@@ -19,6 +20,7 @@ from edgerun.targets import _onnxruntime_settings as setting
 if TYPE_CHECKING:
     from edgerun.devices import Device
     from edgerun.model import Model
+    from edgerun.runtime import TensorSpec
 
 SUFFIX = ".ort"
 KEY = "edgerun.engine"  # of metadata_props: what it was compiled from, by what, for which CPU
@@ -26,6 +28,12 @@ BOUND = "all"  # the level that binds a graph to a CPU
 HERE = ("version", "arch", "isa")  # of a fingerprint: to what
 MAPPED = {"session.use_memory_mapped_ort_model": "1", "session.use_ort_model_bytes_for_initializers": "1"}
 INT8 = "session.qdqisint8allowed"  # whether the optimizer makes integer ops of int8 activations: on ARM
+# TensorProto's types by number, in numpy's names: a device has no onnx.
+_TYPES = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "object", 9: "bool",
+    10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16", 17: "float8_e4m3fn",
+    18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 21: "uint4", 22: "int4",
+}  # fmt: skip
 
 
 def wanted(options: Options) -> bool:
@@ -110,3 +118,23 @@ def admit(payload: bytes | Path, here: Mapping[str, str]) -> None:
     if differing:
         told = "; ".join(f"{key} {about[key]}, here {here[key]}" for key in differing)
         raise Unsupported("the file was optimized for another CPU or version", got=told, do=do)
+
+
+def contents(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Contents:
+    """What such a file with this door tells of itself."""
+    import json
+
+    from edgerun import ort_file
+
+    props = ort_file.metadata(path)
+    before, after, about = (
+        json.loads(props[key]) if key in props else None
+        for key in ("edgerun.preprocessing", "edgerun.postprocessing", KEY)
+    )
+    ops, stored = ort_file.parts(path)
+    named = {_TYPES.get(kind, f"type {kind}"): Weights(*counts) for kind, counts in stored.items()}
+    return Contents(
+        str(path), "onnxruntime", "ONNX Runtime's own (.ort)", path.stat().st_size, (about or {}).get("digest", ""),
+        inputs, outputs, before, after, steps(json.loads(props.get("edgerun.history", "[]"))), ops, named,
+        {key: str(value) for key, value in (about or {}).items() if key != "digest"},
+    )  # fmt: skip

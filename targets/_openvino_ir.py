@@ -9,7 +9,8 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgerun import onnx_file
+from edgerun.contents import Contents, Weights, steps
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import TensorSpec
 
@@ -147,6 +149,32 @@ def door(graph: Any, onnx: onnx_file.Told) -> tuple[tuple[TensorSpec, ...], tupl
     return inputs, outputs
 
 
+def contents(path: Path) -> Contents:
+    """What an IR's two files hold. Raises EdgerunError where they are no pair, or OpenVINO refuses them."""
+    graph, beside = read(path), path.with_suffix(".bin")
+    known, ops, weights = told(graph), Counter[str](), dict[str, Weights]()
+    for op in _every(graph):
+        ops[op.get_type_name()] += 1
+        if op.get_type_name() == "Constant":
+            kind, count = op.get_element_type(), int(np.prod(op.get_output_shape(0)))
+            name = _dtype(kind)
+            weights[name] = weights.get(name, Weights(0, 0, 0)) + Weights(1, count, -(-count * kind.bitwidth // 8))
+    version = graph.get_rt_info(["version"]).value if graph.has_rt_info(["version"]) else ""
+    return Contents(
+        str(path), "openvino", f"OpenVINO IR {version}".strip(),
+        path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0), known.get("digest", ""),
+        *door(graph), known.get("preprocessing"), known.get("postprocessing"), steps(known.get("history", ())),
+        {kind: count for kind, count in ops.most_common() if kind not in ("Constant", "Parameter", "Result")}, weights,
+    )  # fmt: skip
+
+
+def _every(graph: Any) -> Iterator[Any]:
+    for op in graph.get_ordered_ops():
+        yield op
+        for body in bodies(op):
+            yield from _every(body)
+
+
 def port(found: Any, dims: Mapping[str, Sequence[str]] = MappingProxyType({})) -> TensorSpec:
     """An input or output as OpenVINO names it, its open dimensions as `dims` does, by tensor."""
     names = found.names & dims.keys() or found.names
@@ -156,9 +184,13 @@ def port(found: Any, dims: Mapping[str, Sequence[str]] = MappingProxyType({})) -
     told, places = dims.get(name, ()), list(found.partial_shape)
     called = told if len(told) == len(places) else [""] * len(places)
     shape = ((called[i] or f"{name}_{i}") if place.is_dynamic else place.get_length() for i, place in enumerate(places))
-    own = found.element_type.get_type_name()
-    dtype = "object" if own == "string" else NARROW.get(own) or np.dtype(found.element_type.to_dtype()).name
-    return TensorSpec(name, dtype, tuple(shape))
+    return TensorSpec(name, _dtype(found.element_type), tuple(shape))
+
+
+def _dtype(kind: Any) -> str:
+    """numpy's name of one of OpenVINO's types."""
+    own = kind.get_type_name()
+    return "object" if own == "string" else NARROW.get(own) or np.dtype(kind.to_dtype()).name
 
 
 def reason(error: object) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edgerun.contents import Contents, steps
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import TensorSpec
 from edgerun.targets import _tensorrt_library as tensorrt
@@ -56,6 +57,16 @@ def door(header: Mapping[str, Any]) -> tuple[tuple[TensorSpec, ...], tuple[Tenso
         for side in ("inputs", "outputs")
     )
     return inputs, outputs
+
+
+def contents(path: Path) -> Contents:
+    """What an engine file's header tells. Raises EdgerunError for any other file."""
+    header, _ = unpack(path)
+    return Contents(
+        str(path), "tensorrt", "TensorRT engine", path.stat().st_size, header.get("digest", ""), *door(header),
+        header.get("preprocessing"), header.get("postprocessing"), steps(header.get("history", ())),
+        device=header.get("device", {}),
+    )  # fmt: skip
 
 
 def metadata(header: Mapping[str, Any]) -> dict[str, str]:

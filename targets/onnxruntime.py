@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import files, guard, registry
+from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _onnxruntime_float8 as float8
@@ -118,6 +119,15 @@ def save(engine: Engine, path: Path) -> None:
         pair.rewrite(path, engine.payload, engine.weights, engine.folder)
         return
     files.write_bytes(path, engine.payload)
+
+
+def contents(path: Path) -> Contents:
+    """What an `.ort` file holds: its metadata, the nodes that the optimizer left, and its door, for which it is opened.
+
+    Raises Unsupported where it was laid out for another CPU, which cannot open it.
+    """
+    with load(Engine("onnxruntime", path), Options(1)) as session:
+        return optimized.contents(path, session.inputs, session.outputs)
 
 
 def load(engine: Engine, options: Options) -> Session:

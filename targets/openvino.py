@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun import files, registry
+from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
@@ -139,6 +140,11 @@ def save(engine: Engine, path: Path) -> None:
     xml, weights = ir.split(engine.payload)
     files.write_bytes(path.with_suffix(".bin"), weights)
     files.write_bytes(path, xml)
+
+
+def contents(path: Path) -> Contents:
+    """What an IR holds and what `compile` wrote into it; the ops are OpenVINO's own."""
+    return ir.contents(path)
 
 
 def load(engine: Engine, options: Options) -> Session:

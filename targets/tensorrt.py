@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import files, onnx_file
+from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, dtypes
@@ -156,6 +157,11 @@ def save(engine: Engine, path: Path) -> None:
     if not isinstance(engine.payload, bytes):
         raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
     files.write_bytes(path, engine.payload)
+
+
+def contents(path: Path) -> Contents:
+    """What the header of an engine file tells; the plan behind it is not opened."""
+    return file.contents(path)
 
 
 def load(engine: Engine, options: Options) -> Session:

@@ -98,7 +98,7 @@ def test_every_parameter_of_the_original_is_there() -> None:
     import inspect
 
     theirs, ours = (list(inspect.signature(f).parameters) for f in (ort.quantize_static, quantize_static))
-    assert ours == [*theirs, "target"]
+    assert ours == [*theirs, "target", "allow_slower"]
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,52 @@ def test_items_may_be_arrays_tuples_or_dicts(form: Any) -> None:
     data = open_data(like_nncf.Dataset(list(X), form), specs, batch=5)
     for _ in range(2):
         np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in data]), X)
+
+
+def test_a_loader_of_torch() -> None:
+    """TensorDatasets through a DataLoader: the inputs in their order, labels behind them or not, a function or none;
+    as a dataset's source, and as calibration data itself. All are the samples of the array."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
+    specs = (TensorSpec("x", "float32", ("n", 6, 8, 8)),)
+    tensors, labels, data = torch.from_numpy(X), torch.arange(24) % 5, torch.utils.data
+    for columns in ((tensors,), (tensors, labels), (tensors, labels[:, None])):
+        loader = data.DataLoader(data.TensorDataset(*columns), batch_size=5)
+        for source in (loader, like_nncf.Dataset(loader), like_nncf.Dataset(loader, lambda item: item[0])):
+            opened = open_data(source, specs, batch=7)
+            np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in opened]), X)
+    opened = open_data(data.DataLoader(data.TensorDataset(tensors, labels), batch_size=5), specs)
+    np.testing.assert_array_equal(opened.labels, labels.numpy())
+
+
+def test_two_inputs_in_their_order() -> None:
+    specs = (TensorSpec("b", "float32", ("n", 3)), TensorSpec("a", "int64", ("n", 2)))
+    b, a = X[:, :3, 0, 0], np.arange(48).reshape(24, 2)
+    opened = open_data(like_nncf.Dataset([(b[i : i + 1], a[i : i + 1]) for i in range(24)]), specs)
+    np.testing.assert_array_equal(np.concatenate([feeds["a"] for feeds in opened]), a)
+    np.testing.assert_array_equal(np.concatenate([feeds["b"] for feeds in opened]), b)
+
+
+@pytest.mark.parametrize("item", [(X[:1], X[:1]), (X[:1], np.arange(2).reshape(1, 2)), (), [X[:1]] * 3])
+def test_items_that_are_no_feeds(item: Any) -> None:
+    specs = (TensorSpec("x", "float32", ("n", 6, 8, 8)),)
+    with pytest.raises(EdgerunError, match=r"item 0: not a feed\n  got: a (tuple|list) of \d"):
+        list(open_data(like_nncf.Dataset([item]), specs))
+
+
+def test_a_model_of_openvino(tmp_path: Path) -> None:
+    """An ov.Model is refused; what the message says to do gives a file that OpenVINO reads and runs."""
+    ov = pytest.importorskip("openvino", reason="openvino is not installed: pip install openvino")
+    onnx.save(network(), tmp_path / "m.onnx")
+    dataset = like_nncf.Dataset(list(X))
+    with pytest.raises(Unsupported, match=r"path of the \.onnx .*target='openvino'.*read_model"):
+        nncf_quantize(ov.Core().read_model(tmp_path / "m.onnx"), dataset)
+    made = nncf_quantize(str(tmp_path / "m.onnx"), dataset, target="openvino")
+    made.save(tmp_path / "small.onnx")
+    read = ov.Core().read_model(tmp_path / "small.onnx")
+    assert "FakeQuantize" in {op.get_type_name() for op in read.get_ordered_ops()}
+    got = ov.compile_model(read, "CPU")({"x": X})["y"]
+    exact = ov.compile_model(ov.Core().read_model(tmp_path / "m.onnx"), "CPU")({"x": X})["y"]
+    assert 10 * np.log10((exact**2).mean() / ((exact - got) ** 2).mean()) > 25
 
 
 def test_a_dataset_over_an_iterator_is_refused() -> None:

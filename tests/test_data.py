@@ -234,7 +234,7 @@ def _nan(at: int) -> np.ndarray:
         ({"x": X[:0], "ids": IDS[:0]}, "the data is empty"),
         (lambda: [], "the data is empty"),
         (lambda: 3, r"gave no data[\s\S]*got: int"),
-        (lambda: [(X, IDS)], r"item 0: not a feed[\s\S]*got: tuple"),
+        (lambda: [(X,)], r"item 0: not a feed[\s\S]*got: a tuple of 1"),
         (iter([X]), "more than once"),
         (3, "more than once"),
         ({"x": X, "ids": IDS, "labels": LABELS[:3]}, r"labels and samples differ in number[\s\S]*got: 3"),

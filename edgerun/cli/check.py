@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.option("--target", metavar="NAME", help="What shall run it (onnxruntime, or the device's).")
 @click.option("--device", metavar="NAME|FILE.toml", help="Where it shall run (edgerun devices).")
 @click.option(
-    "--strict", is_flag=True, help="No node between Q/DQ may run in float: exit 1 with the list and its cost."
+    "--strict",
+    is_flag=True,
+    help="No node between Q/DQ may run in float or saturate: exit 1 with the list and its cost.",
 )
 @click.option("--subgraph", type=click.Path(path_type=Path), metavar="PART.onnx",
               help="Write the smallest part that still fails.")  # fmt: skip
@@ -30,7 +32,7 @@ def command(
     model: Path, target: str | None, device: str | None, strict: bool, subgraph: Path | None, fix: Path | None,
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Tell which nodes a target or a device does not run, or runs in float instead of on integers, and why.
+    """Tell which nodes a target or a device does not run, or runs in float, or which saturate there, and why.
 
     Exit 1 when a node does not run, unless --fix wrote a model of which all nodes do.
     """
@@ -63,6 +65,13 @@ def _echo(found: Check, fix: Path | None) -> None:
         click.echo(f"in float ({len(nodes)} of {found.products} products between Q/DQ): {reason}")
         for node in nodes:
             click.echo(f"  {node.node} ({node.op}){_cost(node)}")
+    if found.saturating:
+        from edgerun.verbs.saturating import remedy, told
+
+        click.echo(f"{told(found.saturating, where)}: it adds two u8·s8 products in 16 bits")
+        for layer in found.saturating:
+            click.echo(f"  {layer.node} ({layer.op}): {layer.channels} of {layer.total} channels")
+        click.echo(f"  do: {remedy(found.device, found.target)}")
     if found.fix is None and found.unfixed is None:
         for idea in found.ideas:
             click.echo(f"--fix would try: {idea}")

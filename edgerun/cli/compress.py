@@ -201,6 +201,9 @@ def _echo_search(found: dict[str, Any]) -> None:
         f"drop {found['drop (points)']:.2f} points, {low:.2f} to {high:.2f} (n={found['samples']}, 95 %), "
         f"surely below {found['bound (points)']:g}"
     )
+    if out := found["left out, in the calibration data"]:
+        told = "labelled samples were left out: calibration sees them, and a drop looks smaller on them"
+        click.echo(f"{out} {told}", err=True)
     tried = len({trial["kept"] for trial in found["trials"]})
     runs, passes = found["samples run"], found["samples run"] / found["samples"]
     click.echo(f"candidates tried: {tried}, on {runs} samples: {passes:.1f} passes over the labelled data")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from edgerun.contents import Contents
+    from edgerun.verbs.inspect import Inspection, QdqSummary
 
 GAINS = ["step", "gain", "90 %", "measured", "kept"]
 OF = {"output": "samples", "layer": "layers", "predicted": "values"}  # what was counted, by where a gain is measured
@@ -17,36 +21,22 @@ OF = {"output": "samples", "layer": "layers", "predicted": "values"}  # what was
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: Path, as_json: bool) -> None:
-    """What is in an ONNX model: inputs and outputs, ops, weights, quantization, contract, history."""
-    from edgerun import answers
+    """What is in an ONNX model, or in a file that a target wrote: inputs, outputs, ops, weights, contracts, history."""
     from edgerun.cli._table import echo_json, size, table
-    from edgerun.verbs.inspect import inspect
+    from edgerun.verbs.inspect import Inspection, inspect
 
     found = inspect(model)
     if as_json:
         echo_json(found)
         return
-    opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
-    facts = [
-        ["file", f"{found.path}, {size(found.file_bytes)}"],
-        ["format", f"IR {found.ir_version}, opset {opsets}" + (f", by {found.producer}" if found.producer else "")],
-        ["digest", found.digest],
-        *(["input", str(spec)] for spec in found.inputs),
-        *(["output", str(spec)] for spec in found.outputs),
-        ["preprocessing", json.dumps(found.preprocessing) if found.preprocessing else "none"],
-        ["postprocessing", answers.short(found.postprocessing) if found.postprocessing else "none"],
-    ]
-    click.echo("\n".join(f"{name:<14} {text}" for name, text in facts))
-    click.echo("\n" + table(["op", "count"], [[op, str(count)] for op, count in found.ops.items()]))
-    weights = [[d, str(w.tensors), f"{w.elements:,}", size(w.bytes)] for d, w in found.weights.items()]
-    click.echo("\n" + table(["weights", "tensors", "elements", "size"], weights))
-    if found.qdq.quantize or found.qdq.dequantize:
-        q = found.qdq
-        covered = ", ".join(f"{op} {part} of {total}" for op, (part, total) in q.compute.items())
-        click.echo(
-            f"\nquantized: {q.quantize} QuantizeLinear, {q.dequantize} DequantizeLinear ({q.per_channel} per channel)"
-        )
-        click.echo(f"with dequantized weights: {covered or 'no compute op'}")
+    click.echo("\n".join(f"{name:<14} {text}" for name, text in _facts(found)))
+    if found.ops:
+        click.echo("\n" + table(["op", "count"], [[op, str(count)] for op, count in found.ops.items()]))
+    if found.weights:
+        weights = [[d, str(w.tensors), f"{w.elements:,}", size(w.bytes)] for d, w in found.weights.items()]
+        click.echo("\n" + table(["weights", "tensors", "elements", "size"], weights))
+    if isinstance(found, Inspection) and (found.qdq.quantize or found.qdq.dequantize):
+        _echo_qdq(found.qdq)
     for number, step in enumerate(found.history, 1):
         told = dict(step.options)
         gains = told.pop("steps", [])
@@ -65,3 +55,34 @@ def _row(gain: Mapping[str, Any]) -> list[str]:
     spread = "" if low is None else f"{low:+.2f} to {high:+.2f}"
     where = f"{gain['measured']}, {gain['n']} {OF[gain['measured']]}"
     return [gain["step"], f"{gain['gain_db']:+.2f} dB", spread, where, "yes" if gain["kept"] else "no"]
+
+
+def _facts(found: Inspection | Contents) -> list[tuple[str, str]]:
+    from edgerun import answers
+    from edgerun.cli._table import size
+    from edgerun.contents import Contents
+
+    if isinstance(found, Contents):
+        kind = f"{found.format}, for target {found.target}"
+    else:
+        opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
+        kind = f"IR {found.ir_version}, opset {opsets}" + (f", by {found.producer}" if found.producer else "")
+    device = found.device if isinstance(found, Contents) else {}
+    return [
+        ("file", f"{found.path}, {size(found.file_bytes)}"),
+        ("format", kind),
+        ("digest", found.digest or "none: edgerun did not write it"),
+        *(("input", str(spec)) for spec in found.inputs),
+        *(("output", str(spec)) for spec in found.outputs),
+        ("preprocessing", json.dumps(found.preprocessing) if found.preprocessing else "none"),
+        ("postprocessing", answers.short(found.postprocessing) if found.postprocessing else "none"),
+        *([("compiled for", ", ".join(f"{k} {v}" for k, v in device.items() if v))] if device else []),
+    ]
+
+
+def _echo_qdq(q: QdqSummary) -> None:
+    covered = ", ".join(f"{op} {part} of {total}" for op, (part, total) in q.compute.items())
+    click.echo(
+        f"\nquantized: {q.quantize} QuantizeLinear, {q.dequantize} DequantizeLinear ({q.per_channel} per channel)"
+    )
+    click.echo(f"with dequantized weights: {covered or 'no compute op'}")

@@ -1,13 +1,15 @@
-"""Which nodes stay float, from another tool's lists of names and ops."""
+"""Which nodes stay float, from another tool's lists of names and ops; and what the clock said of the result."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable
 from typing import Any
 
 from edgerun import registry
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
+from edgerun.verbs.clock import Speed
 
 
 def keep_float(model: Model, target: str, excluded: Collection[str]) -> list[str]:
@@ -56,3 +58,11 @@ def member(value: Any, known: Iterable[Any], what: str) -> str:
 def refuse(what: str, *, got: object, do: str) -> None:
     """Raise Unsupported: an option that cannot be honoured."""
     raise Unsupported(f"edgerun cannot honour {what}", got=got, do=do)
+
+
+def heard(speed: Speed) -> None:
+    """Warn of what a caller of another tool would not expect: nodes left in float, a model that is hardly faster."""
+    if speed.kept:
+        warnings.warn(f"stays float, since that is faster: {', '.join(speed.kept)}", stacklevel=2)
+    if speed.answer in ("slower", "no difference"):
+        warnings.warn(f"the quantized model is not surely faster: {speed}", stacklevel=2)

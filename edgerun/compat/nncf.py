@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from edgerun.compat._nodes import keep_float, member, refuse
+from edgerun.compat._nodes import heard, keep_float, member, refuse
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 
@@ -32,7 +32,7 @@ class Dataset:
         return iter(self._source)
 
     def get_inference_data(self) -> Iterator[Any]:
-        """The items as the model takes them: a dict by input name, an array, or a tuple in the inputs' order."""
+        """The items as the model takes them: a dict by input name, an array, or a list in the inputs' order."""
         return iter(self._source) if self._transform is None else map(self._transform, self._source)
 
 
@@ -60,16 +60,19 @@ def quantize(
     ignored_scope: Any = None,
     advanced_parameters: Any = None,
     target: str = "onnxruntime",
+    allow_slower: bool = False,
 ) -> Any:
     """`model` in static INT8 by `edgerun.compress`: an `onnx.ModelProto` becomes one, a path or a Model a Model.
 
     nncf's own Dataset, IgnoredScope and enums are taken too. `subset_size` counts the dataset's items. Done in
     edgerun's way: the placement, the signs and the symmetry of activations follow `target`'s fastest kernels under
     either `preset`; biases are corrected layer by layer whatever `fast_bias_correction` says, and kept where that pays;
-    `model_type` is seen from the graph.
+    `model_type` is seen from the graph. The result is timed against the float model on the first sample, as
+    `edgerun compress` does: nodes that do not pay stay float, with a warning.
 
-    Raises Unsupported for what cannot be honoured: models of other frameworks, `mode`, GPU and NPU, subgraphs in the
-    ignored scope, `advanced_parameters`; EdgerunError for bad input.
+    Raises Unsupported for what cannot be honoured: models of other frameworks (an `ov.Model` among them: its IR cannot
+    be turned back into ONNX), `mode`, GPU and NPU, subgraphs in the ignored scope, `advanced_parameters`; EdgerunError
+    for bad input; GateFailed where no placement is as fast as the float model (unless `allow_slower`).
     """
     from edgerun.verbs.compress import compress
 
@@ -88,7 +91,7 @@ def quantize(
     excluded = _ignored(loaded, ignored_scope)
     result = compress(
         loaded, target=target, calibration=_Subset(calibration_dataset, subset_size),
-        keep_float=keep_float(loaded, target, excluded), placement="rules",
+        keep_float=keep_float(loaded, target, excluded), allow_slower=allow_slower, clocked=heard,
     )  # fmt: skip
     return result if isinstance(model, (Model, str, Path)) else result.to_proto()
 
@@ -112,7 +115,14 @@ def _model(model: Any) -> Model:
         return Model.load(model)
     if hasattr(model, "graph") and hasattr(model, "opset_import") and hasattr(model, "SerializeToString"):
         return Model.from_proto(model)
-    raise Unsupported("edgerun quantizes ONNX models", got=type(model).__name__, do="edgerun convert it first")
+    kind = type(model)
+    if kind.__module__.split(".")[0] == "openvino":
+        do = (
+            "give the path of the .onnx that it was read from (or made by edgerun convert, from its source), with "
+            "target='openvino'; result.save('small.onnx') is a file for openvino.Core().read_model"
+        )
+        raise Unsupported("edgerun quantizes ONNX models", got=f"{kind.__module__}.{kind.__qualname__}", do=do)
+    raise Unsupported("edgerun quantizes ONNX models", got=kind.__name__, do="edgerun convert it first")
 
 
 def _ignored(model: Model, scope: Any) -> set[str]:

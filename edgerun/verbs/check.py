@@ -15,7 +15,7 @@ from edgerun.model import Model
 from edgerun.passes import Issue, Limits, Quantization, Target
 from edgerun.runtime import SelfCheck
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, rewriting, subgraph
+from edgerun.verbs import devices, rewriting, saturating, subgraph
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
 
 
@@ -46,6 +46,7 @@ class Check:
     (a node "" is the whole model); `fell_back` are the products that run in float, None where nothing of the target
     runs here, so that nobody knows; `unseen` those whose kernel the profile does not tell; of the rewritten model where
     there is one. `idle` says that nothing of the target runs here: it was asked which nodes it takes, and no more.
+    `saturating` are the layers whose sums of u8·s8 products can leave 16 bits, where that CPU adds them so.
     `ideas` are rewrites that `--fix` would try; `advice` is what helps where no rewriting does; `unfixed` says why it
     wrote none.
     """
@@ -60,6 +61,7 @@ class Check:
     unseen: tuple[str, ...]
     ideas: tuple[str, ...]
     notes: tuple[str, ...]
+    saturating: tuple[saturating.Saturating, ...] = ()
     idle: bool = False
     part: Part | None = None
     fix: Fix | None = None
@@ -67,12 +69,13 @@ class Check:
     advice: str | None = None
 
     def require(self, strict: bool) -> None:
-        """Raise GateFailed for a node that does not run; if `strict`, also for one that runs in float."""
+        """Raise GateFailed for a node that does not run; if `strict`, also for one that runs in float or saturates."""
         if self.refused and self.fix is None:
             what = f"{self.model} does not run on {self.device or self.target}"
             raise GateFailed(what, got=_named(self.refused))
         if not strict:
             return
+        saturating.refuse(self.saturating, self.device, self.target)
         if self.fell_back is None:
             raise Unsupported(
                 f"whether nodes fall back to float on {self.target} cannot be seen here", got=self.notes[-1],
@@ -101,8 +104,9 @@ def check(
     """Look at every node of an `.onnx` file for `target` (onnxruntime, or the device's) and for what `device` reads.
 
     Products between Q/DQ are profiled on drawn inputs, one thread, to see which run in float; with `strict` often
-    enough to tell what those cost. `part` is where the smallest failing part is written, `fix` the rewritten model,
-    if the target takes that and it computes the same. `Check.require` raises when the answer is no.
+    enough to tell what those cost. Which sums saturate on that CPU is told by the stored weights alone. `part` is where
+    the smallest failing part is written, `fix` the rewritten model, if the target takes that and it computes the same.
+    `Check.require` raises when the answer is no.
     """
     for output in (part, fix):
         if output is not None:
@@ -125,6 +129,7 @@ def check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
         refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_looked(where, name, chosen), *notes),
+        saturating=saturating.saturating(current, rules, [fallback.node for fallback in found or ()]),
         idle=chosen.runnable() is not None, advice=advice,
         ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice else ()),
         part=_part(loaded, refused, found, chosen, limits, name, rules, part) if part is not None else None,

@@ -1,4 +1,4 @@
-"""Inspect: what an ONNX model is made of, what was quantized in it, and what was done to it."""
+"""Inspect: what a model or a compiled file is made of, what was quantized in it, and what was done to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgerun import distribution
+from edgerun import distribution, guard, registry
+from edgerun.contents import Contents, Telling, Weights
 from edgerun.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -18,15 +19,6 @@ if TYPE_CHECKING:
     from edgerun.runtime import TensorSpec
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-
-
-@dataclass(frozen=True)
-class Weights:
-    """All initializers of one dtype: how many, elements, bytes."""
-
-    tensors: int
-    elements: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -67,15 +59,25 @@ class Inspection:
         return sum(weights.elements for weights in self.weights.values())
 
 
-def inspect(path: str | Path) -> Inspection:
-    """Look into an ONNX file; nothing is run. Raises Unsupported where onnx is not installed."""
+def inspect(path: str | Path) -> Inspection | Contents:
+    """Look into an ONNX file, or into one of the kinds that targets write (`Contents`); nothing is run.
+
+    Raises Unsupported for ONNX where onnx is not installed, and for a target's file where that target is not; and
+    EdgerunError for what is neither.
+    """
+    path = Path(path)
+    for name in registry.names("target"):
+        if path.suffix != ".onnx" and path.suffix in registry.written(name):
+            found = registry.target(name)
+            if isinstance(found, Telling):
+                guard.check_file(path)
+                return found.contents(path)
     try:
         import onnx_ir as ir
 
         from edgerun.model import Model
     except ImportError as error:
         raise Unsupported("inspect reads ONNX", got=str(error), do=distribution.install("compress")) from error
-    path = Path(path)
     model = Model.load(path)
     nodes = list(_nodes(model.ir))
     opsets = {domain or "ai.onnx": version for domain, version in model.ir.opset_imports.items()}
@@ -122,7 +124,7 @@ def _weights(tensors: list[Any]) -> dict[str, Weights]:
     for tensor in tensors:
         name = tensor.dtype.numpy().name
         known = found.get(name, Weights(0, 0, 0))
-        found[name] = Weights(known.tensors + 1, known.elements + tensor.size, known.bytes + tensor.nbytes)
+        found[name] = known + Weights(1, tensor.size, tensor.nbytes)
     return dict(sorted(found.items(), key=lambda item: -item[1].bytes))
 
 

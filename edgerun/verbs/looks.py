@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,20 +22,32 @@ class Looks:
     """The samples of `data`, every one in one look, drawn at random (seeded): files are often sorted by class.
 
     `ends` are the samples up to and with each look. Reading is one pass over the data per look, in its own order and
-    without holding it.
+    without holding it. Samples that are byte for byte among those of `calibration` are in no look, since on them a drop
+    looks smaller than it is; `left_out` counts them. Raises EdgerunError where no other is left.
     """
 
-    def __init__(self, data: Data, output: str | None = None) -> None:
+    def __init__(self, data: Data, output: str | None = None, calibration: Data | None = None) -> None:
         if data.labels is None:
             raise EdgerunError(
                 "the labelled data has no labels",
                 wanted="an array `labels` or `y` in the .npz, labels.npy in the folder, or a subfolder per class",
             )
         self._data, self._labels, self._output = data, data.labels, output
-        n, batch = len(data.labels), data.batch or 1
-        self.ends = _ends(n, batch)
-        self._look = np.empty(n, np.int64)  # of each sample
-        self._look[np.random.default_rng(0).permutation(n)] = np.searchsorted(self.ends, np.arange(n), side="right")
+        kept, batch = np.arange(len(data.labels)), data.batch or 1
+        if calibration is not None:
+            seen = set(fingerprints(calibration))
+            kept = np.array([i for i, sample in enumerate(fingerprints(data)) if sample not in seen], np.int64)
+        self.left_out = len(data.labels) - len(kept)
+        if not len(kept):
+            raise EdgerunError(
+                "the labelled data is the calibration data: on it, a drop looks smaller than it is",
+                got=f"the same {self.left_out} samples", do="give labelled data that calibration does not see",
+            )  # fmt: skip
+        whole = len(kept) // batch * batch if _fixed(data) else len(kept)
+        drawn = np.random.default_rng(0).permutation(len(kept))[:whole]
+        self.ends = _ends(whole, batch)
+        self._look = np.full(len(data.labels), -1)  # of each sample
+        self._look[kept[drawn]] = np.searchsorted(self.ends, np.arange(whole), side="right")
 
     @property
     def samples(self) -> int:
@@ -75,6 +88,25 @@ class Looks:
             start += rows
             if mask.any():
                 yield {name: np.ascontiguousarray(array[mask]) for name, array in feeds.items()}
+
+
+def fingerprints(data: Data) -> Iterator[bytes]:
+    """16 bytes of SHA-256 of each sample as it is fed (names, dtypes, shapes, content), in one pass over the data."""
+    for feeds in data:
+        count = len(next(iter(feeds.values()))) if data.batch is not None else 1
+        rows = [{n: a[i] if data.batch is not None else a for n, a in feeds.items()} for i in range(count)]
+        for row in rows:
+            found = hashlib.sha256()
+            for name, value in sorted(row.items()):
+                array = np.ascontiguousarray(value)
+                found.update(repr((name, array.dtype.name, array.shape)).encode())
+                found.update(repr(array.tolist()).encode() if array.dtype.kind == "O" else array.tobytes())
+            yield found.digest()[:16]
+
+
+def _fixed(data: Data) -> bool:
+    """Whether the model fixes its batch, so that only whole ones can be fed."""
+    return data.batch is not None and all(isinstance(spec.shape[0], int) for spec in data.inputs)
 
 
 def _ends(n: int, batch: int) -> np.ndarray:

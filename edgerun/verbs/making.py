@@ -17,6 +17,7 @@ from edgerun.errors import GateFailed, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Faster, Quantization, Request
 from edgerun.quantize.graphs import plausible
+from edgerun.quantize.graphs.looks import Judgement
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.runtime.progress import told
 from edgerun.verbs import proof
@@ -77,7 +78,7 @@ class Making:
     rules: Quantization
     data: Data | None
     inputs: tuple[TensorSpec, ...]
-    judgement: plausible.Judgement
+    judgement: Judgement
     ranges: str
     keep_float: frozenset[str]
     effort: Effort
@@ -173,10 +174,10 @@ def opened(graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Sessio
     return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights, folder=folder), options)
 
 
-def judged(model: Model, data: Data | None) -> plausible.Judgement:
+def judged(model: Model, data: Data | None) -> Judgement:
     """Whether the data's preprocessing looks like a mistake."""
     if data is None or data.random:
-        return plausible.Judgement()
+        return Judgement()
     return plausible.suspect(model.ir, model.inputs, opened, data)
 
 
@@ -187,7 +188,7 @@ class Known:
     were, and what is wrong with them. Raises EdgerunError where they are not fit to calibrate with.
     """
 
-    def __init__(self, data: Data, judgement: plausible.Judgement, most: int | None = None) -> None:
+    def __init__(self, data: Data, judgement: Judgement, most: int | None = None) -> None:
         self._data, self._most = data, most
         self._judged = judgement.warnings
         self.fresh: list[int] = []  # of each batch of the first pass, the samples that do not repeat others

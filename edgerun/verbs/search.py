@@ -23,7 +23,7 @@ import numpy as np
 from edgerun import registry
 from edgerun.checkpoint import Checkpoint, Memo
 from edgerun.data import Data, Feeds
-from edgerun.errors import EdgerunError, GateFailed, Unsupported
+from edgerun.errors import GateFailed, Unsupported
 from edgerun.metrics import Difference, Interval, paired_drop
 from edgerun.model import Model
 from edgerun.preprocess import Preprocessing
@@ -160,20 +160,19 @@ def looks_at(
 ) -> Looks:  # fmt: skip
     """The labelled data for `model`'s inputs, in the calibration's batches.
 
-    Raises EdgerunError when it has no labels or is the calibration data, GateFailed when it is too little for any yes.
+    Samples that calibration sees are left out. Raises EdgerunError when it has no labels or no other sample, GateFailed
+    when it is too little for any yes.
     """
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
-    looks = Looks(feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch), output)
-    if looks.digest == calibration.digest:
-        raise EdgerunError(
-            "the labelled data is the calibration data: on it, a drop looks smaller than it is",
-            got=f"the same {looks.samples} samples", do="give labelled data that calibration does not see",
-        )  # fmt: skip
+    data = feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch)
+    looks = Looks(data, output, calibration)
     fewest = sequential.fewest_samples(max_drop / 100, sequential.critical_value(STRAIGHT))
     if looks.samples < fewest:
         raise GateFailed(
             f"too little labelled data to hold {max_drop:g} points: it could not decide even if no answer differed",
-            got=f"{looks.samples} samples", wanted=f"{fewest} at least, and more where the models differ",
+            got=f"{looks.samples} samples"
+            + (f" ({looks.left_out} that calibration sees left out)" if looks.left_out else ""),
+            wanted=f"{fewest} at least, and more where the models differ",
         )  # fmt: skip
     return looks
 
@@ -201,7 +200,7 @@ def hold(
     won = trials.judge((), STRAIGHT)
     if won.answer != "yes":
         won = _climbed(trials, _rungs(trials, cost, calibration, looks, progress), len(cost), max_drop)
-    return _told(trials.variant(frozenset(won.kept)), trials, won, cost, max_drop, looks.digest)
+    return _told(trials.variant(frozenset(won.kept)), trials, won, cost, max_drop, looks)
 
 
 def _rungs(
@@ -277,7 +276,7 @@ def _refusal(safest: Trial, layers: int, max_drop: float) -> GateFailed:
     )
 
 
-def _told(model: Model, trials: Trials, won: Trial, cost: Mapping[str, float], max_drop: float, digest: str) -> Model:
+def _told(model: Model, trials: Trials, won: Trial, cost: Mapping[str, float], max_drop: float, looks: Looks) -> Model:
     """`model` with the whole search in its last Step: drops in points, costs as shares of the multiply-accumulates."""
     interval, n = won.interval, won.samples
     record = {
@@ -287,7 +286,8 @@ def _told(model: Model, trials: Trials, won: Trial, cost: Mapping[str, float], m
         "drop (points)": round(100 * (won.lost - won.gained) / n, 4),
         "interval (points, 95 %)": [round(100 * interval.low, 4), round(100 * interval.high, 4)],
         "samples": n,
-        "labelled data": digest,
+        "left out, in the calibration data": looks.left_out,
+        "labelled data": looks.digest,
         "samples run": trials.runs,
         "trials": [
             {"kept": len(t.kept), "samples": t.samples, "lost": t.lost, "gained": t.gained, "answer": t.answer}

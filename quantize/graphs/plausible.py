@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs.edit import constant
+from edgerun.quantize.graphs.looks import SMOOTH, Judgement, Picture, layout, picture_input, values
 from edgerun.quantize.numerics import paired, plausibility
 from edgerun.quantize.numerics.plausibility import FORMS, Form
 
@@ -25,7 +25,6 @@ MOST_FEEDS = 4 * LOOK  # that are read for them, where pictures differ in size
 LAYERS = 3  # BatchNormalizations, the first ones: the farther from the input, the less is its scale felt
 # A mistake is named when its repair fits so much better: as a share, in standard errors, and at all.
 BETTER, SURELY, LEAST = 0.75, 4.0, 0.05
-SMOOTH, REORDERED = 0.9, 1.3  # roughness of pictures; how much rougher another layout makes them
 SATURATED = 0.1  # of a first ReLU6: trained ones end there in less than 1 % of their outputs
 FINE, WRONG, IN_THE_END = 1.0, -3.0, -2.5  # t values of how much less sure a classifier is with colours swapped
 FIRST, MOST = 8, 64  # samples for a verdict on colours: to call them fine; to give up
@@ -33,45 +32,13 @@ _BENDING = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish")
 SURE = 0.6  # of ln C: the most entropy of what counts as a classifier's scores
 
 
-@dataclass(frozen=True)
-class Picture:
-    """The input of a model that takes pictures: 3 channels at `axis` of 4."""
-
-    name: str
-    axis: int
-
-    @property
-    def last(self) -> bool:
-        """Whether the layout is NHWC."""
-        return self.axis == 3
-
-
-@dataclass
-class Judgement:
-    """`warnings`: what seems wrong with the preprocessing. `judged`: what could be told in this model, and by what."""
-
-    warnings: list[str] = field(default_factory=list)
-    judged: list[str] = field(default_factory=list)
-
-
-def picture_input(inputs: Sequence[TensorSpec]) -> Picture | None:
-    """The only float input that holds pictures, or None. By shape: `[n, 3, h, w]` or `[n, h, w, 3]`, sides over 4."""
-    found = []
-    for spec in inputs:
-        if len(spec.shape) == 4 and spec.dtype.startswith("float"):
-            axes = [axis for axis in (1, 3) if spec.shape[axis] == 3]
-            sides = [d for axis, d in enumerate(spec.shape) if axis and axis not in axes]
-            if len(axes) == 1 and all(isinstance(d, str) or d > 4 for d in sides):
-                found.append(Picture(spec.name, axes[0]))
-    return found[0] if len(found) == 1 else None
-
-
 def suspect(model: ir.Model, inputs: Sequence[TensorSpec], open: Opener, feeds: Iterable[Feeds]) -> Judgement:
     """Does the data look as the *unfolded* float `model` was trained to see it? Tries the usual mistakes.
 
     Layout is told by the pictures alone; the scale by the running statistics of the first BatchNormalizations, or,
     where they are folded away, by a first ReLU6 that saturates; the colour order by the entropy of the classes. Reads
-    as many `feeds` as that takes (8 to 64 samples). Models without a picture input are not judged.
+    as many `feeds` as that takes (8 to 64 samples). Models without a picture input are not judged. Raises EdgerunError
+    for a layout that is surely another.
     """
     picture, judgement = picture_input(inputs), Judgement()
     if picture is None:
@@ -79,7 +46,9 @@ def suspect(model: ir.Model, inputs: Sequence[TensorSpec], open: Opener, feeds: 
     stream = iter(feeds)
     few = list(_some(stream, picture))
     pixels = np.concatenate([f[picture.name] for f in few])
-    if not _layout(pixels, picture, judgement) or plausibility.roughness(pixels, picture.last) > SMOOTH:
+    known = layout(pixels, picture, judgement)
+    values(pixels, picture, judgement)
+    if not known or plausibility.roughness(pixels, picture.last) > SMOOTH:
         return judgement
     repair = _scale(model, open, few, pixels, picture, judgement)
     if judgement.warnings and repair is None:
@@ -100,23 +69,6 @@ def _some(stream: Iterator[Feeds], picture: Picture) -> Iterator[Feeds]:
             rows += len(pictures)
         if rows >= LOOK:
             return
-
-
-def _layout(pixels: np.ndarray, picture: Picture, judgement: Judgement) -> bool:
-    """Neighbours in a picture are alike; in a buffer of the other layout they are colours, or rows apart."""
-    ratios = []
-    for sample in pixels:
-        other = plausibility.roughness(plausibility.interleaved(sample[None], picture.last), picture.last)
-        ratios.append(plausibility.roughness(sample[None], picture.last) / max(other, 1e-12))
-    judgement.judged.append("layout by smoothness")
-    if np.median(ratios) <= REORDERED:
-        return True
-    have, want = ("NCHW", "NHWC") if picture.last else ("NHWC", "NCHW")
-    judgement.warnings.append(
-        f"input {picture.name!r}: the pictures lie in {have} order in an array of {want} shape (read so, they are "
-        f"{np.median(ratios):.1f} times as smooth): transpose, do not reshape"
-    )
-    return False
 
 
 def _scale(

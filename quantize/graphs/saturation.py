@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PAIRED = ("SSE4.1", "AVX2", "AVX-512")
 EXACT = ("AVX-VNNI", "AVX-512 VNNI", "AMX", "ARM")
 BLOCK = 1 << 20  # pairs that are looked at together
+MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Identity"})
+TURNS = frozenset({"Transpose", "Identity"})
 
 
 def repair(node: ir.Node, weight: np.ndarray, power: np.ndarray | None = None) -> tuple[np.ndarray, int]:
@@ -41,16 +43,24 @@ def fitted(node: ir.Node, stored: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(back, 0, _axis(node, stored)))
 
 
-def channels(graph: ir.Graph) -> tuple[int, int]:
-    """Of a Q/DQ graph: how many output channels can saturate whatever their input, of how many with int8 weights."""
-    could = total = 0
+def layers(graph: ir.Graph) -> list[tuple[ir.Node, int, int]]:
+    """The products of a Q/DQ graph, whoever made it: how many output channels can saturate whatever their input, of how
+    many. Weights are int8, or constants behind QuantizeLinear that become so; activations have 8 bits, signed or not,
+    since kernels move signed ones into uint8."""
+    found = []
     for node in graph:
         stored = _stored(node)
         if stored is not None:
             rows, pairs = _rows(node, stored), _pairs(node, stored)
-            could += sum(int(saturation.saturates(rows[b], pairs).sum()) for b in _blocks(rows, pairs))
-            total += len(rows)
-    return could, total
+            could = sum(int(saturation.saturates(rows[b], pairs).sum()) for b in _blocks(rows, pairs))
+            found.append((node, could, len(rows)))
+    return found
+
+
+def channels(graph: ir.Graph) -> tuple[int, int]:
+    """Of a Q/DQ graph: how many output channels can saturate whatever their input, of how many with int8 weights."""
+    found = layers(graph)
+    return sum(could for _, could, _ in found), sum(total for _, _, total in found)
 
 
 def certificate(graph: ir.Graph, repaired: int) -> dict[str, Any]:
@@ -69,13 +79,50 @@ def certificate(graph: ir.Graph, repaired: int) -> dict[str, Any]:
 
 def _stored(node: ir.Node) -> np.ndarray | None:
     """The int8 weight of a node that reads DequantizeLinear twice; None for others."""
-    sources = [value.producer() if value is not None else None for value in node.inputs[:2]]
-    if node.op_type not in WEIGHTED or len(sources) < 2:
+    if node.op_type not in WEIGHTED or len(node.inputs) < 2:
         return None
-    if any(source is None or source.op_type != "DequantizeLinear" for source in sources):
+    (source, _), (weight, turned) = _dequantizer(node.inputs[0], MOVES), _dequantizer(node.inputs[1], TURNS)
+    if source is None or weight is None or _wide(source):
         return None
-    stored = constant(sources[1].inputs[0])  # type: ignore[union-attr]
-    return stored if stored is not None and stored.dtype == np.int8 and stored.ndim > 1 else None
+    stored = _codes(weight)
+    if stored is None or stored.dtype != np.int8 or stored.ndim < 2:
+        return None
+    for order in reversed(turned):
+        stored = stored.transpose(order)
+    return stored
+
+
+def _dequantizer(value: ir.Value | None, moves: frozenset[str]) -> tuple[ir.Node | None, list[list[int] | None]]:
+    """The DequantizeLinear that a value comes from, perhaps moved, and how it is transposed on the way."""
+    node, turned = value.producer() if value is not None else None, list[list[int] | None]()
+    while node is not None and node.op_type in moves and node.inputs[0] is not None:
+        if node.op_type == "Transpose":
+            turned.append(list(node.attributes.get_ints("perm", ())) or None)
+        node = node.inputs[0].producer()
+    return (node if node is not None and node.op_type == "DequantizeLinear" else None), turned
+
+
+def _wide(dequantizer: ir.Node) -> bool:
+    """Whether it reads codes of other than 8 bits."""
+    codes, zero = dequantizer.inputs[0], dequantizer.inputs[2] if len(dequantizer.inputs) > 2 else None
+    kind = next((v.dtype.name for v in (zero, codes) if v is not None and v.dtype is not None), "UINT8")
+    return kind not in ("UINT8", "INT8")
+
+
+def _codes(dequantizer: ir.Node) -> np.ndarray | None:
+    """The constant that it reads, or what QuantizeLinear makes of one; None where that is computed."""
+    source = dequantizer.inputs[0]
+    made = source.producer() if source is not None else None
+    if made is None or made.op_type != "QuantizeLinear":
+        return constant(source)
+    weight, scale = (constant(value) for value in made.inputs[:2])
+    zero = constant(made.inputs[2]) if len(made.inputs) > 2 else None
+    if weight is None or scale is None or zero is None or zero.dtype != np.int8 or scale.ndim > 1:
+        return None
+    shape = [-1 if axis == made.attributes.get_int("axis", 1) % weight.ndim else 1 for axis in range(weight.ndim)]
+    scale, zero = (a.reshape(shape) if a.size > 1 else a.reshape(()) for a in (scale, zero.astype(np.float32)))
+    codes: np.ndarray = np.clip(np.rint(weight / scale) + zero, -128, 127).astype(np.int8)
+    return codes
 
 
 def _axis(node: ir.Node, weight: np.ndarray) -> int:

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgerun
+from edgerun.verbs.inspect import Inspection
 
 
 def save_qdq(path: Path) -> Path:
@@ -61,6 +62,7 @@ def save_qdq(path: Path) -> Path:
 def test_every_part_is_counted(tmp_path: Path) -> None:
     path = save_qdq(tmp_path / "q.onnx")
     found = edgerun.inspect(path)
+    assert isinstance(found, Inspection)
     assert found.file_bytes == path.stat().st_size and found.ir_version == 8 and found.opsets == {"ai.onnx": 17}
     assert [str(s) for s in (*found.inputs, *found.outputs)] == ["x:float32[n,2,8,8]", "y:float32[n,4,6,6]"]
     assert found.ops == {"DequantizeLinear": 2, "QuantizeLinear": 1, "Conv": 1, "If": 1, "Relu": 1, "Neg": 1}
@@ -102,8 +104,10 @@ def test_external_weights_count(place: Any) -> None:
         ("nope.onnx", None, "does not exist"),
         ("empty.onnx", b"", "empty"),
         ("text.onnx", b"this is no model", "not an ONNX model"),
-        ("model.xml", b"<net/>", "this reads ONNX"),
         ("model.recipe", b"PK\x03\x04", "this reads ONNX"),
+        ("nope.xml", None, "does not exist"),
+        ("model.xml", b"<net/>", "OpenVINO refuses the model"),
+        ("model.ort", b"nothing of the kind", "not in ONNX Runtime's format"),
     ],
 )
 def test_misuse(tmp_path: Path, cli: Any, name: str, content: bytes | None, message: str) -> None:
