@@ -15,6 +15,7 @@ import numpy as np
 from edgerun import distribution, guard
 from edgerun.errors import EdgerunError, Unsupported, out_of_memory
 from edgerun.runtime.spec import TensorSpec
+from edgerun.specs import specs
 
 if TYPE_CHECKING:
     import onnx
@@ -89,7 +90,7 @@ class Model:
                 "the model's edgerun.* metadata is damaged", got=str(error), do="remove these metadata_props"
             ) from error
         given = [value for value in model.graph.inputs if value.name not in model.graph.initializers]  # no default
-        return cls(model, _specs(given), _specs(model.graph.outputs), before, history, after)
+        return cls(model, specs(given), specs(model.graph.outputs), before, history, after)
 
     @classmethod
     def load(cls, path: str | Path) -> Model:
@@ -270,30 +271,6 @@ def _read(path: Path) -> onnx_ir.Model:
         model.graph.initializers[name].const_value = ir.tensor(array, name=name)
     ir.external_data.set_base_dir(model.graph, path.resolve().parent)
     return model
-
-
-def _specs(values: Any) -> tuple[TensorSpec, ...]:
-    specs: list[TensorSpec] = []
-    for value in values:
-        kind = _kind(value.type)
-        if value.dtype is None or (kind == "tensor" and value.shape is None):
-            raise EdgerunError(f"{value.name!r} has no dtype or no shape", do="run edgerun convert on the model first")
-        dims = tuple(
-            d if isinstance(d, int) else str(d.value) if d.value else f"{value.name}_{i}"
-            for i, d in enumerate(value.shape if kind in ("tensor", "optional") and value.shape is not None else ())
-        )
-        specs.append(TensorSpec(value.name, value.dtype.numpy().name, dims, kind))
-    return tuple(specs)
-
-
-def _kind(found: Any) -> str:
-    """A TensorSpec's kind: what a value's type nests, from outside in."""
-    names = {"OptionalType": "optional", "SequenceType": "sequence"}
-    kinds = []
-    while (name := names.get(type(found).__name__)) is not None:
-        kinds.append(name)
-        found = found.elem_type
-    return " ".join(kinds) or "tensor"
 
 
 def _imported(model: Model) -> Model:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from edgerun.effort import Effort
+from edgerun.limits import Issue as Issue
+from edgerun.limits import Limits as Limits
 from edgerun.pieces import Part
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 from edgerun.taps import Taps
@@ -92,23 +94,6 @@ class Calibration(Protocol):
     def digest(self) -> str: ...
     @property
     def digest_so_far(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The newest IR version and default-domain opset that a target's installed version reads."""
-
-    ir_version: int
-    opset: int
-
-    def exceeded(self, model: Model, where: str = "here") -> list[Issue]:
-        """What of `model` is too new, as issues of no single node; `where` these limits are."""
-        found, opset = [], model.ir.opset_imports.get("", 0)
-        if model.ir.ir_version > self.ir_version:
-            found.append(f"IR version {model.ir.ir_version} is newer than {self.ir_version}, the newest read {where}")
-        if opset > self.opset:
-            found.append(f"opset {opset} is newer than {self.opset}, the newest read {where}")
-        return [Issue("", "", reason) for reason in found]
 
 
 @dataclass(frozen=True)
@@ -226,15 +211,6 @@ class Faster(Pass, Protocol):
     """A pass whose models are to be faster than the float ones, by the nodes that it puts on integers or in halves."""
 
     def integers(self, model: Model, rules: Quantization, keep_float: frozenset[str]) -> list[str]: ...
-
-
-@dataclass(frozen=True)
-class Issue:
-    """A node that will not run, or not natively, on a target, and why."""
-
-    node: str
-    op: str
-    reason: str
 
 
 @dataclass(frozen=True)

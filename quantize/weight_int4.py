@@ -13,6 +13,7 @@ import numpy as np
 from edgerun.checkpoint import Memo
 from edgerun.quantize import _resumed, _spare, _steps, _weights, weight_int8
 from edgerun.quantize._lanes import in_lanes
+from edgerun.quantize._observation import samples_in
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
 from edgerun.quantize.graphs.compressed import Blocks, Form
 from edgerun.quantize.numerics import blocks, gptq
@@ -217,7 +218,7 @@ def _better(
     if pays := reached[0] > reached[1]:
         request.found["rounding"] = "second order"
     request.found["dB of second order and of nearest"] = [round(db, 2) for db in reached]
-    n = sum(_weights.rows(truth.feeds) for truth in judge)
+    n = sum(samples_in(truth.feeds, request) for truth in judge)
     _steps.tell(request, _steps.ROUNDED, reached[0] - reached[1], n=n, measured=_steps.OUTPUT, kept=pays)
     return rounded if pays else nearest
 

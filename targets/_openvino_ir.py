@@ -163,7 +163,8 @@ def contents(path: Path) -> Contents:
     return Contents(
         str(path), "openvino", f"OpenVINO IR {version}".strip(),
         path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0), known.get("digest", ""),
-        *door(graph), known.get("preprocessing"), known.get("postprocessing"), steps(known.get("history", ())),
+        *door(graph, onnx_file.Told()), known.get("preprocessing"), known.get("postprocessing"),
+        steps(known.get("history", ())),
         {kind: count for kind, count in ops.most_common() if kind not in ("Constant", "Parameter", "Result")}, weights,
     )  # fmt: skip
 

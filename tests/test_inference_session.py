@@ -150,7 +150,7 @@ def test_runs_go_on_beside(both: Both) -> None:
     results, user, error = failed.get(timeout=30)
     assert results == [] and user == "wrong" and "'s'" in error
     with pytest.raises(EdgerunError, match="unknown output"):
-        both[1].run_async(["dd"], FEEDS, ended, None)
+        both[1].run_async(["dd"], FEEDS, lambda *words: None, None)
 
 
 def _two(model: bytes) -> tuple[Any, InferenceSession]:
@@ -190,6 +190,7 @@ def test_arrays_are_bound(sums: bytes) -> None:
         bound.bind_output("d")
         session.run_with_iobinding(bound)
         assert bound.copy_outputs_to_cpu()[0].dtype == np.float64 and bound.get_outputs()[0].numpy()[0, 0] == 8
+    session, x = _two(sums)[1], np.ones((2, 3), np.float32)
     bound = session.io_binding()
     with pytest.raises(EdgerunError, match="unknown input 'b'"):
         bound.bind_cpu_input("b", x)

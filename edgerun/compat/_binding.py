@@ -137,5 +137,5 @@ def _at(device_type: str, element_type: Any, shape: Sequence[int], address: int)
     if dtype.hasobject:
         raise Unsupported("strings have no address", got=str(dtype), do="bind_cpu_input")
     size = dtype.itemsize * int(np.prod(tuple(shape)))
-    memory = (ctypes.c_char * size).from_address(address)
+    memory: Any = (ctypes.c_char * size).from_address(address)
     return np.frombuffer(memory, dtype).reshape(tuple(shape))

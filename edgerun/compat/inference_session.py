@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -201,10 +202,10 @@ def _chosen(asked: Sequence[str | tuple[str, Mapping[str, Any]]]) -> tuple[str, 
 def _built() -> Sequence[str]:
     """The providers that the installed onnxruntime is built with; none where there is none."""
     try:
-        from onnxruntime import get_available_providers
+        runtime: Any = importlib.import_module("onnxruntime")
     except ImportError:
         return ()
-    return list(get_available_providers())
+    return list(runtime.get_available_providers())
 
 
 def _switches(name: str, given: Mapping[str, Any]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -176,11 +176,12 @@ def dequantized_product(model: ir.Model, node: ir.Node, weight: Blocks) -> None:
     rows, inputs, name = len(weight.stored), weight.inputs, fresh_name(graph, f"{node.name}/weight")
     codes = weight.codes().astype(np.int8) - np.int8(2 ** (weight.bits - 1))
     scale = weight.scale.reshape(rows, -1)
-    axis = 1 if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else 0
+    axis = int(node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
     if axis == 0:
         codes, scale = codes.T, scale.T
     shape = (rows, inputs) if axis else (inputs, rows)
-    stored = ir.Tensor(np.ascontiguousarray(codes).astype(ml_dtypes.int4), ir.DataType.INT4, name=name)
+    narrow: Any = np.ascontiguousarray(codes).astype(ml_dtypes.int4)
+    stored = ir.Tensor(narrow, ir.DataType.INT4, name=name)
     holder = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT4), const_value=stored)
     graph.initializers.add(holder)
     wide = ir.node("DequantizeLinear", [holder, initializer(graph, f"{name}/scale", np.ascontiguousarray(scale))],

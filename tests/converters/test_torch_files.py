@@ -20,6 +20,7 @@ from edgerun import registry  # noqa: E402
 from edgerun.converters import _torch_files, _torch_folders  # noqa: E402
 from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
+from edgerun.postprocess import Postprocessing  # noqa: E402
 from edgerun.runtime import TensorSpec  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
 
@@ -127,7 +128,9 @@ def test_a_hugging_face_folder_tells_its_pictures_and_classes(tmp_path: Path) ->
     assert {said[name].labels[0] for name in said} <= {"cat", "dog"} and len(said) == 2
 
     processor.write_text('{"image_processor_type": "StrangeImageProcessor"}')
-    other = convert(tmp_path / "vit", postprocessing={"kind": "classes", "labels": ["a", "b"]})
+    other = convert(
+        tmp_path / "vit", postprocessing=Postprocessing.from_json({"kind": "classes", "labels": ["a", "b"]})
+    )
     assert other.preprocessing is None and other.postprocessing is not None
     assert other.postprocessing["labels"] == ["a", "b"]
 

@@ -1,0 +1,33 @@
+"""The door of a graph as TensorSpecs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgerun.errors import EdgerunError
+from edgerun.runtime.spec import TensorSpec
+
+
+def specs(values: Any) -> tuple[TensorSpec, ...]:
+    """Of onnx_ir values; a dimension without a name gets one. Raises EdgerunError for one without dtype or shape."""
+    found: list[TensorSpec] = []
+    for value in values:
+        kind = _kind(value.type)
+        if value.dtype is None or (kind == "tensor" and value.shape is None):
+            raise EdgerunError(f"{value.name!r} has no dtype or no shape", do="run edgerun convert on the model first")
+        dims = tuple(
+            d if isinstance(d, int) else str(d.value) if d.value else f"{value.name}_{i}"
+            for i, d in enumerate(value.shape if kind in ("tensor", "optional") and value.shape is not None else ())
+        )
+        found.append(TensorSpec(value.name, value.dtype.numpy().name, dims, kind))
+    return tuple(found)
+
+
+def _kind(found: Any) -> str:
+    """A TensorSpec's kind: what a value's type nests, from outside in."""
+    names = {"OptionalType": "optional", "SequenceType": "sequence"}
+    kinds = []
+    while (name := names.get(type(found).__name__)) is not None:
+        kinds.append(name)
+        found = found.elem_type
+    return " ".join(kinds) or "tensor"
