@@ -233,8 +233,10 @@ class Model:
 
     def _tell(self) -> None:
         """History and contracts into the graph's metadata."""
-        for key, text in self._metadata().items():
-            self.ir.metadata_props[key] = text
+        told = self._metadata()
+        for key in {HISTORY, PREPROCESSING, POSTPROCESSING} - told.keys():
+            self.ir.metadata_props.pop(key, None)
+        self.ir.metadata_props.update(told)
 
     def _metadata(self) -> dict[str, str]:
         texts = {HISTORY: json.dumps([asdict(s) for s in self.history], sort_keys=True)} if self.history else {}

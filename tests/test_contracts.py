@@ -185,6 +185,17 @@ def test_a_models_metadata_is_a_contract(tmp_path: Path) -> None:
         contracts.read(saved(tmp_path / "none.onnx"))
 
 
+def test_a_contract_that_is_taken_away_is_gone_from_the_file(tmp_path: Path) -> None:
+    spec = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [spec],
+                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 8, 8])])  # fmt: skip
+    model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    told = model.retold(Preprocessing.from_json({"size": [8, 8]}).to_json(), ()).answering({"kind": "classes"})
+    assert {p.key for p in told.to_proto().metadata_props} == {"edgerun.preprocessing", "edgerun.postprocessing"}
+    told.retold(None, ()).answering(None).save(tmp_path / "bare.onnx")
+    assert not onnx.load(tmp_path / "bare.onnx").metadata_props
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
