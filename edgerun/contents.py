@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from edgerun.errors import EdgerunError
-from edgerun.model import Step
-from edgerun.runtime.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from edgerun.model import Step
+    from edgerun.runtime.spec import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Telling(Protocol):
 
 def steps(told: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     """A history from its JSON values. Raises EdgerunError for what is none."""
+    from edgerun.model import Step
+
     try:
         return tuple(Step(**step) for step in told)
     except TypeError as error:

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgerun.contents import Contents, Weights, steps
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, machine
 from edgerun.targets import _onnxruntime_settings as setting
 
 if TYPE_CHECKING:
+    from edgerun.contents import Contents
     from edgerun.devices import Device
     from edgerun.model import Model
     from edgerun.runtime import TensorSpec
@@ -125,6 +125,7 @@ def contents(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSp
     import json
 
     from edgerun import ort_file
+    from edgerun.contents import Contents, Weights, steps
 
     props = ort_file.metadata(path)
     before, after, about = (

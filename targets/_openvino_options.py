@@ -27,8 +27,7 @@ PRECISIONS = {"f32": "FP32", "f16": "FP16", "bf16": "BF16"}  # and what a device
 OF_CORE = (CACHE, "CACHE_MODE")  # no device's own
 TAKES = {
     f"{DEVICE}=CPU|GPU|NPU": "what runs the model; AUTO:, HETERO:, MULTI: or BATCH: before names chooses among them",
-    f"{PRECISION}={'|'.join(PRECISIONS)}": "the type of float arithmetic; where nothing is said that "
-    "of the model's products: f32, or bf16 of one that is compressed to it",
+    f"{PRECISION}={'|'.join(PRECISIONS)}": "the type of float arithmetic; else that of the model's products",
     f"{HINT}={'|'.join(HINTS)}": "what OpenVINO shall aim at; LATENCY with one stream, THROUGHPUT with more",
     f"{STREAMS}=N": "runs under way at once",
     f"{CACHE}=FOLDER": "compiled models are kept there, and read in place of compiling",

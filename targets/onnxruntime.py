@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import files, guard, registry
-from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _onnxruntime_float8 as float8
@@ -22,6 +21,7 @@ from edgerun.targets import _onnxruntime_settings as setting
 from edgerun.targets._onnxruntime_session import NUMBERS, OrtSession, first_line, too_little
 
 if TYPE_CHECKING:
+    from edgerun.contents import Contents
     from edgerun.devices import Device
     from edgerun.model import Model
     from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization

@@ -29,7 +29,7 @@ PAIRS = [(target, scheme) for target, schemes in {
     "onnxruntime": ("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32", "w4a8", "fp16"),
     "openvino": ("w8a8", "w8a8_dynamic", "w8a16", "w4a16_b32", "w4a8", "fp16"),
     "reference": ("w8a8", "w8a16"),
-    "tensorrt": ("w8a8", "fp8", "w16a16"),
+    "tensorrt": ("w8a8", "fp8", "w4a16_b64", "w16a16"),
 }.items() for scheme in schemes]  # fmt: skip
 
 
@@ -53,9 +53,10 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_the_pairs_are_all_that_is_offered() -> None:
+    """Here; w16a16 on OpenVINO takes a CPU with AMX (tests/verbs/test_bfloat16.py)."""
     offered = [(name, scheme) for name in registry.names("target")
                for scheme in registry.target(name, usable=False).quantization().schemes]  # fmt: skip
-    assert sorted(offered) == sorted(PAIRS)
+    assert sorted(pair for pair in offered if pair != ("openvino", "w16a16")) == sorted(PAIRS)
 
 
 @pytest.mark.parametrize(("target", "scheme"), PAIRS)
@@ -86,7 +87,7 @@ def test_a_refusal_is_json_too(tmp_path: Path, model: Path, cli: Any, monkeypatc
     ran = cli(*words, "--json")
     told = json.loads(ran.out)
     assert ran.code == 1 and "does not pay" in ran.err and not (tmp_path / "o.onnx").exists()
-    assert told["output"] is None and told["error"]["what"].startswith("INT8 does not pay on onnxruntime")
+    assert told["output"] is None and told["error"]["what"].startswith("w8a8 does not pay on onnxruntime")
     assert (told["speed"]["speed-up"], told["speed"]["interval (95 %)"]) == (0.5, [0.4, 0.6])
     assert told["speed"]["answer"] == "slower" and told["speed"]["placements tried"] == 2
     assert len(told["slowest layers"]) <= 3 and all(x["loses (s)"] > 0 for x in told["slowest layers"])

@@ -143,6 +143,6 @@ def test_interrupted_from_the_keyboard(place: Path) -> None:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 130 and out == "" and err.strip() == "interrupted: nothing was written"
     assert [path.read_bytes() for path in (place / "out").iterdir()] == [b"old"]

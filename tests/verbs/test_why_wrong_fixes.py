@@ -164,7 +164,10 @@ def test_labels_that_do_not_fit_are_told(healthy: Path, cli: Any) -> None:
 @pytest.mark.parametrize("name", ["small.xml", "small.recipe"])
 def test_what_was_compiled_is_no_onnx(healthy: Path, cli: Any, name: str) -> None:
     (healthy / name).write_bytes(b'<?xml version="1.0"?><net/>')
-    for ran in (cli("why-wrong", healthy / "float.onnx", healthy / name, "--data", healthy / "data.npz"),
-                cli("check", healthy / name), cli("inspect", healthy / name)):  # fmt: skip
+    runs = [cli("why-wrong", healthy / "float.onnx", healthy / name, "--data", healthy / "data.npz"),
+            cli("check", healthy / name)]  # fmt: skip
+    if name != "small.xml":  # which inspect reads
+        runs.append(cli("inspect", healthy / name))
+    for ran in runs:
         assert ran.code == 2 and "this reads ONNX" in ran.err and "give the .onnx that it was made from" in ran.err
         assert "edgerun compress" in ran.err and "wire type" not in ran.err
