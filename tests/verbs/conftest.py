@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,3 +93,17 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(external, "ABOVE", 500_000)
     monkeypatch.setattr(comparing, "LARGE", 500_000)
+
+
+def as_a_shell_starts() -> None:
+    """For a process that is to be interrupted: who runs the tests in the background ignores Ctrl-C, and so would it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def interrupted(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Ctrl-C, and what the process said in all."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.communicate(timeout=120)
+    finally:
+        process.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 from edgerun.runtime import TensorSpec  # noqa: E402
 from edgerun.verbs.convert import Parity, convert  # noqa: E402
-from tests.verbs.conftest import Ran, save_linear  # noqa: E402
+from tests.verbs.conftest import Ran, as_a_shell_starts, interrupted, save_linear  # noqa: E402
 
 WEIGHT = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 
@@ -186,6 +185,7 @@ def test_ctrl_c_leaves_nothing(linear: Path, tmp_path: Path) -> None:
         ],
         cwd=tmp_path,
         env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        preexec_fn=as_a_shell_starts,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -193,8 +193,7 @@ def test_ctrl_c_leaves_nothing(linear: Path, tmp_path: Path) -> None:
     while not (tmp_path / "started").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = interrupted(process)
     assert process.returncode == 130
     assert out == "" and "interrupted" in err and "Traceback" not in err
     assert not (tmp_path / "out.onnx").exists()
