@@ -11,12 +11,8 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.runtime import TensorSpec
 
-# Entries that ONNX Runtime documents (onnxruntime_run_options_config_keys.h): a RunOptions does not list its own.
-ENTRIES = (
-    "memory.enable_memory_arena_shrinkage", "disable_synchronize_execution_providers", "gpu_graph_id",
-    "qnn.htp_perf_mode", "qnn.htp_perf_mode_post_run", "qnn.rpc_control_latency", "qnn.lora_config",
-    "ep.dynamic.workload_type", "collective.group",
-)  # fmt: skip
+# Entries that the library holds (1.31, the build for CPUs): a RunOptions does not list its own.
+ENTRIES = ("memory.enable_memory_arena_shrinkage", "disable_synchronize_execution_providers", "gpu_graph_id")
 DEFAULTS = {"terminate": False, "only_execute_path_to_fetches": False, "log_verbosity_level": 0, "logid": ""}
 SEVERITIES = (-1, 2)  # of log_severity_level: the session's, and ONNX Runtime's own default
 

@@ -75,9 +75,10 @@ def test_what_is_left_is_of_this_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "refining ranges: 30 of 62, 3 s left in this step\033" in shown.getvalue()
 
 
-def test_a_target_that_is_told_nothing_says_nothing() -> None:
+def test_a_target_that_is_told_nothing_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """Outside of a command nobody listens."""
     progress.listener()("compiling", 0, 0)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_best_counts_its_ranges(place: Any) -> None:
