@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize._lanes import in_lanes
+from edgerun.quantize.graphs import classes
 from edgerun.quantize.graphs.edit import constant
 from edgerun.quantize.graphs.looks import SMOOTH, Judgement, Picture, layout, picture_input, values
 from edgerun.quantize.numerics import paired, plausibility
@@ -26,17 +27,15 @@ LAYERS = 3  # BatchNormalizations, the first ones: the farther from the input, t
 # A mistake is named when its repair fits so much better: as a share, in standard errors, and at all.
 BETTER, SURELY, LEAST = 0.75, 4.0, 0.05
 SATURATED = 0.1  # of a first ReLU6: trained ones end there in less than 1 % of their outputs
-FINE, WRONG, IN_THE_END = 1.0, -3.0, -2.5  # t values of how much less sure a classifier is with colours swapped
-FIRST, MOST = 8, 64  # samples for a verdict on colours: to call them fine; to give up
 _BENDING = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish")
-SURE = 0.6  # of ln C: the most entropy of what counts as a classifier's scores
 
 
 def suspect(model: ir.Model, inputs: Sequence[TensorSpec], open: Opener, feeds: Iterable[Feeds]) -> Judgement:
     """Does the data look as the *unfolded* float `model` was trained to see it? Tries the usual mistakes.
 
     Layout is told by the pictures alone; the scale by the running statistics of the first BatchNormalizations, or,
-    where they are folded away, by a first ReLU6 that saturates; the colour order by the entropy of the classes. Reads
+    where they are folded away, by what a classifier's classes tell, or by a first ReLU6 that saturates; the colour
+    order by the entropy of the classes. Reads
     as many `feeds` as that takes (8 to 64 samples). Models without a picture input are not judged. Raises EdgerunError
     for a layout that is surely another.
     """
@@ -50,11 +49,20 @@ def suspect(model: ir.Model, inputs: Sequence[TensorSpec], open: Opener, feeds: 
     values(pixels, picture, judgement)
     if not known or plausibility.roughness(pixels, picture.last) > SMOOTH:
         return judgement
-    repair = _scale(model, open, few, pixels, picture, judgement)
+    over = tuple(axis for axis in range(4) if axis != picture.axis)
+    forms = plausibility.forms_of(pixels.min(axis=over).astype(np.float64), pixels.max(axis=over).astype(np.float64))
+    feeds, again = itertools.tee(itertools.chain(few, stream))
+    if norms := _first_norms(model.graph):
+        repair = _scale(model, open, few, norms, forms, picture, judgement)
+    else:
+        repair = classes.form(model, open, again, forms, picture, judgement)
+        if repair is None:
+            _saturation(model, open, few, forms, judgement)
     if judgement.warnings and repair is None:
         return judgement  # on a scale that is wrong, and cannot be put right here, the classes mean nothing
-    feeds = itertools.chain(few, stream)
-    _colour(model, open, feeds if repair is None else _reformed(feeds, picture, *repair), picture, judgement)
+    classes.colour(
+        model, open, feeds if repair is None else classes.reformed(feeds, picture, *repair), picture, judgement
+    )
     return judgement
 
 
@@ -72,22 +80,16 @@ def _some(stream: Iterator[Feeds], picture: Picture) -> Iterator[Feeds]:
 
 
 def _scale(
-    model: ir.Model, open: Opener, few: Sequence[Feeds], pixels: np.ndarray, picture: Picture,
-    judgement: Judgement,
+    model: ir.Model, open: Opener, few: Sequence[Feeds], norms: Sequence[ir.Node], forms: Sequence[Form],
+    picture: Picture, judgement: Judgement,
 ) -> tuple[Form, Form] | None:  # fmt: skip
     """Name the form that fits the model far better than the one given; the pair (given, wanted), or None."""
-    over = tuple(axis for axis in range(4) if axis != picture.axis)
-    forms = plausibility.forms_of(pixels.min(axis=over).astype(np.float64), pixels.max(axis=over).astype(np.float64))
-    norms = _first_norms(model.graph)
-    if not norms:
-        _saturation(model, open, few, forms, judgement)
-        return None
     judgement.judged.append("scale by BatchNorm statistics")
     pairs = [(have, want) for have in forms for want in FORMS if want is not have]
     with open(_probed(model, [norm.inputs[0] for norm in norms]), lanes=2) as session:
 
         def begun(pair: tuple[Form, Form] | None) -> float:
-            feeds = few[:1] if pair is None else _reformed(few[:1], picture, *pair)
+            feeds = few[:1] if pair is None else classes.reformed(few[:1], picture, *pair)
             return _misfit(norms, _moments(session, feeds, len(norms)))
 
         first, *fits = (fit for _, fit in in_lanes(begun, [None, *pairs], 2))
@@ -96,7 +98,7 @@ def _scale(
         if not likely:
             return None
         given = _moments(session, few, len(norms))
-        others = (_moments(session, _reformed(few, picture, *pair), len(norms)) for pair in likely)
+        others = (_moments(session, classes.reformed(few, picture, *pair), len(norms)) for pair in likely)
         tried = [(*_misfits(norms, given, other), *pair) for pair, other in zip(likely, others, strict=True)]
     now = _misfit(norms, given)
     fit, error, have, want = min(tried, key=lambda trial: trial[0])
@@ -151,11 +153,6 @@ def _moments(session: Session, feeds: Iterable[Feeds], layers: int) -> Moments:
         return np.concatenate([run[name].reshape(run[name].shape[:2]) for run in runs])
 
     return [(joined(f"edgerun/mean/{i}"), joined(f"edgerun/square/{i}")) for i in range(layers)]
-
-
-def _reformed(feeds: Iterable[Feeds], picture: Picture, have: Form, want: Form) -> Iterator[Feeds]:
-    for feed in feeds:
-        yield {**feed, picture.name: plausibility.reform(feed[picture.name], have, want, picture.axis)}
 
 
 def _misfit(norms: Sequence[ir.Node], moments: Moments, without: int | None = None) -> float:
@@ -216,36 +213,3 @@ def _relu6(node: ir.Node) -> bool:
         return False
     numbers = [float(end.item()) for end in ends if end is not None and end.size == 1]
     return node.op_type == "Clip" and numbers == [0.0, 6.0]
-
-
-def _colour(model: ir.Model, open: Opener, feeds: Iterable[Feeds], picture: Picture, judgement: Judgement) -> None:
-    """A classifier is less sure of pictures whose red and blue are swapped: the entropies of its classes, paired.
-
-    Looked at after every batch, so that the right order is mostly done with after FIRST samples.
-    """
-    outputs = list(model.graph.outputs)
-    shape = outputs[0].shape if len(outputs) == 1 else None
-    classes = shape[1] if shape is not None and len(shape) == 2 else None
-    if not isinstance(classes, int) or classes < 3:
-        return
-    given, less, t = np.zeros(0), np.zeros(0), 0.0
-    winners: set[int] = set()
-    with open(model, lanes=2) as session:
-        for feed in feeds:
-            swapped = np.ascontiguousarray(np.flip(feed[picture.name], axis=picture.axis))
-            both = ({**feed, picture.name: x} for x in (feed[picture.name], swapped))
-            scores, others = (out[str(outputs[0].name)] for _, out in in_lanes(session.run, both, 2))
-            winners |= {*scores.argmax(axis=1).tolist(), *others.argmax(axis=1).tolist()}
-            given = np.append(given, plausibility.entropy(scores))
-            less = np.append(less, plausibility.entropy(others) - given[-len(others) :])
-            t = plausibility.t_value(less)
-            if len(less) >= MOST or (t >= FINE and len(less) >= FIRST) or (t <= WRONG and len(less) >= 2 * FIRST):
-                break
-    if len(winners) < 3 or min(given.mean(), (given + less).mean()) > SURE * np.log(classes):
-        return  # an embedding or a regression, or too unsure to be asked
-    judgement.judged.append("colour order by the entropy of the classes")
-    if len(less) >= 2 * FIRST and t <= IN_THE_END and (t <= WRONG or len(less) >= MOST):
-        judgement.warnings.append(
-            f"input {picture.name!r}: red and blue seem swapped: the classes are surer with the other order "
-            f"({less.mean():+.2f} nats of entropy, t = {t:.1f}, {len(less)} samples)"
-        )

@@ -191,6 +191,49 @@ def test_an_embedding_is_not_asked_for_its_classes(net: Any, request_for: Any) -
         )
 
 
+PLAIN = """(float[n,3,24,24] image) => (float[n,6] y) {
+    a = Conv<pads=[1,1,1,1]>(image, w1, b1) r = Relu(a) p = GlobalAveragePool(r) f = Flatten(p) y = Gemm(f, w2, b2) }"""
+
+
+def coloured(seed: int, labels: np.ndarray) -> np.ndarray:
+    """Pictures 0..255 whose channels are as bright as their class says, of six."""
+    tints = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]) * 60.0 - 30
+    x = pictures(seed, len(labels)) + tints[labels][:, :, None, None]
+    rounded: np.ndarray = x.clip(0, 255).round().astype(np.float32)
+    return rounded
+
+
+@pytest.mark.parametrize("trained_on", range(len(FORMS)))
+def test_classes_tell_the_form_without_batchnorm(net: Any, request_for: Any, weights: Any, trained_on: int) -> None:
+    """A classifier without normalization, as surely right as scikit-learn makes it: no word of the form that it was
+    trained on, though larger numbers make it surer; for all others, the right form."""
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
+
+    labels = np.arange(240) % 6
+    x = coloured(1, labels)
+    given = [reform(x, FORMS[0], form, 1) for form in FORMS]
+    spread = given[trained_on].std()
+    w1, b1 = weights(2, 24, 3, 3, 3) / spread, weights(4, 24) * 0.3
+    features = net(PLAIN.replace("float[n,6] y", "float[n,24] f").partition(" y = Gemm")[0] + " }", w1=w1, b1=b1)
+    with request_for().open(features.ir) as session:
+        seen = session.run({"image": given[trained_on]})["f"]
+    scaler = StandardScaler().fit(seen)
+    fitted = LogisticRegression(C=1.0, max_iter=500).fit(scaler.transform(seen), labels)
+    w2 = (fitted.coef_ / scaler.scale_).T.astype(np.float32)
+    b2 = (fitted.intercept_ - (fitted.coef_ * scaler.mean_ / scaler.scale_).sum(axis=1)).astype(np.float32)
+    model = net(PLAIN, w1=w1, b1=b1, w2=w2, b2=b2)
+    named = []
+    fresh = coloured(5, labels[:64])
+    for form in range(len(FORMS)):
+        found = judged(model, reform(fresh, FORMS[0], FORMS[form], 1), request_for)
+        scales = [w for w in found.warnings if "look like" in w]  # these classes mean nothing to the order of colours
+        assert form != trained_on or scales == []
+        named += scales
+        assert all(f"trained on {FORMS[trained_on].name} (" in w for w in scales)
+    assert len(named) == len(FORMS) - 1
+
+
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", ["cifar_cnn", "mobilenet_v2", "resnet50"])
 def test_real_models(name: str, request_for: Any) -> None:

@@ -1,0 +1,175 @@
+"""What a classifier's answers say of its pictures: right colours, and numbers of the right form, tell most classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize._lanes import in_lanes
+from edgerun.quantize.graphs.looks import Judgement, Picture
+from edgerun.quantize.numerics import paired, plausibility
+from edgerun.quantize.numerics.plausibility import FORMS, Form
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Feeds, Opener
+    from edgerun.runtime import Session
+
+FINE, WRONG, IN_THE_END = 1.0, -3.0, -2.5  # t values of how much less sure a classifier is with colours swapped
+FIRST, MOST = 8, 64  # samples for a first look, that calls most things fine; to give up
+LEAST = 3  # different winners among the answers of what is a classifier
+SURE = 0.6  # of ln C: the most entropy of what counts as a classifier's scores
+LOOKS = (8, 16, 32, 64)  # samples
+PROMISING, GAIN, SURELY = (
+    0.1,
+    0.25,
+    4.0,
+)  # what another form must win: nats, to be looked at again and in the end; errors
+
+
+def classes(model: ir.Model) -> int | None:
+    """C of a model whose one output is `[n, C]`, at least three of them; None of any other."""
+    outputs = list(model.graph.outputs)
+    shape = outputs[0].shape if len(outputs) == 1 else None
+    found = shape[1] if shape is not None and len(shape) == 2 else None
+    return found if isinstance(found, int) and found >= LEAST else None
+
+
+def colour(model: ir.Model, open: Opener, feeds: Iterable[Feeds], picture: Picture, judgement: Judgement) -> None:
+    """A classifier is less sure of pictures whose red and blue are swapped: the entropies of its classes, paired.
+
+    Looked at after every batch, so that the right order is mostly done with after FIRST samples.
+    """
+    number = classes(model)
+    if number is None:
+        return
+    name = str(model.graph.outputs[0].name)
+    given, less, t = np.zeros(0), np.zeros(0), 0.0
+    winners: set[int] = set()
+    with open(model, lanes=2) as session:
+        for feed in feeds:
+            swapped = np.ascontiguousarray(np.flip(feed[picture.name], axis=picture.axis))
+            both = ({**feed, picture.name: x} for x in (feed[picture.name], swapped))
+            scores, others = (out[name] for _, out in in_lanes(session.run, both, 2))
+            winners |= {*scores.argmax(axis=1).tolist(), *others.argmax(axis=1).tolist()}
+            given = np.append(given, plausibility.entropy(scores))
+            less = np.append(less, plausibility.entropy(others) - given[-len(others) :])
+            t = plausibility.t_value(less)
+            if len(less) >= MOST or (t >= FINE and len(less) >= FIRST) or (t <= WRONG and len(less) >= 2 * FIRST):
+                break
+    if len(winners) < LEAST or min(given.mean(), (given + less).mean()) > SURE * np.log(number):
+        return  # an embedding or a regression, or too unsure to be asked
+    judgement.judged.append("colour order by the entropy of the classes")
+    if len(less) >= 2 * FIRST and t <= IN_THE_END and (t <= WRONG or len(less) >= MOST):
+        judgement.warnings.append(
+            f"input {picture.name!r}: red and blue seem swapped: the classes are surer with the other order "
+            f"({less.mean():+.2f} nats of entropy, t = {t:.1f}, {len(less)} samples)"
+        )
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Pictures of form `have` as `want`: the logits `[n, C]` of them, and nats told more, with the standard error."""
+
+    have: Form
+    want: Form
+    scores: np.ndarray
+    gain: float = 0.0
+    error: float = np.inf
+
+    @property
+    def sure(self) -> bool:
+        return self.gain > max(GAIN, SURELY * self.error)
+
+    def grown(self, more: np.ndarray, given: np.ndarray) -> _Trial:
+        """With `more` logits, beside those of the same pictures as `given`."""
+        scores = np.concatenate([self.scores, more])
+        # Without normalization a network is surer of larger numbers, whatever they show: only like scales compare.
+        alike = self.have.scale == self.want.scale and self.have.std == self.want.std
+        (now, now_without), (then, then_without) = (_told(z, level=not alike) for z in (given, scores))
+        return replace(self, scores=scores, gain=then - now, error=paired.jackknife(then_without - now_without))
+
+
+def form(
+    model: ir.Model, open: Opener, feeds: Iterable[Feeds], forms: Sequence[Form], picture: Picture, judgement: Judgement
+) -> tuple[Form, Form] | None:
+    """Name the form in which pictures tell a classifier more than in the one given: the pair (given, wanted), or None.
+
+    Told is the information between pictures and classes (`plausibility.told`). `forms` are those that the data can
+    have. Those that win next to nothing in a first look are left; another must win GAIN nats, surely by SURELY
+    standard errors (jackknife), in a later one.
+    """
+    number = classes(model)
+    if number is None or not forms:
+        return None
+    none = np.zeros((0, number))
+    given, trials = none, [_Trial(have, want, none) for have in forms for want in FORMS if want is not have]
+    with open(model, lanes=2) as session:
+        name = str(model.graph.outputs[0].name)
+        for batches in _looks(feeds, picture.name):
+            given = np.concatenate([given, _answers(session, batches, name)])
+            if np.log(min(len(given), number)) - _told(given)[0] < GAIN:
+                trials = []  # no form could tell so much more
+            more = [_answers(session, reformed(batches, picture, t.have, t.want), name) for t in trials]
+            trials = [t.grown(scores, given) for t, scores in zip(trials, more, strict=True)]
+            trials = [t for t in trials if t.gain > PROMISING]
+            if not trials or (len(given) >= LOOKS[1] and any(t.sure for t in trials)):
+                break
+    best = max((t for t in trials if t.sure), key=lambda t: _told(t.scores)[0], default=None)
+    if _unsure(given if best is None else best.scores, number):
+        return None
+    judgement.judged.append("scale by what the classes tell (no BatchNorm statistics)")
+    if best is None or len(given) < LOOKS[1]:
+        return None
+    judgement.warnings.append(
+        f"input {picture.name!r}: the pictures look like {best.have.name}; the model was trained on {best.want.name} "
+        f"(its classes tell {best.gain:.2f} nats more of them so, +- {best.error:.2f}, {len(given)} samples)"
+    )
+    return best.have, best.want
+
+
+def _answers(session: Session, batches: Iterable[Feeds], name: str) -> np.ndarray:
+    return np.concatenate([plausibility.logits(run[name]) for _, run in in_lanes(session.run, batches, 2)])
+
+
+def reformed(feeds: Iterable[Feeds], picture: Picture, have: Form, want: Form) -> Iterator[Feeds]:
+    """`feeds` with pictures of form `have` as `want`."""
+    for feed in feeds:
+        yield {**feed, picture.name: plausibility.reform(feed[picture.name], have, want, picture.axis)}
+
+
+def _told(scores: np.ndarray, level: bool = True) -> tuple[float, np.ndarray]:
+    """`plausibility.told` of logits `[n, C]`, with `level` whatever their scale."""
+    return plausibility.told(plausibility.shares(plausibility.levelled(scores) if level else scores))
+
+
+def _looks(feeds: Iterable[Feeds], name: str) -> Iterator[list[Feeds]]:
+    """`feeds` of one picture size, the first one's, in as many as each of LOOKS has samples more."""
+    size: tuple[int, ...] | None = None
+    batches: list[Feeds] = []
+    seen, looks = 0, iter(LOOKS)
+    look = next(looks)
+    for feed in feeds:
+        size = size or feed[name].shape[1:]
+        if feed[name].shape[1:] != size:
+            continue
+        batches.append(feed)
+        seen += len(feed[name])
+        if seen >= look:
+            yield batches
+            batches = []
+            look = next((more for more in looks if more > seen), 0)
+            if not look:
+                return
+    if batches:
+        yield batches
+
+
+def _unsure(scores: np.ndarray, number: int) -> bool:
+    """Whether these are no answers of a classifier that knows its pictures."""
+    winners = len(np.unique(scores.argmax(axis=1)))
+    return winners < LEAST or float(plausibility.entropy(scores).mean()) > SURE * np.log(number)
