@@ -2,156 +2,48 @@
 
 The candidates form a ladder that is fixed before a label is seen (`quantize/numerics/ladder.py`), from nearly all
 layers in float to few. It is climbed down while the answer is yes, and the first other answer ends it: so the error of
-the whole ladder is that of one test, however many rungs it has (fixed-sequence testing: W. Maurer, L. Hothorn and
-W. Lehmacher, 1995; A. Angelopoulos et al., *Learn then Test*, 2021). The model without any layer in float is tried
-first, at an error of its own. Both errors are 2.5 %, one-sided: a bound that does not hold is claimed in at most 5 of
-100 runs.
+a descent is that of one test, however many rungs it has (fixed-sequence testing: W. Maurer, L. Hothorn and
+W. Lehmacher, 1995; A. Angelopoulos et al., *Learn then Test*, 2021). There are three of them, each at an error of its
+own, one-sided and 5 % together: the model without any layer in float; the ladder from the rung that will do by what the
+calibration data says, which has no labels; and where that rung does not, the ladder from its safe end.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgerun import registry
 from edgerun.checkpoint import Checkpoint, Memo
 from edgerun.data import Data, Feeds
 from edgerun.errors import GateFailed, Unsupported
-from edgerun.metrics import Difference, Interval, paired_drop
+from edgerun.metrics import Difference
 from edgerun.model import Model
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.numerics import sequential
-from edgerun.quantize.numerics.ladder import ladder
-from edgerun.runtime import Options, Session
+from edgerun.quantize.numerics.ladder import changed, holds, ladder
+from edgerun.verbs.evaluate import logit_rows
 from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.looks import Looks
+from edgerun.verbs.trials import Progress, Trial, Trials, Variant
 
 STRAIGHT = 0.025  # error of the first claim, on the model with nothing kept: that of a two-sided 95 % interval
-EARLY, LATE = 0.005, 0.02  # errors of a rung's yes before all samples are seen, and with all of them
-HOPELESS = 0.02  # a candidate is given up when the chance that all samples would say yes is below this
-RANK_SAMPLES = 16  # calibration samples on which layers are ranked
-
-Progress = Callable[[str, int, int], None]
-Variant = Callable[[frozenset[str]], Model]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One candidate on labelled data: `kept` layers in float, `samples` seen, `lost` and `gained` among them.
+class Errors(NamedTuple):
+    """Of a rung's yes: before all samples are seen, and with all of them."""
 
-    `answer`: "yes" (surely below the bound), "no" (surely above), "given up" (early: yes had become unlikely), or
-    "undecided" with all samples.
-    """
-
-    kept: tuple[str, ...]
-    samples: int
-    lost: int
-    gained: int
-    answer: str
-
-    @property
-    def interval(self) -> Interval:
-        """Of the drop, as `edgerun eval` shows it (95 %, shares)."""
-        return paired_drop(self.lost, self.gained, self.samples)
-
-    @property
-    def points(self) -> str:
-        """The interval as text."""
-        return f"{100 * self.interval.low:.2f} to {100 * self.interval.high:.2f} points (n={self.samples}, 95 %)"
+    early: float
+    late: float
 
 
-class Trials:
-    """Candidates against the float model on the same labelled samples; each sample is run once per candidate.
-
-    `runs` counts the samples that candidates were run on, the float model's apart; `known` keeps what was measured.
-    """
-
-    def __init__(
-        self,
-        original: Model,
-        variant: Variant,
-        target: str,
-        looks: Looks,
-        bound: float,
-        known: Memo,
-        progress: Progress,
-    ) -> None:
-        self.original, self._target, self._looks, self._bound = original, target, looks, bound
-        self._progress, self.known = progress, known
-        self.variant = functools.lru_cache(maxsize=2)(variant)  # the last yes, and the one being tried
-        self._truth: list[np.ndarray] = []
-        self._seen: dict[frozenset[str], list[np.ndarray]] = {}
-        self.made: list[Trial] = []
-        self.runs = 0
-
-    @contextmanager
-    def opened(self, model: Model) -> Iterator[Session]:
-        """A session of `model` on the target."""
-        target = registry.target(self._target)
-        with target.load(target.compile(model, Options()), Options()) as session:
-            yield session
-
-    def judge(self, kept: tuple[str, ...], error: float, early: float = 0.0) -> Trial:
-        """Look until the answer is clear; `early` is the error that a yes before the last look may have (0: none).
-
-        A yes with all samples needs that of `edgerun eval` as well.
-        """
-        critical, total = sequential.critical_value(error), self._looks.samples
-        with self.opened(self.variant(frozenset(kept))) as session:
-            for look, n in enumerate(map(int, self._looks.ends)):
-                self._progress(f"evaluating with {len(kept)} layers in float", n, total)
-                trial = self._counted(kept, session, look)
-                z = sequential.score(trial.lost, trial.gained, n, self._bound)
-                if n == total:
-                    return self._noted(trial, self._last_answer(trial, held=z <= -critical))
-                if early and self._evidence(trial) >= -math.log(early):
-                    return self._noted(trial, "yes")
-                if sequential.prospect(z, n / total, critical) < HOPELESS:
-                    return self._noted(trial, "given up")
-        raise AssertionError("there is no look")
-
-    def whole(self, early: Trial) -> Trial:
-        """A trial that had its yes, with all samples: the interval must say it too."""
-        if early.samples == self._looks.samples:
-            return early
-        with self.opened(self.variant(frozenset(early.kept))) as session:
-            trial = self._counted(early.kept, session, len(self._looks.ends) - 1)
-        return self._noted(trial, self._last_answer(trial, held=True))
-
-    def _counted(self, kept: tuple[str, ...], session: Session, look: int) -> Trial:
-        """What is known of a candidate up to `look`, running only what was not run yet."""
-        seen = self._seen.setdefault(frozenset(kept), [])
-        while len(seen) <= look:
-            seen.append(self._hits(session, len(seen), f"with {sorted(kept)} in float"))
-            self.runs += len(seen[-1])
-        if len(self._truth) <= look:
-            with self.opened(self.original) as baseline:
-                while len(self._truth) <= look:
-                    self._truth.append(self._hits(baseline, len(self._truth), "of the float model"))
-        ours, truth = (np.concatenate(part[: look + 1]) for part in (seen, self._truth))
-        return Trial(kept, len(ours), int((truth & ~ours).sum()), int((ours & ~truth).sum()), "undecided")
-
-    def _hits(self, session: Session, look: int, which: str) -> np.ndarray:
-        return self.known.get(f"hits {look} {which}", lambda: self._looks.hits(session, look))
-
-    def _evidence(self, trial: Trial) -> float:
-        return sequential.log_evidence(trial.lost, trial.gained, trial.samples, self._bound)
-
-    def _last_answer(self, trial: Trial, *, held: bool) -> str:
-        if held and trial.interval.high < self._bound:
-            return "yes"
-        return "no" if trial.interval.low > self._bound else "undecided"
-
-    def _noted(self, trial: Trial, answer: str) -> Trial:
-        self.made.append(replace(trial, answer=answer))
-        return self.made[-1]
+FORESEEN, SAFE = Errors(0.003, 0.014), Errors(0.002, 0.006)  # of the two descents
+RANK_SAMPLES, MARGINS = 16, 256  # calibration samples on which layers are ranked, and of which margins are known
 
 
 def looks_at(
@@ -199,21 +91,26 @@ def hold(
     trials = Trials(original, variant, target, looks, max_drop / 100, known, progress)
     won = trials.judge((), STRAIGHT)
     if won.answer != "yes":
-        won = _climbed(trials, _rungs(trials, cost, calibration, looks, progress), len(cost), max_drop)
+        rungs, start = _rungs(trials, cost, calibration, looks, progress)
+        won = _climbed(trials, rungs, start, len(cost), max_drop)
     return _told(trials.variant(frozenset(won.kept)), trials, won, cost, max_drop, looks)
 
 
 def _rungs(
     trials: Trials, cost: Mapping[str, float], calibration: Data, looks: Looks, progress: Progress
-) -> list[tuple[str, ...]]:
-    """The ladder: every layer is quantized alone, and its noise on the logits of calibration samples is measured.
+) -> tuple[list[tuple[str, ...]], int]:
+    """The ladder, and the number of its rung from which to climb down.
 
-    A layer that nothing quantizes when it is alone is no part of the ladder.
+    Every layer is quantized alone, and its noise on the logits of calibration samples is measured. A layer that nothing
+    quantizes when it is alone is no part of the ladder.
     """
     feeds = list(_first(calibration, RANK_SAMPLES))
     with trials.opened(trials.original) as session:
         name = looks.logits(session)
         exact = [session.run(feed)[name] for feed in feeds]
+        logits = np.concatenate(
+            [logit_rows(session.run(feed)[name], calibration.batch) for feed in _first(calibration, MARGINS)]
+        )
     noise: dict[str, float] = {}
 
     def alone(layer: str) -> float:
@@ -232,7 +129,26 @@ def _rungs(
         if not math.isnan(found):
             noise[layer] = found
         progress("ranking layers", index, len(cost))
-    return ladder(noise, cost)
+    rungs = ladder(noise, cost)
+    left = [math.fsum(noise[layer] for layer in noise if layer not in kept) for kept in rungs]
+    return rungs, _foreseen(left, logits, trials)
+
+
+def _foreseen(left: Sequence[float], logits: np.ndarray, trials: Trials) -> int:
+    """The lowest rung that the labelled samples will likely show to hold, by what calibration samples, without labels,
+    say of the answers that its noise changes; the highest where none will.
+
+    `left`: the noise of each rung, Σe²/Σr² of the logits; `logits` `[n, C]` of the float model.
+    """
+    first, second = np.sort(logits.astype(np.float64), axis=1)[:, :-3:-1].T if logits.shape[1] > 1 else (logits, 0)
+    margins, square = np.ravel(first - second), float(np.mean(np.square(logits, dtype=np.float64)))
+    critical = sequential.critical_value(FORESEEN.late)
+    fit = [
+        i
+        for i, noise in enumerate(left)
+        if holds(changed(margins, noise * square), trials.samples, trials.bound, critical)
+    ]
+    return max(fit, default=0)
 
 
 def _first(data: Data, samples: int) -> Iterator[Feeds]:
@@ -245,19 +161,27 @@ def _first(data: Data, samples: int) -> Iterator[Feeds]:
             return
 
 
-def _climbed(trials: Trials, rungs: Sequence[tuple[str, ...]], layers: int, max_drop: float) -> Trial:
-    """The lowest rung that is reached through yeses alone, and whose interval over all samples says yes as well."""
+def _climbed(trials: Trials, rungs: Sequence[tuple[str, ...]], start: int, layers: int, max_drop: float) -> Trial:
+    """The lowest rung that is reached through yeses alone, from `start` or else from the safe end, and whose interval
+    over all samples says yes as well."""
+    both = Errors(FORESEEN.early + SAFE.early, FORESEEN.late + SAFE.late)
+    for part, errors in ((rungs[start:], FORESEEN if start else both), (rungs[:start], SAFE)):
+        for trial in reversed(_descended(trials, part, errors)):
+            if (whole := trials.whole(trial)).answer == "yes":
+                return whole
+    safest = max((trial for trial in trials.made if trial.kept), key=lambda t: len(t.kept), default=trials.made[0])
+    raise _refusal(safest, layers, max_drop)
+
+
+def _descended(trials: Trials, rungs: Sequence[tuple[str, ...]], errors: Errors) -> list[Trial]:
+    """The rungs that have their yes, down to the first other answer."""
     reached: list[Trial] = []
     for kept in rungs:
-        trial = trials.judge(kept, LATE, EARLY)
+        trial = trials.judge(kept, errors.late, errors.early)
         if trial.answer != "yes":
             break
         reached.append(trial)
-    for trial in reversed(reached):
-        if (whole := trials.whole(trial)).answer == "yes":
-            return whole
-    safest = next((trial for trial in trials.made if trial.kept), trials.made[0])
-    raise _refusal(safest, layers, max_drop)
+    return reached
 
 
 def _refusal(safest: Trial, layers: int, max_drop: float) -> GateFailed:
@@ -268,7 +192,7 @@ def _refusal(safest: Trial, layers: int, max_drop: float) -> GateFailed:
             "the bound on the drop cannot be held, whatever stays in float", got=got, wanted=wanted,
             do="find the cause: edgerun compare the float model with one compressed without --max-drop",
         )  # fmt: skip
-    critical = sequential.critical_value(LATE)
+    critical = sequential.critical_value(SAFE.late)
     needed = sequential.samples_to_hold(safest.lost, safest.gained, safest.samples, max_drop / 100, critical)
     more = f"about {needed} labelled samples" if needed else "another bound: the drop seen sits on this one"
     return GateFailed(

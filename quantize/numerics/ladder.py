@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+
+import numpy as np
 
 BORDER = 0.005  # share of the model's work that a float layer costs beside its own: rounding at its borders
 HALVINGS = 7  # of the noise, between the lowest rung and the highest but one: 21 dB
+NET = 0.25  # of the answers that change, lost on balance: some were wrong, or become right
 
 
 def ladder(noise: Mapping[str, float], cost: Mapping[str, float]) -> list[tuple[str, ...]]:
@@ -39,3 +43,23 @@ def _kept(order: Sequence[str], noise: Mapping[str, float], allowed: float) -> t
         if math.fsum(noise[other] for other in order if other not in rest) <= allowed:
             kept = rest
     return tuple(kept)
+
+
+def changed(margins: np.ndarray, noise: float) -> float:
+    """The share of samples whose answer changes, when every logit has normal noise of the variance `noise`.
+
+    `margins` `[n]`: the largest logit less the next. Mean of Φ(−m/√(2·noise)): the difference of two logits has twice
+    the variance, and no third one is looked at.
+    """
+    if noise <= 0:
+        return 0.0
+    spread = math.sqrt(2 * noise)
+    return math.fsum(NormalDist().cdf(-float(m) / spread) for m in margins) / max(len(margins), 1)
+
+
+def holds(share: float, n: int, bound: float, critical: float) -> bool:
+    """Whether `n` labelled samples would likely show a drop below `bound`, if a `share` of the answers changes.
+
+    NET·f + z·√(f/n) ≤ δ: the variance of the drop that is seen is at most f/n.
+    """
+    return NET * share + critical * math.sqrt(share / n) <= bound

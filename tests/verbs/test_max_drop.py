@@ -25,6 +25,7 @@ from edgerun.runtime import Options
 from edgerun.verbs import search
 from edgerun.verbs.compress import compress
 from edgerun.verbs.looks import Looks
+from edgerun.verbs.trials import Trial
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]> net (float[{batch},16] x) => (float[{batch},5] y) {{
     a = Gemm(x, wa, ba) r = Relu(a) b = Gemm(r, wb, bb) s = Relu(b) y = Gemm(s, wc, bc) }}"""
@@ -287,5 +288,5 @@ def test_what_cannot_be_held_says_so(tmp_path: Path) -> None:
 
 
 def test_the_interval_is_evals() -> None:
-    trial = search.Trial(("a",), 1000, 12, 5, "yes")
+    trial = Trial(("a",), 1000, 12, 5, "yes")
     assert trial.interval == paired_drop(12, 5, 1000)
