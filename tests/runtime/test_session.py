@@ -74,10 +74,10 @@ def test_tensors_of_other_libraries_go_in_and_out(session: Session) -> None:
 
 def test_a_view_copies_nothing() -> None:
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
-    view = arrays.taken(TensorSpec("x", "float32", (2, 3)), tensor)
+    view = arrays.taken(TensorSpec("x", "float32", (2, 3)), tensor, arrays.viewed)
     assert view.ctypes.data == tensor.data_ptr()
     array = np.ones((2, 3), np.float32)
-    assert arrays.taken(TensorSpec("x", "float32", (2, 3)), array) is array
+    assert arrays.taken(TensorSpec("x", "float32", (2, 3)), array, arrays.viewed) is array
 
 
 def test_what_cannot_be_viewed_is_one_clear_error(session: Session) -> None:
