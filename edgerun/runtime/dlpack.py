@@ -52,9 +52,7 @@ class _Versioned(ctypes.Structure):
 _NAMES = ((_Versioned, b"dltensor_versioned", b"used_dltensor_versioned"), (_Managed, b"dltensor", b"used_dltensor"))
 _DELETER = ctypes.CFUNCTYPE(None, ctypes.c_void_p)  # without the interpreter's lock: it may wait for a device
 # Prototypes of our own: those at `ctypes.pythonapi` are shared with whoever else sets them.
-_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_IsValid", ctypes.pythonapi)
-)
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
 _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )

@@ -148,7 +148,7 @@ def test_what_is_read_lives_as_long_as_it_is_held(library: str, old: bool) -> No
     array = dlpack.read(Old(tensor) if old else tensor)
     del memory, tensor
     assert alive(kept) and values(array).tolist() == [0, 1, 2, 3, 4, 5]
-    again = torch.from_dlpack(array) if library == "torch" else np.from_dlpack(array)
+    again = READERS[library](array)
     del array
     assert alive(kept) and again[5] == 5
     del again
@@ -185,7 +185,8 @@ def test_a_refusal_keeps_its_words_and_nothing_else() -> None:
     kept, array = weakref.ref(memory), memory.given(device=dlpack.CUDA)
     with pytest.raises((BufferError, RuntimeError), match="[Uu]nsupported device"):
         np.from_dlpack(array)
-    for asked in ({"copy": True}, {"dl_device": (dlpack.CPU, 0)}):
+    refused: tuple[dict[str, Any], ...] = ({"copy": True}, {"dl_device": (dlpack.CPU, 0)})
+    for asked in refused:
         with pytest.raises(BufferError, match="never copied"):
             array.__dlpack__(**asked)
     assert array.__dlpack_device__() == (2, 0) and dlpack.read(array).device == (2, 0)
@@ -197,20 +198,21 @@ def test_a_refusal_keeps_its_words_and_nothing_else() -> None:
 def test_a_capsule_is_consumed_once_and_no_other_version_at_all() -> None:
     memory = Memory()
     kept, array = weakref.ref(memory), memory.given()
-    capsule = array.__dlpack__(max_version=(1, 0))
+    capsules = [array.__dlpack__(max_version=(1, 0))]
 
     class Same:
         def __dlpack__(self, **asked: Any) -> Any:
-            return capsule
+            return capsules[0]
 
-    dlpack._opened(capsule)[0].major = 2
+    dlpack._opened(capsules[0])[0].major = 2
     with pytest.raises(BufferError, match=r"DLPack 2\.0"):
         dlpack.read(Same())
-    dlpack._opened(capsule)[0].major = 1
+    dlpack._opened(capsules[0])[0].major = 1
     first = dlpack.read(Same())
     with pytest.raises(BufferError, match="no tensor that is still to be had"):
         dlpack.read(Same())
-    del memory, array, capsule
+    capsules.clear()
+    del memory, array
     assert alive(kept) and values(first)[1] == 1
     del first
     assert not alive(kept)
