@@ -20,7 +20,7 @@ from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_file as file
 from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import tensorrt as target
-from edgerun.verbs import recipe
+from edgerun.verbs.compiled import compiled
 from edgerun.verbs.warm import warm
 
 WHY = target.available() or target.runnable()
@@ -201,7 +201,7 @@ def test_other_weights_into_the_same_engine(convolutions: Model, pictures: np.nd
 def test_a_recipe_is_finished_here(convolutions: Model, pictures: np.ndarray, tmp_path: Path) -> None:
     convolutions.save(tmp_path / "net.onnx")
     np.savez(tmp_path / "data.npz", x=pictures[:2])
-    recipe.compiled(tmp_path / "net.onnx", tmp_path / "net.recipe", target="tensorrt", data=tmp_path / "data.npz")
+    compiled(tmp_path / "net.onnx", tmp_path / "net.recipe", target="tensorrt", data=tmp_path / "data.npz")
     made = warm(tmp_path / "net.recipe")
     assert made.compiled and made.check.relative_error < 1e-5 and not warm(tmp_path / "net.recipe").compiled
     with edgerun.load(tmp_path / "net.engine") as session:

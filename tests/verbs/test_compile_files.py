@@ -24,7 +24,7 @@ from edgerun.runtime import Engine, Options
 from edgerun.targets._onnxruntime_session import OrtSession
 from edgerun.targets._openvino_session import OvSession
 from edgerun.verbs import recipe
-from edgerun.verbs.recipe import compiled
+from edgerun.verbs.compiled import compiled
 from edgerun.verbs.warm import warm
 
 TENSORRT = registry.target("tensorrt", usable=False)
