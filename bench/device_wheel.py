@@ -2,8 +2,9 @@
 
     python -m bench.device_wheel dist
 
-Left out are converters and compressor, `why-slow`, whatever cannot be imported without them, a command or a door in
-another tool's shape that calls what is left out, and what nothing else imports.
+Left out are converters and compressor, what reads and checks graphs with onnx (`compile` and `inspect`), times single
+kernels (`why-slow`), whatever cannot be imported without them, a command or a door in another tool's shape that calls
+what is left out, and what nothing else imports.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ FOLDERS = {
     "converters": "edgerun.converters",
     "quantize": "edgerun.quantize",
 }
-OUT = ("edgerun.converters", "edgerun.quantize", "edgerun.verbs.why_slow")
+OUT = (
+    "edgerun.converters", "edgerun.quantize", "edgerun.model", "edgerun.verbs.compile", "edgerun.verbs.inspect",
+    "edgerun.verbs.why_slow", "edgerun.targets.reference", "edgerun.targets._alone", "edgerun.targets._profile",
+    "edgerun.targets._openvino_faults", "edgerun.targets._tensorrt_kernels", "edgerun.pair",
+)  # fmt: skip
 DOORS = ("edgerun.cli.", "edgerun.compat.")  # import what they call when they are called
-ROOTS = ("edgerun.cli", "edgerun.targets", "edgerun.runtime", "edgerun.compat")  # with all modules in them
+ROOTS = ("edgerun.cli", "edgerun.targets", "edgerun.runtime", "edgerun.compat")  # with all that is public in them
 DATA = ("edgerun/py.typed", "targets/devices/*.toml")
 SECONDS = 600.0
 
@@ -44,7 +49,7 @@ def kept() -> dict[str, Path]:
     out = {name for name in found if _within(name, OUT)}
     while more := {n for n in found if (calls if n.startswith(DOORS) else needs)[n] & out} - out:
         out |= more
-    left = [name for name in found if _within(name, ROOTS)]
+    left = [name for name in found if _within(name, ROOTS) and not name.rpartition(".")[2].startswith("_")]
     left += ["edgerun.__main__", *(f"edgerun.verbs.{name}" for name in edgerun.__all__)]
     used = set[str]()
     while left:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgerun import contracts
+from edgerun import contracts, onnx_file
 from edgerun.errors import EdgerunError
 from edgerun.postprocess import Postprocessing
 
@@ -30,12 +30,12 @@ def read(path: Path) -> dict[str, Any]:
     """The values of a file of any kind above, for `parsed`. Raises EdgerunError for what cannot be read."""
     if path.suffix.lower() != ".onnx":
         return contracts.values(path, "post-processing")
-    from edgerun.model import Model
-
-    model = Model.load(path)
-    if model.postprocessing is None and not set(model.ir.metadata_props) >= _ULTRALYTICS:
+    metadata = onnx_file.metadata(path)
+    if OWN in metadata:
+        return contracts.own(metadata[OWN], "post-processing")
+    if not set(metadata) >= _ULTRALYTICS:
         raise EdgerunError("the model's metadata holds no post-processing contract", got=path)
-    return dict(model.postprocessing or model.ir.metadata_props)
+    return dict(metadata)
 
 
 def of(model: Model) -> Postprocessing | None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgerun import onnx_file
 from edgerun.errors import EdgerunError
 from edgerun.preprocess import Preprocessing
 
@@ -73,9 +74,7 @@ _TIMM_SILENT = {
 def read(path: Path) -> Preprocessing:
     """The contract in a file of any kind above. Raises EdgerunError for what cannot be read or is not understood."""
     if path.suffix.lower() == ".onnx":
-        from edgerun.model import Model
-
-        if (found := of(Model.load(path))) is None:
+        if (found := told(onnx_file.metadata(path))) is None:
             raise EdgerunError("the model's metadata holds no preprocessing contract", got=path)
         return found
     return parsed(values(path, "preprocessing"))

@@ -9,8 +9,6 @@ import importlib.util
 
 from edgerun.errors import Unsupported
 
-EXTRAS = {"compress": "onnx"}  # what reads ONNX graphs: the device's has no compressor to name it after
-
 
 def whole() -> bool:
     """Whether this is all of edgerun."""
@@ -19,10 +17,8 @@ def whole() -> bool:
 
 def install(extra: str = "") -> str:
     """The command that adds an extra of `edgerun` to what is installed here: `pip install 'edgerun[openvino]'`."""
-    if whole():
-        return f"pip install 'edgerun[{extra}]'" if extra else "pip install edgerun"
-    extra = EXTRAS.get(extra, extra)
-    return f"pip install 'edgerun-device[{extra}]'" if extra else "pip install edgerun-device"
+    name = "edgerun" if whole() else "edgerun-device"
+    return f"pip install '{name}[{extra}]'" if extra else f"pip install {name}"
 
 
 def lacks(module: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgerun import _wire
+from edgerun import _wire, guard
 
 # Field numbers of onnx.proto.
 GRAPH, METADATA = 7, 14  # of ModelProto
@@ -35,6 +35,12 @@ def told(source: bytes | Path) -> Told:
                 if kind in DOORS:
                     dims |= _named(_wire.message(part))
     return Told(metadata, dims)
+
+
+def metadata(path: Path) -> Mapping[str, str]:
+    """The metadata of an `.onnx` file, by key. Raises EdgerunError for one that the guard refuses."""
+    guard.check_onnx(path)
+    return told(path).metadata
 
 
 def _named(value: memoryview) -> dict[str, tuple[str, ...]]:

@@ -84,6 +84,16 @@ class Device:
         """Until all that was put on the stream is done."""
         _call("cuStreamSynchronize", self._stream)
 
+    def settle(self) -> None:
+        """Until all is done that anybody in this process put on any stream of the device."""
+        _call("cuCtxSynchronize")
+
+    def move(self, place: int, source: int, count: int) -> None:
+        """Copy `count` bytes from one address on the device to another."""
+        if count:
+            addresses = ctypes.c_uint64(place), ctypes.c_uint64(source)
+            _call("cuMemcpyDtoDAsync_v2", *addresses, _size(count), self._stream)
+
     def put(self, memory: Memory, array: np.ndarray) -> None:
         """Copy a contiguous array to the device; it must live until `wait`."""
         if array.nbytes:
@@ -158,8 +168,13 @@ class Memory:
     def free(self) -> None:
         """Give it back."""
         if self.bytes:
-            _call("cuMemFree_v2", self.address)
+            release(self.address)
             self.address, self.bytes = ctypes.c_uint64(), 0
+
+
+def release(address: ctypes.c_uint64) -> None:
+    """Give device memory back."""
+    _call("cuMemFree_v2", address)
 
 
 def page_locked(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgerun import distribution
 from edgerun.errors import EdgerunError
 from edgerun.targets import _tensorrt_library as tensorrt
 
@@ -47,8 +48,10 @@ def weights(header: Mapping[str, Any], given: Path | None, source: bytes | None)
 
 
 def _as_written(model: bytes) -> bytes:
-    """The bytes that edgerun writes for a model of another writer, which is what the builder saw; on a device without
-    onnx, `model` itself."""
+    """The bytes that edgerun writes for a model of another writer, which is what the builder saw; where no graph can
+    be read, as on a device, `model` itself."""
+    if distribution.lacks("model"):
+        return model
     from edgerun.model import Model
 
     try:

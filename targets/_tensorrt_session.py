@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.runtime import Session, TensorSpec
+from edgerun.runtime import Session, TensorSpec, arrays
+from edgerun.runtime.dlpack import DeviceArray
 from edgerun.targets import _cuda as cuda
+from edgerun.targets import _cuda_arrays as on_gpu
 from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets._tensorrt_jit import Kernels
 from edgerun.targets._tensorrt_refit import refit
@@ -33,7 +36,8 @@ class Sessions:
 
 
 class TensorrtSession(Session):
-    """One execution context; feeds are copied in and outputs copied out into fresh arrays.
+    """One execution context. Feeds and places for outputs are used where they lie on the GPU, and copied from and to
+    the host; other outputs are fresh arrays of the host's.
 
     Runs take turns. Device memory for inputs and outputs grows to the largest feeds that came. With `how.graph`, the
     second run in a row with the same shapes is captured, and those that follow are replayed as one CUDA graph.
@@ -48,7 +52,8 @@ class TensorrtSession(Session):
         self._metadata = how.metadata
         self._captures, self._last = how.graph, tuple[Any, ...]()
         self._graph: cuda.Graph | None = None
-        self._device = cuda.Device()
+        self._device, self._places = cuda.Device(), dict[str, int]()
+        self._door.view = functools.partial(on_gpu.seen, self._device, self._lock)
         self._kernels: Kernels | None = None
         try:
             self._open(trt, plan, how)
@@ -92,18 +97,25 @@ class TensorrtSession(Session):
         self._context.profiler = profiler
         self._context.enqueue_emits_profile = True
 
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        return self._fill(feeds, {})
+
+    def _fill(self, feeds: Mapping[str, Any], into: Mapping[str, Any]) -> dict[str, Any]:
         with self._lock:
             self._device.use()
+            if any(isinstance(array, DeviceArray) and array.given for array in (*feeds.values(), *into.values())):
+                self._device.settle()  # whoever has a tensor on it may still be at work
             living = [self._feed(name, feeds[name]) for name in self._fed]
             if wanting := list(self._context.infer_shapes()):
                 raise EdgerunError("TensorRT cannot tell the shapes of its outputs", got=", ".join(wanting))
-            outputs = {name: self._output(name, dtype) for name, dtype in self._made}
-            self._enqueue(
-                (*(array.shape for array in living), *(memory.address.value for memory in self._memory.values()))
-            )
-            for name, array in outputs.items():
-                if name in self._memory:
+            outputs = {name: self._output(name, dtype, into.get(name)) for name, dtype in self._made}
+            behind = [name for name, array in outputs.items() if self._placed(name, array)]
+            self._enqueue((*(array.shape for array in living), *self._places.values()))
+            for name in behind:
+                array = outputs[name]
+                if isinstance(array, DeviceArray):
+                    self._device.move(array.address, self._places[name], array.nbytes)
+                else:
                     self._device.get(array, self._memory[name])
             self._device.wait()
             del living
@@ -138,34 +150,55 @@ class TensorrtSession(Session):
             self._graph.close()
             self._graph = None
 
-    def _feed(self, name: str, given: np.ndarray) -> np.ndarray:
-        """Put an input on the device; the array that must live until the run is over."""
-        array = np.require(given, requirements="C")
+    def _feed(self, name: str, given: np.ndarray | DeviceArray) -> np.ndarray | DeviceArray:
+        """Have an input on the device; the array that must live until the run is over."""
+        array = given if isinstance(given, DeviceArray) else np.require(given, requirements="C")
         if not self._context.set_input_shape(name, array.shape):
             least, _, most = self._engine.get_tensor_profile_shape(name, 0)
             raise EdgerunError(
                 f"input {name!r} is outside the sizes that the engine was compiled for", got=list(array.shape),
                 wanted=f"between {list(least)} and {list(most)}", do="compile it with other Options(sizes=…)",
             )  # fmt: skip
-        if name in self._host:
-            self._context.set_tensor_address(name, array.ctypes.data)
-        else:
-            self._context.set_tensor_address(name, self._memory[name].hold(array.nbytes))
-            self._device.put(self._memory[name], array)
+        if self._placed(name, array):
+            if isinstance(array, DeviceArray):
+                self._device.move(self._places[name], array.address, array.nbytes)
+            else:
+                self._device.put(self._memory[name], array)
         return array
 
-    def _output(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+    def _placed(self, name: str, array: np.ndarray | DeviceArray) -> bool:
+        """Tell the engine where it finds a tensor: in `array`, or, where that cannot be, in memory of the session's,
+        and then True."""
+        own = False
+        if name not in self._host:
+            own = not (isinstance(array, DeviceArray) and on_gpu.usable(array))
+        elif isinstance(array, DeviceArray):
+            what = f"{name!r} is a tensor of the host's for TensorRT"
+            raise EdgerunError(what, got="memory of the GPU", wanted="an array of numpy's")
+        if own:
+            place = self._memory[name].hold(array.nbytes)
+        else:
+            place = array.address if isinstance(array, DeviceArray) else array.ctypes.data
+        self._places[name] = place
+        self._context.set_tensor_address(name, place)
+        return own
+
+    def _output(
+        self, name: str, dtype: np.dtype[Any], given: np.ndarray | DeviceArray | None
+    ) -> np.ndarray | DeviceArray:
         shape = tuple(self._context.get_tensor_shape(name))
         if any(dim < 0 for dim in shape):
             raise Unsupported(f"the shape of {name!r} depends on the data", got=list(shape),
                               do="use another target for this model")  # fmt: skip
-        array = np.empty(shape, dtype)
-        place = array.ctypes.data if name in self._host else self._memory[name].hold(array.nbytes)
-        self._context.set_tensor_address(name, place)
-        return array
+        if given is not None and given.shape != shape:
+            raise arrays.misfit(name, shape, given.shape)
+        return np.empty(shape, dtype) if given is None else given
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         return cuda.page_locked(shape, dtype)
+
+    def _empty_on_device(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+        return on_gpu.empty(shape, dtype)
 
     def _close(self) -> None:
         with self._lock:

@@ -16,16 +16,13 @@ from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
-from edgerun.targets import _alone as alone
 from edgerun.targets import _cpu
 from edgerun.targets import _openvino_dynamic as dynamic
-from edgerun.targets import _openvino_faults as faults
 from edgerun.targets import _openvino_forks as forks
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_half as half
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_options as asked
-from edgerun.targets import _openvino_profile as counters
 from edgerun.targets import _openvino_sequences as sequences
 from edgerun.targets import _openvino_shapes as shapes
 from edgerun.targets._openvino_session import OvSession
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
     from edgerun.devices import Device
     from edgerun.model import Model
 
+# What only a workstation asks for is imported where it is: the device's install goes without.
 summary = "OpenVINO on the CPU"
 requires = ("openvino",)
 extra = "openvino"
@@ -91,6 +89,9 @@ def limits() -> Limits:
 
 def check(model: Model) -> list[Issue]:
     """Nodes that OpenVINO does not translate, or the CPU plugin's reason when it cannot compile the rest."""
+    from edgerun.targets import _alone as alone
+    from edgerun.targets import _openvino_faults as faults
+
     if found := limits().exceeded(model) or faults.found(model.to_proto()):
         return found
     try:
@@ -107,6 +108,8 @@ def compile(model: Model, options: Options) -> Engine:
 
     What `options.extra` says (`takes`) is for `load`: the IR is the same for all.
     """
+    from edgerun.targets import _openvino_faults as faults
+
     if wrong := faults.found(model.to_proto()):
         raise Unsupported("OpenVINO would compute something else", got=f"{wrong[0].node}: {wrong[0].reason}")
     graph, digest = _read(model.to_bytes()), model.digest()
@@ -173,6 +176,8 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 
     Raises Unsupported on another device than the CPU, whose kernels are told otherwise.
     """
+    from edgerun.targets import _openvino_profile as counters
+
     if (device := asked.choice(options).device) != "CPU":
         raise Unsupported("kernels are told apart on the CPU alone", got=device, do=f"profile with {asked.DEVICE}=CPU")
     graph, feeds = _read(engine.payload), iter(feeds)

@@ -19,7 +19,6 @@ from edgerun.runtime import Engine, Options, Session, TensorSpec, dtypes
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
 from edgerun.targets import _tensorrt_file as file
-from edgerun.targets import _tensorrt_kernels as kernels
 from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import _tensorrt_refit as refit
 from edgerun.targets._tensorrt_session import Sessions, TensorrtSession
@@ -175,6 +174,8 @@ def load(engine: Engine, options: Options) -> Session:
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
     """Typical time of every kernel over `feeds` (after one warm-up run), slowest first, from TensorRT's profiler."""
+    from edgerun.targets import _tensorrt_kernels as kernels
+
     trt, runs = tensorrt.library(), list[dict[str, float]]()
 
     with _opened(engine, options) as session:

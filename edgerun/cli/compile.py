@@ -56,7 +56,7 @@ def command(
     from edgerun.cli._table import echo_json, size, stored
     from edgerun.runtime import Options
     from edgerun.runtime.progress import told
-    from edgerun.verbs.recipe import compiled
+    from edgerun.verbs.compiled import compiled
 
     options = Options(threads, extra, _options.sizes(sizes), usual=_options.usual(shapes))
     with Stages(percent=True) as show, told(show):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,16 +11,23 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import dtypes
 from edgerun.runtime.spec import TensorSpec
 
+if TYPE_CHECKING:
+    from edgerun.runtime.dlpack import DeviceArray
 
-def taken(spec: TensorSpec, value: Any) -> np.ndarray:
-    """`value` as an array: an array itself, a view of anything with `__dlpack__`, else what numpy makes of it.
+View = Callable[[str, Any], Any]  # of an object with `__dlpack__`, by its name at the door: an array, or a DeviceArray
+HOST = (1, 3, 11, 13)  # kDLCPU, kDLCUDAHost, kDLROCMHost, kDLCUDAManaged: memory that the CPU reads
+DEVICES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "oneAPI", 15: "WebGPU"}
 
-    Raises EdgerunError for memory that is not the host's.
+
+def taken(spec: TensorSpec, value: Any, view: View) -> Any:
+    """`value` as an array: an array itself, a `view` of anything with `__dlpack__`, else what numpy makes of it.
+
+    Raises EdgerunError for memory that the target does not read.
     """
     if isinstance(value, np.ndarray):
         array = value
     elif hasattr(value, "__dlpack__"):
-        array = viewed(spec.name, value)
+        array = view(spec.name, value)
     else:
         array = np.asarray(value)
     return array.astype(object) if array.dtype.kind in "UT" and spec.dtype == "object" else array
@@ -31,25 +38,50 @@ def viewed(name: str, value: Any) -> np.ndarray:
     try:
         return np.from_dlpack(value)
     except (BufferError, TypeError, RuntimeError, ValueError) as error:
-        raise EdgerunError(
-            f"{name!r} cannot be read where it lies", got=f"{type(value).__module__}.{type(value).__name__}: {error}",
-            wanted="memory of the host, of a type that numpy has, without a gradient",
-            do="copy it to the host first; of a torch tensor, detach()",
-        ) from error  # fmt: skip
+        raise _elsewhere(name, value) or unreadable(name, value, error) from error
 
 
-def structured(spec: TensorSpec, value: Any) -> Any:
+def unreadable(name: str, value: Any, error: Exception) -> EdgerunError:
+    """The error for an object with `__dlpack__` that refuses to be read, or that nobody here can."""
+    return EdgerunError(
+        f"{name!r} cannot be read where it lies", got=f"{_kind(value)}: {error}",
+        wanted="contiguous memory, of a type that numpy has, without a gradient",
+        do="of a torch tensor, detach() and contiguous(); or copy it to the host first",
+    )  # fmt: skip
+
+
+def _elsewhere(name: str, value: Any) -> EdgerunError | None:
+    """The error for memory of a device's; None for the host's."""
+    try:
+        place, number = map(int, value.__dlpack_device__())
+    except Exception:  # what it said first tells more
+        return None
+    if place in HOST:
+        return None
+    device = DEVICES.get(place, f"DLPack's type {place},")
+    there = "; or load the model with target='tensorrt', which reads it where it lies" if device == "CUDA" else ""
+    return EdgerunError(
+        f"{name!r} lies in the memory of a device", got=f"{_kind(value)} on {device} device {number}",
+        wanted="memory of the host, which is all that this target reads", do=f"copy it first, as tensor.cpu(){there}",
+    )  # fmt: skip
+
+
+def _kind(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def structured(spec: TensorSpec, value: Any, view: View) -> Any:
     """An input that is no plain tensor: a list of arrays for a sequence; None for an absent optional."""
     if value is None and "optional" in spec.kind:
         return None
     if "sequence" not in spec.kind:
-        array = taken(spec, value)
+        array = taken(spec, value, view)
         if array.dtype != dtypes.dtype(spec.dtype):
             spec.check(array)
         return array
     if isinstance(value, (str, bytes, np.ndarray)) or not isinstance(value, Iterable):
         raise EdgerunError(f"input {spec.name!r} is a sequence", got=type(value).__name__, wanted="a list of arrays")
-    return [structured(TensorSpec(spec.name, spec.dtype, (), "optional"), item) for item in value]
+    return [structured(TensorSpec(spec.name, spec.dtype, (), "optional"), item, view) for item in value]
 
 
 def in_place(array: Any) -> bool:
@@ -57,27 +89,48 @@ def in_place(array: Any) -> bool:
     return isinstance(array, np.ndarray) and array.flags.c_contiguous and array.size > 0 and array.dtype.kind != "O"
 
 
-def places(specs: tuple[TensorSpec, ...], out: Mapping[str, Any], feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def places(
+    specs: tuple[TensorSpec, ...], out: Mapping[str, Any], feeds: Mapping[str, Any], view: View
+) -> dict[str, Any]:
     """The arrays of `out`, by output: each can be written as it lies and shares no memory with another or with a feed.
 
-    Objects with `__dlpack__` are written through a view. Raises EdgerunError for what a runtime cannot write into.
+    Objects with `__dlpack__` are written through a `view`. Raises EdgerunError for what a runtime cannot write into.
     """
-    known, found = {spec.name: spec for spec in specs}, dict[str, np.ndarray]()
+    known, found = {spec.name: spec for spec in specs}, dict[str, Any]()
     for name, given in out.items():
         spec = known.get(name)
         if spec is None:
             raise EdgerunError(f"unknown output {name!r}", got=sorted(out), wanted=", ".join(map(str, specs)))
         if spec.kind != "tensor":
             raise Unsupported(f"output {name!r} is a {spec.kind}", got="a place for it", do="leave it out of `out`")
-        array = given if isinstance(given, np.ndarray) else viewed(name, given)
+        array = given if isinstance(given, np.ndarray) else view(name, given)
         spec.check(array, "output")
-        if not (array.flags.c_contiguous and array.flags.writeable):
-            got = "read-only memory" if array.flags.c_contiguous else f"strides {array.strides}"
+        if got := _unwritable(array):
             raise EdgerunError(f"output {name!r} cannot be written there", got=got, wanted="a C-contiguous array")
         found[name] = array
-    others = [array for array in feeds.values() if isinstance(array, np.ndarray)]
+    others = [array for array in feeds.values() if array is not None and not isinstance(array, list)]
     for name, array in found.items():
-        if any(np.may_share_memory(array, other) for other in others):
+        if any(_share(array, other) for other in others):
             raise EdgerunError(f"output {name!r} shares memory with another array of the run", do="give it its own")
         others.append(array)
     return found
+
+
+def misfit(name: str, shape: Iterable[int], place: Iterable[int]) -> EdgerunError:
+    """The error for an output of `shape` that was given a `place` of another."""
+    what = f"output {name!r} has another shape than its place"
+    return EdgerunError(what, got=list(shape), wanted=str(list(place)))
+
+
+def _unwritable(array: np.ndarray | DeviceArray) -> str | None:
+    if not isinstance(array, np.ndarray):
+        return "read-only memory" if array.readonly else None
+    if not array.flags.c_contiguous:
+        return f"strides {array.strides}"
+    return None if array.flags.writeable else "read-only memory"
+
+
+def _share(one: np.ndarray | DeviceArray, other: np.ndarray | DeviceArray) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and np.may_share_memory(one, other)
+    return one.overlaps(other)

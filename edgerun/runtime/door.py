@@ -15,8 +15,9 @@ from edgerun.runtime.spec import TensorSpec
 class Door:
     """The inputs of a model; `taken` is called in every run, and costs about a microsecond."""
 
-    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+    def __init__(self, specs: Sequence[TensorSpec], view: arrays.View = arrays.viewed) -> None:
         self._all, self._inputs = tuple(specs), [_Input(spec) for spec in specs]
+        self.view = view
         self._tied = _tied(specs)
         self._agreed: list[tuple[int, ...]] = []  # the last shapes whose dimensions of one name had one size
 
@@ -29,14 +30,14 @@ class Door:
             if not door.plain:
                 if value is None and (name not in feeds or "optional" not in door.spec.kind):
                     raise EdgerunError(f"input {name!r} is missing", got=sorted(feeds), wanted=str(self))
-                checked[name] = arrays.structured(door.spec, value)
+                checked[name] = arrays.structured(door.spec, value, self.view)
                 continue
             if value is None:
                 raise EdgerunError(f"input {name!r} is missing", got=sorted(feeds), wanted=str(self))
-            array = value if type(value) is np.ndarray else arrays.taken(door.spec, value)
+            array = value if type(value) is np.ndarray else arrays.taken(door.spec, value, self.view)
             shape, dtype = array.shape, array.dtype
             if (dtype is not door.dtype and dtype != door.dtype) or len(shape) != door.rank:
-                array = arrays.taken(door.spec, array)
+                array = arrays.taken(door.spec, array, self.view)
                 door.spec.check(array)
             for axis, size in door.fixed:
                 if shape[axis] != size:

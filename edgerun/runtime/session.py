@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from edgerun.errors import EdgerunError, GateFailed, unknown
+from edgerun.errors import EdgerunError, GateFailed, Unsupported, unknown
 from edgerun.runtime import arrays, dtypes
 from edgerun.runtime.door import Door, named
 from edgerun.runtime.spec import TensorSpec
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from typing import Self  # Python 3.11; a device may have 3.10
 
+    from edgerun.runtime.dlpack import DeviceArray
     from edgerun.runtime.lanes import Begun, Lanes
     from edgerun.runtime.memory import Bound
 
@@ -35,8 +36,8 @@ class Session(ABC):
     session keeps the last ones, and the feeds that came with them, until other ones come or it is closed.
 
     `streams` runs are under way at once, each on its share of the threads; more take turns.
-    Subclasses implement `_run` and `_close`, `_bind` where the runtime can write into given memory, and `_start` where
-    it has threads of its own; this class checks what goes in, so that no backend has to.
+    Subclasses implement `_run` and `_close`, `_bind` or `_fill` where the runtime can write into given memory, and
+    `_start` where it has threads of its own; this class checks what goes in, so that no backend has to.
     """
 
     saves = "smaller feeds, fewer streams, or a model that edgerun compress made smaller"  # what would hold less memory
@@ -67,12 +68,17 @@ class Session(ABC):
         """A call that reads exactly these arrays and fills exactly those, one for every output; None: cannot."""
         return None
 
+    def _fill(self, feeds: Mapping[str, np.ndarray], into: Mapping[str, Any]) -> Outputs:
+        """As `_run`, the outputs of `into` written there."""
+        return _copied(self._run(feeds), into)
+
     def _start(self, feeds: Mapping[str, np.ndarray]) -> Begun:
         """Begin a run of checked feeds: on a thread of the session's, unless the runtime has its own."""
         return self._started().submit(functools.partial(self._run, feeds), limited=False)
 
     def run(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> Outputs:
-        """Outputs by name. A feed is an array, a numpy scalar, or any object with `__dlpack__` in host memory.
+        """Outputs by name. A feed is an array, a numpy scalar, or any object with `__dlpack__` in host memory, on
+        TensorRT in the GPU's as well.
 
         `out` names arrays that outputs are written into (C-contiguous, of the right dtype and shape); the same arrays
         again cost the least. A sequence is a list of arrays, an absent optional None.
@@ -138,18 +144,29 @@ class Session(ABC):
         except EdgerunError as error:
             return Refused(error)
 
-    def empty(self, name: str, shape: Sequence[int]) -> np.ndarray:
+    @overload
+    def empty(self, name: str, shape: Sequence[int], device: Literal[False] = False) -> np.ndarray: ...
+
+    @overload
+    def empty(self, name: str, shape: Sequence[int], device: Literal[True]) -> DeviceArray: ...
+
+    def empty(self, name: str, shape: Sequence[int], device: bool = False) -> np.ndarray | DeviceArray:
         """An array for the input or output `name`, not initialized, in the memory that the runtime copies fastest:
-        page-locked where it runs on a GPU of NVIDIA's. Raises EdgerunError for a name or a shape that there is none of.
+        page-locked where it runs on a GPU of NVIDIA's. With `device` it is the GPU's own memory, as an object that
+        `torch.from_dlpack` and its like take; nothing is copied. Raises EdgerunError for a name or a shape that there
+        is none of, Unsupported where the target uses no memory but the host's.
         """
         spec = next((spec for spec in (*self.inputs, *self.outputs) if spec.name == name), None)
         if spec is None or spec.kind != "tensor":
             raise unknown("tensor", name, (s.name for s in (*self.inputs, *self.outputs) if s.kind == "tensor"))
         spec.check(np.broadcast_to(np.empty((), dtypes.dtype(spec.dtype)), tuple(shape)), "input or output")
-        return self._empty(tuple(shape), dtypes.dtype(spec.dtype))
+        return (self._empty_on_device if device else self._empty)(tuple(shape), dtypes.dtype(spec.dtype))
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         return np.empty(shape, dtype)
+
+    def _empty_on_device(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+        raise Unsupported("this target uses the host's memory alone", got="device=True", do="leave `device` out")
 
     def warm_up(self, runs: int = 1, sizes: Mapping[str, int] | None = None) -> None:
         """Run zeros (or empty strings) `runs` times in every stream, open dimensions by `sizes` or 1.
@@ -188,11 +205,11 @@ class Session(ABC):
 
     def _newly_bound(self, feeds: Mapping[str, Any], out: Mapping[str, Any]) -> _Bound:
         checked = self._door.taken(feeds)
-        into = arrays.places(self.outputs, out, checked)
+        into = arrays.places(self.outputs, out, checked, self._door.view)
         direct = len(into) == len(self.outputs) and all(map(arrays.in_place, (*checked.values(), *into.values())))
         call = self._bind(checked, into) if direct else None
         if call is None:
-            return _Bound((), (), lambda: _copied(self._run(checked), into, out))
+            return _Bound((), (), lambda: {**self._fill(checked, into), **{name: out[name] for name in into}})
         # What is no array of numpy's may lie elsewhere the next time.
         kept = all(type(value) is np.ndarray for value in (*feeds.values(), *out.values()))
         given = [(name, feeds[name]) for name in checked], [(name, out[name]) for name in into]
@@ -243,16 +260,12 @@ class _Bound:
         return True
 
 
-def _copied(results: Outputs, into: Mapping[str, np.ndarray], out: Mapping[str, Any]) -> Outputs:
+def _copied(results: Outputs, into: Mapping[str, np.ndarray]) -> Outputs:
     """`results`, those of `into` copied there."""
     for name, place in into.items():
         if place.shape != results[name].shape:
-            raise EdgerunError(
-                f"output {name!r} has another shape than its place", got=list(results[name].shape),
-                wanted=str(list(place.shape)),
-            )  # fmt: skip
+            raise arrays.misfit(name, results[name].shape, place.shape)
         np.copyto(place, results[name])
-        results[name] = out[name]
     return results
 
 

@@ -6,13 +6,16 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgerun.errors import EdgerunError
 from edgerun.runtime.session import Session
 from edgerun.runtime.spec import TensorSpec
+
+if TYPE_CHECKING:
+    from edgerun.runtime.dlpack import DeviceArray
 
 
 class HotSwapSession(Session):
@@ -53,6 +56,10 @@ class HotSwapSession(Session):
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         with self._held() as session:
             return session._empty(shape, dtype)
+
+    def _empty_on_device(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
+        with self._held() as session:
+            return session._empty_on_device(shape, dtype)
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return self.run(feeds)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgerun import contracts
+from edgerun import contracts, onnx_file
 from edgerun.data import Data, Feeds, open_data
-from edgerun.errors import EdgerunError, Unsupported
+from edgerun.errors import EdgerunError
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Engine, Options, Session, TensorSpec
 from edgerun.verbs.load import load
@@ -90,12 +90,7 @@ def tracked(data: Data, progress: Callable[[float], None] | None) -> Iterator[Fe
 
 
 def _contract_of(model: Runnable) -> Any:
-    """The contract in an ONNX file's metadata. Other files, and machines without onnx, have none: open_data says so."""
+    """The contract in an ONNX file's metadata. Other files have none: open_data says so."""
     if not isinstance(model, (str, Path)) or (path := located(model, None)[0]).suffix != ".onnx":
         return None
-    try:
-        from edgerun.model import Model
-
-        return contracts.of(Model.load(path))
-    except Unsupported:
-        return None
+    return contracts.told(onnx_file.metadata(path))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from edgerun import guard, registry
+from edgerun import distribution, guard, registry
 from edgerun.errors import EdgerunError, unknown
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 
@@ -153,6 +153,8 @@ def target_for(suffix: str) -> str:
 
 
 def _chosen(source: str | Path | bytes, target: str | Sequence[str], options: Options) -> Engine:
+    if distribution.lacks("verbs.compile"):
+        raise distribution.absent("choosing a target by what it computes")
     from edgerun.model import Model
     from edgerun.verbs.compile import compile
 

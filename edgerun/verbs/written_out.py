@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgerun import distribution, registry
+from edgerun import registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.runtime import Engine
 from edgerun.verbs import work
@@ -57,11 +57,8 @@ def or_written_out(model: Model, target: str, compile: Callable[[Model], Engine]
 def written_out(model: Model, ops: Collection[str] = ()) -> Model | None:
     """The same model with these operators (all, when there are none) written with others, constants in it computed.
 
-    None where there is no other form of them, no branch to choose, or where this is a device's install, which has no
-    other forms. History and contract stay.
+    None where there is no other form of them, and no branch to choose. History and contract stay.
     """
-    if distribution.lacks("converters"):
-        return None
     from edgerun.converters import _lower
     from edgerun.model import Model
 

@@ -95,7 +95,7 @@ def test_the_command_line_works_there(device: arm.Device, tmp_path: Path) -> Non
     targets = {t["name"]: t for t in json.loads(_told(device.edgerun("targets", "--json", cwd=tmp_path)))}
     assert targets["onnxruntime"]["reason"] is None and targets["onnxruntime"]["opset"] >= 20
     assert "pip install 'edgerun-device[openvino]'" in targets["openvino"]["reason"]
-    assert "pip install 'edgerun-device[onnx]'" in _told(device.edgerun("inspect", "x.onnx", cwd=tmp_path), code=3)
+    assert "edgerun inspect is not in edgerun-device" in _told(device.edgerun("inspect", "x", cwd=tmp_path), code=3)
 
 
 def test_python_3_10_finds_its_wheels(installed: Path, tmp_path: Path) -> None:

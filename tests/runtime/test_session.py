@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import edgerun
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import HotSwapSession, Options, Session, TensorSpec, arrays
+from edgerun.runtime.dlpack import DeviceArray
 from tests.runtime.conftest import WEIGHT, Doubling, expected, feeds, one
 
 
@@ -74,16 +75,32 @@ def test_tensors_of_other_libraries_go_in_and_out(session: Session) -> None:
 
 def test_a_view_copies_nothing() -> None:
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
-    view = arrays.taken(TensorSpec("x", "float32", (2, 3)), tensor)
+    view = arrays.taken(TensorSpec("x", "float32", (2, 3)), tensor, arrays.viewed)
     assert view.ctypes.data == tensor.data_ptr()
     array = np.ones((2, 3), np.float32)
-    assert arrays.taken(TensorSpec("x", "float32", (2, 3)), array) is array
+    assert arrays.taken(TensorSpec("x", "float32", (2, 3)), array, arrays.viewed) is array
 
 
 def test_what_cannot_be_viewed_is_one_clear_error(session: Session) -> None:
     for tensor in (torch.ones(2, 3, requires_grad=True), torch.ones(2, 3, dtype=torch.bfloat16)):
         with pytest.raises(EdgerunError, match="'x' cannot be read where it lies"):
             session.run({"x": tensor, "c": np.ones(4, np.float32)})
+
+
+def test_memory_of_a_device_is_refused_with_where_it_belongs(session: Session) -> None:
+    """A tensor that says CUDA of itself; these targets read the host's memory alone, also in another process."""
+    array = np.ones((2, 4), np.float32)
+    there = DeviceArray(array.ctypes.data, (2, 4), array.dtype, (2, 0), array)
+    wanted = "(?s)'{}' lies in the memory of a device.*DeviceArray on CUDA device 0.*tensor.cpu.*target='tensorrt'"
+    with pytest.raises(EdgerunError, match=wanted.format("x")):
+        session.run({"x": there, "c": np.ones(4, np.float32)})
+    with pytest.raises(EdgerunError, match=wanted.format("y")):
+        session.run(feeds(1), {"y": there})
+    with pytest.raises(EdgerunError, match="on ROCm device 3"):
+        session.run({"x": DeviceArray(0, (2, 3), array.dtype, (10, 3), array), "c": np.ones(4, np.float32)})
+    with pytest.raises(Unsupported, match="uses the host's memory alone"):
+        session.empty("x", (2, 3), device=True)
+    np.testing.assert_allclose(session.run(feeds(1))["y"], expected(feeds(1)), rtol=1e-6)
 
 
 def test_read_only_and_strided_feeds(session: Session) -> None:

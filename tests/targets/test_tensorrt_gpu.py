@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from onnx import helper, numpy_helper
 
 import edgerun
@@ -18,13 +20,14 @@ from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_file as file
 from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import tensorrt as target
-from edgerun.verbs import recipe
+from edgerun.verbs.compiled import compiled
 from edgerun.verbs.warm import warm
 
 WHY = target.available() or target.runnable()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(WHY is not None, reason=str(WHY))]
 RNG = np.random.default_rng(11)
 CHANNELS = 64
+gpu: Any = torch
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +201,7 @@ def test_other_weights_into_the_same_engine(convolutions: Model, pictures: np.nd
 def test_a_recipe_is_finished_here(convolutions: Model, pictures: np.ndarray, tmp_path: Path) -> None:
     convolutions.save(tmp_path / "net.onnx")
     np.savez(tmp_path / "data.npz", x=pictures[:2])
-    recipe.compiled(tmp_path / "net.onnx", tmp_path / "net.recipe", target="tensorrt", data=tmp_path / "data.npz")
+    compiled(tmp_path / "net.onnx", tmp_path / "net.recipe", target="tensorrt", data=tmp_path / "data.npz")
     made = warm(tmp_path / "net.recipe")
     assert made.compiled and made.check.relative_error < 1e-5 and not warm(tmp_path / "net.recipe").compiled
     with edgerun.load(tmp_path / "net.engine") as session:
@@ -210,6 +213,63 @@ def test_page_locked_feeds_compute_the_same(convolutions: Model, pictures: np.nd
         feed = session.empty("x", pictures[:1].shape)
         feed[:] = pictures[:1]
         np.testing.assert_array_equal(session.run({"x": feed})["y"], session.run({"x": pictures[:1]})["y"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch sees no GPU")
+@pytest.mark.parametrize("options", [Options(), GRAPH], ids=["plain", "graph"])
+def test_tensors_of_torch_on_the_gpu(
+    convolutions: Model, pictures: np.ndarray, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In and out without the host, the same as through it, bit for bit; the third run is replayed where there is a
+    graph. Work that torch has only begun on a stream of its own is waited for, and rows at odd addresses are taken."""
+    with target.load(target.compile(convolutions, Options()), options) as session:
+        wanted = [session.run({"x": pictures[i : i + 1]})["y"] for i in range(4)]
+        for copy in ("put", "get"):
+            monkeypatch.setattr(cuda.Device, copy, lambda *arguments: pytest.fail("copied through the host"))
+        x = torch.empty(1, CHANNELS, 64, 64, device="cuda")
+        place = torch.zeros_like(x)
+        with gpu.cuda.stream(gpu.cuda.Stream()):
+            for index in (0, 1, 2, 3):
+                late = torch.from_numpy(pictures[index : index + 1]).cuda()
+                gpu.cuda._sleep(20_000_000)
+                x.copy_(late)
+                found: Any = session.run({"x": x}, {"y": place})
+                assert found["y"] is place
+                np.testing.assert_array_equal(place.cpu().numpy(), wanted[index])
+        odd = torch.empty(x.numel() + 1, device="cuda")[1:].view_as(x).copy_(torch.from_numpy(pictures[:1]))
+        behind = torch.empty(x.numel() + 1, device="cuda")[1:].view_as(x)
+        session.run({"x": odd}, {"y": behind})
+        np.testing.assert_array_equal(behind.cpu().numpy(), wanted[0])
+        with pytest.raises(EdgerunError, match="strides"):
+            session.run({"x": x.transpose(2, 3)}, {"y": place})
+        with pytest.raises(EdgerunError, match="gradient"):
+            session.run({"x": x.clone().requires_grad_()}, {"y": place})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch sees no GPU")
+def test_memory_of_ours_on_the_gpu(convolutions: Model, pictures: np.ndarray) -> None:
+    """torch reads and fills it, it outlives the session, and it goes back to the device with its last tensor."""
+    device = cuda.Device()
+    with target.load(target.compile(convolutions, Options()), Options()) as session:
+        wanted = session.run({"x": pictures[:1]})["y"]
+        x = session.empty("x", pictures[:1].shape, device=True)
+        y = session.empty("y", pictures[:1].shape, device=True)
+        gpu.from_dlpack(x).copy_(torch.from_numpy(pictures[:1]))
+        found: Any = session.run({"x": x}, {"y": y})
+        assert found.pop("y") is y
+        large = session.empty("x", (64, CHANNELS, 64, 64), device=True)
+    tensor = gpu.from_dlpack(y)
+    assert tensor.data_ptr() == y.address and tensor.device == torch.device("cuda", 0)
+    del y
+    np.testing.assert_array_equal(tensor.cpu().numpy(), wanted)
+    held = gpu.from_dlpack(large)
+    device.use()
+    before, size = cuda.free_bytes(), large.nbytes
+    del large
+    assert cuda.free_bytes() < before + size // 2 and held.shape[0] == 64
+    del held
+    assert cuda.free_bytes() > before + size // 2
+    device.close()
 
 
 def test_memory_comes_back(convolutions: Model, pictures: np.ndarray) -> None:

@@ -23,8 +23,9 @@ from edgerun.model import Model
 from edgerun.runtime import Engine, Options
 from edgerun.targets._onnxruntime_session import OrtSession
 from edgerun.targets._openvino_session import OvSession
+from edgerun.verbs import compiled as into_files
 from edgerun.verbs import recipe
-from edgerun.verbs.recipe import compiled
+from edgerun.verbs.compiled import compiled
 from edgerun.verbs.warm import warm
 
 TENSORRT = registry.target("tensorrt", usable=False)
@@ -232,7 +233,7 @@ def test_another_device_is_named(
     place: Any, finishing: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = place.folder / "net.recipe"
-    monkeypatch.setattr(recipe, "_expected", lambda facts: {"arch": "riscv64"})
+    monkeypatch.setattr(into_files, "_expected", lambda facts: {"arch": "riscv64"})
     compiled(place.a, path, target="onnxruntime", device="raspberry-pi-5")
     with pytest.raises(Unsupported, match="raspberry-pi-5") as error:
         warm(path)

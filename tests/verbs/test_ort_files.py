@@ -20,7 +20,7 @@ from edgerun.model import Model, Step
 from edgerun.runtime import Engine, Options, machine
 from edgerun.targets import _onnxruntime_ort as ort
 from edgerun.targets import onnxruntime as target
-from edgerun.verbs.recipe import compiled
+from edgerun.verbs.compiled import compiled
 
 ONE = Options(1)
 RNG = np.random.default_rng(3)

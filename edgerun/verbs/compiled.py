@@ -1,0 +1,139 @@
+"""Compile into a file: an engine that was compared here, or a recipe, which a device finishes (`edgerun warm`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgerun import devices, files, registry
+from edgerun.errors import EdgerunError, Unsupported
+from edgerun.passes import Feeds, Finishing
+from edgerun.preprocess import Preprocessing
+from edgerun.runtime import Engine, Options, SelfCheck, TensorSpec
+from edgerun.runtime.progress import listener
+from edgerun.verbs import compile as verb
+from edgerun.verbs import work
+from edgerun.verbs.feeds import feeds_for
+from edgerun.verbs.load import target_for
+from edgerun.verbs.recipe import SUFFIX, Recipe
+
+log = logging.getLogger("edgerun")
+SAMPLES = 4  # of data, that are compared
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What was written: for which target; the comparison that it passed, or, of a recipe, the device that it is for
+    and what was tried of it here; and the options that the file does not keep, so that who runs it gives them again."""
+
+    target: str
+    check: SelfCheck | None = None
+    for_device: str = ""
+    tried: str | None = None
+    again: tuple[str, ...] = ()
+
+
+def compiled(
+    model: str | Path,
+    output: str | Path,
+    *,
+    target: str | None = None,
+    device: str | None = None,
+    options: Options | None = None,
+    data: Any = None,
+    preprocessing: Preprocessing | str | Path | None = None,
+    original: str | Path | None = None,
+    force: bool = False,
+) -> Compiled:
+    """Write `model` as an engine that was compared here, or (`.recipe`) as what a device compiles and compares itself.
+
+    `data` are feeds to compare on, of which the first samples are taken; `device` names who shall finish a recipe, or
+    run an `.ort` file.
+    Raises as `edgerun.compile` does.
+    """
+    from edgerun.model import Model
+
+    output, options = Path(output), options or Options()
+    where = devices.find(device) if device is not None else None
+    if output.suffix == SUFFIX and target is None and device is None:
+        raise EdgerunError("a recipe is for another machine, and nothing says which", do="give --device, or --target")
+    name = target or (where.target if where is not None else target_for(output.suffix))
+    files.refuse_same(output, model, original)
+    files.refuse_overwrite(output, force)
+    listener()("reading", 0, 0)
+    loaded = Model.load(model)
+    feeds: list[Feeds] = []
+    if data is not None:
+        feeds = list(feeds_for(loaded.inputs, model, data, preprocessing=preprocessing, batch=1, limit=SAMPLES))
+    if output.suffix != SUFFIX:
+        engine = verb.compile(
+            loaded, name, options, feeds=feeds, original=original, output=output, device=where, force=force
+        )
+        if options.usual and not engine.usual:
+            log.info("%s has nothing to make ready for known shapes of this model", engine.target)
+        keeps = getattr(registry.target(engine.target), "keeps", frozenset(options.extra))
+        again = tuple(f"{key}={value}" for key, value in options.extra.items() if key not in keeps)
+        return Compiled(engine.target, engine.check, device or "", again=again)
+    made, tried = _made(loaded, name, where, options, feeds, original)
+    files.refuse_overwrite(output, force)
+    made.save(output)
+    return Compiled(name, None, device or "another machine", tried)
+
+
+def _made(
+    model: Any, name: str, device: devices.Device | None, options: Options, feeds: Sequence[Feeds],
+    original: str | Path | None,
+) -> tuple[Recipe, str]:  # fmt: skip
+    """The recipe, and what could be tried of it here. Raises EdgerunError for what the device would have to refuse:
+    a node, an option, a size, or a feed of another size."""
+    found = registry.target(name, usable=False)
+    if not isinstance(found, Finishing):
+        others = "".join(f", or -o NAME{suffix} with it" for suffix in getattr(found, "writes", ())[:1])
+        do = f"-o NAME{found.suffixes[0]} without --device{others}"
+        raise Unsupported(f"{name} has nothing to finish on a device: its files run as they are", do=do)
+    ranges = found.ranges(model.inputs, options, device)
+    if reason := found.available():
+        tried = f"not tried here: {reason}"
+    elif issues := found.check(model):
+        raise verb.unsupported(name, issues)
+    else:
+        here = found.device()
+        tried = f"{here['runtime']} {here['version']} takes every node; it was not compiled"
+    listener()("computing what the device compares with", 0, 0)
+    _check_sizes(feeds, model.inputs, ranges)
+    label, pairs = verb.reference(model, name, replace(options, sizes=ranges), feeds)
+    inputs, rounds = [feed for feed, _ in pairs], work.rounds(model)
+    _check_sizes(inputs, model.inputs, ranges)
+    exact = verb.exact(original, inputs) if original is not None and rounds else ()
+    told = {"history": [asdict(step) for step in model.history], "preprocessing": model.preprocessing,
+            "postprocessing": model.postprocessing}  # fmt: skip
+    engine = Engine(name, model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
+    outputs = [result for _, result in pairs]
+    whom, expects = ("", {}) if device is None else (device.name, _expected(device))
+    return Recipe(engine, options, whom, expects, rounds, label, inputs, outputs, exact, told), tried
+
+
+def _check_sizes(
+    feeds: Sequence[Feeds], inputs: Sequence[TensorSpec], ranges: Mapping[str, tuple[int, int, int]]
+) -> None:
+    """Raise EdgerunError for a feed that an engine for these sizes would refuse."""
+    for feed in feeds:
+        for spec in inputs:
+            for dim, size in zip(spec.shape, np.shape(feed[spec.name]), strict=False):
+                least, _, most = ranges.get(str(dim), (size, size, size))
+                if not least <= size <= most:
+                    raise EdgerunError(
+                        "a feed to compare on has another size than the engine takes", got=f"{spec.name}: {dim}={size}",
+                        wanted=f"{least} to {most}", do=f"a --size of {dim} with {size} in it, or other --data",
+                    )  # fmt: skip
+
+
+def _expected(device: devices.Device) -> dict[str, str]:
+    """What a fingerprint made on the device has to say: its architecture, and the compute capability of its GPU."""
+    capability = device.value("capability") or ""
+    return {"arch": device.arch} | ({"capability": capability} if capability else {})

@@ -1,0 +1,298 @@
+"""What a TensorRT session does with memory of the GPU: which addresses it gives to the engine, and what it copies.
+
+A driver of thirty lines of C stands for libcuda.so.1. Its memory is no memory of the process: whoever reads an address
+of it dies. The engine beside it doubles what lies at the addresses that it was given. What a GPU computes, and what
+torch makes of it, is in test_tensorrt_gpu.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import shutil
+import subprocess
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgerun.errors import EdgerunError
+from edgerun.runtime import HotSwapSession, TensorSpec
+from edgerun.runtime.dlpack import DeviceArray
+from edgerun.targets import _cuda as cuda
+from edgerun.targets._tensorrt_session import TensorrtSession
+
+DRIVER = r"""
+#define _GNU_SOURCE
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+typedef uint64_t Place;
+static struct { Place place; char *alias; size_t size; } all[64];
+int copied[3], settled;  /* in, out, within */
+char *at(Place place) {
+  for (int i = 0; i < 64; i++)
+    if (all[i].size && place >= all[i].place && place < all[i].place + all[i].size)
+      return all[i].alias + (place - all[i].place);
+  return 0;
+}
+int living(void) { int n = 0; for (int i = 0; i < 64; i++) n += all[i].size != 0; return n; }
+int cuMemAlloc_v2(Place *place, size_t size) {
+  int i = 0, file = memfd_create("device", 0);
+  while (all[i].size) i++;
+  if (ftruncate(file, size)) return 2;
+  *place = all[i].place = (Place)mmap(0, size, PROT_NONE, MAP_SHARED, file, 0);
+  all[i].alias = mmap(0, all[i].size = size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  return close(file);
+}
+int cuMemFree_v2(Place place) {
+  for (int i = 0; i < 64; i++)
+    if (all[i].size && all[i].place == place) {
+      munmap((void *)place, all[i].size); munmap(all[i].alias, all[i].size); all[i].size = 0; return 0;
+    }
+  return 1;
+}
+static int copy(int way, char *to, const char *from, size_t size) {
+  if (!to || !from) return 1;
+  memcpy(to, from, size); copied[way]++; return 0;
+}
+int cuMemcpyHtoDAsync_v2(Place to, void *from, size_t n, void *s) { return copy(0, at(to), from, n); }
+int cuMemcpyDtoHAsync_v2(void *to, Place from, size_t n, void *s) { return copy(1, to, at(from), n); }
+int cuMemcpyDtoDAsync_v2(Place to, Place from, size_t n, void *s) { return copy(2, at(to), at(from), n); }
+int cuCtxSynchronize(void) { settled++; return 0; }
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuDeviceGet(int *device, int number) { *device = number; return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)1; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int device) { return 0; }
+int cuCtxSetCurrent(void *context) { return 0; }
+int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)0x5354; return 0; }
+int cuStreamDestroy_v2(void *stream) { return 0; }
+int cuStreamSynchronize(void *stream) { return 0; }
+int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_INVALID_VALUE"; return 0; }
+"""
+STREAM = 0x5354
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler is on this machine")
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "driver.c").write_text(DRIVER)
+    made = folder / "libcuda.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), str(folder / "driver.c")], check=True)
+    return made
+
+
+class Driver:
+    """The driver's other side: what lies at an address, what has been copied."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.at.restype, self._library.at.argtypes = ctypes.c_void_p, [ctypes.c_uint64]
+        self.living = self._library.living
+
+    def at(self, address: int, shape: tuple[int, ...]) -> np.ndarray:
+        alias, count = self._library.at(address), int(np.prod(shape))
+        assert alias, "this is no memory of the device"
+        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(alias)).reshape(shape)
+
+    def counts(self) -> list[int]:
+        """Copies in, out and within since the last time, and how often all streams were waited for."""
+        found = (ctypes.c_int * 3).in_dll(self._library, "copied"), ctypes.c_int.in_dll(self._library, "settled")
+        told = [*found[0], found[1].value]
+        found[0][:], found[1].value = [0, 0, 0], 0
+        return told
+
+
+class Tensor:
+    """Another library's tensor on the device, `skip` bytes into its memory."""
+
+    def __init__(self, driver: Driver, values: np.ndarray, skip: int = 0, number: int = 0) -> None:
+        self.memory, self.driver, self.shape, self.number = cuda.Memory(), driver, values.shape, number
+        self.address = self.memory.hold(values.nbytes + skip) + skip
+        self.values[:] = values
+
+    @property
+    def values(self) -> np.ndarray:
+        return self.driver.at(self.address, self.shape)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self.number
+
+    def __dlpack__(self, *, stream: int, max_version: tuple[int, int], copy: bool) -> Any:
+        assert stream == STREAM and copy is False
+        array = DeviceArray(self.address, self.shape, np.dtype(np.float32), (2, self.number), self)
+        return array.__dlpack__(max_version=max_version)
+
+    def __del__(self) -> None:
+        self.memory.free()
+
+
+class Engine:
+    """y = 2·x and z = x + 1, for x float32 [batch, 3]; runtime, engine and execution context in one."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.places, self.shape = driver, dict[str, int](), (0, 0)
+        self.num_io_tensors = 3
+        self.get_tensor_name = "xyz".__getitem__
+
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine:
+        return self
+
+    def create_execution_context(self) -> Engine:
+        return self
+
+    def get_tensor_location(self, name: str) -> str:
+        return "DEVICE"
+
+    def set_input_shape(self, name: str, shape: tuple[int, int]) -> bool:
+        self.shape = shape
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        return []
+
+    def get_tensor_shape(self, name: str) -> tuple[int, int]:
+        return self.shape
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % 256 == 0, "what TensorRT says of addresses"
+        self.places[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        x, y, z = (self.driver.at(self.places[name], self.shape) for name in "xyz")
+        y[:], z[:] = 2 * x, x + 1
+        return stream == STREAM
+
+
+@pytest.fixture
+def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    monkeypatch.setattr(cuda, "LIBRARY", str(library))
+    cuda.missing.cache_clear()
+    found = Driver(library)
+    found.counts()
+    yield found
+    gc.collect()
+    assert found.living() == 0, "device memory was not given back"
+    monkeypatch.undo()
+    cuda.missing.cache_clear()
+
+
+@pytest.fixture
+def session(driver: Driver) -> Iterator[TensorrtSession]:
+    logger = type("ILogger", (), {"Severity": types.SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, VERBOSE=4)})
+    trt = types.SimpleNamespace(
+        __name__="tensorrt", ILogger=logger, Runtime=lambda log: Engine(driver),
+        TensorLocation=types.SimpleNamespace(HOST="HOST"),
+    )  # fmt: skip
+    specs = [TensorSpec(name, "float32", ("batch", 3)) for name in "xyz"]
+    with TensorrtSession(trt, b"", tuple(specs[:1]), tuple(specs[1:])) as opened:
+        yield opened
+
+
+def drawn(batch: int = 2) -> np.ndarray:
+    return np.random.default_rng(batch).standard_normal((batch, 3)).astype(np.float32)
+
+
+def test_arrays_of_the_host_are_copied(session: TensorrtSession, driver: Driver) -> None:
+    x = drawn()
+    found = session.run({"x": x})
+    np.testing.assert_array_equal(found["y"], 2 * x)
+    np.testing.assert_array_equal(found["z"], x + 1)
+    assert driver.counts() == [1, 2, 0, 0]
+    y = np.zeros_like(x)
+    assert session.run({"x": x}, {"y": y})["y"] is y
+    np.testing.assert_array_equal(y, 2 * x)
+    assert driver.counts() == [1, 2, 0, 0]
+
+
+def test_tensors_on_the_device_are_used_where_they_lie(session: TensorrtSession, driver: Driver) -> None:
+    for batch in (2, 5, 2):
+        x, y, z = (Tensor(driver, values) for values in (drawn(batch), 0 * drawn(batch), 0 * drawn(batch)))
+        driver.counts()
+        found: Any = session.run({"x": x}, {"y": y, "z": z})
+        assert found["y"] is y and found["z"] is z and driver.counts() == [0, 0, 0, 0]
+        np.testing.assert_array_equal(y.values, 2 * drawn(batch))
+        np.testing.assert_array_equal(z.values, drawn(batch) + 1)
+
+
+def test_host_and_device_together(session: TensorrtSession, driver: Driver) -> None:
+    x, y = Tensor(driver, drawn()), Tensor(driver, 0 * drawn())
+    found = session.run({"x": x}, {"y": y})
+    np.testing.assert_array_equal(found["z"], drawn() + 1)
+    np.testing.assert_array_equal(y.values, 2 * drawn())
+    assert driver.counts() == [0, 1, 0, 0]
+    np.testing.assert_array_equal(session.run({"x": 3 * drawn()}, {"y": y})["z"], 3 * drawn() + 1)
+    np.testing.assert_array_equal(y.values, 6 * drawn())
+    assert driver.counts() == [1, 1, 0, 0]
+    np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * drawn())
+    assert driver.counts() == [0, 2, 0, 0]
+
+
+def test_an_address_that_no_kernel_takes_is_copied_on_the_device(session: TensorrtSession, driver: Driver) -> None:
+    x, y = Tensor(driver, drawn(), skip=12), Tensor(driver, 0 * drawn(), skip=4)
+    session.run({"x": x}, {"y": y})
+    np.testing.assert_array_equal(y.values, 2 * drawn())
+    assert driver.counts() == [0, 1, 2, 0]  # z goes to the host
+
+
+def test_memory_of_ours(session: TensorrtSession, driver: Driver) -> None:
+    """It outlives the session, and is waited for once somebody else has it."""
+    array = session.empty("y", (2, 3), device=True)
+    assert array.__dlpack_device__() == (2, 0) and array.shape == (2, 3) and array.dtype == np.float32
+    found: Any = session.run({"x": drawn()}, {"y": array})
+    assert found["y"] is array and driver.counts() == [1, 1, 0, 0]
+    np.testing.assert_array_equal(driver.at(array.address, (2, 3)), 2 * drawn())
+    capsule = array.__dlpack__(stream=7, max_version=(1, 0))
+    session.run({"x": array}, {"z": Tensor(driver, drawn())})
+    assert driver.counts() == [0, 1, 0, 1]
+    session.close()
+    address = array.address
+    del array
+    np.testing.assert_array_equal(driver.at(address, (2, 3)), 2 * drawn())
+    del capsule
+
+
+def test_a_swapped_session_has_it_too(session: TensorrtSession, driver: Driver) -> None:
+    with HotSwapSession(session) as held:
+        array = held.empty("x", (1, 3), device=True)
+        driver.at(array.address, (1, 3))[:] = 4
+        assert held.run({"x": array})["y"].tolist() == [[8, 8, 8]]
+
+
+def test_the_door_is_that_of_arrays(session: TensorrtSession, driver: Driver) -> None:
+    x = Tensor(driver, drawn())
+    for feeds, out, message in (
+        ({"x": Tensor(driver, drawn(2)[:, :2].copy())}, {}, "input 'x' has the wrong shape"),
+        ({"x": Tensor(driver, drawn()[0])}, {}, "input 'x' has the wrong shape"),
+        ({"x": x}, {"y": Tensor(driver, drawn()[:, :1].copy())}, "output 'y' has the wrong shape"),
+        ({"x": x}, {"y": Tensor(driver, drawn(3))}, "output 'y' has another shape than its place"),
+        ({"x": x}, {"y": x}, "output 'y' shares memory"),
+        ({"x": Tensor(driver, drawn(), number=1)}, {}, "(?s)'x' lies on another GPU.*CUDA device 1.*CUDA device 0"),
+    ):
+        with pytest.raises(EdgerunError, match=message):
+            session.run(feeds, out)
+    np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * drawn())
+
+
+def test_what_the_other_library_refuses_is_one_clear_error(session: TensorrtSession, driver: Driver) -> None:
+    class Refusing(Tensor):
+        def __dlpack__(self, **asked: Any) -> Any:
+            raise BufferError("it requires a gradient")
+
+    with pytest.raises(EdgerunError, match="(?s)'x' cannot be read where it lies.*it requires a gradient.*detach"):
+        session.run({"x": Refusing(driver, drawn())})
+
+
+def test_tensors_of_the_host_are_read_as_ever(session: TensorrtSession, driver: Driver) -> None:
+    torch = pytest.importorskip("torch")
+    np.testing.assert_array_equal(session.run({"x": torch.from_numpy(drawn())})["y"], 2 * drawn())
+    assert driver.counts() == [1, 2, 0, 0]
