@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",
               help="Fixes dynamic dimensions, as image:[1,3,224,224].")  # fmt: skip
 @_options.extra
+@_options.checked
 @click.option(
     "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
 )
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 def command(
     models: tuple[str, ...], target: str | None, device: str | None, data: str | None, batch: int | None,
     throughput: bool, streams: int | None, threads: int, seconds: float, rounds: int, shapes: tuple[str, ...],
-    extra: dict[str, str], preprocessing: Path | None, must_be_faster: bool, as_json: bool,
+    extra: dict[str, str], checked: bool, preprocessing: Path | None, must_be_faster: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Time models against each other, interleaved; the first is the baseline.
 
@@ -55,10 +56,10 @@ def command(
     if streams and not throughput:
         raise click.UsageError("--streams goes with --throughput")
     options = Options(threads, extra, streams=streams or (machine.threads(threads) if throughput else 1))
-    with progress("timing") as show:
+    with progress("timing", checked) as show:
         result = benchmark(
             models, target=target, device=device, options=options, data=data, preprocessing=preprocessing, batch=batch,
-            shapes=shapes, seconds=seconds, rounds=rounds, throughput=throughput, progress=show,
+            shapes=shapes, seconds=seconds, rounds=rounds, throughput=throughput, checked=checked, progress=show,
         )  # fmt: skip
     echo_notes(result.notes)
     if as_json:

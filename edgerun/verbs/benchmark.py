@@ -91,6 +91,7 @@ def benchmark(
     seconds: float = 10.0,
     rounds: int = 108,
     throughput: bool = False,
+    checked: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Benchmark:
     """Time `models` (files, or `PATH@TARGET`) on one feed, the first batch of `data`, interleaved.
@@ -98,7 +99,8 @@ def benchmark(
     `options` are for all of them, or one for each: the same file may be there several times, with others each time.
     All are opened together nine times, for an equal share of `rounds` and `seconds` (opening not counted).
     With `throughput` the runs a second of `Session.stream` are compared, of as many streams as the options say; without
-    options a stream for each thread of the quota.
+    options a stream for each thread of the quota. `checked` models are compared with the reference first, as in
+    `edgerun.load`.
     Without `data` the feed is seeded noise, and the result says so. `batch` counts where the models leave it open
     (default 1). `shapes` (`name:[1,3,224,224]`) fix dynamic dimensions. `progress` gets the share done.
     With `device`, a known one or a file, nothing is timed unless this machine may be it.
@@ -123,7 +125,7 @@ def benchmark(
         for name, (path, _), where, own in zip(names, places, targets, told, strict=True)
     }
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(opener()) for name, opener in openers.items()}
+        opened = {name: stack.enter_context(opener(checked=checked)) for name, opener in openers.items()}
         feeds = batch_for(agreed(opened, shapes), places[0][0], data, preprocessing, batch)
         feed = next(iter(feeds))
         runs = {name: _Run(openers[name], feed, session.run(feed)) for name, session in opened.items()}
