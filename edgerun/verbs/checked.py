@@ -23,62 +23,54 @@ KIND, VERSION = "checked", 1  # of the entries, and of what is compared
 log = logging.getLogger("edgerun")
 
 
-def compared(engine: Engine, options: Options, feeds: Sequence[Feeds] = ()) -> SelfCheck:
-    """How the engine of an `.onnx` file, or of its bytes, that the target opens with `options` compares with the
-    reference, on `feeds` or drawn ones.
+def opened(engine: Engine, options: Options, feeds: Sequence[Feeds], load: Callable[[], Session]) -> Session:
+    """The session that `load` opens of an `.onnx` file, or of its bytes, once its target with these `options` has
+    computed what the reference does, on `feeds` or drawn ones.
 
     What passed is kept in `edgerun.cache`, by the SHA-256 of file, weights beside it and feeds, target and its device,
-    versions and options: it is not compared again. Raises GateFailed when it computes something else, EdgerunError
-    where nothing can be compared, and Unsupported where the file is no ONNX model, the target refuses it, or nothing
-    is kept and the reference is missing here. An engine that `compile` gave out has passed.
+    versions and options: it is not compared again. An engine that `compile` gave out has passed. Raises GateFailed
+    where it computes something else, EdgerunError where nothing can be compared, or the file changed meanwhile as far
+    as the system says, and Unsupported where it is no ONNX model, the target refuses it, or nothing is kept and a
+    reference is missing here.
     """
     if not all(isinstance(feed, Mapping) for feed in feeds):
         raise EdgerunError("what a model is checked on is a list of feeds", wanted="checked=[{'x': array}, …]")
     if engine.check is not None:
-        return engine.check
-    payload = engine.payload
-    if not _onnx(payload):
+        return load()
+    if not _onnx(engine.payload):
         raise Unsupported(
             "only an .onnx model says what it computes, and can be compared with the reference",
-            got=payload.name if isinstance(payload, Path) else f"an engine for {engine.target}",
+            got=engine.payload.name if isinstance(engine.payload, Path) else f"an engine for {engine.target}",
             do="compile the .onnx that it was made of: what edgerun compile writes has been compared",
         )  # fmt: skip
-    before, name = _status(payload), _name(engine, options, feeds)
-    if (kept := _kept(name)) is not None:
-        return kept
-    found = _compared(engine, options, feeds)
-    if _status(payload) != before:
-        raise _changed(payload)
-    log.info("compared with %s on %d feeds: relative error %.2g, SQNR %.1f dB",
-             found.reference, found.runs, found.relative_error, found.sqnr_db)  # fmt: skip
-    try:
-        cache.write(KIND, name, json.dumps(asdict(found)).encode())
-    except EdgerunError as error:
-        log.warning("it will be compared again the next time: %s", error)
-    return found
-
-
-def opened(engine: Engine, options: Options, feeds: Sequence[Feeds], load: Callable[[], Session]) -> Session:
-    """The session that `load` opens of an engine that has been `compared`. Raises EdgerunError where the file was
-    another one by then, as far as the system says: what is given out is what was compared."""
-    before = _status(engine.payload)
-    compared(engine, options, feeds)
+    parts = source_files.parts(engine.payload) if isinstance(engine.payload, Path) else []
+    before, name = _status(parts), _name(engine, options, feeds)
+    if _kept(name) is None:
+        found = _compared(engine, options, feeds)
+        _refuse_changed(parts, before)
+        log.info("compared with %s on %d feeds: relative error %.2g, SQNR %.1f dB",
+                 found.reference, found.runs, found.relative_error, found.sqnr_db)  # fmt: skip
+        try:
+            cache.write(KIND, name, json.dumps(asdict(found)).encode())
+        except EdgerunError as error:
+            log.warning("it will be compared again the next time: %s", error)
     session = load()
-    if _status(engine.payload) != before:
+    try:
+        _refuse_changed(parts, before)
+    except EdgerunError:
         session.close()
-        raise _changed(engine.payload)
+        raise
     return session
 
 
-def _status(payload: bytes | Path) -> list[tuple[int, ...]]:
-    if isinstance(payload, bytes) or not _onnx(payload):
-        return []
-    found = [part.stat() for part in source_files.parts(payload)]
+def _status(parts: Sequence[Path]) -> list[tuple[int, ...]]:
+    found = [part.stat() for part in parts]
     return [(one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
 
 
-def _changed(payload: bytes | Path) -> EdgerunError:
-    return EdgerunError("the model changed while it was compared", got=payload, do="load it again")
+def _refuse_changed(parts: Sequence[Path], before: Sequence[tuple[int, ...]]) -> None:
+    if _status(parts) != before:
+        raise EdgerunError("the model changed while it was compared", got=parts[0], do="load it again")
 
 
 def _onnx(payload: bytes | Path) -> bool:

@@ -103,6 +103,17 @@ def test_a_model_runs_with_numpy_click_and_onnxruntime_alone(bare: list[str | Pa
         np.testing.assert_allclose(written["y"], feeds["x"] @ WEIGHT, rtol=1e-5, atol=1e-6)
 
 
+def test_checked_says_what_is_missing_or_works_with_onnx_beside_it(bare: list[str | Path], place: Path) -> None:
+    arguments = ("run", "dense.onnx", "--feeds", "x.npz", "-o", "y.npz", "--checked", "--force")
+    env = {**os.environ, "EDGERUN_CACHE": str(place / "cache")}
+    alone = {key: value for key, value in env.items() if key != "PYTHONPATH"}
+    assert "pip install 'edgerun-device[onnx]'" in _call(*bare, *arguments, cwd=place, code=3, env=alone)
+    assert not (place / "y.npz").exists()
+    code, folder = "from edgerun.cli import main; main()", str(bare[-1]).split("'")[1]
+    _call(sys.executable, "-c", code, *arguments, cwd=place, env={**env, "PYTHONPATH": folder})
+    _call(*bare, *arguments, cwd=place, env=alone)  # what has passed here is known without it
+
+
 def test_help_has_what_is_there(bare: list[str | Path], tmp_path: Path) -> None:
     top = _call(*bare, "--help", cwd=tmp_path)
     commands = {path.stem.replace("_", "-") for path in (ROOT / "edgerun/cli").glob("[a-z]*.py")}
