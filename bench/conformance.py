@@ -1,10 +1,10 @@
 """Does a target compute what ONNX says? Its conformance suite through `edgerun.compile` and `Session.run`.
 
-    python -m bench.conformance [--target NAME …] [--cases WORD]
+    python -m bench.conformance [--target NAME …] [--cases WORD] [--drawn]
 
-Each case is compiled with its own inputs as the self-check's feeds, and run. Cases run in child processes with limits:
-one that a runtime kills, or that hangs, is a crash, and the rest go on. Writes results/conformance.json and
-docs/conformance.md.
+Each case is compiled with its own inputs as the self-check's feeds, or with drawn ones, and run. Cases run in child
+processes with limits: one that a runtime kills, or that hangs, is a crash, and the rest go on. Writes
+results/conformance.json and docs/conformance.md, unless WORD or --drawn is given.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ SECONDS = 120.0  # for one case, before its process is ended
 MEMORY = 6 << 30  # bytes of address space for a child
 CHUNK = 400  # cases for one child, which takes a second or two to begin
 ROOT = Path(__file__).resolve().parent.parent
-CHILD = "import sys; from bench.conformance import work; work(sys.argv[1], int(sys.argv[2]))"
+CHILD = "import sys; from bench.conformance import work; work(sys.argv[1], int(sys.argv[2]), sys.argv[3] == 'drawn')"
 OUTCOMES = ("pass", "rounding", "wrong, refused", "unsupported", "wrong", "error", "crash")
 
 
-def outcome(case: Case, target: str) -> tuple[str, str]:
+def outcome(case: Case, target: str, drawn: bool = False) -> tuple[str, str]:
     """One of OUTCOMES, and why.
 
     "rounding": beyond the case's tolerance for an element, within a thousandth of the largest output, or one step of a
     quantizer (a tie that fell the other way). "wrong, refused" is what the self-check found; "wrong" what it did not;
-    "error" is anything else than a typed refusal.
+    "error" is anything else than a typed refusal. With `drawn` the self-check does not see the case's inputs.
     """
     import edgerun
     from edgerun.errors import EdgerunError, GateFailed, Unsupported
@@ -55,7 +55,7 @@ def outcome(case: Case, target: str) -> tuple[str, str]:
         ops = {str(node.op_type) for node in model.ir.graph.all_nodes()}
         names = [spec.name for spec in model.inputs]
         feeds = [dict(zip(names, inputs, strict=False)) for inputs, _ in case.sets]
-        engine = edgerun.compile(model, target, options, feeds=feeds)
+        engine = edgerun.compile(model, target, options, feeds=[] if drawn else feeds)
         with edgerun.load(engine, options=options) as session:
             found = [judged(case, session.run(feed), outs) for feed, (_, outs) in zip(feeds, case.sets, strict=True)]
     except GateFailed as error:
@@ -106,17 +106,17 @@ def _text(error: Exception) -> str:
     return " | ".join(" ".join(str(error).split("\n")).split())[:500].replace(" | ", " ")
 
 
-def run(chosen: Sequence[Case], target: str) -> Iterator[tuple[Case, str, str]]:
+def run(chosen: Sequence[Case], target: str, drawn: bool = False) -> Iterator[tuple[Case, str, str]]:
     """(case, outcome, reason), in order. A child runs `CHUNK` of them; the next one starts where it died."""
     at = 0
     while at < len(chosen):
         part = chosen[at : at + CHUNK]
-        told = list(_chunk(part, target))
+        told = list(_chunk(part, target, drawn))
         yield from ((case, *result) for case, result in zip(part, told, strict=False))
         at += len(told)
 
 
-def _chunk(part: Sequence[Case], target: str) -> Iterator[tuple[str, str]]:
+def _chunk(part: Sequence[Case], target: str, drawn: bool) -> Iterator[tuple[str, str]]:
     """Their outcomes, computed in a new process: one that is split off has this one's locks, but not the threads that
     would open them."""
     reading, writing = os.pipe()
@@ -124,8 +124,8 @@ def _chunk(part: Sequence[Case], target: str) -> Iterator[tuple[str, str]]:
         pickle.dump(part, given)
         given.seek(0)
         child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, target, str(writing)], stdin=given, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, pass_fds=(writing,), cwd=ROOT,
+            [sys.executable, "-c", CHILD, target, str(writing), "drawn" if drawn else ""], stdin=given,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(writing,), cwd=ROOT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )  # fmt: skip
     os.close(writing)
@@ -155,21 +155,22 @@ def _death(status: int) -> str:
     return f"no answer in {SECONDS:g} s" if status == -signal.SIGKILL else f"killed by {signal.Signals(-status).name}"
 
 
-def work(target: str, answers: int) -> None:
+def work(target: str, answers: int, drawn: bool) -> None:
     """The child: cases from stdin, one line for each on the descriptor `answers`. Never returns."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     part = pickle.load(sys.stdin.buffer)
     with os.fdopen(answers, "w") as told:
         for case in part:
-            print(json.dumps(outcome(case, target)), file=told, flush=True)
+            print(json.dumps(outcome(case, target, drawn)), file=told, flush=True)
         os._exit(0)  # what a runtime does when it ends is nobody's case
 
 
 @click.command()
 @click.option("--target", "targets", multiple=True, help='Only this one, or "auto"; may be given again.')
 @click.option("--cases", "word", default="", help="Only cases with this word in their names; nothing is written.")
-def main(targets: tuple[str, ...], word: str) -> None:
+@click.option("--drawn", is_flag=True, help="The self-check draws its feeds, as for a user; nothing is written.")
+def main(targets: tuple[str, ...], word: str, drawn: bool) -> None:
     """Run the suite; results of targets that are not named stay."""
     from bench.conformance_page import write
 
@@ -177,15 +178,15 @@ def main(targets: tuple[str, ...], word: str) -> None:
     kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"targets": {}}
     for target in targets or (*_runnable(), "auto"):
         table, count = {}, Counter[str]()
-        for case, kind, reason in run(chosen, target):
+        for case, kind, reason in run(chosen, target, drawn):
             count[kind] += 1
             if kind != "pass":
                 table[case.name] = [kind, reason]
-            if word:
+            if word or (drawn and kind == "wrong"):
                 click.echo(f"{target:<12} {kind:<15} {case.name}  {reason}")
         click.echo(f"{target:<12} " + ", ".join(f"{n} {kind}" for kind, n in count.items()), file=sys.stderr)
         kept["targets"][target] = {"count": dict(count), "version": _version(target), "not passed": table}
-    if word:
+    if word or drawn:
         return
     kept["cases"] = {case.name: case.group for case in chosen}
     files.write_bytes(RESULTS, json.dumps(kept, indent=1, sort_keys=True).encode() + b"\n")

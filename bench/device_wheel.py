@@ -31,8 +31,8 @@ FOLDERS = {
     "quantize": "edgerun.quantize",
 }
 OUT = (
-    "edgerun.converters", "edgerun.quantize", "edgerun.model", "edgerun.verbs.compile", "edgerun.verbs.inspect",
-    "edgerun.verbs.why_slow", "edgerun.targets.reference", "edgerun.targets._alone", "edgerun.targets._profile",
+    "edgerun.converters", "edgerun.quantize", "edgerun.model", "edgerun.verbs.compile", "edgerun.verbs.checked",
+    "edgerun.verbs.inspect", "edgerun.verbs.why_slow", "edgerun.targets.reference", "edgerun.targets._alone", "edgerun.targets._profile",
     "edgerun.targets._openvino_faults", "edgerun.targets._tensorrt_kernels", "edgerun.pair",
 )  # fmt: skip
 DOORS = ("edgerun.cli.", "edgerun.compat.")  # import what they call when they are called

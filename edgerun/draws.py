@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -75,6 +75,45 @@ def masked(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if array.dtype == np.bool_ and array.ndim > 1 and array.size:
             found[name] = array.copy()
             found[name].reshape(-1, array.shape[-1])[0] = False
+    return found
+
+
+_FLOATS = frozenset({"FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"})
+_MOVES = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+
+
+def moved(model: ir.Model) -> frozenset[str]:
+    """The inputs of floats that the model only moves to outputs, in these or other floats: nothing is computed of them,
+    so that no infinity spreads."""
+    return frozenset(value.name for value in model.graph.inputs if value.name and _moved(value, value.dtype))
+
+
+def _moved(value: ir.Value, dtype: ir.DataType | None) -> bool:
+    """Whether all that is made of `value`, whose elements are of `dtype`, are floats that are its own."""
+    if dtype is None or dtype.name not in _FLOATS:
+        return False
+    uses = list(value.uses())
+    if not all(node.op_type in _MOVES and slot == 0 for node, slot in uses):
+        return False
+    return (bool(uses) or value.is_graph_output()) and all(
+        _moved(node.outputs[0], _cast(node, dtype)) for node, _ in uses
+    )
+
+
+def _cast(node: ir.Node, dtype: ir.DataType) -> ir.DataType | None:
+    """What a move makes of elements of `dtype`."""
+    if node.op_type == "CastLike":
+        like = node.inputs[1]
+        return None if like is None else like.dtype
+    return type(dtype)(node.attributes["to"].as_int()) if node.op_type == "Cast" else dtype
+
+
+def extreme(feeds: Mapping[str, np.ndarray], names: Collection[str]) -> dict[str, np.ndarray]:
+    """The feeds, infinities and a NaN first in those of these `names`: a runtime may clamp them on the way."""
+    found = dict(feeds)
+    for name in names:
+        found[name] = feeds[name].copy()
+        found[name].reshape(-1)[:3] = np.array([np.inf, -np.inf, np.nan])[: found[name].size]
     return found
 
 

@@ -41,6 +41,14 @@ def device(function: Command) -> Command:
     )(function)
 
 
+def checked(function: Command) -> Command:
+    """`--checked`: as `edgerun.load` has it."""
+    return click.option(
+        "--checked", is_flag=True,
+        help="Compare the .onnx with the reference before it runs, once for its content; exit 1 where it differs.",
+    )(function)  # fmt: skip
+
+
 def max_rss(function: Command) -> Command:
     """`--max-rss SIZE`: bytes, as a number `max_rss`; 0 where nothing is said."""
     return click.option(

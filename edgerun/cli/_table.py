@@ -44,13 +44,28 @@ def echo_notes(notes: Sequence[str]) -> None:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[float], None]]:
-    """How far it is, on stderr; yields a function that takes the share done, 0..1."""
+def progress(label: str, checked: bool = False) -> Iterator[Callable[[float], None]]:
+    """How far it is, on stderr; yields a function that takes the share done, 0..1. Where models are `checked` first,
+    that and what it found are told, too."""
     from edgerun.cli._progress import Stages
+    from edgerun.runtime.progress import told
 
-    with Stages(percent=True, notes=False) as stages:
+    with Stages(percent=True, notes=checked) as stages, told(stages):
         stages(label, 0, 100)
         yield lambda share: stages(label, int(share * 100), 100)
+
+
+@contextmanager
+def comparing(checked: bool) -> Iterator[None]:
+    """Where a model is `checked` before it runs, that and what it found are told on stderr."""
+    from edgerun.cli._progress import Stages
+    from edgerun.runtime.progress import told
+
+    if not checked:
+        yield
+        return
+    with Stages() as stages, told(stages):
+        yield
 
 
 def size(count: float) -> str:

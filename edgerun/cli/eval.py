@@ -16,6 +16,7 @@ from edgerun.cli import _options
 @click.option("--max-drop", type=float, metavar="POINTS", help="Exit 1 unless the drop is surely below (95 %).")
 @click.option("--target", help="What runs the models; default: by the file's kind.")
 @_options.device
+@_options.checked
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option("--output", help="The output that holds the logits.")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the model leaves it open.")
@@ -26,18 +27,19 @@ from edgerun.cli import _options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (shares, not percent).")
 def command(
     model: str, data: str, baseline: str | None, max_drop: float | None, target: str | None, device: str | None,
-    threads: int, output: str | None, batch: int | None, limit: int | None, preprocessing: Path | None, as_json: bool,
+    checked: bool, threads: int, output: str | None, batch: int | None, limit: int | None, preprocessing: Path | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """How often is the top-1 class right, and how much worse is that than the baseline on the same samples?"""
     from edgerun.cli._table import echo_json, echo_notes, progress, table
     from edgerun.runtime import Options
     from edgerun.verbs.evaluate import evaluate
 
-    with progress("evaluating") as show:
+    with progress("evaluating", checked) as show:
         result = evaluate(
             model, data, baseline=baseline, max_drop=max_drop, target=target, device=device,
-            options=Options(threads), output=output, preprocessing=preprocessing, batch=batch, limit=limit,
-            progress=show,
+            options=Options(threads), checked=checked, output=output, preprocessing=preprocessing, batch=batch,
+            limit=limit, progress=show,
         )  # fmt: skip
     echo_notes(result.notes)
     if as_json:

@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0, the default, takes the CPU quota.")
 @_options.extra
 @_options.max_rss
+@_options.checked
 @click.option("--force", is_flag=True, help="Replace the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answers, or the outputs' names and types, as JSON.")
 def command(
     model: Path, feeds: Path | None, output: Path | None, data: Path | None, preprocessing: Path | None,
     postprocessing: Path | None, target: str | None, device: str | None, threads: int, extra: dict[str, str],
-    max_rss: int, force: bool, as_json: bool,
+    max_rss: int, checked: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run a model: on one set of feeds, and write its outputs; or on pictures, and print what it says of them.
 
@@ -45,15 +46,17 @@ def command(
     if data is not None:
         if feeds is not None or output is not None:
             raise click.UsageError("--data prints answers: --feeds and -o are for the outputs as they are")
-        _answers(model, data, target, device, options, preprocessing, postprocessing, as_json)
+        _answers(model, data, target, device, options, preprocessing, postprocessing, checked, as_json)
         return
     if feeds is None or output is None:
         raise click.UsageError("give --feeds FILE.npz and -o FILE.npz, or --data PICTURE")
     if preprocessing is not None or postprocessing is not None:
         raise click.UsageError("--preprocessing and --postprocessing go with --data")
+    from edgerun.cli._table import comparing
     from edgerun.verbs.run import run
 
-    outputs = run(model, feeds, output, target=target, device=device, options=options, force=force)
+    with comparing(checked):
+        outputs = run(model, feeds, output, target=target, device=device, options=options, checked=checked, force=force)
     rows = [{"name": name, "dtype": a.dtype.name, "shape": list(a.shape)} for name, a in outputs.items()]
     if as_json:
         click.echo(json.dumps({"output": str(output), "outputs": rows}))
@@ -64,19 +67,16 @@ def command(
 
 def _answers(
     model: Path, data: Path, target: str | None, device: str | None, options: Options, preprocessing: Path | None,
-    postprocessing: Path | None, as_json: bool,
+    postprocessing: Path | None, checked: bool, as_json: bool,
 ) -> None:  # fmt: skip
+    from edgerun.cli._table import comparing
     from edgerun.verbs.predict import predict
 
-    found = predict(
-        model,
-        data,
-        target=target,
-        device=device,
-        options=options,
-        preprocessing=preprocessing,
-        postprocessing=postprocessing,
-    )
+    with comparing(checked):
+        found = predict(
+            model, data, target=target, device=device, options=options, checked=checked,
+            preprocessing=preprocessing, postprocessing=postprocessing,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps({picture: prediction.to_json() for picture, prediction in found.items()}))
         return

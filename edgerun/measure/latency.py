@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from time import perf_counter_ns
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ Open = Callable[[], AbstractContextManager[Run]]
 Progress = Callable[[float], None]
 Clock = Callable[[], int]
 MOST_REPETITIONS = 100
+Opened = TypeVar("Opened")
+Timed = TypeVar("Timed")
 
 
 def in_sessions(
@@ -37,18 +40,35 @@ def in_sessions(
     sessions, opened in a newly drawn order, show how much of a difference is luck. `seconds` is shared by the
     sessions, opening not counted; the other arguments are those of `interleaved`.
     """
+
+    def measure(opened: Mapping[str, Run], seed: int, progress: Progress | None) -> Mapping[str, np.ndarray]:
+        return interleaved(
+            opened, rounds=rounds, seconds=seconds / sessions, warmup=warmup, seed=seed, progress=progress, clock=clock
+        )
+
+    return anew(models, measure, sessions=sessions, seed=seed, progress=progress)
+
+
+def anew(
+    models: Mapping[str, Callable[[], AbstractContextManager[Opened]]],
+    measure: Callable[[Mapping[str, Opened], int, Progress | None], Mapping[str, Timed]],
+    *,
+    sessions: int,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, list[Timed]]:
+    """What `measure`, given the open models, a seed and whom to tell the share done, finds of each in each of
+    `sessions`, in which all are opened in a newly drawn order.
+    """
     if sessions < FEWEST_SESSIONS:
         raise EdgerunError("too few sessions for an interval", got=sessions, wanted=f"at least {FEWEST_SESSIONS}")
     order, generator = list(models), random.Random(seed)
-    taken: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    taken: dict[str, list[Timed]] = {name: [] for name in models}
     for number in range(sessions):
         generator.shuffle(order)
         with ExitStack() as stack:
             opened = {name: stack.enter_context(models[name]()) for name in order}
-            timed = interleaved(
-                opened, rounds=rounds, seconds=seconds / sessions, warmup=warmup, seed=generator.getrandbits(32),
-                progress=_part(progress, number, sessions), clock=clock,
-            )  # fmt: skip
+            timed = measure(opened, generator.getrandbits(32), _part(progress, number, sessions))
         for name, samples in timed.items():
             taken[name].append(samples)
     return taken
@@ -78,10 +98,7 @@ def interleaved(
         raise EdgerunError("nothing can be timed", got=got, wanted="sessions, rounds >= 1, seconds > 0, warmup >= 1")
     order, generator = list(sessions), random.Random(seed)
     taken: dict[str, list[list[int]]] = {name: [] for name in sessions}
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         each = sum(_warm(run, warmup, clock) for run in sessions.values())
         repetitions = max(1, min(MOST_REPETITIONS, int(seconds * 1e9 / rounds / max(1, each)) - 1))
         start, done, spent = clock(), 0, 0.0
@@ -92,10 +109,20 @@ def interleaved(
             done, spent = done + 1, (clock() - start) / (seconds * 1e9)
             if progress is not None:
                 progress(min(1.0, max(done / rounds, spent)))
+    return {name: np.asarray(blocks, np.float64) / 1e9 for name, blocks in taken.items()}
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Garbage collection rests meanwhile, after a last one."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
     finally:
         if was_enabled:
             gc.enable()
-    return {name: np.asarray(blocks, np.float64) / 1e9 for name, blocks in taken.items()}
 
 
 def _part(progress: Progress | None, number: int, total: int) -> Progress | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,10 +16,11 @@ from edgerun import registry
 from edgerun.data import Data, Feeds
 from edgerun.devices import Device
 from edgerun.errors import EdgerunError, GateFailed
+from edgerun.measure import throughput as streamed
 from edgerun.measure.latency import in_sessions
 from edgerun.measure.stats import Estimate, Sessions, quantile, speedup, verdict
 from edgerun.preprocess import Preprocessing
-from edgerun.runtime import Options, Session, TensorSpec
+from edgerun.runtime import Options, Session, TensorSpec, machine
 from edgerun.verbs import devices
 from edgerun.verbs.feeds import feeds_for, located, noise_for
 from edgerun.verbs.load import load, target_for
@@ -34,6 +36,8 @@ class Timing:
     `verdict` is 'faster', 'slower', 'no difference', 'baseline', or 'outputs differ' when a timed run did not
     give the same bits as a run outside the benchmark, or the baseline's did not: then the speed proves nothing.
     `runs` counts timed runs; `device` is the target's fingerprint, with the options that were given to it.
+    `per_second` is None where latency alone was timed. Else it counts runs a second with `streams` at once, `speedup`
+    is the ratio of these, and the quantiles are of the time from taking a feed to handing over its outputs.
     """
 
     model: str
@@ -45,6 +49,8 @@ class Timing:
     speedup: Estimate | None
     verdict: str
     device: Mapping[str, str]
+    streams: int = 1
+    per_second: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,17 @@ def benchmark(
     shapes: Sequence[TensorSpec | str] = (),
     seconds: float = 10.0,
     rounds: int = 108,
+    throughput: bool = False,
+    checked: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Benchmark:
     """Time `models` (files, or `PATH@TARGET`) on one feed, the first batch of `data`, interleaved.
 
     `options` are for all of them, or one for each: the same file may be there several times, with others each time.
     All are opened together nine times, for an equal share of `rounds` and `seconds` (opening not counted).
+    With `throughput` the runs a second of `Session.stream` are compared, of as many streams as the options say; without
+    options a stream for each thread of the quota. `checked` models are compared with the reference first, as in
+    `edgerun.load`.
     Without `data` the feed is seeded noise, and the result says so. `batch` counts where the models leave it open
     (default 1). `shapes` (`name:[1,3,224,224]`) fix dynamic dimensions. `progress` gets the share done.
     With `device`, a known one or a file, nothing is timed unless this machine may be it.
@@ -100,7 +111,8 @@ def benchmark(
     if device is not None:
         known, target = devices.chosen(device, target)
         devices.here(known, target)
-    told = [options or Options()] * len(models) if options is None or isinstance(options, Options) else list(options)
+    options = options or Options(streams=machine.quota() if throughput else 1)
+    told = [options] * len(models) if isinstance(options, Options) else list(options)
     if len(told) != len(models):
         raise EdgerunError("options are for all models, or one for each", got=len(told), wanted=str(len(models)))
     if len({own.threads for own in told}) > 1:
@@ -113,43 +125,74 @@ def benchmark(
         for name, (path, _), where, own in zip(names, places, targets, told, strict=True)
     }
     with ExitStack() as stack:
-        opened = {name: stack.enter_context(opener()) for name, opener in openers.items()}
+        opened = {name: stack.enter_context(opener(checked=checked)) for name, opener in openers.items()}
         feeds = batch_for(agreed(opened, shapes), places[0][0], data, preprocessing, batch)
         feed = next(iter(feeds))
         runs = {name: _Run(openers[name], feed, session.run(feed)) for name, session in opened.items()}
-    samples = in_sessions(
-        {name: run.opened for name, run in runs.items()},
-        sessions=SESSIONS, rounds=-(-rounds // SESSIONS), seconds=seconds, progress=progress,
-    )  # fmt: skip
+    samples, times = _timed(
+        runs, throughput, sessions=SESSIONS, rounds=-(-rounds // SESSIONS), seconds=seconds, progress=progress
+    )
     timings: list[Timing] = []
     for name, where, own in zip(names, targets, told, strict=True):
         same = runs[name].same and not (timings and timings[0].verdict == OUTPUTS_DIFFER)
-        machine = {**registry.target(where).device(), **own.extra}
-        timings.append(_timing(name, where, machine, samples[name], samples[names[0]] if timings else None, same))
+        timing = _timing(name, where, own, times[name], samples[name], samples[names[0]] if timings else None, same)
+        if throughput:
+            rate = quantile([1 / session for session in samples[name]], 0.5)
+            timing = replace(timing, streams=own.streams, per_second=rate)
+        timings.append(timing)
     done = sum(map(len, samples[names[0]]))
     shown = tuple(str(TensorSpec(name, array.dtype.name, array.shape)) for name, array in feed.items())
     return Benchmark(tuple(timings), feeds.batch, done, SESSIONS, told[0].threads, shown, feeds.notes)
 
 
+def _timed(runs: Mapping[str, _Run], throughput: bool, **share: Any) -> tuple[dict[str, Sessions], dict[str, Sessions]]:
+    """By name, seconds per run [rounds, …] of each session, and seconds that runs took: the same ones, one by one."""
+    if not throughput:
+        alone: dict[str, Sessions] = {**in_sessions({name: run.opened for name, run in runs.items()}, **share)}
+        return alone, alone
+    found = streamed.in_sessions({name: run.streaming for name, run in runs.items()}, **share)
+    apart: dict[str, Sessions] = {name: [one.apart for one in sessions] for name, sessions in found.items()}
+    return apart, {name: [one.under_way for one in sessions] for name, sessions in found.items()}
+
+
 class _Run:
-    """Runs a model on one feed; `same` while the last run of every session gave the bits of `reference`."""
+    """Runs a model on one feed; `same` while the last runs of every session gave the bits of `reference`."""
 
     def __init__(self, opener: Callable[[], Session], feed: Feeds, reference: Feeds) -> None:
         self._opener, self._feed, self._reference = opener, feed, reference
-        self._last: Feeds = {}
         self.same = True
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], None]]:
         """One new session of the model, as a function to time."""
+        last: Feeds = {}
         with self._opener() as session:
 
             def run() -> None:
-                self._last = session.run(self._feed)
+                nonlocal last
+                last = session.run(self._feed)
 
             yield run
+        self._compare(last)
+
+    @contextmanager
+    def streaming(self) -> Iterator[streamed.Streaming]:
+        """One new session of the model, as streams to time."""
+        with self._opener() as session:
+            last = deque[Feeds](maxlen=streamed.IN_FLIGHT * session.streams)
+
+            def start(ticks: Iterator[None]) -> Iterator[None]:
+                for outputs in session.stream(self._feed for _ in ticks):
+                    last.append(outputs)
+                    yield
+
+            yield streamed.Streaming(session.streams, start)
+        for outputs in last:
+            self._compare(outputs)
+
+    def _compare(self, outputs: Feeds) -> None:
         self.same = self.same and all(
-            np.array_equal(self._last[name], value, equal_nan=value.dtype.kind == "f")
+            np.array_equal(outputs[name], value, equal_nan=value.dtype.kind == "f")
             for name, value in self._reference.items()
         )
 
@@ -218,11 +261,11 @@ def batch_for(inputs: Sequence[TensorSpec], model: Path, data: Any, preprocessin
 
 
 def _timing(
-    name: str, target: str, device: Mapping[str, str], samples: Sessions, baseline: Sessions | None, same: bool
+    name: str, target: str, options: Options, times: Sessions, samples: Sessions, baseline: Sessions | None, same: bool
 ) -> Timing:
     against = None if baseline is None else speedup(baseline, samples)
     answer = BASELINE if against is None else verdict(against.interval)
-    p50, p90, p99 = (quantile(samples, q) for q in (0.5, 0.9, 0.99))
-    return Timing(
-        name, target, sum(s.size for s in samples), p50, p90, p99, against, answer if same else OUTPUTS_DIFFER, device
-    )
+    p50, p90, p99 = (quantile(times, q) for q in (0.5, 0.9, 0.99))
+    device = {**registry.target(target).device(), **options.extra}
+    runs = sum(s.size for s in times)
+    return Timing(name, target, runs, p50, p90, p99, against, answer if same else OUTPUTS_DIFFER, device)

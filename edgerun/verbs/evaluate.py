@@ -78,6 +78,7 @@ def evaluate(
     target: str | None = None,
     device: str | Path | None = None,
     options: Options | None = None,
+    checked: bool = False,
     output: str | None = None,
     preprocessing: Preprocessing | str | Path | None = None,
     batch: int | None = None,
@@ -88,16 +89,16 @@ def evaluate(
 
     The gate says 'yes' only when the whole interval of the drop lies below the limit. `output` names the logits
     [n, classes] where a model has several outputs; `target` serves both models (`PATH@TARGET` chooses for one), and so
-    does `device`, as in `edgerun.load`.
+    do `device` and `checked`, as in `edgerun.load`.
     """
     if max_drop is not None and baseline is None:
         raise EdgerunError(
             "a largest drop needs a baseline", got=f"max_drop={max_drop:g}", do="give the baseline model"
         )
     with ExitStack() as stack:
-        sessions = [stack.enter_context(opened(model, target, options, device))]
+        sessions = [stack.enter_context(opened(model, target, options, device, checked))]
         if baseline is not None:
-            sessions.append(stack.enter_context(opened(baseline, target, options, device)))
+            sessions.append(stack.enter_context(opened(baseline, target, options, device, checked)))
         feeds = feeds_for(sessions[0].inputs, model, data, preprocessing=preprocessing, batch=batch, limit=limit)
         hits = np.concatenate(list(_hits(sessions, feeds, output, progress)), axis=1)
     count, total = int(hits[0].sum()), hits.shape[1]

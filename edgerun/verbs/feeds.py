@@ -28,18 +28,24 @@ def located(model: str | Path, target: str | None) -> tuple[Path, str | None]:
 
 @contextlib.contextmanager
 def opened(
-    model: Runnable, target: str | None, options: Options | None, device: str | Path | None = None
+    model: Runnable,
+    target: str | None,
+    options: Options | None,
+    device: str | Path | None = None,
+    checked: bool = False,
 ) -> Iterator[Session]:
     """A session for a file (or `PATH@TARGET`), ONNX bytes or an Engine, closed at the end; a Session stays open, and
-    has no choice of `device` left (`edgerun.verbs.load`)."""
+    has no choice of `device` left, nor is it `checked` any more (`edgerun.verbs.load`)."""
     if isinstance(model, Session):
         if device is not None:
             raise EdgerunError("an open session runs where it was opened", got=f"device={device!r}", do="leave it out")
+        if checked:
+            raise EdgerunError("an open session is no file to compare", got="checked=True", do="load it checked")
         yield model
         return
     if isinstance(model, (str, Path)):
         model, target = located(model, target)
-    with load(model, target, options, device=device) as session:
+    with load(model, target, options, device=device, checked=checked) as session:
         yield session
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgerun import distribution, guard, registry
 from edgerun.errors import EdgerunError, unknown
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+
+if TYPE_CHECKING:
+    from edgerun.passes import Feeds
 
 ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX model
 
@@ -21,6 +26,7 @@ def load(
     device: str | Path | None = None,
     isolated: bool = False,
     timeout: float | None = None,
+    checked: bool | Sequence[Feeds] = False,
 ) -> Session:
     """A session that runs `source` (a file, its bytes, or an Engine) on `target`.
 
@@ -33,9 +39,12 @@ def load(
     process of its own: a crash there is an EdgerunError here, and so is a run of more than `timeout` seconds; the next
     run starts a new process (`runtime.isolated.IsolatedSession`), and each of `options.streams` has its own, with a
     model of its own.
+    A file is opened as it is. With `checked` it is an `.onnx` that was compared with the reference, as `compile` does,
+    before it is given out, on drawn feeds or on those given: the first time here; then it is known by its content, for
+    this target, machine and options (`edgerun.verbs.checked`).
     `options.max_rss` bounds what the process holds, with `isolated` each of the model's.
     Raises EdgerunError when the file is refused, Unsupported when the target is not available, and GateFailed where
-    memory goes above its bound; never falls back.
+    memory goes above its bound or a `checked` model computes something else; never falls back.
     """
     options = options or Options()
     if device is not None:
@@ -46,18 +55,22 @@ def load(
         threads, streams = options.threads, options.streams
         if streams > 1:  # a process each, which have their share of the threads
             threads = machine.threads(threads, streams)
-        given = {"source": source, "target": target, "options": replace(options, threads=threads, streams=1)}
+        given = {"source": source, "target": target, "options": replace(options, threads=threads, streams=1),
+                 "checked": checked}  # fmt: skip
         return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout, streams)
     if timeout is not None:
         raise EdgerunError("only an isolated session can be ended", got=f"timeout={timeout}", do="isolated=True")
+    feeds = tuple(checked) if not isinstance(checked, bool) else ()
     if not isinstance(source, Engine) and (target == "auto" or not isinstance(target, str | None)):
-        source, target = _chosen(source, target, replace(options, max_rss=0)), None
-    if options.max_rss:
-        from edgerun.runtime.memory import Bound
+        source, target = _chosen(source, target, replace(options, max_rss=0), feeds), None
+    engine = _engine(source, target)
+    if checked is False:
+        return _bounded(engine, options)
+    if distribution.lacks("verbs.checked"):
+        raise distribution.absent("comparing a model with the reference")
+    from edgerun.verbs import checked as proof
 
-        bound = Bound(options.max_rss)
-        return _opened(source, target, options).within(bound)
-    return _opened(source, target, options)
+    return proof.opened(engine, options, feeds, partial(_bounded, engine, options))
 
 
 def _on(
@@ -97,8 +110,17 @@ def check_names(options: Options, inputs: Sequence[TensorSpec]) -> None:
             raise unknown(kind, min(surplus), known)
 
 
-def _opened(source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options) -> Session:
-    session = _loaded(source, target, options)
+def _bounded(engine: Engine, options: Options) -> Session:
+    if not options.max_rss:
+        return _opened(engine, options)
+    from edgerun.runtime.memory import Bound
+
+    bound = Bound(options.max_rss)
+    return _opened(engine, options).within(bound)
+
+
+def _opened(engine: Engine, options: Options) -> Session:
+    session = registry.target(engine.target).load(engine, options)
     try:
         check_names(options, session.inputs)
     except EdgerunError:
@@ -107,20 +129,19 @@ def _opened(source: str | Path | bytes | Engine, target: str | Sequence[str] | N
     return session
 
 
-def _loaded(source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options) -> Session:
+def _engine(source: str | Path | bytes | Engine, target: str | Sequence[str] | None) -> Engine:
+    """`source` as what its target opens, once the static guard has seen it."""
     if isinstance(source, Engine):
         if target not in (None, source.target):
             raise EdgerunError("the engine was compiled for another target", got=source.target, wanted=str(target))
-        return registry.target(source.target).load(source, options)
+        return source
     payload = source if isinstance(source, (bytes, Path)) else Path(source)
     suffix = "" if isinstance(payload, bytes) else payload.suffix
     assert isinstance(target, str | None)
     name = target or target_for(".onnx" if isinstance(payload, bytes) else suffix)
-    found = registry.target(name)
-    if isinstance(payload, Path):
-        if suffix not in found.suffixes:
-            raise EdgerunError(f"{name} does not read this file", got=payload.name, wanted=" or ".join(found.suffixes))
-    return found.load(Engine(name, payload, elements=_guarded(payload, suffix)), options)
+    if isinstance(payload, Path) and suffix not in (known := registry.target(name).suffixes):
+        raise EdgerunError(f"{name} does not read this file", got=payload.name, wanted=" or ".join(known))
+    return Engine(name, payload, elements=_guarded(payload, suffix))
 
 
 def _guarded(payload: bytes | Path, suffix: str) -> frozenset[int] | None:
@@ -152,10 +173,12 @@ def target_for(suffix: str) -> str:
     raise EdgerunError("no target reads this kind of file", got=suffix or "a name without a suffix", wanted=wanted)
 
 
-def _chosen(source: str | Path | bytes, target: str | Sequence[str], options: Options) -> Engine:
+def _chosen(
+    source: str | Path | bytes, target: str | Sequence[str], options: Options, feeds: Sequence[Feeds]
+) -> Engine:
     if distribution.lacks("verbs.compile"):
         raise distribution.absent("choosing a target by what it computes")
     from edgerun.model import Model
     from edgerun.verbs.compile import compile
 
-    return compile(Model.from_bytes(source) if isinstance(source, bytes) else source, target, options)
+    return compile(Model.from_bytes(source) if isinstance(source, bytes) else source, target, options, feeds=feeds)

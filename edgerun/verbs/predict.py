@@ -23,6 +23,7 @@ def predict(
     target: str | None = None,
     device: str | Path | None = None,
     options: Options | None = None,
+    checked: bool = False,
     preprocessing: Preprocessing | str | Path | None = None,
     postprocessing: Postprocessing | str | Path | None = None,
 ) -> dict[str, Prediction]:
@@ -30,11 +31,11 @@ def predict(
 
     `data` is a picture's file, a folder of them, or pictures as uint8 `[height, width, 3]` in RGB, which are called by
     their numbers. The contracts are those given (or their files), else those that the model's file tells, on every
-    target; a device needs Pillow for files, and for contracts that resize with it. `device` is as in `edgerun.load`.
-    As many pictures go in a run as the model's first axis says, one where it is open. Raises EdgerunError where there
-    is no contract, or one does not fit.
+    target; a device needs Pillow for files, and for contracts that resize with it. `device` and `checked` are as in
+    `edgerun.load`. As many pictures go in a run as the model's first axis says, one where it is open. Raises
+    EdgerunError where there is no contract, or one does not fit.
     """
-    with opened(model, target, options, device) as session:
+    with opened(model, target, options, device, checked) as session:
         before, after = _before(session, preprocessing), _after(session, postprocessing)
         name, batch = session.inputs[0].name, session.inputs[0].shape[0]
         found: dict[str, Prediction] = {}

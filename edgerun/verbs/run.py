@@ -23,11 +23,13 @@ def run(
     target: str | None = None,
     device: str | Path | None = None,
     options: Options | None = None,
+    checked: bool = False,
     force: bool = False,
 ) -> dict[str, np.ndarray]:
     """The outputs by name of `model` (or `model@target`), for the arrays of an `.npz` named as its inputs, fed whole.
 
-    `device` is a board, or hardware in the target's own word, as in `edgerun.load`.
+    `device` is a board, or hardware in the target's own word, and a `checked` model is compared with the reference
+    before it runs, as in `edgerun.load`.
 
     With `output` they are also written there, as `.npz`, atomically. Raises EdgerunError for feeds that do not fit.
     """
@@ -41,7 +43,7 @@ def run(
         raise EdgerunError("feeds are read from .npz", got=feeds.name, wanted="arrays named as the model's inputs")
     guard.check_file(feeds)
     stored = read_npz(feeds)
-    with opened(model, target, options, device) as session:
+    with opened(model, target, options, device, checked) as session:
         wanted = {spec.name for spec in session.inputs}
         # A surplus array is named by the session and is not read: it may be large.
         arrays = {name: array.whole() if name in wanted else np.empty(0) for name, array in stored.items()}

@@ -31,5 +31,8 @@ def digest(path: Path) -> str:
 
 
 def _hashed(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    hashed, piece = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with open(path, "rb", buffering=0) as file:  # hashlib.file_digest is Python 3.11's, and a device may have 3.10
+        while read := file.readinto(piece):
+            hashed.update(piece[:read])
+    return hashed.hexdigest()

@@ -173,13 +173,13 @@ def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
 
 def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int, int]]) -> list[Pair]:
     """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes; in the
-    last one, boolean masks hide a row.
+    last one, boolean masks hide a row, and what is only moved has infinities.
 
     Sizes lie within `ranges`, where a dimension has one.
     """
     if any(spec.dtype not in DTYPES or spec.kind != "tensor" for spec in model.inputs):
         raise EdgerunError("only numbers can be drawn", got=", ".join(map(str, model.inputs)))
-    below, refusal = draws.ranges(model.ir), EdgerunError("")
+    below, moved, refusal = draws.ranges(model.ir), draws.moved(model.ir), EdgerunError("")
     for other in draws.SIZES:
         try:
             found: list[Pair] = []
@@ -189,7 +189,8 @@ def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int
                     dim: min(max(sizes[dim], low), high) for dim, (low, _, high) in ranges.items() if dim in sizes
                 }
                 feed = draws.feeds(model.inputs, sizes, seed, below)
-                feed = draws.masked(feed) if seed == len(2 * BATCHES) - 1 else feed
+                if seed == len(2 * BATCHES) - 1:
+                    feed = draws.extreme(draws.masked(feed), moved)
                 found.append((feed, reference.run(feed)))
             return found
         except EdgerunError as error:

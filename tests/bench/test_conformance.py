@@ -14,14 +14,14 @@ SAMPLE = 60
 DYING = """
 import os, signal, sys
 from bench import conformance
-def outcome(case, target):
+def outcome(case, target, drawn):
     if case.name == {dies!r}:
         os.kill(os.getpid(), signal.SIGFPE)
     if case.name == {hangs!r}:
         signal.pause()
     return "pass", ""
 conformance.outcome = outcome
-conformance.work(sys.argv[1], int(sys.argv[2]))
+conformance.work(sys.argv[1], int(sys.argv[2]), False)
 """
 TARGETS = [n for n in ("onnxruntime", "openvino") if registry.target(n, usable=False).available() is None]
 

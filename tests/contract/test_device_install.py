@@ -106,6 +106,14 @@ def test_a_model_runs_with_numpy_click_and_onnxruntime_alone(bare: list[str | Pa
         np.testing.assert_allclose(written["y"], feeds["x"] @ WEIGHT, rtol=1e-5, atol=1e-6)
 
 
+def test_checked_says_that_it_is_not_there(bare: list[str | Path], place: Path) -> None:
+    told = _call(
+        *bare, "run", "dense.onnx", "--feeds", "x.npz", "-o", "y.npz", "--checked", "--force", cwd=place, code=3
+    )
+    assert "comparing a model with the reference is not in edgerun-device" in told and len(told.splitlines()) == 1
+    assert not (place / "y.npz").exists()
+
+
 def test_help_has_what_is_there(bare: list[str | Path], tmp_path: Path) -> None:
     top = _call(*bare, "--help", cwd=tmp_path)
     commands = {path.stem.replace("_", "-") for path in (ROOT / "edgerun/cli").glob("[a-z]*.py")}
