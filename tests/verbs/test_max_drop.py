@@ -223,25 +223,32 @@ def test_every_sample_is_in_one_look(tmp_path: Path, model: Path) -> None:
 GROUPS = 4096
 
 
-def steered(wrong: int) -> Model:
-    """Logits [n, 2] of group numbers [n, 1]: class 0, but class 1 for the first `wrong` of 4,096 groups."""
+def steered(wrong: int, shift: float = 0.0) -> Model:
+    """Logits [n, 2] of group numbers [n, 1]: class 0, but class 1 for the first `wrong` of 4,096 groups; `shift` is
+    added to all logits, which changes no answer."""
     text = """<ir_version: 8, opset_import: ["": 17]> net (int64[n] g) => (float[n,2] y) { y = Gather(table, g) }"""
     proto = onnx.parser.parse_model(text)
     table = np.tile(np.array([1, 0], np.float32), (GROUPS, 1))
     table[:wrong] = [0, 1]
+    table += np.float32(shift)
     proto.graph.initializer.append(numpy_helper.from_array(table, "table"))
     return Model.from_proto(proto)
 
 
-def held(wrong: Callable[[int], int], seed: int, n: int = 1500, max_drop: float = 2.0) -> dict[str, Any] | None:
-    """The record of a search whose true drops are known, by how many of 6 layers are kept; None when refused."""
+def held(
+    wrong: Callable[[int], int], seed: int, n: int = 1500, max_drop: float = 2.0, seen: int = 0
+) -> dict[str, Any] | None:
+    """The record of a search whose true drops are known, by how many of 6 layers are kept; None when refused.
+
+    Calibration sees 16 groups from `seen` on, and a shift of the logits by each layer that is not kept.
+    """
     original = steered(0)
     groups = np.random.default_rng(seed).integers(0, GROUPS, n)
     dev = open_data({"g": groups, "labels": np.zeros(n, np.int64)}, original.inputs, batch=100)
-    calibration = open_data({"g": np.arange(16)}, original.inputs, batch=16)
+    calibration = open_data({"g": seen + np.arange(16)}, original.inputs, batch=16)
 
     def variant(kept: frozenset[str]) -> Model:
-        return steered(wrong(len(kept))).with_step(Step("test/steered", "0"))
+        return steered(wrong(len(kept)), 0.02 * (6 - len(kept))).with_step(Step("test/steered", "0"))
 
     try:
         made = search.hold(
@@ -272,6 +279,22 @@ def test_the_ladder_is_climbed_down_as_far_as_it_holds() -> None:
     assert found is not None and len(found["kept float"]) == 3
     assert [trial["kept"] for trial in found["trials"]] == [0, 5, 3]
     assert found["samples run"] < 3 * 1500
+
+
+@pytest.mark.parametrize(("least", "trials"), [(3, [0, 3]), (5, [0, 3, 5])])
+def test_the_descent_begins_where_calibration_foresees(least: int, trials: list[int]) -> None:
+    """Calibration, on groups that no layer changes, foresees that the lowest rung will do: so it does, or, with fewer
+    than 5 layers kept a drop of 10 points, it does not, and the ladder is climbed down from its safe end."""
+    found = held(lambda kept: round(GROUPS * (0.005 if kept >= least else 0.1)), seed=0, seen=2048)
+    assert found is not None and len(found["kept float"]) == least
+    assert [trial["kept"] for trial in found["trials"]] == trials
+
+
+def test_a_bound_is_held_wherever_the_descent_begins() -> None:
+    """As above, with every candidate at the bound and the lowest rung foreseen."""
+    at_bound = round(0.02 * GROUPS) + 1
+    claimed = sum(held(lambda kept: at_bound, seed, seen=2048) is not None for seed in range(24))
+    assert claimed <= 4
 
 
 def test_what_cannot_be_held_says_so(tmp_path: Path) -> None:

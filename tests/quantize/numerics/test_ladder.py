@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgerun.quantize.numerics.ladder import HALVINGS, ladder
+from edgerun.quantize.numerics.ladder import HALVINGS, changed, holds, ladder
 
 LAYERS = st.lists(st.tuples(st.floats(0, 1, width=16), st.floats(0, 1, width=16)), max_size=12)
 
@@ -44,3 +46,21 @@ def test_no_smaller_set_of_equal_layers() -> None:
         smaller = itertools.combinations(noise, len(kept) - 1)
         least = min(1 - sum(noise[name] for name in names) for names in smaller)
         assert least > left
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.3, 4.0])
+def test_the_share_of_answers_that_noise_changes(noise: float) -> None:
+    """Against 200,000 draws: logits of two classes with noise of their own; within four standard errors."""
+    generator = np.random.default_rng(0)
+    margins = generator.exponential(1.5, 400)
+    drawn = generator.normal(0, math.sqrt(noise), (500, 400, 2))
+    share = float(np.mean(margins + drawn[..., 0] < drawn[..., 1]))
+    assert changed(margins, noise) == pytest.approx(share, abs=4 * math.sqrt(share / drawn.shape[0] / 400) + 1e-9)
+    assert changed(margins, 0.0) == 0.0
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(10, 10_000), st.floats(0.001, 0.5))
+def test_fewer_changes_and_more_samples_hold_better(a: float, b: float, n: int, bound: float) -> None:
+    less, more = sorted((a, b))
+    assert holds(less, n, bound, 2.2) or not holds(more, n, bound, 2.2)
+    assert holds(less, 2 * n, bound, 2.2) or not holds(less, n, bound, 2.2)
