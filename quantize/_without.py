@@ -6,6 +6,7 @@ whole ones only where a step seems to cost something.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -133,6 +134,7 @@ class _Trials:
     def _made(self, without: Steps) -> tuple[np.ndarray, np.ndarray]:
         if without not in self._last:
             self._last = {without: self._make_one(without)}  # which two questions are about
+            gc.collect()  # graphs hold cycles, and each has weights of its own
         return self._last[without]
 
     def _make_one(self, without: Steps) -> tuple[np.ndarray, np.ndarray]:
