@@ -22,7 +22,8 @@ _BETWEEN = """
 import resource, subprocess, sys
 code = subprocess.call(sys.argv[2:])
 with open(sys.argv[1], "w") as file:
-    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    file.write(f"{used.ru_maxrss} {used.ru_utime + used.ru_stime}")
 sys.exit(code if code >= 0 else 128 - code)
 """
 
@@ -32,12 +33,14 @@ class Measured:
     """Wall seconds from start to end, peak memory of the whole tree in megabytes (1e6 bytes), and what it printed.
 
     `anonymous_mb` is the part of a peak that no file backs: the rest the system can take back when it needs the room.
+    `cpu_seconds` are those of the whole tree, which other work on the machine moves less than the wall's.
     """
 
     seconds: float
     peak_mb: float
     stdout: str
     anonymous_mb: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 def measured(command: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None) -> Measured:
@@ -67,7 +70,9 @@ def measured(command: Sequence[str], cwd: Path, environment: Mapping[str, str] |
         if process.returncode:
             tail = err.read()[-2000:]
             raise EdgerunError(f"{command[1:3]} ended with {process.returncode}", got=tail)
-        return Measured(seconds, max(int(peak.read()) * 1024, seen) / 1e6, out.read(), watch.anonymous / 1e6)
+        resident, cpu = peak.read().split()
+        most = max(int(resident) * 1024, seen) / 1e6
+        return Measured(seconds, most, out.read(), watch.anonymous / 1e6, float(cpu))
 
 
 def _bytes(process: psutil.Process) -> int:

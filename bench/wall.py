@@ -1,8 +1,9 @@
-"""How long a whole compression takes beside the faster peer: `python -m bench.wall` (writes results/wall.json).
+"""How long a whole compression takes beside a peer: `python -m bench.wall` (writes results/wall.json).
 
-Both are processes of their own, imports included, in turns and in changing order, so that they share the machine's good
-and bad moments; every run has an empty cache. The peer is ONNX Runtime's `quantize_static` with min-max ranges: NNCF
-takes longer on each of these models (results/README.md).
+All are processes of their own, imports included, in turns and in changing order, so that they share the machine's good
+and bad moments; every run has an empty cache. The default preset's peer is ONNX Runtime's `quantize_static` with
+min-max ranges: NNCF takes longer on each of these models (results/README.md). With `--preset fast` it is NNCF, for each
+target in the form that it has for it: a third of its time is what `fast` may take.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,45 +25,75 @@ from edgerun.measure.stats import median
 
 HERE = Path(__file__).parent
 MODELS, TARGETS = ("cifar_cnn", "mobilenet_v2", "minilm", "resnet50"), {"onnxruntime": ".onnx", "openvino": ".xml"}
-PEER = "ort_minmax"
+# By preset and target, whom it is timed beside.
+PEERS = {
+    "default": {"onnxruntime": "ort_minmax", "openvino": "ort_minmax"},
+    "fast": {"onnxruntime": "nncf_onnx", "openvino": "nncf_ir"},
+}
+SUFFIXES = {"nncf_ir": ".xml"}  # of what a peer writes; .onnx where it is not here
 
 
-def run(model: zoo.ZooModel, name: str, peers: Path) -> Measured:
+def run(model: zoo.ZooModel, name: str, preset: str, peers: Path) -> Measured:
     """One compression for the target `name`, or by the peer of that name."""
     with tempfile.TemporaryDirectory() as folder:
-        if name == PEER:
-            paths = [str(model.onnx), str(model.calibration), f"{folder}/small.onnx"]
-            command = [str(peers), str(HERE / "peers.py"), PEER, *paths, *(["--transformer"] * model.transformer)]
+        if name not in TARGETS:
+            paths = [str(model.onnx), str(model.calibration), f"{folder}/small{SUFFIXES.get(name, '.onnx')}"]
+            command = [str(peers), str(HERE / "peers.py"), name, *paths, *(["--transformer"] * model.transformer)]
             return measured(command, Path(folder), {"TMPDIR": folder})
         command = [sys.executable, "-m", "edgerun", "compress", str(model.onnx), "--target", name, "-o",
-                   f"{folder}/small{TARGETS[name]}", "--calibration", str(model.calibration)]  # fmt: skip
+                   f"{folder}/small{TARGETS[name]}", "--calibration", str(model.calibration),
+                   "--preset", preset]  # fmt: skip
         return measured(command, HERE.parent, {"EDGERUN_CACHE": f"{folder}/cache"})
+
+
+def beside(own: list[Measured], peers: list[Measured], names: tuple[str, str]) -> dict[str, Any]:
+    """Runs in pairs, one after the other each: both one's seconds, and the median ratio of own to peer's."""
+
+    def ratio(of: Callable[[Measured], float]) -> list[float]:
+        found = median([of(one) / of(other) for one, other in zip(own, peers, strict=True)])
+        return [round(x, 4) for x in (found.value, found.interval.low, found.interval.high)]
+
+    pairs = dict(zip(names, (own, peers), strict=True))
+    value, *interval = ratio(lambda run: run.seconds)
+    cpu, *cpu_interval = ratio(lambda run: run.cpu_seconds)
+    return {
+        "runs": len(own),
+        "seconds": {name: sorted(round(run.seconds, 2) for run in runs) for name, runs in pairs.items()},
+        "CPU seconds": {name: sorted(round(run.cpu_seconds, 2) for run in runs) for name, runs in pairs.items()},
+        "peak MB": {name: round(max(run.peak_mb for run in runs)) for name, runs in pairs.items()},
+        "ratio": value,
+        "interval (95 %)": interval,
+        "CPU ratio": cpu,
+        "CPU interval (95 %)": cpu_interval,
+    }
 
 
 @click.command()
 @click.argument("names", nargs=-1)
+@click.option("--preset", type=click.Choice(sorted(PEERS)), default="default", show_default=True)
+@click.option("--target", "targets", multiple=True, type=click.Choice(sorted(TARGETS)), help="Only this one.")
 @click.option("--rounds", type=click.IntRange(min=6), default=6, show_default=True, help="Runs of each.")
-def main(names: tuple[str, ...], rounds: int) -> None:
-    """Time compressions of the named zoo models beside the faster peer."""
-    peers = made(ENVIRONMENTS["peers"], HERE.parent / ".cache" / "peers")
+@click.option("--peers-python", type=click.Path(path_type=Path), help="A Python with the peers; default: make one.")
+def main(names: tuple[str, ...], preset: str, targets: tuple[str, ...], rounds: int, peers_python: Path | None) -> None:
+    """Time compressions of the named zoo models beside a peer."""
+    python = (peers_python or made(ENVIRONMENTS["peers"], HERE.parent / ".cache" / "peers")).absolute()
     path = HERE / "results" / "wall.json"
     told = json.loads(path.read_text()) if path.exists() else {}
+    timed = targets or tuple(TARGETS)
+    order = list(dict.fromkeys([*timed, *(PEERS[preset][target] for target in timed)]))
     for name in names or MODELS:
-        model, order = zoo.MODELS[name], [*TARGETS, PEER]
         taken: dict[str, list[Measured]] = {variant: [] for variant in order}
         for number in range(rounds):
             for variant in order if number % 2 else order[::-1]:
-                taken[variant].append(run(model, variant, peers))
-        for target in TARGETS:
-            ratio = median([own.seconds / peer.seconds for own, peer in zip(taken[target], taken[PEER], strict=True)])
-            seconds = {v: sorted(round(m.seconds, 2) for m in taken[v]) for v in (target, PEER)}
-            peaks = {v: round(max(m.peak_mb for m in taken[v])) for v in (target, PEER)}
-            told[f"{name} {target}"] = {
-                "runs": rounds, "seconds": seconds, "peak MB": peaks, "ratio": ratio.value,
-                "interval (95 %)": [ratio.interval.low, ratio.interval.high],
-            }  # fmt: skip
-            low, high = ratio.interval.low, ratio.interval.high
-            click.echo(f"{name} {target}: {ratio.value:.2f} [{low:.2f}, {high:.2f}] times {PEER}'s, {seconds[target]}")
+                taken[variant].append(run(zoo.model(name), variant, preset, python))
+        for target in timed:
+            peer = PEERS[preset][target]
+            found = told[" ".join([name, target, *([preset] * (preset != "default"))])] = beside(
+                taken[target], taken[peer], (target, peer)
+            )
+            low, high = found["interval (95 %)"]
+            click.echo(f"{name} {target} {preset}: {found['ratio']:.2f} [{low:.2f}, {high:.2f}] times {peer}'s time, "
+                       f"{found['CPU ratio']:.2f} times its CPU time, {found['seconds'][target]} s")  # fmt: skip
         files.write_bytes(path, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
 
 

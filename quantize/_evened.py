@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _steps, fold
+from edgerun.quantize import _steps
 from edgerun.quantize.graphs import centre, correction, equalize, factors, placement, smooth
 from edgerun.quantize.graphs.activation import Activation, Channels
 
@@ -63,7 +63,6 @@ def _equalized(
 ) -> dict[str, np.ndarray]:
     quantized = {str(value.name): _spanned(now[str(value.name)].varying, request) for value in plan.points}
     changed, gains, scales = equalize.equalize(model.graph, chains, quantized)
-    fold.infer_shapes(model)
     request.found["equalized"] = changed
     _predicted(request, _steps.EQUALIZED, gains)
     now |= {name: now[name].scaled(by) for name, by in scales.items() if name in now}
@@ -71,9 +70,9 @@ def _equalized(
 
 
 def _smoothed(model: ir.Model, plan: placement.Plan, now: dict[str, Activation], request: Request) -> None:
-    spanned = {name: _spanned(activation.varying, request) for name, activation in now.items()}
-    gains, made = smooth.apply(model.graph, smooth.sites(plan, request.rules), spanned, request.lanes)
-    fold.infer_shapes(model)
+    sites = smooth.sites(plan, request.rules)
+    spanned = {name: _spanned(now[name].varying, request) for name in (str(site.value.name) for site in sites)}
+    gains, made = smooth.apply(model.graph, sites, spanned, request.lanes)
     request.found["smoothed (dB)"] = gains
     _predicted(request, _steps.SMOOTHED, gains.values())
     now |= {new: now[old].scaled(by) for new, (old, by) in made.items()}

@@ -14,7 +14,7 @@ from edgerun.quantize._stream import Totals, by_sample
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Request
+    from edgerun.passes import Feeds, Request
     from edgerun.runtime import Session
 
 FEWEST = 4  # samples whose spread means something
@@ -30,6 +30,13 @@ def lost(quantized: ir.Model, truths: list[Truth], samples: int, request: Reques
     """What a finished model loses of each of so many samples."""
     with request.open(quantized, lanes=request.lanes) as session:
         return _scores(session, truths, samples, request)
+
+
+def lost_of(quantized: ir.Model, known: list[tuple[Feeds, Truth]], request: Request) -> list[Totals]:
+    """What a finished model loses of each sample of these batches."""
+    with request.open(quantized, lanes=request.lanes) as session:
+        runs = in_lanes(lambda pair: session.run(pair[0]), known, request.lanes)
+        return [lost for (_, truth), out in runs for lost in by_sample(truth, out)]
 
 
 def compared(

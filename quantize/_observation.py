@@ -16,7 +16,7 @@ from edgerun.errors import Unsupported
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import correction, placement
 from edgerun.quantize.graphs.activation import Activation, unusable
-from edgerun.quantize.graphs.statistics import Watch
+from edgerun.quantize.graphs.statistics import APART, Watch
 from edgerun.quantize.graphs.windows import Window
 from edgerun.quantize.numerics import coverage
 
@@ -61,11 +61,12 @@ def samples_in(feeds: Feeds, request: Request) -> int:
 
 def observe(
     model: ir.Model, plan: placement.Plan, request: Request, vectors: Mapping[str, Window]
-) -> tuple[dict[str, Activation], list[Truth]]:
+) -> tuple[dict[str, Activation], dict[str, Activation], list[Truth]]:
     """One float run over the data: every activation's extremes, and of its beginning everything else that is needed.
 
-    The run ends when the extremes are settled (`coverage.verdict`); the rest of the data is only looked at. `vectors`
-    says of which values some are kept, by name, and where.
+    Then the same of three batches in four, for trials that every fourth one judges (`Effort.try_out`; none where there
+    is no fourth). The run ends when the extremes are settled (`coverage.verdict`); the rest of the data is only looked
+    at. `vectors` says of which values some are kept, by name, and where.
     """
     outputs = _numeric_outputs(model)
     # A sum may need rounding after all once the layer that it is fused into stays in float.
@@ -110,7 +111,8 @@ def observe(
     for name, activation in seen.items():
         if not all(np.isfinite(a).all() for a in vars(activation.channels).values()):
             raise unusable(name)
-    return seen, told.truths
+    tried = request.effort.try_out and len(told.truths) >= APART
+    return seen, watch.activations(fit=True) if tried else {}, told.truths
 
 
 def _extremes(watch: Watch, names: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -42,12 +42,16 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Observed:
-    """A folded float model as it is, what was `seen` of its activations, and its answers."""
+    """A folded float model as it is, what was `seen` of its activations, and its answers.
+
+    `fit` is what three batches in four tell of the activations, for trials that every fourth one judges.
+    """
 
     model: ir.Model
     original: ir.Model | None
     seen: Mapping[str, Activation]
     truths: list[Truth]
+    fit: Mapping[str, Activation] = field(default_factory=dict)
 
     def copy(self) -> Observed:
         """The same on a clone, since `prepared` consumes the model; the weights are shared."""

@@ -12,6 +12,7 @@ from edgerun.quantize import _steps
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import placement, windows
 from edgerun.quantize.graphs.activation import Activation, Vectors
+from edgerun.quantize.graphs.statistics import APART
 from edgerun.quantize.graphs.windows import Window
 from edgerun.quantize.numerics import gptq
 from edgerun.quantize.numerics.grid import channel_bounds, symmetric
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 STEPS = 127  # of a weight's grid on either side of zero
 INPUTS = 1536  # of an output, at most: second moments are INPUTS² numbers, and their factorization INPUTS³/3 products
 VECTORS, ENOUGH = 768, 48  # of each input of a layer, over all samples, and for each number that an output reads
-APART = 4  # every fourth batch judges
 # Values, and the layers that read each of them in the same way, by weight: either is one.
 Layer = tuple[list[str], list[list["ir.Node"]]]
 

@@ -59,10 +59,7 @@ class Stream:
 
     def grids(self, spans: Intervals) -> dict[str, Grid]:
         """The grids that span these intervals."""
-        rules = self._request.rules
-        if rules.symmetric:
-            return {group: grid.symmetric(high, rules.activation) for group, (_, high) in spans.items()}
-        return {group: grid.asymmetric(low, high, rules.activation) for group, (low, high) in spans.items()}
+        return grids_over(spans, self._request)
 
     def missing(self, spans: Intervals, samples: int, stage: str) -> Shifts:
         """What rounding takes from each layer's mean, averaged over `samples`, with the layers before it put right.
@@ -144,6 +141,14 @@ class Stream:
 
         for (_, truth), out in in_lanes(run, wanted(), self._request.lanes):
             yield truth, out
+
+
+def grids_over(spans: Intervals, request: Request) -> dict[str, Grid]:
+    """The grid of every scale group that spans its interval."""
+    rules = request.rules
+    if rules.symmetric:
+        return {group: grid.symmetric(high, rules.activation) for group, (_, high) in spans.items()}
+    return {group: grid.asymmetric(low, high, rules.activation) for group, (low, high) in spans.items()}
 
 
 def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:

@@ -1,9 +1,14 @@
-"""Each step tried without, at the model's output: what surely does not pay is left out (`--preset best`)."""
+"""Each step tried without, at the model's output: what surely does not pay is left out.
+
+`--preset best` makes whole models for that; the default one plain ones, on batches that the step was not fitted to, and
+whole ones only where a step seems to cost something.
+"""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,15 +16,16 @@ import numpy as np
 from edgerun.checkpoint import Memo
 from edgerun.effort import Effort
 from edgerun.quantize import _finished, _steps
+from edgerun.quantize._observation import Truth, batches
 from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import ERROR, gained
-from edgerun.quantize._rounding import APART
 from edgerun.quantize._stream import Totals, as_array, as_totals, parts
+from edgerun.quantize.graphs.statistics import APART
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Request
+    from edgerun.passes import Feeds, Request
 
 Make = Callable[[Prepared, "Request"], "ir.Model"]  # the finished model
 # By the step, what of the history says that it did something.
@@ -30,78 +36,119 @@ DONE = {
     _steps.EVENED: "evened (dB)",
     _steps.ROUNDED: "rounded to the second order",
 }
+Steps = frozenset[str]
 
 
-def prepared(observed: Observed, make: Make, request: Request) -> Prepared:
+@dataclass(frozen=True)
+class Makes:
+    """How the models that are compared are made: `whole` as in the end, and `plain`, rounded with nothing put right."""
+
+    whole: Make
+    plain: Make
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """By how many dB the outputs are nearer to float with a step, surely nearer, and surely nearer without it."""
+
+    mean: float
+    surely: float
+    against: float
+    n: int
+
+    @property
+    def pays(self) -> bool:
+        """But for an error of ERROR; what is not surely better without a step keeps it."""
+        return self.against <= 0
+
+
+def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
     """`observed`, prepared without the steps that surely bring it nothing; the gain of each goes into `found`.
 
-    One step after the other is left out of a model that is made as the default preset makes one, its ranges as asked
-    for or the extremes, nothing kept in float for the precision. Who is nearer to float without a step, by Student's
-    bound on the paired differences over the samples whose truth is known, stays so for the steps behind. Second-order
-    rounding is judged on the batches that it was not fitted to alone.
+    One step after the other is left out of a model, its ranges as asked for or the extremes, nothing kept in float for
+    the precision. Who is nearer to float without a step, by Student's bound on the paired differences over samples
+    whose truth is known, stays so for the steps behind. With `leave_out` the models are made as the default preset
+    makes one, and all samples judge, but of second-order rounding those that it was not fitted to; with `try_out` it
+    is every fourth batch, steps and ranges are of the others, and the models are plain: a step that plainly does not
+    pay is tried in whole ones before it goes.
     """
-    if not request.effort.leave_out:
+    trials: _Trials
+    again: _Trials | None = None
+    if request.effort.leave_out:
+        trials = _Trials(observed, makes.whole, request)
+    elif observed.fit:
+        apart = replace(observed, seen=observed.fit)
+        trials, again = _Plain(apart, makes.plain, request), _Apart(apart, makes.whole, request)
+    else:
         return observed.prepared(request)
-    trials = _Trials(observed, make, request)
-    without, gains = frozenset[str](), dict[str, tuple[float, float, int]]()
+    without, gains = Steps(), dict[str, _Gain]()
     for step in DONE:
         if step not in trials.done(without):
             continue
-        which = trials.apart if step == _steps.ROUNDED else trials.every
-        whole, left = (which(trials.lost(steps)) for steps in (without, without | {step}))
-        gains[step] = *gained(left, whole, ERROR), len(whole)
-        if gained(whole, left, ERROR)[1] > 0:
+        gains[step] = trials.gain(step, without)
+        if not gains[step].pays and again is not None:
+            gains[step] = again.gain(step, without)
+        if not gains[step].pays:
             without |= {step}
     result = observed.prepared(request, without)
-    for step, (gain, surely, n) in gains.items():
-        _steps.tell(request, step, gain, surely, n=n, measured=_steps.OUTPUT, kept=step not in without)
+    for step, gain in gains.items():
+        kept = step not in without
+        _steps.tell(request, step, gain.mean, gain.surely, n=gain.n, measured=_steps.OUTPUT, kept=kept)
     return result
 
 
 class _Trials:
     """What models without some steps lose of every sample, each made once; a killed run goes on with what it knew."""
 
+    about = "models without a step"
+
     def __init__(self, observed: Observed, make: Make, request: Request) -> None:
         self._observed, self._make, self._request = observed, make, request
-        self._last: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = {}
+        self._last: dict[Steps, tuple[np.ndarray, np.ndarray]] = {}
         assert request.calibration is not None
         about = request.calibration.digest, *sorted(request.keep_float)
-        self._memo = Memo(request.checkpoint, "models without a step", *about)
+        self._memo = Memo(request.checkpoint, self.about, *about)
 
-    def done(self, without: frozenset[str]) -> list[str]:
+    def done(self, without: Steps) -> list[str]:
         """The steps that change something in the model that has all but these."""
         known = self._memo.get(f"{_name(without)}: steps", lambda: self._made(without)[0])
         return [step for step, did in zip(DONE, known, strict=True) if did]
 
-    def lost(self, without: frozenset[str]) -> list[Totals]:
+    def gain(self, step: str, without: Steps) -> _Gain:
+        """What `step` brings to the model without some others."""
+        whole, left = (self._judging(step, self._lost(steps)) for steps in (without, without | {step}))
+        return _Gain(*gained(left, whole, ERROR), gained(whole, left, ERROR)[1], len(whole))
+
+    def _lost(self, without: Steps) -> list[Totals]:
         """What the finished model loses of every sample."""
         found = self._memo.get(f"{_name(without)}: losses", lambda: self._made(without)[1])
         return as_totals(found, list(self._observed.truths[0].outputs))
 
-    def every(self, scores: list[Totals]) -> list[Totals]:
-        """All of them."""
-        return scores
-
-    def apart(self, scores: list[Totals]) -> list[Totals]:
-        """Of those of all samples the ones that second-order rounding was not fitted to; all where there are none."""
+    def _judging(self, step: str, scores: list[Totals]) -> list[Totals]:
+        """Of second-order rounding those that it was not fitted to; all where there are none."""
+        if step != _steps.ROUNDED:
+            return scores
         batch = [index for index, truth in enumerate(self._observed.truths) for _ in range(parts(truth))]
-        return [own for own, index in zip(scores, batch, strict=True) if index % APART == APART - 1] or scores
+        return [own for own, index in zip(scores, batch, strict=True) if _held(index)] or scores
 
-    def _made(self, without: frozenset[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _made(self, without: Steps) -> tuple[np.ndarray, np.ndarray]:
         if without not in self._last:
             self._last = {without: self._make_one(without)}  # which two questions are about
+            gc.collect()  # graphs hold cycles, and each has weights of its own
         return self._last[without]
 
-    def _make_one(self, without: frozenset[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _make_one(self, without: Steps) -> tuple[np.ndarray, np.ndarray]:
         own = self._own(without)
-        prepared = self._observed.copy().prepared(own, without)
+        ready = self._observed.copy().prepared(own, without)
         rounded = own.found.get(DONE[_steps.ROUNDED], {}).get("layers", 0)
         done = [bool(rounded if step == _steps.ROUNDED else own.found.get(key)) for step, key in DONE.items()]
-        truths = prepared.truths
-        losses = _finished.lost(self._make(prepared, own), truths, sum(truth.rows for truth in truths), own)
-        return np.array(done), as_array(losses)
+        return np.array(done), as_array(self._losses(self._make(ready, own), own))
 
-    def _own(self, without: frozenset[str]) -> Request:
+    def _losses(self, model: ir.Model, own: Request) -> list[Totals]:
+        truths = self._observed.truths
+        return _finished.lost(model, truths, sum(truth.rows for truth in truths), own)
+
+    def _own(self, without: Steps) -> Request:
         """As the default preset, ranges at the extremes; no checkpoint: those of ranges are about one model."""
         request = self._request
 
@@ -113,5 +160,40 @@ class _Trials:
         return replace(request, ranges=ranges, effort=effort, checkpoint=None, progress=progress, found={})
 
 
-def _name(without: frozenset[str]) -> str:
+class _Apart(_Trials):
+    """The same on the batches that are kept apart."""
+
+    about = "models without a step, on data kept apart"
+
+    def __init__(self, observed: Observed, make: Make, request: Request) -> None:
+        super().__init__(observed, make, request)
+        self._known: list[tuple[Feeds, Truth]] = []
+
+    def _judging(self, step: str, scores: list[Totals]) -> list[Totals]:
+        return scores
+
+    def _losses(self, model: ir.Model, own: Request) -> list[Totals]:
+        truths = self._observed.truths
+        if not self._known:
+            pairs = zip(batches(own, sum(truth.rows for truth in truths), ""), truths, strict=False)
+            self._known = [pair for index, pair in enumerate(pairs) if _held(index)]
+        return _finished.lost_of(model, self._known, own)
+
+
+class _Plain(_Apart):
+    """Of models that take next to nothing to make: weights to nearest."""
+
+    def __init__(self, observed: Observed, make: Make, request: Request) -> None:
+        super().__init__(observed, make, replace(request, checkpoint=None))
+
+    def _own(self, without: Steps) -> Request:
+        own = super()._own(without)
+        return replace(own, effort=replace(own.effort, second=False))
+
+
+def _held(batch: int) -> bool:
+    return batch % APART == APART - 1
+
+
+def _name(without: Steps) -> str:
     return ", ".join(step for step in DONE if step in without) or "nothing"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _finished, _reached, _steps, static_int8
+from edgerun.quantize import _finished, _reached, _steps, _without, static_int8
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._prepared import Prepared
 from edgerun.quantize._ranges import ERROR, gained, intervals, sqnr
@@ -41,7 +41,7 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     """As for INT8: fold, one float run, and move and smooth channels, which floats gain from too."""
     model = opsets.at_least(model, OLDEST_OPSET, "8-bit floats")
     own = replace(request, effort=replace(request.effort, second=False))
-    return static_int8.prepare(model, own, make=finish)
+    return static_int8.prepare(model, own, _without.Makes(finish, _plain))
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
@@ -50,17 +50,28 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     A range ends at the extremes unless an estimator is asked for: between them, a float's steps hardly depend on it.
     """
     model, truths = prepared.model, prepared.truths
-    plan = placement.plan(model.graph, request.rules, request.keep_float)
-    for nodes in plan.sharing():
-        _store(model.graph, nodes)
     name = "minmax" if request.ranges == "auto" else request.ranges
-    spans = intervals(plan, prepared.seen, name, symmetric=True)
-    grids: dict[str, Grid] = {group: float8.spanning(HEADROOM * high) for group, (_, high) in spans.items()}
+    plan, grids = _placed(prepared, name, request)
     shifts = _shifts(model, plan, grids, truths, request)
     result = _quantized(model, plan, grids, shifts)
     _reached.tell(model.graph, _finished.reached(result, truths, request), request)
     request.found |= {"ranges": name, "8-bit nodes": len(plan.compute), "quantized activations": len(plan.points)}
     return result
+
+
+def _plain(prepared: Prepared, request: Request) -> ir.Model:
+    """With ranges that end at the extremes, and biases as they are."""
+    return _quantized(prepared.model, *_placed(prepared, "minmax", request), {})
+
+
+def _placed(prepared: Prepared, ranges: str, request: Request) -> tuple[placement.Plan, dict[str, Grid]]:
+    """Where Q/DQ are to stand, and their grids; the weights are stored."""
+    graph = prepared.model.graph
+    plan = placement.plan(graph, request.rules, request.keep_float)
+    for nodes in plan.sharing():
+        _store(graph, nodes)
+    spans = intervals(plan, prepared.seen, ranges, symmetric=True)
+    return plan, {group: float8.spanning(HEADROOM * high) for group, (_, high) in spans.items()}
 
 
 def _shifts(

@@ -35,8 +35,9 @@ from edgerun.quantize._ranges import (
     choose,
     corrected_on,
     gained,
+    intervals,
 )
-from edgerun.quantize._stream import Begun, Stream, Totals
+from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
     correction,
@@ -70,10 +71,10 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     return finish(prepare(model, request), request)
 
 
-def prepare(model: ir.Model, request: Request, make: _without.Make | None = None) -> Prepared:
+def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = None) -> Prepared:
     """Fold, run the float model over the calibration data once, equalize, and round weights to the second order.
 
-    Where the effort tries each step without, `make` finishes the models that are compared (None: as INT8).
+    Where the effort tries each step without, `makes` finish the models that are compared (None: as INT8).
     """
     _refuse_quantized(model)
     fold.apply(model)
@@ -89,10 +90,12 @@ def prepare(model: ir.Model, request: Request, make: _without.Make | None = None
             return Prepared(model, original, {}, [], {})
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
-    seen, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
-    seen |= {name: seen[name].within(*ends) for name, ends in reach.ends(plan).items()}
+    seen, fit, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
+    for told in (seen, fit):
+        told |= {name: told[name].within(*ends) for name, ends in reach.ends(plan).items() if told}
     _observation.tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
-    return _without.prepared(Observed(model, original, seen, truths), make or _all_placed, request)
+    makes = makes or _without.Makes(_all_placed, _plain)
+    return _without.prepared(Observed(model, original, seen, truths, fit), makes, request)
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
@@ -103,6 +106,23 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
 
 def _all_placed(prepared: Prepared, request: Request) -> ir.Model:
     return _placed(prepared, request, spare=False)
+
+
+def _plain(prepared: Prepared, request: Request) -> ir.Model:
+    """With grids over the extremes, weights rounded to nearest, and biases moved by what that takes of known means."""
+    model, seen, rules = prepared.model, prepared.seen, request.rules
+    plan = placement.plan(model.graph, rules, request.keep_float)
+    convolutions = [node for node in plan.weights if node.op_type == "Conv"]
+    floats = {str(node.name): edit.constant(node.inputs[1]) for node in convolutions}
+    read = {str(node.inputs[0].name) for node in convolutions}  # type: ignore[union-attr]
+    stored = _store_weights(model, plan, seen, {}, request)
+    grids = grids_over(intervals(plan, seen, "minmax", rules.symmetric), request)
+    lost = {
+        name: w - (own := stored[name].grid).dequantize(own.quantize(w)) for name, w in floats.items() if w is not None
+    }
+    means = {name: seen[name].mean for name in read if name in seen and seen[name].axis == 1}
+    shifts = correction.expected(plan, means, lost)
+    return _quantized(model, plan, grids, {} if rules.float_bias else stored, shifts, rules)
 
 
 def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.Model:
@@ -161,7 +181,7 @@ def _written(
 ) -> ir.Model:
     """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`."""
     biased = {} if request.rules.float_bias else made.stored
-    plain, moved = (_quantized(made.model, made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
+    plain, moved = (_quantized(made.model.clone(), made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
     without, corrected = _finished.compared((plain, moved), truths, samples, request)
     gain, surely = gained(without, corrected, ERROR)
     pays = gain > 0  # each sample counts alike: in a sum the loudest one decides
@@ -250,9 +270,8 @@ def _quantized(
     shifts: Mapping[str, np.ndarray],
     rules: Quantization,
 ) -> ir.Model:
-    """A Q/DQ clone of the `model` with stored weights, biases moved by `shifts`; as int32 at the nodes in `stored`."""
-    result = model.clone()
-    graph, plan = result.graph, planned.on(result.graph)
+    """The `model` of stored weights as Q/DQ, consumed; biases moved by `shifts`, int32 at the nodes in `stored`."""
+    graph, plan = model.graph, planned.on(model.graph)
     correction.move(graph, plan, shifts)
     scale = {str(value.name): grids[group].scale for value, group in plan.points.items()}
     for node in plan.weights:
@@ -274,5 +293,5 @@ def _quantized(
     if rules.forked_bias:
         forks.hold(graph)
     qdq.share_constants(graph)
-    edit.drop_unused(result)
-    return result
+    edit.drop_unused(model)
+    return model

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgerun.errors import EdgerunError
 from edgerun.passes import NodeTime
-from edgerun.targets._profile import covers, typical
+from edgerun.targets._onnxruntime_overhead import Overhead
+from edgerun.targets._profile import TICK, covers, typical
 
 if TYPE_CHECKING:
     import onnx
@@ -22,10 +26,25 @@ REORDER = frozenset({"ReorderInput", "ReorderOutput"})
 # What the optimizer puts around the name of the node or value that it works on.
 _MARKS = re.compile(r"^fused |_token_\d+$|/duplicated$|_nchwc$|_nhwc$|_bn$|_pre_q$|_q_to_dq$|_q$|/\w+Fusion/?$|/$")
 Trace = list[dict[str, Any]]
+NOTHING = Overhead()
 
 
-def kernels(trace: Trace, source: bytes | Path | None, optimized: Path) -> list[NodeTime]:
+def watched(settings: Any, folder: str) -> Any:
+    """Settings of a session whose profile goes into a file in `folder`."""
+    settings.enable_profiling, settings.profile_file_prefix = True, str(Path(folder, "profile"))
+    return settings
+
+
+def events(session: Any) -> Trace:
+    """The trace of a session so far, which is profiled no more."""
+    found: Trace = json.loads(Path(session.end_profiling()).read_text())
+    return found
+
+
+def kernels(trace: Trace, source: bytes | Path | None, optimized: Path, added: Overhead = NOTHING) -> list[NodeTime]:
     """Typical seconds per run of each kernel, slowest first; the first run of the trace is the warm-up.
+
+    `added` is what the profiler adds to them, and is taken off.
 
     `source` is the model, `optimized` the file that the optimizer wrote. Both are looked at only where onnx is
     installed: elsewhere, as on a device, and without a model (None) kernels have times but cover nothing.
@@ -37,7 +56,7 @@ def kernels(trace: Trace, source: bytes | Path | None, optimized: Path) -> list[
         NodeTime(
             name,
             first[name]["op_name"],
-            typical(microseconds),
+            added.without(typical(microseconds), len(first[name].get("input_type_shape") or ())),
             _precision(first[name]),
             order=orders[name],
             integer=_integer(first[name]),
@@ -48,6 +67,14 @@ def kernels(trace: Trace, source: bytes | Path | None, optimized: Path) -> list[
         for name, microseconds in counts.items()
     ]
     return sorted(times, key=lambda t: -t.seconds)
+
+
+def by_run(session: Any) -> np.ndarray:
+    """What each run's kernels took, seconds `[runs, kernels]`, the first run left out: that of a model whose kernels
+    all run every time. The session is profiled no more."""
+    counts, _ = _counts(events(session))
+    taken: np.ndarray = (np.array(list(counts.values())).T + 0.5) * TICK
+    return taken
 
 
 def _counts(trace: Trace) -> tuple[dict[str, list[float]], dict[str, dict[str, Any]]]:

@@ -35,9 +35,7 @@ writes = (".ort",)
 takes = setting.TAKES
 device_option = providers.PROVIDER  # the key in `takes` that says which hardware
 LITTLE = 8 << 20  # bytes that a process may keep for the next time: giving them back costs more than it brings
-MUCH = (
-    32 << 20
-)  # bytes that go back soon: what is less comes again in milliseconds, which a small model's opening feels
+MUCH = 32 << 20  # that go back soon: what is less comes again in milliseconds, which a small model's opening feels
 
 
 def available() -> str | None:
@@ -143,18 +141,16 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 
     Raises Unsupported on a GPU.
     """
-    import json
     import tempfile
 
     from edgerun.targets import _onnxruntime_profile as trace
+    from edgerun.targets._onnxruntime_overhead import overhead
 
     if providers.choice(options).provider.library:
         what = "ONNX Runtime's profiler times the launches of a GPU's kernels, not the kernels"
         raise Unsupported(what, do="profile on the CPU, or with NVIDIA's nsys")
     with tempfile.TemporaryDirectory() as folder:
-        settings, written = _settings(options), Path(folder, "optimized.onnx")
-        settings.enable_profiling = True
-        settings.profile_file_prefix = os.path.join(folder, "profile")
+        settings, written = trace.watched(_settings(options), folder), Path(folder, "optimized.onnx")
         settings.optimized_model_filepath = str(written)
         # Weights go to a file of their own, which nobody reads.
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
@@ -164,8 +160,10 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
                 if index == 0:
                     session.run(feed)
                 session.run(feed)
-            events = json.loads(Path(session.end_profiling()).read_text())
-        return trace.kernels(events, None if optimized.is_one(engine.payload) else engine.payload, written)
+            events = trace.events(session)
+        open_as = {True: lambda: trace.watched(_settings(options), folder), False: lambda: _settings(options)}
+        added = overhead(lambda model, on: _open(Engine("onnxruntime", model), options, open_as[on]()), trace.by_run)
+        return trace.kernels(events, None if optimized.is_one(engine.payload) else engine.payload, written, added)
 
 
 def _session(session: Any, options: Options) -> OrtSession:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -123,13 +124,20 @@ class Activation:
         return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1], vectors=vectors)
 
     @property
+    def mean(self) -> np.ndarray:
+        """Of every channel `[C]`, by the sample; 0 of one hardly in it."""
+        seen, mean, _ = self._sampled
+        return np.where(seen < FEWEST, 0.0, mean)
+
+    @property
     def varying(self) -> Channels:
         """With the variance in place of the mean square, by the sample; a channel hardly in it keeps its own."""
-        seen, mean, power = self._sampled()
+        seen, mean, power = self._sampled
         share = np.where(power > 0, 1 - mean**2 / np.maximum(power, np.finfo(np.float64).tiny), 1.0)
         share = np.where(seen < FEWEST, 1.0, np.maximum(share, 0.0))
         return replace(self.channels, power=self.channels.power * share)
 
+    @cached_property
     def _sampled(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """How many values of each channel the sample has, their mean, and their mean square, `[C]` each."""
         channels, values = len(self.channels.power), self.sample.astype(np.float64)
@@ -139,7 +147,7 @@ class Activation:
 
     def moved(self, offsets: np.ndarray) -> Activation:
         """Of x − o, o `[C]`; the mean that E[(x − o)²] needs is that of the sample. Extremes as in `scaled`."""
-        _, mean, _ = self._sampled()
+        _, mean, _ = self._sampled
         power = self.varying.power + (mean - offsets) ** 2
         lows, highs = (end - offsets for end in (self.channels.lows, self.channels.highs))
         channels = replace(self.channels, lows=lows, highs=highs, power=power)

@@ -87,8 +87,26 @@ def move(graph: ir.Graph, plan: Plan, shifts: Mapping[str, np.ndarray]) -> None:
     """Put `shifts` `[C]`, by the name of the layer's holder, into the biases of the plan's layers."""
     for layer in layers(plan) if shifts else ():
         bias, name = constant(layer.bias), str(layer.holder.name)
+        if name not in shifts:
+            continue
         moved = shifts[name] + (0.0 if bias is None else bias.reshape(-1))
         set_constant(graph, layer.holder, layer.index, moved.astype(np.float32), name=f"{name}/bias")
+
+
+def expected(plan: Plan, means: Mapping[str, np.ndarray], lost: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What rounding takes from the mean of every layer's output, `[C]` by its holder's name: of convolutions (W −
+    Q(W))·E[x], by `means` `[C]` of what they read and what their weights `lost`, by name. (Nagel et al. 2019, 4.2.)"""
+    found: dict[str, np.ndarray] = {}
+    for layer in layers(plan):
+        node = layer.holder
+        lacking, mean = lost.get(str(node.name)), means.get(str(node.inputs[0].name))  # type: ignore[union-attr]
+        if lacking is None or mean is None:
+            continue
+        groups = node.attributes.get_int("group", 1)
+        mean = mean.reshape(groups, -1)
+        taps = lacking.reshape(groups, -1, lacking.shape[1], math.prod(lacking.shape[2:])).sum(axis=3)
+        found[str(node.name)] = np.einsum("goc,gc->go", taps, mean).reshape(-1).astype(np.float32)
+    return found
 
 
 def together(plan: Plan, shifts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

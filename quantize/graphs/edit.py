@@ -79,7 +79,7 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
     name = fresh_name(graph, name)
     array = np.ascontiguousarray(array) if array.ndim else array
-    tensor = ir.tensor(array, name=name)
+    tensor = ir.Tensor(array, name=name)  # `ir.tensor` looks for ten times as long what kind of array it is
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
@@ -95,7 +95,7 @@ def set_constant(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, 
     old = node.inputs[index] if index < len(node.inputs) else None
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
         array = np.ascontiguousarray(array) if array.ndim else array
-        tensor = ir.tensor(array, name=old.name)
+        tensor = ir.Tensor(array, name=old.name)
         old.const_value, old.shape, old.type = tensor, ir.Shape(array.shape), ir.TensorType(tensor.dtype)
         return
     base = old.name if old is not None and old.name else name or f"{node.name}_{index}"

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 PREFIX = "edgerun/probe/"
 SHORT = (2.0**-4, 2.0**15)  # peaks that float16 holds, a hundred times as fine as a code's step, with half the memory
 KINDS = ("low", "high", "squares", "sample", "shape", "vectors")
-STATE = ("sample", "owner", "low", "high", "squares", "size", "lows", "highs", "vectors", "taken")
+STATE = ("sample", "owner", "low", "high", "squares", "held", "size", "lows", "highs", "vectors", "taken", "told")
 PARTS = 8  # of the data, whose extremes are kept apart: what a part reaches that no other did, new data does too
+APART = 4  # every fourth batch judges what was fitted to the others; PARTS is a multiple
+SAMPLED = 8  # of these others, as many as a mean needs
 NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Sqrt", "HardSigmoid"})
 KEEPS_SIGN = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Transpose"})
 
@@ -72,9 +74,10 @@ class Watch:
         for name, seen in self._seen.items():
             seen.restore({kind: state[f"{name}/{kind}"] for kind in STATE})
 
-    def activations(self) -> dict[str, Activation]:
-        """What was seen, by value name."""
-        return {name: seen.activation() for name, seen in self._seen.items()}
+    def activations(self, *, fit: bool = False) -> dict[str, Activation]:
+        """What was seen, by value name; `fit`: on the batches that are not kept APART, of which there is one at least,
+        told in full."""
+        return {name: seen.fit() if fit else seen.activation() for name, seen in self._seen.items()}
 
 
 def _short(vectors: np.ndarray) -> np.ndarray:
@@ -98,6 +101,7 @@ class _Seen:
             np.full((PARTS, 1), -np.inf),
         )
         self._squares, self._size, self._told = np.array(0.0), 0.0, 0  # batches told in full
+        self._held, self._held_size = np.array(0.0), 0.0  # squares and elements of those kept apart
         self._samples: list[np.ndarray] = []
         self._owners: list[np.ndarray] = []
         self._owned: tuple[tuple[int, ...], np.ndarray] | None = None  # the owners of the last shape
@@ -117,7 +121,10 @@ class _Seen:
         self.highs.append(float(high.max()))
         if "sample" in told:
             shape = told["shape"]
-            self._squares = np.asarray(self._squares + told["squares"].astype(np.float64))
+            squares = told["squares"].astype(np.float64)
+            self._squares = np.asarray(self._squares + squares)
+            if self._told % APART == APART - 1:
+                self._held, self._held_size = np.asarray(self._held + squares), self._held_size + float(np.prod(shape))
             self._size, self._told = self._size + float(np.prod(shape)), self._told + 1
             self._samples.append(np.array(told["sample"]))
             if self._owned is None or self._owned[0] != tuple(shape):  # batches are alike, and most share one array
@@ -137,16 +144,19 @@ class _Seen:
 
     def state(self) -> dict[str, np.ndarray]:
         whole = (np.concatenate(a) for a in (self._samples, self._owners))
-        size = np.array([self._size, self._told])
-        ends = (self._low, self._high, self._squares, size, np.array(self.lows), np.array(self.highs))
+        size, held = np.array([self._size, self._told, self._held_size]), np.asarray(self._held)
+        ends = (self._low, self._high, self._squares, held, size, np.array(self.lows), np.array(self.highs))
         taken = np.array([len(batch) for batch in self._vectors], np.int64)
         kept = np.concatenate(self._vectors) if self._vectors else np.zeros((0, 0), np.float32)
-        return dict(zip(STATE, (*whole, *ends, kept, taken), strict=True))
+        told = np.array([batch.size for batch in self._samples], np.int64)
+        return dict(zip(STATE, (*whole, *ends, kept, taken, told), strict=True))
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        samples, owners, low, high, self._squares, size, lows, highs, kept, taken = (state[kind] for kind in STATE)
+        samples, owners, low, high, self._squares, self._held, *rest = (state[kind] for kind in STATE)
+        size, lows, highs, kept, taken, told = rest
         self._low, self._high = low.copy(), high.copy()
-        self._samples, self._owners, self._size, self._told = [samples], [owners], float(size[0]), int(size[1])
+        self._samples, self._owners = (np.split(whole, np.cumsum(told)[:-1]) for whole in (samples, owners))
+        self._size, self._told, self._held_size = float(size[0]), int(size[1]), float(size[2])
         self.lows, self.highs = lows.tolist(), highs.tolist()
         self._vectors = [part.copy() for part in np.split(kept, np.cumsum(taken)[:-1])] if len(taken) else []
 
@@ -159,20 +169,34 @@ class _Seen:
         return channel.astype(np.min_scalar_type(int(shape[self.axis])))
 
     def activation(self) -> Activation:
-        squares = np.atleast_1d(self._squares)
-        power = squares * len(squares) / max(self._size, 1.0)
-        parts = min(PARTS, len(self.highs))
-        low, high = (np.broadcast_to(end[:parts], (parts, len(power))) for end in (self._low, self._high))
-        count = self._size / len(power) * len(self.highs) / max(self._told, 1)
+        """What all batches told."""
+        return self._activation(self._squares, self._size, np.arange(len(self.highs)), None)
+
+    def fit(self) -> Activation:
+        """What the batches told that are not kept apart, SAMPLED of them by sampled values."""
+        batches = np.arange(len(self.highs))
+        which = batches[batches % APART < APART - 1]
+        return self._activation(self._squares - self._held, self._size - self._held_size, which, SAMPLED)
+
+    def _activation(self, squares: np.ndarray, size: float, which: np.ndarray, most: int | None) -> Activation:
+        """Of the batches `which`, of whose full ones `squares` and `size` are the sums; `most` of their samples."""
+
+        def of(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [batches[index] for index in which if index < len(batches)]
+
+        squares, parts = np.atleast_1d(squares), which[which < PARTS]
+        power = squares * len(squares) / max(size, 1.0)
+        low, high = (np.broadcast_to(end[parts], (len(parts), len(power))) for end in (self._low, self._high))
+        samples = of(self._samples)
         return Activation(
-            Channels(low, high, power, count),
+            Channels(low, high, power, size / len(power) * len(which) / max(len(samples), 1)),
             self.axis,
-            np.concatenate(self._samples),
-            np.concatenate(self._owners),
-            np.array(self.lows),
-            np.array(self.highs),
-            self._size,
-            Vectors(tuple(self._vectors)),
+            np.concatenate(samples[:most]),
+            np.concatenate(of(self._owners)[:most]),
+            np.array(self.lows)[which],
+            np.array(self.highs)[which],
+            size,
+            Vectors(tuple(of(self._vectors))),
         )
 
 

@@ -64,11 +64,11 @@ def factors(
     peaks = np.maximum(depths, heights)
     if not float(peaks.max(initial=0.0)) > 0 or not (np.isfinite([lows, highs]).all() and np.isfinite(power).all()):
         return np.ones(power.shape), 0.0
-    shares, rest = _shares(peaks.max(axis=0)), _shares(others(peaks))
+    shares, rest, outside = _shares(peaks.max(axis=0)), _shares(others(peaks)), (others(depths), others(heights))
 
     def tried(exponent: float) -> tuple[float, np.ndarray]:
         found = (shares / shares.min()) ** -exponent
-        lost = clipped([depths, heights], rest**-exponent, count)
+        lost = clipped([depths, heights], rest**-exponent, count, outside)
         return noise(found, lows.min(axis=0), highs.max(axis=0), power, weights, lost), found
 
     before, ones = tried(0.0)
