@@ -165,7 +165,8 @@ class Request:
     memory holds at once; `checkpoint` keeps what a killed run goes on from; `fresh` tells, batch by batch as the first
     pass over the data goes on, how many samples do not repeat others (empty: not known).
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
-    measured into `found` (JSON values): that becomes part of the Step in the history.
+    measured into `found` (JSON values): that becomes part of the Step in the history. In `telling` it leaves the places
+    of batches whose outputs are not next to nothing, for who compares models on them (empty: not known).
     """
 
     rules: Quantization
@@ -179,6 +180,7 @@ class Request:
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
     fresh: Sequence[int] = ()
+    telling: Sequence[int] = ()
 
 
 class Pass(Protocol):

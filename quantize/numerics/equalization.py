@@ -89,18 +89,20 @@ def others(ends: np.ndarray) -> np.ndarray:
     return rest
 
 
-def clipped(ends: Sequence[np.ndarray], factors: np.ndarray, count: float) -> np.ndarray:
+def clipped(
+    ends: Sequence[np.ndarray], factors: np.ndarray, count: float, rests: Sequence[np.ndarray] | None = None
+) -> np.ndarray:
     """The mean square `[C]` of what a grid cuts off new data; the `ends` are how far each of its sides was reached.
 
     Each part of the data stands for new data once: with the `factors` `[parts, C]` that the others would choose, and a
     grid that spans what they reached, o_kc = max(0, r_kc − max_{j≠k, d} r_jd·f_kd / f_kc) is the overshoot of channel c
     in part k, and χ_c = Σ_k o_kc² / n over the channel's n = `count` elements. Where channels are even each is an edge
     of the grid, and new data is beyond many; a large channel leaves the others room. One element a part and channel is
-    counted: χ is a lower bound, and zero for a single part.
+    counted: χ is a lower bound, and zero for a single part. `rests` are the `others` of the ends, where they are known.
     """
     over = np.zeros(factors.shape[-1])
-    for end in ends:  # `[parts, C]`
-        edge = (others(end) * factors).max(axis=1, keepdims=True)
+    for end, rest in zip(ends, map(others, ends) if rests is None else rests, strict=True):  # `[parts, C]`
+        edge = (rest * factors).max(axis=1, keepdims=True)
         over += (np.maximum(end - edge / factors, 0.0) ** 2).sum(axis=0)
     return over / count
 
@@ -134,11 +136,14 @@ def even(
     if not np.isfinite(depth).all() or not np.isfinite(height).all() or not (depth + height).any():
         return ones, 0.0
 
+    deep, high = others(depths), others(heights)
+
     def noise(ratio: float, exponent: float) -> tuple[float, np.ndarray]:
         factors = _factors(np.maximum(height, depth / ratio), exponent)
-        held = _factors(np.maximum(others(heights), others(depths) / ratio), exponent)
+        held = _factors(np.maximum(high, deep / ratio), exponent)
         step = float((depth * factors).max() + (height * factors).max()) / 255
-        return _relative_noise(step, factors, power, readers, clipped([depths, heights], held, count)), factors
+        lost = clipped([depths, heights], held, count, [deep, high])
+        return _relative_noise(step, factors, power, readers, lost), factors
 
     plain, _ = noise(1.0, 0.0)
     ratios = DEPTHS if depth.any() else (1.0,)
