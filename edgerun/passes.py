@@ -109,6 +109,7 @@ class Quantization:
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
     integer op follows at once, and a depthwise one that reads it is as fast. `depthwise_stem`: only such a pair is.
+    `thin`: so is a Conv whose outputs are sums of at most so many products, where nothing reads them on integers.
     `requantizes`: what is left in float between two integer layers gets 8-bit weights with one scale from the runtime
     itself, where its input has one scale for all channels. `float_gates`: layers over one position whose result scales
     a whole tensor (squeeze-and-excitation) stay in float. `forked_bias`: a Conv on integers whose result is read more
@@ -134,6 +135,7 @@ class Quantization:
     float_output: frozenset[str] = frozenset()
     float_stem: int = 0
     depthwise_stem: bool = False
+    thin: int = 0
     requantizes: bool = False
     float_gates: bool = False
     forked_bias: bool = False

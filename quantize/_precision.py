@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import _ranges, _steps
-from edgerun.quantize._stream import Stream, Totals
+from edgerun.quantize._stream import Stream, Totals, telling
 from edgerun.quantize.graphs import correction, edit, factors, placement, work
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.numerics.grid import Grid
@@ -82,7 +82,7 @@ class Cheap:
     ) -> list[Totals]:
         """What the model loses of each sample, where it is less than FLOOR dB near the float one; else nothing.
 
-        A few samples may surely say that it is nearer.
+        A few samples may surely say that it is nearer; where less than half of them tell anything, it must be sure.
         """
         if not self.plans:
             return []
@@ -90,7 +90,8 @@ class Cheap:
         if _ranges.surely(reached(plan, seen, stream, request, few)) >= FLOOR:
             return []
         scores = reached(plan, seen, stream, request)
-        return scores if _ranges.sqnr(scores) < FLOOR else []
+        few_tell = 2 * sum(telling(scores)) < len(scores)
+        return scores if (_ranges.surely if few_tell else _ranges.sqnr)(scores) < FLOOR else []
 
     def spared(self, made: Placed, scores: list[Totals], judge: Judge, request: Request) -> Placed:
         """`made`, which loses `scores`, with each kind of layers in float that brings WORTH dB by the `judge`, one kind
