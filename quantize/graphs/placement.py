@@ -73,7 +73,7 @@ def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = froz
     `keep_float` names nodes that stay in float. Cost: a walk over the graph per rule; no data is touched.
     """
     found = _plan(graph, rules, keep_float)
-    while left := thin.layers(found, rules):  # what a thin layer reads may then be read in float alone
+    while left := thin.layers(found.weights, found.in_float, rules):  # what one reads may then be thin too
         keep_float |= left
         if not (other := _plan(graph, rules, keep_float)).compute:
             break
