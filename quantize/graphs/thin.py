@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def layers(weights: list[ir.Node], in_float: Callable[[ir.Node], bool], rules: Quantization) -> frozenset[str]:
-    """The names of those Convs among `weights`, a plan's, whose outputs are sums of at most `rules.thin` products and are
+    """The names of those Convs among `weights`, a plan's, whose outputs are sums of at most `rules.thin` products,
     read by what is `in_float` alone.
 
     Their integer kernels save less than it takes to turn what they write into floats, and into another layout. What a
