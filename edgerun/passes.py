@@ -109,6 +109,7 @@ class Quantization:
     `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
     `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
     integer op follows at once, and a depthwise one that reads it is as fast. `depthwise_stem`: only such a pair is.
+    `thin`: so is a Conv whose outputs are sums of at most so many products, where nothing reads them on integers.
     `requantizes`: what is left in float between two integer layers gets 8-bit weights with one scale from the runtime
     itself, where its input has one scale for all channels. `float_gates`: layers over one position whose result scales
     a whole tensor (squeeze-and-excitation) stay in float. `forked_bias`: a Conv on integers whose result is read more
@@ -134,6 +135,7 @@ class Quantization:
     float_output: frozenset[str] = frozenset()
     float_stem: int = 0
     depthwise_stem: bool = False
+    thin: int = 0
     requantizes: bool = False
     float_gates: bool = False
     forked_bias: bool = False
@@ -165,7 +167,8 @@ class Request:
     memory holds at once; `checkpoint` keeps what a killed run goes on from; `fresh` tells, batch by batch as the first
     pass over the data goes on, how many samples do not repeat others (empty: not known).
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
-    measured into `found` (JSON values): that becomes part of the Step in the history.
+    measured into `found` (JSON values): that becomes part of the Step in the history. In `telling` it leaves the places
+    of batches whose outputs are not next to nothing, for who compares models on them (empty: not known).
     """
 
     rules: Quantization
@@ -179,6 +182,7 @@ class Request:
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
     fresh: Sequence[int] = ()
+    telling: Sequence[int] = ()
 
 
 class Pass(Protocol):

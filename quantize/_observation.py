@@ -6,7 +6,7 @@ import gc
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgerun")
 SAMPLE_BUDGET = 1 << 16  # elements kept of each activation
 UNIT = 8  # samples
+LEAST = 1e-4  # of all signal or all noise: a sample with less of both says nothing
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,18 @@ def verdict(lows: np.ndarray, highs: np.ndarray, request: Request) -> coverage.V
         starts = np.arange(0, len(lows) // 2 * 2, 2)
         lows, highs = np.minimum.reduceat(lows, starts), np.maximum.reduceat(highs, starts)
     return coverage.verdict(lows, highs, rows=fresh.sum() / len(lows))
+
+
+def telling(truths: Sequence[Truth]) -> list[int]:
+    """The batches with a share worth mentioning (LEAST) of an output's signal: a detector's pictures without anything
+    in them have next to none, and any two models differ there."""
+    signal = np.array([[_signal(truth.outputs[name]) for name in truth.outputs] for truth in truths])
+    says = ~(signal < LEAST * signal.sum(axis=0)).all(axis=1)
+    return [int(place) for place in np.flatnonzero(says)]
+
+
+def _signal(array: np.ndarray) -> float:
+    return float(np.square(array, dtype=np.float64).sum())
 
 
 def tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import _ranges, _steps
-from edgerun.quantize._stream import Stream, Totals
+from edgerun.quantize._stream import Stream, Totals, telling
 from edgerun.quantize.graphs import correction, edit, factors, placement, work
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.numerics.grid import Grid
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
-    Judge = Callable[["Placed", Request], list[Totals]]
+    Judge = Callable[["Placed", Request, list[Totals]], list[Totals]]
 
 FLOOR = 20.0  # dB: a model that is farther off gets float layers, until it is surely as near
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
@@ -77,22 +77,29 @@ class Cheap:
         }
         return cls(kinds, plans, weights)
 
-    def needed(self, plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request) -> bool:
-        """Whether the model is less than FLOOR dB near the float one; a few samples may surely say it is nearer."""
+    def needed(
+        self, plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request
+    ) -> list[Totals]:
+        """What the model loses of each sample, where it is less than FLOOR dB near the float one; else nothing.
+
+        A few samples may surely say that it is nearer; where less than half of them tell anything, it must be sure.
+        """
         if not self.plans:
-            return False
+            return []
         few = _ranges.looked_at(seen, stream, request) or _ranges.RACE
         if _ranges.surely(reached(plan, seen, stream, request, few)) >= FLOOR:
-            return False
-        return _ranges.sqnr(reached(plan, seen, stream, request)) < FLOOR
+            return []
+        scores = reached(plan, seen, stream, request)
+        few_tell = 2 * sum(telling(scores)) < len(scores)
+        return scores if (_ranges.surely if few_tell else _ranges.sqnr)(scores) < FLOOR else []
 
-    def spared(self, made: Placed, judge: Judge, request: Request) -> Placed:
-        """`made` with each kind of layers in float that brings WORTH dB by the `judge`, one kind after the other.
+    def spared(self, made: Placed, scores: list[Totals], judge: Judge, request: Request) -> Placed:
+        """`made`, which loses `scores`, with each kind of layers in float that brings WORTH dB by the `judge`, one kind
+        after the other.
 
         Ever more of the first convolutions are tried as long as the model is not surely FLOOR dB near.
         """
         best, kept = made, frozenset[str]()
-        scores = judge(made, request)
         for kind, names in self.kinds.items():
             trial = kept | names
             if trial == kept or trial not in self.plans:
@@ -101,16 +108,18 @@ class Cheap:
                 break
             own = replace(request, keep_float=request.keep_float | trial, found={})
             other = self._without(made, trial)
-            after = judge(other, own)
+            after = judge(other, own, scores)
             gain = _ranges.sqnr(after) - _ranges.sqnr(scores)
             request.found.setdefault("dB won in float", {})[kind] = round(gain, 2)
-            mean, surely = _ranges.gained(scores, after, _ranges.ERROR)
+            # Samples that say nothing are not run again.
+            run = [(old, new) for old, new in zip(scores, after, strict=True) if new is not old]
+            mean, surely = _ranges.gained([old for old, _ in run], [new for _, new in run], _ranges.ERROR)
             _steps.tell(
                 request,
                 _steps.FLOAT,
                 mean,
                 surely,
-                n=len(after),
+                n=len(run),
                 measured=_steps.OUTPUT,
                 kept=gain >= WORTH,
                 choice=kind,
@@ -144,13 +153,17 @@ def reached(
     stream: Stream,
     request: Request,
     samples: int | None = None,
+    beside: list[Totals] | None = None,
 ) -> list[Totals]:
     """What a placement loses in emulation, with grids over the extremes, of `samples` or all that correct biases.
+
+    Samples of which another one has nothing to lose and lost nothing, by the scores `beside`, are not run.
 
     Every mean is put right on the way, where one says nothing of a single value: what these runs tell of a bias is
     asked for later. Elsewhere biases are those of as many other samples; of few, they would be the larger noise.
     """
     spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
     samples = samples or _ranges.corrected_on(seen, stream, request)
-    judged = stream.righted if all(map(correction.spread, correction.layers(plan))) else stream.judged
-    return judged(spans, samples, "precision")
+    if all(map(correction.spread, correction.layers(plan))):
+        return stream.righted(spans, samples, "precision", beside)
+    return stream.judged(spans, samples, "precision")

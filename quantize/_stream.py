@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from edgerun import cache
 from edgerun.checkpoint import Memo
 from edgerun.metrics import Difference
 from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize._observation import Truth, batches
+from edgerun.quantize._observation import LEAST, Truth, batches
 from edgerun.quantize.graphs import correction, qdq
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
@@ -27,8 +27,8 @@ KEPT = 16  # spans whose shifts and scores are remembered
 Intervals = dict[str, tuple[float, float]]
 Shifts = dict[correction.Layer, np.ndarray]
 Totals = dict[str, Difference]
-# By what was run, and on how many samples: by layer, means; and what was lost of each sample.
-Begun = dict[tuple[object, int], tuple[dict[str, Running], list[Totals]]]
+# By what was run, and on which batches: by layer, means; and by batch what was lost of each sample.
+Begun = dict[tuple[object, frozenset[int]], tuple[dict[str, Running], dict[int, list[Totals]]]]
 
 
 class Stream:
@@ -57,6 +57,12 @@ class Stream:
         ends = itertools.accumulate((truth.rows for truth in self._truths), initial=0)
         return next((end for end in ends if end >= samples), self.samples)
 
+    def _batches(self, samples: int, skip: int = 0) -> frozenset[int]:
+        """The batches that hold the first `samples`, but for those that lie in the first `skip`."""
+        starts = itertools.accumulate((truth.rows for truth in self._truths), initial=0)
+        held = enumerate(zip(starts, self._truths, strict=False))
+        return frozenset(index for index, (at, truth) in held if at < samples and at + truth.rows > skip)
+
     def grids(self, spans: Intervals) -> dict[str, Grid]:
         """The grids that span these intervals."""
         return grids_over(spans, self._request)
@@ -67,25 +73,41 @@ class Stream:
         Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
         little from one sample to the next.
         """
-        found, _ = self._righted(spans, samples, stage)
+        found, _ = self._righted(spans, self._batches(samples), stage)
         return {layer: found[layer.mean].shrunk() for layer in self._layers}
 
-    def righted(self, spans: Intervals, samples: int, stage: str) -> list[Totals]:
-        """What is lost of each sample meanwhile: what a bias can make good is not in it, nor chance in finding that."""
-        return self._righted(spans, samples, stage)[1]
+    def righted(
+        self, spans: Intervals, samples: int, stage: str, beside: Sequence[Totals] | None = None
+    ) -> list[Totals]:
+        """What is lost of each sample meanwhile: what a bias can make good is not in it, nor chance in finding that.
 
-    def _righted(self, spans: Intervals, samples: int, stage: str) -> tuple[dict[str, Running], list[Totals]]:
+        `beside` is what another placement lost of the same samples: those that say nothing there are not run, and
+        lose what they lost there.
+        """
+        if beside is None:
+            return list(itertools.chain.from_iterable(self._righted(spans, self._batches(samples), stage)[1].values()))
+        ends = list(itertools.accumulate(map(parts, self._truths), initial=0))
+        there = {index: list(beside[ends[index] : ends[index + 1]]) for index in sorted(self._batches(samples))}
+        says = telling(beside)
+        wanted = frozenset(index for index in there if any(says[ends[index] : ends[index + 1]]))
+        return list(itertools.chain.from_iterable((there | self._righted(spans, wanted, stage)[1]).values()))
+
+    def _righted(
+        self, spans: Intervals, wanted: frozenset[int], stage: str
+    ) -> tuple[dict[str, Running], dict[int, list[Totals]]]:
         key = tuple(spans.items()), tuple(layer.mean for layer in self._layers)
-        known = max((count for about, count in list(self._begun) if about == key and count <= samples), default=0)
-        before, lost = self._begun.get((key, known), ({}, []))
-        found, lost = {layer.mean: before.get(layer.mean, Running()) for layer in self._layers}, list(lost)
+        parted = (run for about, run in list(self._begun) if about == key and run <= wanted)
+        known = max(parted, key=len, default=frozenset[int]())
+        before, lost = self._begun.get((key, known), ({}, {}))
+        found, lost = {layer.mean: before.get(layer.mean, Running()) for layer in self._layers}, dict(lost)
         zeros: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
-        # More samples of the same spans go on from here.
-        for truth, out in self._outputs(spans, zeros, 1.0, samples, stage, skip=self._whole(known)):
+        # More batches of the same spans go on from here.
+        missed = sorted(wanted - known)
+        for index, (truth, out) in zip(missed, self._outputs(spans, zeros, 1.0, missed, stage), strict=True):
             for layer in self._layers:
                 found[layer.mean] = found[layer.mean].with_(out[layer.missing], truth.rows)
-            lost += by_sample(truth, out)
-        self._begun[key, samples] = found, lost
+            lost[index] = [*by_sample(truth, out)]
+        self._begun[key, wanted] = found, lost = found, dict(sorted(lost.items()))
         if len(self._begun) > KEPT:
             self._begun.pop(next(iter(self._begun)), None)
         return found, lost
@@ -93,7 +115,7 @@ class Stream:
     def scores(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> list[Totals]:
         """What is lost of each sample with grids over `spans` and every layer moved by its shift, `skip` samples on."""
         found: list[Totals] = []
-        for truth, out in self._outputs(spans, shifts, 0.0, samples, stage, skip):
+        for truth, out in self._outputs(spans, shifts, 0.0, self._batches(samples, skip), stage):
             found += by_sample(truth, out)
         return found
 
@@ -116,30 +138,27 @@ class Stream:
             wanted = int(np.searchsorted(starts[:-1], skip + samples)) - before
             if len(known) < wanted:
                 shifts, done = self.missing(spans, apart, stage), int(starts[before + len(known)])
-                later = self._outputs(spans, shifts, 0.0, skip + samples, stage, done)
+                later = self._outputs(spans, shifts, 0.0, self._batches(skip + samples, done), stage)
                 known.extend([*by_sample(truth, out)] for truth, out in later)
             return as_array(list(itertools.chain.from_iterable(known[:wanted])))
 
         return as_totals(self._memo.get(cache.key(f"{samples} {apart}", *ends), find), list(self._truths[0].outputs))
 
     def _outputs(
-        self, spans: Intervals, shifts: Shifts, share: float, samples: int, stage: str, skip: int = 0
+        self, spans: Intervals, shifts: Shifts, share: float, wanted: Collection[int], stage: str
     ) -> Iterator[tuple[Truth, dict[str, np.ndarray]]]:
-        given, seen = qdq.open_feeds(self.grids(spans)) | {correction.SHARE: np.array(share, np.float32)}, 0
+        """Every batch of those `wanted`, in order, with what it gives."""
+        given = qdq.open_feeds(self.grids(spans)) | {correction.SHARE: np.array(share, np.float32)}
         fixed = {layer.fixed: (1 - share) * shift for layer, shift in shifts.items()}
 
         def run(item: tuple[Feeds, Truth]) -> dict[str, np.ndarray]:
             means = {layer.mean: item[1].means[layer.mean] for layer in shifts}
             return self._session.run({**item[0], **means, **given, **fixed})
 
-        def wanted() -> Iterator[tuple[Feeds, Truth]]:
-            nonlocal seen
-            for feeds, truth in zip(batches(self._request, samples, stage), self._truths, strict=False):
-                seen += truth.rows
-                if seen > skip:
-                    yield feeds, truth
-
-        for (_, truth), out in in_lanes(run, wanted(), self._request.lanes):
+        end = sum(truth.rows for truth in self._truths[: max(wanted, default=-1) + 1])
+        held = zip(batches(self._request, end, stage), self._truths, strict=False) if wanted else iter(())
+        items = (item for index, item in enumerate(held) if index in wanted)
+        for (_, truth), out in in_lanes(run, items, self._request.lanes):
             yield truth, out
 
 
@@ -157,6 +176,19 @@ def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
     for part in range(rows):
         own: Any = ... if rows == 1 else slice(part, part + 1)
         yield {name: Difference.of(array[own], out[name][own]) for name, array in truth.outputs.items()}
+
+
+def telling(scores: Sequence[Totals]) -> list[bool]:
+    """Whether a sample has a share worth mentioning of the signal or of the noise of any output.
+
+    A detector's SQNR is that of the pictures in which it finds something: where it finds nothing, there is neither.
+    """
+    whole = {name: sum((score[name] for score in scores), Difference()) for name in scores[0]}
+    return [
+        any(own.signal > LEAST * whole[name].signal or not own.noise < LEAST * whole[name].noise
+            for name, own in score.items())
+        for score in scores
+    ]  # fmt: skip
 
 
 def parts(truth: Truth) -> int:

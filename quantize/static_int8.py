@@ -91,6 +91,7 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, fit, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
+    request.telling = _observation.telling(truths)
     for told in (seen, fit):
         told |= {name: told[name].within(*ends) for name, ends in reach.ends(plan).items() if told}
     _observation.tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
@@ -136,15 +137,15 @@ def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.M
     del model
     begun: Begun = {}
     with _streaming(made, truths, request, begun) as stream:
-        needed = spare and cheap.needed(plan, seen, stream, request)
-        settled = None if needed else _settled(made.plan, seen, stream, request)
+        lost = cheap.needed(plan, seen, stream, request) if spare else []
+        settled = None if lost else _settled(made.plan, seen, stream, request)
     if settled is None:
 
-        def judge(spared: Placed, own: Request) -> list[Totals]:
+        def judge(spared: Placed, own: Request, beside: list[Totals]) -> list[Totals]:
             with _streaming(spared, truths, own, begun) as stream:
-                return _precision.reached(spared.plan, seen, stream, own)
+                return _precision.reached(spared.plan, seen, stream, own, beside=beside)
 
-        made = cheap.spared(made, judge, request)
+        made = cheap.spared(made, lost, judge, request)
         with _streaming(made, truths, request, begun) as stream:
             settled = _settled(made.plan, seen, stream, request)
     return _written(made, *settled, truths, checked(seen, truths, request), request)

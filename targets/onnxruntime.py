@@ -291,6 +291,7 @@ def quantization(device: Device | None = None) -> Quantization:
         join=_cpu.RULES.join | {"Sigmoid"},
         float_output=frozenset({"MatMul", "Gemm"}),
         float_stem=4,
+        thin=48,
         requantizes=True,
         dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),
         flat_rows=True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ Hold = Callable[[Model, Request], Model]  # the compressed model whose drop in a
 # its usual order ONNX Runtime comes to what looks at a value last, while all that is looked at waits in memory.
 LEAN = {"enable_mem_pattern": "0", "execution_order": "priority"}
 MAPPED = {"MEMORY": "small"}  # weights of a large model stay in their files
+APART = 5  # batches between two that a first look at an engine is on
 MANY = 12  # batches of a second look at an engine
 LANES = 2  # batches at once; the cap is measured with two
 EMULATED = {"session.disable_quant_qdq": "1"}
@@ -94,7 +95,7 @@ class Making:
             result = self.hold(self.original.taken(), asked)
         else:  # no name here keeps the model: its weights are free to go as the pass replaces them
             result = quantize.apply(self.name, self.original.taken(), asked)
-        made = result, self._proven(result)
+        made = result, self._proven(result, asked.telling)
         asked.checkpoint.clear()
         return made
 
@@ -134,14 +135,16 @@ class Making:
             asked.found[KEPT] = dict(kept)
         return asked
 
-    def _proven(self, result: Model) -> Engine:
+    def _proven(self, result: Model, telling: Sequence[int]) -> Engine:
         with told(self.progress):
-            return self._compared(result)
+            return self._compared(result, telling)
 
-    def _compared(self, result: Model) -> Engine:
+    def _compared(self, result: Model, telling: Sequence[int]) -> Engine:
         usual = usual_shapes(self.inputs, self.data)
         # Two batches apart from each other: neighbours may show nothing, both of them.
-        few = list(itertools.islice(self.data or (), 0, 6, 5))
+        first = next(iter(telling), 0)
+        places = first, next((place for place in telling if place >= first + APART), first + APART)
+        few = list(itertools.islice(self.data or (), places[0], places[1] + 1, places[1] - places[0]))
         try:
             return proof.proven(result, self.original.source, self.target, few, MEASURER, usual)
         except GateFailed:

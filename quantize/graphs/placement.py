@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
-from edgerun.quantize.graphs import between, gates, recurrent
+from edgerun.quantize.graphs import between, gates, recurrent, thin
 from edgerun.quantize.graphs.edit import COPIES, constant, row_bias, sole_consumer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Weight input and its output-channel axis when the op holds weights: (input index, axis); Gemm's depends on transB.
 BIAS_BYTES = 8  # an int32 and its scale
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -71,8 +70,18 @@ class Plan:
 def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = frozenset()) -> Plan:
     """Choose points, integer nodes and absorbed activations for one target.
 
-    `keep_float` names nodes that stay in float. Cost: one walk over the graph per rule; no data is touched.
+    `keep_float` names nodes that stay in float. Cost: a walk over the graph per rule; no data is touched.
     """
+    found = _plan(graph, rules, keep_float)
+    while left := thin.layers(found.weights, found.in_float, rules):  # what one reads may then be thin too
+        keep_float |= left
+        if not (other := _plan(graph, rules, keep_float)).compute:
+            break
+        found = other
+    return found
+
+
+def _plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str]) -> Plan:
     placement = Plan()
     stem: set[ir.Node] = set()
     left = {*(gates.nodes(graph) if rules.float_gates else ()), *recurrent.heads(graph)}

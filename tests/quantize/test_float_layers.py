@@ -32,3 +32,25 @@ def test_a_layer_stays_float_whose_input_has_peaks(net: Any, text: str, last: tu
     assert "a" in told["float layers"]
     assert 20 < told["dB won in float"]["stem"] < 50
     assert told["calibration SQNR (dB)"] > 25
+
+
+def test_trials_run_the_samples_that_say_something(net: Any) -> None:
+    """Five of the 40 samples that are judged have all that the model gives; the others, 1e-5 of their size, are not run
+    to learn what the first layer brings in float."""
+    generator = np.random.default_rng(0)
+    shapes = {"first": (8, 8, 3, 3), "second": (128, 8, 1, 1), "third": (256, 128, 1, 1), "last": (8, 256, 1, 1)}
+    weights = {name: (generator.standard_normal(shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+    ends = {"low": np.float32(-2), "high": np.float32(2)}
+    x = generator.standard_normal((48, 8, 16, 16)).astype(np.float32)
+    x[:, 0, 8, 8] = 500 * (1 + generator.random(48))
+    told = {}
+    for quiet in (1.0, 1e-5):
+        x[np.arange(48) % 8 != 3] *= np.float32(quiet)
+        result = compress(
+            net(PICTURES % BODY, **weights, **ends), calibration={"x": x}, placement="rules", memory_cap=1
+        )
+        told[quiet] = result.history[-1].options
+    steps = {q: next(s for s in own["steps"] if s["step"] == "float layers: stem") for q, own in told.items()}
+    assert steps[1.0]["n"] == 40 and steps[1e-5]["n"] == 5
+    assert told[1e-5]["float layers"] == told[1.0]["float layers"]
+    assert told[1e-5]["dB won in float"]["stem"] > 10

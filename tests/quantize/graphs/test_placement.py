@@ -219,3 +219,17 @@ def test_the_output_channels_axis(net: Any, layer: str, axis: int, shape: tuple[
     door = "(float[n,8,1,1] x, float[n,8] f) => (float y)"
     plan = planned(net, {"k": weights(1, *shape)}, RULES, f"{door} {{ y = {layer} }}")
     assert [placement.weight_axis(node) for node in plan.weights] == [axis]
+
+
+def test_short_sums_that_are_read_in_float_stay_float(net: Any, weights: Any) -> None:
+    """A 1x1 layer over eight channels whose result a HardSigmoid reads, and then the one before it too; not one that an
+    integer layer reads, nor what the model gives out, nor all that there is."""
+    graph = """(float[n,8,6,6] x) => (float[n,8,6,6] y) { a = Conv(x, w) b = Conv(a, v) h = HardSigmoid(b)
+        c = Conv(h, w) y = Conv(c, v) }"""
+    parts = {"w": weights(1, 8, 8, 1, 1), "v": weights(2, 8, 8, 1, 1)}
+    compute = {
+        most: [node.name for node in planned(net, parts, replace(RULES, thin=most), graph).compute] for most in (7, 8)
+    }
+    assert compute == {7: ["a", "b", "c", "y"], 8: ["c", "y"]}
+    alone = "(float[n,8,6,6] x) => (float[n,8,6,6] y) { a = Conv(x, w) y = HardSigmoid(a) }"
+    assert [node.name for node in planned(net, parts, replace(RULES, thin=8), alone).compute] == ["a"]

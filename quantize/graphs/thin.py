@@ -1,0 +1,35 @@
+"""Convolutions that would be faster on integers, were it not for what reads them: short sums, read in float alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgerun.quantize.graphs import between
+from edgerun.quantize.graphs.edit import constant
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgerun.passes import Quantization
+
+
+def layers(weights: list[ir.Node], in_float: Callable[[ir.Node], bool], rules: Quantization) -> frozenset[str]:
+    """The names of those Convs among `weights`, a plan's, whose outputs are sums of at most `rules.thin` products,
+    read by what is `in_float` alone.
+
+    Their integer kernels save less than it takes to turn what they write into floats, and into another layout. What a
+    model gives out counts as read on integers.
+    """
+    found = set()
+    for node in weights:
+        weight = constant(node.inputs[1])
+        if node.op_type != "Conv" or weight is None or weight[0].size > rules.thin:
+            continue
+        result = node.outputs[0]
+        written = {result, between.behind(result, rules)}
+        readers = [user for value in written for user, _ in value.uses()]
+        inside = not any(value.is_graph_output() for value in written)
+        if readers and inside and all(map(in_float, readers)):
+            found.add(str(node.name))
+    return frozenset(found)
