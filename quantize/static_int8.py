@@ -114,15 +114,14 @@ def _plain(prepared: Prepared, request: Request) -> ir.Model:
     model, seen, rules = prepared.model, prepared.seen, request.rules
     plan = placement.plan(model.graph, rules, request.keep_float)
     convolutions = [node for node in plan.weights if node.op_type == "Conv"]
-    floats = {str(node.name): edit.constant(node.inputs[1]) for node in convolutions}
+    taken = {str(node.name): correction.over_taps(edit.constant(node.inputs[1])) for node in convolutions}
     read = {str(node.inputs[0].name) for node in convolutions}  # type: ignore[union-attr]
     stored = _store_weights(model, plan, seen, {}, request)
     grids = grids_over(intervals(plan, seen, "minmax", rules.symmetric), request)
-    lost = {
-        name: w - (own := stored[name].grid).dequantize(own.quantize(w)) for name, w in floats.items() if w is not None
-    }
+    for node in convolutions:
+        taken[str(node.name)] -= correction.over_taps(qdq.stored_weight(node), stored[str(node.name)].grid.scale)
     means = {name: seen[name].mean for name in read if name in seen and seen[name].axis == 1}
-    shifts = correction.expected(plan, means, lost)
+    shifts = correction.expected(plan, means, taken)
     return _quantized(model, plan, grids, {} if rules.float_bias else stored, shifts, rules)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -31,42 +32,62 @@ PROMISING, GAIN, SURELY = (
 )  # what another form must win: nats, to be looked at again and in the end; errors
 
 
-def classes(model: ir.Model) -> int | None:
-    """C of a model whose one output is `[n, C]`, at least three of them; None of any other."""
+class Classifier:
+    """A running classifier, `[n, C]` classes of a picture, and what it answered."""
+
+    def __init__(self, session: Session, output: str, number: int, picture: Picture) -> None:
+        self._session, self._output, self.number, self.picture = session, output, number, picture
+        self._known: dict[int, tuple[Feeds, np.ndarray, np.ndarray]] = {}  # by the feed's id, which lives as long
+
+    def answers(self, feeds: Iterable[Feeds]) -> np.ndarray:
+        """Logits `[n, C]` of all feeds."""
+        runs = in_lanes(self._session.run, feeds, 2)
+        return np.concatenate([plausibility.logits(run[self._output]) for _, run in runs])
+
+    def both(self, feed: Feeds) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of the feed, and of it with red and blue swapped, on a core each."""
+        if id(feed) not in self._known:
+            pixels = feed[self.picture.name]
+            swapped = np.ascontiguousarray(np.flip(pixels, axis=self.picture.axis))
+            found = self.answers([feed, {**feed, self.picture.name: swapped}])
+            self._known[id(feed)] = feed, found[: len(pixels)], found[len(pixels) :]
+        return self._known[id(feed)][1:]
+
+
+@contextmanager
+def opened(model: ir.Model, open: Opener, picture: Picture) -> Iterator[Classifier | None]:
+    """A model whose one output is `[n, C]`, C at least three; None for any other."""
     outputs = list(model.graph.outputs)
     shape = outputs[0].shape if len(outputs) == 1 else None
-    found = shape[1] if shape is not None and len(shape) == 2 else None
-    return found if isinstance(found, int) and found >= LEAST else None
+    number = shape[1] if shape is not None and len(shape) == 2 else None
+    if not isinstance(number, int) or number < LEAST:
+        yield None
+        return
+    with open(model, lanes=2) as session:
+        yield Classifier(session, str(outputs[0].name), number, picture)
 
 
-def colour(model: ir.Model, open: Opener, feeds: Iterable[Feeds], picture: Picture, judgement: Judgement) -> None:
+def colour(asked: Classifier, feeds: Iterable[Feeds], judgement: Judgement) -> None:
     """A classifier is less sure of pictures whose red and blue are swapped: the entropies of its classes, paired.
 
     Looked at after every batch, so that the right order is mostly done with after FIRST samples.
     """
-    number = classes(model)
-    if number is None:
-        return
-    name = str(model.graph.outputs[0].name)
     given, less, t = np.zeros(0), np.zeros(0), 0.0
     winners: set[int] = set()
-    with open(model, lanes=2) as session:
-        for feed in feeds:
-            swapped = np.ascontiguousarray(np.flip(feed[picture.name], axis=picture.axis))
-            both = ({**feed, picture.name: x} for x in (feed[picture.name], swapped))
-            scores, others = (out[name] for _, out in in_lanes(session.run, both, 2))
-            winners |= {*scores.argmax(axis=1).tolist(), *others.argmax(axis=1).tolist()}
-            given = np.append(given, plausibility.entropy(scores))
-            less = np.append(less, plausibility.entropy(others) - given[-len(others) :])
-            t = plausibility.t_value(less)
-            if len(less) >= MOST or (t >= FINE and len(less) >= FIRST) or (t <= WRONG and len(less) >= 2 * FIRST):
-                break
-    if len(winners) < LEAST or min(given.mean(), (given + less).mean()) > SURE * np.log(number):
+    for feed in feeds:
+        scores, others = asked.both(feed)
+        winners |= {*scores.argmax(axis=1).tolist(), *others.argmax(axis=1).tolist()}
+        given = np.append(given, plausibility.entropy(scores))
+        less = np.append(less, plausibility.entropy(others) - given[-len(others) :])
+        t = plausibility.t_value(less)
+        if len(less) >= MOST or (t >= FINE and len(less) >= FIRST) or (t <= WRONG and len(less) >= 2 * FIRST):
+            break
+    if len(winners) < LEAST or min(given.mean(), (given + less).mean()) > SURE * np.log(asked.number):
         return  # an embedding or a regression, or too unsure to be asked
     judgement.judged.append("colour order by the entropy of the classes")
     if len(less) >= 2 * FIRST and t <= IN_THE_END and (t <= WRONG or len(less) >= MOST):
         judgement.warnings.append(
-            f"input {picture.name!r}: red and blue seem swapped: the classes are surer with the other order "
+            f"input {asked.picture.name!r}: red and blue seem swapped: the classes are surer with the other order "
             f"({less.mean():+.2f} nats of entropy, t = {t:.1f}, {len(less)} samples)"
         )
 
@@ -95,7 +116,7 @@ class _Trial:
 
 
 def form(
-    model: ir.Model, open: Opener, feeds: Iterable[Feeds], forms: Sequence[Form], picture: Picture, judgement: Judgement
+    asked: Classifier, feeds: Iterable[Feeds], forms: Sequence[Form], judgement: Judgement
 ) -> tuple[Form, Form] | None:
     """Name the form in which pictures tell a classifier more than in the one given: the pair (given, wanted), or None.
 
@@ -103,24 +124,21 @@ def form(
     have. Those that win next to nothing in a first look are left; another must win GAIN nats, surely by SURELY
     standard errors (jackknife), in a later one.
     """
-    number = classes(model)
-    if number is None or not forms:
+    if not forms:
         return None
-    none = np.zeros((0, number))
+    picture, none = asked.picture, np.zeros((0, asked.number))
     given, trials = none, [_Trial(have, want, none) for have in forms for want in FORMS if want is not have]
-    with open(model, lanes=2) as session:
-        name = str(model.graph.outputs[0].name)
-        for batches in _looks(feeds, picture.name):
-            given = np.concatenate([given, _answers(session, batches, name)])
-            if np.log(min(len(given), number)) - _told(given)[0] < GAIN:
-                trials = []  # no form could tell so much more
-            more = [_answers(session, reformed(batches, picture, t.have, t.want), name) for t in trials]
-            trials = [t.grown(scores, given) for t, scores in zip(trials, more, strict=True)]
-            trials = [t for t in trials if t.gain > PROMISING]
-            if not trials or (len(given) >= LOOKS[1] and any(t.sure for t in trials)):
-                break
+    for batches in _looks(feeds, picture.name):
+        given = np.concatenate([given, *(asked.both(feed)[0] for feed in batches)])
+        if np.log(min(len(given), asked.number)) - _told(given)[0] < GAIN:
+            trials = []  # no form could tell so much more
+        more = [asked.answers(reformed(batches, picture, t.have, t.want)) for t in trials]
+        trials = [t.grown(scores, given) for t, scores in zip(trials, more, strict=True)]
+        trials = [t for t in trials if t.gain > PROMISING]
+        if not trials or (len(given) >= LOOKS[1] and any(t.sure for t in trials)):
+            break
     best = max((t for t in trials if t.sure), key=lambda t: _told(t.scores)[0], default=None)
-    if _unsure(given if best is None else best.scores, number):
+    if _unsure(given if best is None else best.scores, asked.number):
         return None
     judgement.judged.append("scale by what the classes tell (no BatchNorm statistics)")
     if best is None or len(given) < LOOKS[1]:
@@ -130,10 +148,6 @@ def form(
         f"(its classes tell {best.gain:.2f} nats more of them so, +- {best.error:.2f}, {len(given)} samples)"
     )
     return best.have, best.want
-
-
-def _answers(session: Session, batches: Iterable[Feeds], name: str) -> np.ndarray:
-    return np.concatenate([plausibility.logits(run[name]) for _, run in in_lanes(session.run, batches, 2)])
 
 
 def reformed(feeds: Iterable[Feeds], picture: Picture, have: Form, want: Form) -> Iterator[Feeds]:

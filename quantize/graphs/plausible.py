@@ -35,9 +35,8 @@ def suspect(model: ir.Model, inputs: Sequence[TensorSpec], open: Opener, feeds: 
 
     Layout is told by the pictures alone; the scale by the running statistics of the first BatchNormalizations, or,
     where they are folded away, by what a classifier's classes tell, or by a first ReLU6 that saturates; the colour
-    order by the entropy of the classes. Reads
-    as many `feeds` as that takes (8 to 64 samples). Models without a picture input are not judged. Raises EdgerunError
-    for a layout that is surely another.
+    order by the entropy of the classes. Reads as many `feeds` as that takes (8 to 64 samples). Models without a picture
+    input are not judged. Raises EdgerunError for a layout that is surely another.
     """
     picture, judgement = picture_input(inputs), Judgement()
     if picture is None:
@@ -52,17 +51,17 @@ def suspect(model: ir.Model, inputs: Sequence[TensorSpec], open: Opener, feeds: 
     over = tuple(axis for axis in range(4) if axis != picture.axis)
     forms = plausibility.forms_of(pixels.min(axis=over).astype(np.float64), pixels.max(axis=over).astype(np.float64))
     feeds, again = itertools.tee(itertools.chain(few, stream))
-    if norms := _first_norms(model.graph):
-        repair = _scale(model, open, few, norms, forms, picture, judgement)
-    else:
-        repair = classes.form(model, open, again, forms, picture, judgement)
-        if repair is None:
-            _saturation(model, open, few, forms, judgement)
-    if judgement.warnings and repair is None:
-        return judgement  # on a scale that is wrong, and cannot be put right here, the classes mean nothing
-    classes.colour(
-        model, open, feeds if repair is None else classes.reformed(feeds, picture, *repair), picture, judgement
-    )
+    with classes.opened(model, open, picture) as classifier:
+        if norms := _first_norms(model.graph):
+            repair = _scale(model, open, few, norms, forms, picture, judgement)
+        else:
+            repair = classes.form(classifier, again, forms, judgement) if classifier else None
+            if repair is None:
+                _saturation(model, open, few, forms, judgement)
+        # On a scale that is wrong, and cannot be put right here, the classes mean nothing.
+        if classifier and (repair or not judgement.warnings):
+            right = feeds if repair is None else classes.reformed(feeds, picture, *repair)
+            classes.colour(classifier, right, judgement)
     return judgement
 
 

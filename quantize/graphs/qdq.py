@@ -126,6 +126,12 @@ def store_weight(graph: ir.Graph, nodes: Sequence[ir.Node], grid: Grid, stored: 
     _constant_pair(graph, nodes, 1, "weight", grid.scale, grid.zero_point, stored, grid.axis)
 
 
+def stored_weight(node: ir.Node) -> np.ndarray | None:
+    """The codes that `store_weight` gave a layer."""
+    pair = node.inputs[1].producer()  # type: ignore[union-attr]
+    return None if pair is None else constant(pair.inputs[0])
+
+
 def rescale_weight(graph: ir.Graph, node: ir.Node, old: Grid, new: Grid) -> None:
     """Put a weight that `store_weight` stored onto another grid."""
     pair = node.inputs[1].producer()  # type: ignore[union-attr]
