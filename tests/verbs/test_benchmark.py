@@ -102,8 +102,8 @@ def test_outputs_that_change_take_the_verdict_away(place: Any, monkeypatch: pyte
         def __exit__(self, *_: object) -> None:
             self.session.close()
 
-    def load(path: Any, *more: Any) -> Any:
-        session = edgerun.load(path, *more)
+    def load(path: Any, *more: Any, **named: Any) -> Any:
+        session = edgerun.load(path, *more, **named)
         return Restless(session) if path == place.b else session
 
     monkeypatch.setattr(module, "load", load)

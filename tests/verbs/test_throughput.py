@@ -64,8 +64,8 @@ def test_the_ratio_of_rates_decides(place: Any, cli: Any, monkeypatch: pytest.Mo
     """b.onnx waits 2 ms in every run: the first is surely faster, the second surely not."""
     pause = threading.Event()
 
-    def load(path: Any, *more: Any) -> Any:
-        session: Any = edgerun.load(path, *more)
+    def load(path: Any, *more: Any, **named: Any) -> Any:
+        session: Any = edgerun.load(path, *more, **named)
         if path == place.b:
             honest = session._run
 
@@ -86,8 +86,8 @@ def test_the_ratio_of_rates_decides(place: Any, cli: Any, monkeypatch: pytest.Mo
 
 
 def test_one_stream_that_answers_otherwise_takes_the_verdict_away(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(path: Any, *more: Any) -> Any:
-        session: Any = edgerun.load(path, *more)
+    def load(path: Any, *more: Any, **named: Any) -> Any:
+        session: Any = edgerun.load(path, *more, **named)
         if path == place.b:
             honest, asked = session._run, iter(range(10**9))
 
