@@ -25,7 +25,8 @@ class Prepared:
 
     `truths` are the float model's answers to the first batches of the calibration data; `codes`, by node name, those of
     weights that are not rounded to nearest. `original` is the folded model as it was, where it has recurrent layers,
-    and `settled` what was found out about these, once for all that is made of it.
+    and `settled` what was found out about these, once for all that is made of it. `left` are layers, by name, of whose
+    activations nothing was seen, since the rules leave them in float: with more layers there, they must not come back.
     """
 
     model: ir.Model
@@ -34,6 +35,7 @@ class Prepared:
     truths: list[Truth]
     codes: Mapping[str, np.ndarray]
     settled: _sequences.Settled = field(default_factory=dict)
+    left: frozenset[str] = frozenset()
 
     def copy(self) -> Prepared:
         """The same on a clone, since `finish` consumes the model; the weights are shared."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,15 +93,17 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, fit, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
     request.telling = _observation.telling(truths)
+    request = replace(request, keep_float=request.keep_float | plan.thin)  # nothing was seen of what these read
     for told in (seen, fit):
         told |= {name: told[name].within(*ends) for name, ends in reach.ends(plan).items() if told}
     _observation.tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     makes = makes or _without.Makes(_all_placed, _plain)
-    return _without.prepared(Observed(model, original, seen, truths, fit), makes, request)
+    return replace(_without.prepared(Observed(model, original, seen, truths, fit), makes, request), left=plan.thin)
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
     """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed."""
+    request = replace(request, keep_float=request.keep_float | prepared.left)
     model = _placed(prepared, request) if prepared.truths else prepared.model
     return model if prepared.original is None else _sequences.apply(prepared.original, model, request, prepared.settled)
 

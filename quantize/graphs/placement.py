@@ -22,10 +22,10 @@ class Plan:
     """What is to be quantized.
 
     `points` maps each activation that gets Q/DQ to the name of its scale group: values of one group share a scale
-    because only their elements' places differ. `compute` are the nodes that run on integer kernels;
-    `weights` those of them with constant weights; `absorbed` are activations whose clipping the quantizer behind does;
-    `integer` are the names of all nodes that read integers: `compute`, and the joins and movers between;
-    `centred` the scale groups whose grid has its zero in the middle.
+    because only their elements' places differ. `compute` are the nodes that run on integer kernels; `weights` those of
+    them with constant weights; `absorbed` are activations whose clipping the quantizer behind does; `integer` are the
+    names of all nodes that read integers: `compute`, and the joins and movers between; `centred` the scale groups whose
+    grid has its zero in the middle; `thin` the Convs left by that rule, by name.
     """
 
     points: dict[ir.Value, str] = field(default_factory=dict)
@@ -34,6 +34,7 @@ class Plan:
     absorbed: list[ir.Node] = field(default_factory=list)
     integer: set[str] = field(default_factory=set)
     centred: set[str] = field(default_factory=set)
+    thin: frozenset[str] = frozenset()
 
     def in_float(self, node: ir.Node) -> bool:
         """Whether `node` runs in float with nothing to do with the integers around it."""
@@ -44,10 +45,9 @@ class Plan:
         nodes = {node.name: node for node in graph}
         values = {v.name: v for v in [*graph.inputs, *(o for node in graph for o in node.outputs)]}
         points = {values[value.name]: group for value, group in self.points.items()}
-        compute, weights, absorbed = (
-            [nodes[node.name] for node in listed] for listed in (self.compute, self.weights, self.absorbed)
-        )
-        return Plan(points, compute, weights, absorbed, set(self.integer), set(self.centred))
+        lists = self.compute, self.weights, self.absorbed
+        compute, weights, absorbed = ([nodes[node.name] for node in listed] for listed in lists)
+        return Plan(points, compute, weights, absorbed, set(self.integer), set(self.centred), self.thin)
 
     def sharing(self) -> list[list[ir.Node]]:
         """The layers of each weight: several where they read one constant in the same way, as unrolled cells do."""
@@ -68,16 +68,16 @@ class Plan:
 
 
 def plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str] = frozenset()) -> Plan:
-    """Choose points, integer nodes and absorbed activations for one target.
+    """Choose points, integer nodes and absorbed activations for one target, but of nodes named in `keep_float`.
 
-    `keep_float` names nodes that stay in float. Cost: a walk over the graph per rule; no data is touched.
+    Cost: a walk over the graph per rule; no data is touched.
     """
     found = _plan(graph, rules, keep_float)
-    while left := thin.layers(found.weights, found.in_float, rules):  # what one reads may then be thin too
-        keep_float |= left
-        if not (other := _plan(graph, rules, keep_float)).compute:
+    while more := thin.layers(found.weights, found.in_float, rules):  # what one reads may then be thin too
+        left = found.thin | more
+        if not (other := _plan(graph, rules, keep_float | left)).compute:
             break
-        found = other
+        found, found.thin = other, left
     return found
 
 
@@ -163,7 +163,7 @@ def _stem(node: ir.Node, before: set[ir.Node], rules: Quantization) -> bool:
 def depthwise(node: ir.Node) -> bool:
     """Whether every output channel of a Conv reads a single input channel, and not all the same one."""
     weight = constant(node.inputs[1]) if node.op_type == "Conv" else None
-    return weight is not None and node.attributes.get_int("group", 1) > 1 and weight.shape[1] == 1
+    return weight is not None and weight.shape[1] == 1 < node.attributes.get_int("group", 1)
 
 
 def _float32(node: ir.Node) -> bool:

@@ -34,14 +34,14 @@ from edgerun.verbs.making import KEPT
 pytestmark = pytest.mark.alone
 
 LAYERS = 10
-GROUPED = "".join(f"c{i} = Conv<group=4,pads=[1,1,1,1]>({'x' if i == 0 else f's{i - 1}'}, w{i}) s{i} = Sigmoid(c{i}) "
+GROUPED = "".join(f"c{i} = Conv<group=4,pads=[2,2,2,2]>({'x' if i == 0 else f's{i - 1}'}, w{i}) s{i} = Sigmoid(c{i}) "
                   for i in range(LAYERS))  # fmt: skip
 SLOW = f"(float[n,8,24,24] x) => (float[n,8,24,24] s{LAYERS - 1}) {{ {GROUPED} }}"
 MIXED = f"""(float[n,8,24,24] x) => (float[n,10] y) {{ {GROUPED}
     f = Flatten(s{LAYERS - 1}) d = MatMul(f, wide) r = Relu(d) y = MatMul(r, last) }}"""
 WIDE = "(float[n,1024] x) => (float[n,10] y) { d = MatMul(x, square) r = Relu(d) y = MatMul(r, narrow) }"
 SHAPES = {
-    **{f"w{i}": (8, 2, 3, 3) for i in range(LAYERS)}, "wide": (4608, 1024), "last": (1024, 10), "square": (1024, 1024),
+    **{f"w{i}": (8, 2, 5, 5) for i in range(LAYERS)}, "wide": (4608, 1024), "last": (1024, 10), "square": (1024, 1024),
     "narrow": (1024, 10),
 }  # fmt: skip
 

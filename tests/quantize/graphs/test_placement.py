@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgerun import quantize
+from edgerun.data import open_data
 from edgerun.passes import Quantization
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import placement
@@ -233,3 +235,16 @@ def test_short_sums_that_are_read_in_float_stay_float(net: Any, weights: Any) ->
     assert compute == {7: ["a", "b", "c", "y"], 8: ["c", "y"]}
     alone = "(float[n,8,6,6] x) => (float[n,8,6,6] y) { a = Conv(x, w) y = HardSigmoid(a) }"
     assert [node.name for node in planned(net, parts, replace(RULES, thin=8), alone).compute] == ["a"]
+
+
+def test_what_the_rules_leave_in_float_does_not_come_back(net: Any, weights: Any, request_for: Any) -> None:
+    """Of short sums that floats read one layer remains, for there to be any; without it the next one is not seen."""
+    text = """(float[n,8,8,8] x) => (float[n,8,8,8] y) {
+        a = Conv<group=4,pads=[1,1,1,1]>(x, w) b = Sigmoid(a) c = Conv<group=4,pads=[1,1,1,1]>(b, v) y = Sigmoid(c) }"""
+    model = net(text, w=weights(1, 8, 2, 3, 3), v=weights(2, 8, 2, 3, 3))
+    data = open_data({"x": weights(4, 32, 8, 8, 8)}, model.inputs, batch=8)
+    variant = quantize.variants("static_int8", model, request_for(calibration=data, ranges="minmax"))
+    for kept, integers in ((frozenset[str](), {"a"}), (frozenset({"a"}), set[str]())):
+        nodes = [node for node in variant(kept).ir.graph if node.op_type == "Conv"]
+        stored = {str(node.name): node.inputs[1].producer() for node in nodes if node.inputs[1] is not None}
+        assert {name for name, pair in stored.items() if pair is not None} == integers
