@@ -235,6 +235,10 @@ def test_short_sums_that_are_read_in_float_stay_float(net: Any, weights: Any) ->
     assert compute == {7: ["a", "b", "c", "y"], 8: ["c", "y"]}
     alone = "(float[n,8,6,6] x) => (float[n,8,6,6] y) { a = Conv(x, w) y = HardSigmoid(a) }"
     assert [node.name for node in planned(net, parts, replace(RULES, thin=8), alone).compute] == ["a"]
+    fewer = """(float[n,8,6,6] x) => (float[n,8,6,6] y) { a = Conv(x, w) h = HardSigmoid(a) c = Conv(h, v)
+        k = HardSigmoid(c) y = Conv(k, u) }"""  # to four channels, which are little to convert, and back
+    parts = {"w": weights(1, 4, 8, 1, 1), "v": weights(2, 8, 4, 1, 1), "u": weights(3, 8, 8, 1, 1)}
+    assert [node.name for node in planned(net, parts, replace(RULES, thin=8), fewer).compute] == ["a", "y"]
 
 
 def test_what_the_rules_leave_in_float_does_not_come_back(net: Any, weights: Any, request_for: Any) -> None:
