@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def layers(weights: list[ir.Node], in_float: Callable[[ir.Node], bool], rules: Quantization) -> frozenset[str]:
-    """The names of those Convs among `weights`, a plan's, whose outputs are sums of at most `rules.thin` products, in as
-    many channels as they read or more, read by what is `in_float` alone.
+    """The names of those Convs among `weights`, a plan's, whose outputs are sums of at most `rules.thin` products, in
+    as many channels as they read or more, read by what is `in_float` alone.
 
     Their integer kernels save less than it takes to turn what they write into floats, and into another layout: it would
     pay where they write less than they read. What a model gives out counts as read on integers.
