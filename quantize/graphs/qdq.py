@@ -134,10 +134,8 @@ def stored_weight(node: ir.Node) -> np.ndarray | None:
 
 def rescale_weight(graph: ir.Graph, node: ir.Node, old: Grid, new: Grid) -> None:
     """Put a weight that `store_weight` stored onto another grid."""
-    pair = node.inputs[1].producer()  # type: ignore[union-attr]
-    assert pair is not None
-    stored = constant(pair.inputs[0])
-    assert stored is not None
+    pair, stored = node.inputs[1].producer(), stored_weight(node)  # type: ignore[union-attr]
+    assert pair is not None and stored is not None
     set_constant(graph, pair, 0, new.quantize(old.dequantize(stored)))
     set_constant(graph, pair, 1, new.scale)
 

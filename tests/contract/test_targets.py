@@ -193,8 +193,8 @@ def test_profile_lists_kernels(runner: Target, model: Model) -> None:
     except Unsupported as error:
         assert error.do
         return
-    # What a profiler adds is taken off, which may be all that it told of a kernel.
-    assert kernels and all(kernel.seconds >= 0 and kernel.node and kernel.op for kernel in kernels)
+    # Not of each: what a profiler adds is taken off, which may be all that it told of a kernel.
+    assert sum(kernel.seconds for kernel in kernels) > 0 and all(kernel.node and kernel.op for kernel in kernels)
     assert [kernel.seconds for kernel in kernels] == sorted((k.seconds for k in kernels), reverse=True)
     with pytest.raises(EdgerunError, match="nothing to profile"):
         runner.profile(runner.compile(model, ONE), [], ONE)
