@@ -120,7 +120,9 @@ class Quantization:
     runtime leaves them packed. `tables`: a Gather may read rows of int8 that are scaled afterwards (embeddings).
     `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind. `timed`: what runs
     here is as fast as on the device, so that this machine's clock may judge. `channel_scales`: activations may be
-    quantized and dequantized with one scale per channel at no cost. `half` is the type that `w16a16` computes in.
+    quantized and dequantized with one scale per channel at no cost. `sigmoid_apart`: a Sigmoid, SiLU's
+    too, is faster behind an integer convolution with fewer output channels than in it. `half` is the type that
+    `w16a16` computes in.
     """
 
     schemes: tuple[str, ...]
@@ -147,6 +149,7 @@ class Quantization:
     flat_rows: bool = False
     timed: bool = True
     channel_scales: bool = False
+    sigmoid_apart: float = 0
     half: str = "float16"
 
 

@@ -30,14 +30,7 @@ from edgerun.quantize import (
 from edgerun.quantize._observation import Truth, observe
 from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._prepared import Observed, Prepared
-from edgerun.quantize._ranges import (
-    ERROR,
-    checked,
-    choose,
-    corrected_on,
-    gained,
-    intervals,
-)
+from edgerun.quantize._ranges import ERROR, checked, choose, corrected_on, gained, intervals
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
@@ -51,6 +44,7 @@ from edgerun.quantize.graphs import (
     reach,
     requantized,
     saturation,
+    sigmoids,
 )
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
@@ -295,6 +289,7 @@ def _quantized(
         requantized.prevent(graph)
     if rules.forked_bias:
         forks.hold(graph)
+    sigmoids.hold_apart(graph, plan.weights, rules.sigmoid_apart)
     qdq.share_constants(graph)
     edit.drop_unused(model)
     return model

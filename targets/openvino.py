@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,13 @@ from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
-from edgerun.targets import _cpu
 from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_forks as forks
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_half as half
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_options as asked
+from edgerun.targets import _openvino_rules as rules
 from edgerun.targets import _openvino_sequences as sequences
 from edgerun.targets import _openvino_shapes as shapes
 from edgerun.targets._openvino_session import OvSession
@@ -45,17 +44,6 @@ keeps = frozenset[str]()  # of the options: none is in the files, all are for `l
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).
 READS = {(2026, 4): Limits(13, 26), (2025, 0): Limits(10, 22), (0, 0): Limits(10, 21)}
-# ONEDNN_MAX_CPU_ISA: the dot-product instructions that are left under each cap that takes some away.
-DOT_PRODUCT_UNDER: dict[str, frozenset[str]] = {
-    **dict.fromkeys(("SSE41", "AVX", "AVX2", "AVX512_CORE"), frozenset()),
-    **dict.fromkeys(("AVX2_VNNI", "AVX2_VNNI_2"), frozenset({"avx_vnni"})),
-    **dict.fromkeys(("AVX512_CORE_VNNI", "AVX512_CORE_BF16"), frozenset({"avx512_vnni"})),
-}
-# All that oneDNN 3 reads there; it takes no notice of another word.
-CLASSES = frozenset(DOT_PRODUCT_UNDER) | {
-    "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16", "AVX10_1_512", "AVX10_1_512_AMX",
-    "AVX10_1_512_AMX_FP16", "AVX10_2_512", "AVX10_2_512_AMX_2",
-}  # fmt: skip
 _SUMMARY = (
     (r"-- No conversion rule found for operations: (.*)", "OpenVINO has no translation of this op"),
     (r"-- Conversion is failed for: (.*)", "OpenVINO cannot translate this use of the op"),
@@ -77,7 +65,7 @@ def device() -> Mapping[str, str]:
 
     `max_isa` stands there where the environment makes oneDNN play another class of CPU: its times are others.
     """
-    cap = _cap()
+    cap = rules.cap()
     return {**machine.fingerprint("openvino", ir.version()), "precision": "f32", **({"max_isa": cap} if cap else {})}
 
 
@@ -271,30 +259,4 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 def quantization(device: Device | None = None) -> Quantization:
     """What the CPU plugin's low-precision transformations turn into integer kernels."""
-    flags = _allowed(machine.isa()) if device is None else _cpu.flags(device)
-    return replace(
-        _cpu.halves(flags),
-        reduced_range=_cpu.saturates(flags, device),
-        float_output=frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"}),
-        compute=_cpu.RULES.compute | {"ConvTranspose"},
-        float_stem=4,
-        depthwise_stem=True,
-        forked_bias=True,
-        pair_matmul=True,
-        join=_cpu.RULES.join - {"LeakyRelu"},
-        dynamic=frozenset({"MatMul", "Gemm"}),
-        float_loops=True,
-        channel_scales=True,
-    )
-
-
-def _allowed(flags: Iterable[str]) -> set[str]:
-    """The instruction sets that oneDNN's kernels use: the machine's, less what the environment takes away."""
-    tiles = set() if _cap() in ("", "ALL", "DEFAULT") or "AMX" in _cap() else {_cpu.TILES}
-    return set(flags) - tiles - (_cpu.DOT_PRODUCT - DOT_PRODUCT_UNDER.get(_cap(), _cpu.DOT_PRODUCT))
-
-
-def _cap() -> str:
-    """The class of CPU that the environment makes oneDNN play; "" for none, and for a word that it does not know."""
-    word = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
-    return word if word in CLASSES else ""
+    return rules.quantization(device)

@@ -131,6 +131,16 @@ def drop_node(graph: ir.Graph, node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
+def replace(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
+    """Put `value` in the place of what a one-output node gives, name included, and remove the node."""
+    result = node.outputs[0]
+    value.shape, value.type = result.shape, result.type
+    name, result.name = result.name, fresh_name(graph, f"{result.name}/replaced")
+    result.replace_all_uses_with(value, replace_graph_outputs=True)
+    value.name = name
+    graph.remove(node, safe=True)
+
+
 def drop_unused(model: ir.Model) -> None:
     """Remove nodes and initializers that nothing reads."""
     import onnx_ir.passes.common as common
