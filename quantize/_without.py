@@ -1,4 +1,4 @@
-"""Each step tried without, at the model's output: what surely does not pay is left out.
+"""Each step tried without, at the model's output: what likely does not pay is left out.
 
 `--preset best` makes whole models for that; the default one plain ones, on batches that the step was not fitted to, and
 whole ones only where a step seems to cost something.
@@ -37,6 +37,7 @@ DONE = {
     _steps.ROUNDED: "rounded to the second order",
 }
 Steps = frozenset[str]
+LIKELY = 0.25  # the error of leaving out a step that brings something: theory speaks for it, few samples judge
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Makes:
 
 @dataclass(frozen=True)
 class _Gain:
-    """By how many dB the outputs are nearer to float with a step, surely nearer, and surely nearer without it."""
+    """By how many dB the outputs are nearer to float with a step, surely nearer, and likely nearer without it."""
 
     mean: float
     surely: float
@@ -58,16 +59,16 @@ class _Gain:
 
     @property
     def pays(self) -> bool:
-        """But for an error of ERROR; what is not surely better without a step keeps it."""
+        """Whether it stays: what is not likely better without a step keeps it."""
         return self.against <= 0
 
 
 def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
-    """`observed`, prepared without the steps that surely bring it nothing; the gain of each goes into `found`.
+    """`observed`, prepared without the steps that likely cost it something; the gain of each goes into `found`.
 
     One step after the other is left out of a model, its ranges as asked for or the extremes, nothing kept in float for
     the precision. Who is nearer to float without a step, by Student's bound on the paired differences over samples
-    whose truth is known, stays so for the steps behind. With `leave_out` the models are made as the default preset
+    whose truth is known, at an error of LIKELY, stays so for the steps behind. With `leave_out` the models are made as the default preset
     makes one, and all samples judge, but of second-order rounding those that it was not fitted to; with `try_out` it
     is every fourth batch, steps and ranges are of the others, and the models are plain: a step that plainly does not
     pay is tried in whole ones before it goes.
@@ -117,7 +118,7 @@ class _Trials:
     def gain(self, step: str, without: Steps) -> _Gain:
         """What `step` brings to the model without some others."""
         whole, left = (self._judging(step, self._lost(steps)) for steps in (without, without | {step}))
-        return _Gain(*gained(left, whole, ERROR), gained(whole, left, ERROR)[1], len(whole))
+        return _Gain(*gained(left, whole, ERROR), gained(whole, left, LIKELY)[1], len(whole))
 
     def _lost(self, without: Steps) -> list[Totals]:
         """What the finished model loses of every sample."""
