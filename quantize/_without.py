@@ -18,7 +18,7 @@ from edgerun.effort import Effort
 from edgerun.quantize import _finished, _steps
 from edgerun.quantize._observation import Truth, batches
 from edgerun.quantize._prepared import Observed, Prepared
-from edgerun.quantize._ranges import ERROR, gained
+from edgerun.quantize._ranges import ERROR, LIGHT, activations, gained
 from edgerun.quantize._stream import Totals, as_array, as_totals, parts
 from edgerun.quantize.graphs.statistics import APART
 
@@ -50,17 +50,18 @@ class Makes:
 
 @dataclass(frozen=True)
 class _Gain:
-    """By how many dB the outputs are nearer to float with a step, surely nearer, and likely nearer without it."""
+    """By how many dB the outputs are nearer to float with a step: surely nearer, likely, and likely without it."""
 
     mean: float
     surely: float
+    likely: float
     against: float
     n: int
 
-    @property
-    def pays(self) -> bool:
-        """Whether it stays: what is not likely better without a step keeps it."""
-        return self.against <= 0
+    def pays(self, *, slower: bool) -> bool:
+        """Whether it stays: what is not likely better without a step keeps it, and one that makes runs `slower` must
+        likely bring something."""
+        return self.likely > 0 if slower else self.against <= 0
 
 
 def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
@@ -68,13 +69,14 @@ def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
 
     One step after the other is left out of a model, its ranges as asked for or the extremes, nothing kept in float for
     the precision. Who is nearer to float without a step, by Student's bound on the paired differences over samples
-    whose truth is known, at an error of LIKELY, stays so for the steps behind. With `leave_out` the models are made as the default preset
-    makes one, and all samples judge, but of second-order rounding those that it was not fitted to; with `try_out` it
-    is every fourth batch, steps and ranges are of the others, and the models are plain: a step that plainly does not
-    pay is tried in whole ones before it goes.
+    whose truth is known, at an error of LIKELY, stays so for the steps behind. With `leave_out` the models are made as
+    the default preset makes one, and all samples judge, but of second-order rounding those that it was not fitted to; with `try_out` it
+    is every fourth batch, steps and ranges are of the others, and the models are plain: a step that likely costs
+    something in these, or of a light model may, is tried in whole ones.
     """
     trials: _Trials
     again: _Trials | None = None
+    light = activations(observed.seen, sum(truth.rows for truth in observed.truths)) < LIGHT
     if request.effort.leave_out:
         trials = _Trials(observed, makes.whole, request)
     elif observed.fit:
@@ -86,10 +88,11 @@ def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
     for step in DONE:
         if step not in trials.done(without):
             continue
+        slower = step == _steps.EVENED and not request.rules.channel_scales  # by a Mul in front of a quantizer
         gains[step] = trials.gain(step, without)
-        if not gains[step].pays and again is not None:
+        if again is not None and (gains[step].surely < 0 if light else gains[step].against > 0):
             gains[step] = again.gain(step, without)
-        if not gains[step].pays:
+        if not gains[step].pays(slower=slower):
             without |= {step}
     result = observed.prepared(request, without)
     for step, gain in gains.items():
@@ -118,7 +121,8 @@ class _Trials:
     def gain(self, step: str, without: Steps) -> _Gain:
         """What `step` brings to the model without some others."""
         whole, left = (self._judging(step, self._lost(steps)) for steps in (without, without | {step}))
-        return _Gain(*gained(left, whole, ERROR), gained(whole, left, LIKELY)[1], len(whole))
+        likely, against = (gained(*pair, LIKELY)[1] for pair in ((left, whole), (whole, left)))
+        return _Gain(*gained(left, whole, ERROR), likely, against, len(whole))
 
     def _lost(self, without: Steps) -> list[Totals]:
         """What the finished model loses of every sample."""
