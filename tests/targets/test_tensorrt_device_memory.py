@@ -28,12 +28,16 @@ from edgerun.targets._tensorrt_session import TensorrtSession
 DRIVER = r"""
 #define _GNU_SOURCE
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 typedef uint64_t Place;
 static struct { Place place; char *alias; size_t size; } all[64];
 int copied[3], settled;  /* in, out, within */
+__thread void *current;
+int strange;  /* calls that want the first GPU's context, while another or none is current */
+static void asked(void) { strange += current != (void *)1; }
 char *at(Place place) {
   for (int i = 0; i < 64; i++)
     if (all[i].size && place >= all[i].place && place < all[i].place + all[i].size)
@@ -42,6 +46,7 @@ char *at(Place place) {
 }
 int living(void) { int n = 0; for (int i = 0; i < 64; i++) n += all[i].size != 0; return n; }
 int cuMemAlloc_v2(Place *place, size_t size) {
+  asked();
   int i = 0, file = memfd_create("device", 0);
   while (all[i].size) i++;
   if (ftruncate(file, size)) return 2;
@@ -50,6 +55,7 @@ int cuMemAlloc_v2(Place *place, size_t size) {
   return close(file);
 }
 int cuMemFree_v2(Place place) {
+  asked();
   for (int i = 0; i < 64; i++)
     if (all[i].size && all[i].place == place) {
       munmap((void *)place, all[i].size); munmap(all[i].alias, all[i].size); all[i].size = 0; return 0;
@@ -57,6 +63,7 @@ int cuMemFree_v2(Place place) {
   return 1;
 }
 static int copy(int way, char *to, const char *from, size_t size) {
+  asked();
   if (!to || !from) return 1;
   memcpy(to, from, size); copied[way]++; return 0;
 }
@@ -69,10 +76,13 @@ int cuDeviceGetCount(int *count) { *count = 1; return 0; }
 int cuDeviceGet(int *device, int number) { *device = number; return 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)1; return 0; }
 int cuDevicePrimaryCtxRelease_v2(int device) { return 0; }
-int cuCtxSetCurrent(void *context) { return 0; }
-int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)0x5354; return 0; }
-int cuStreamDestroy_v2(void *stream) { return 0; }
-int cuStreamSynchronize(void *stream) { return 0; }
+int cuCtxSetCurrent(void *context) { current = context; return 0; }
+int cuCtxGetCurrent(void **context) { *context = current; return 0; }
+int cuMemHostAlloc(void **place, size_t size, unsigned flags) { asked(); return !(*place = malloc(size)); }
+int cuMemFreeHost(void *place) { asked(); free(place); return 0; }
+int cuStreamCreate(void **stream, unsigned flags) { asked(); *stream = (void *)0x5354; return 0; }
+int cuStreamDestroy_v2(void *stream) { asked(); return 0; }
+int cuStreamSynchronize(void *stream) { asked(); return 0; }
 int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_INVALID_VALUE"; return 0; }
 """
 STREAM = 0x5354
@@ -102,6 +112,20 @@ class Driver:
         alias, count = self._library.at(address), int(np.prod(shape))
         assert alias, "this is no memory of the device"
         return np.ctypeslib.as_array((ctypes.c_float * count).from_address(alias)).reshape(shape)
+
+    @property
+    def current(self) -> int:
+        """This thread's context."""
+        return ctypes.c_void_p.in_dll(self._library, "current").value or 0
+
+    @current.setter
+    def current(self, context: int) -> None:
+        self._library.cuCtxSetCurrent(ctypes.c_void_p(context))
+        ctypes.c_int.in_dll(self._library, "strange").value = 0
+
+    def strange(self) -> int:
+        """Calls so far, since a context was made current, that met another one than the first GPU's."""
+        return ctypes.c_int.in_dll(self._library, "strange").value
 
     def counts(self) -> list[int]:
         """Copies in, out and within since the last time, and how often all streams were waited for."""
@@ -188,14 +212,18 @@ def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
 
 @pytest.fixture
 def session(driver: Driver) -> Iterator[TensorrtSession]:
+    with opened(driver) as session:
+        yield session
+
+
+def opened(driver: Driver) -> TensorrtSession:
     logger = type("ILogger", (), {"Severity": types.SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, VERBOSE=4)})
     trt = types.SimpleNamespace(
         __name__="tensorrt", ILogger=logger, Runtime=lambda log: Engine(driver),
         TensorLocation=types.SimpleNamespace(HOST="HOST"),
     )  # fmt: skip
     specs = [TensorSpec(name, "float32", ("batch", 3)) for name in "xyz"]
-    with TensorrtSession(trt, b"", tuple(specs[:1]), tuple(specs[1:])) as opened:
-        yield opened
+    return TensorrtSession(trt, b"", tuple(specs[:1]), tuple(specs[1:]))
 
 
 def drawn(batch: int = 2) -> np.ndarray:
@@ -296,3 +324,26 @@ def test_tensors_of_the_host_are_read_as_ever(session: TensorrtSession, driver: 
     torch = pytest.importorskip("torch")
     np.testing.assert_array_equal(session.run({"x": torch.from_numpy(drawn())})["y"], 2 * drawn())
     assert driver.counts() == [1, 2, 0, 0]
+
+
+@pytest.mark.parametrize("context", [0, 0x77, 1], ids=["none", "another GPU's", "the same"])
+def test_the_thread_keeps_the_context_that_it_had(driver: Driver, context: int) -> None:
+    """Whoever works on another GPU beside us goes on there; all that we do meets the first GPU's context."""
+    driver.current = context
+    session = opened(driver)
+    assert driver.current == context
+    session.run({"x": drawn()})
+    assert driver.current == context
+    with pytest.raises(EdgerunError):
+        session.run({"x": drawn()}, {"y": np.zeros((3, 3), np.float32)})
+    assert driver.current == context
+    array, pinned = session.empty("y", (2, 3), device=True), session.empty("x", (2, 3))
+    assert driver.current == context
+    pinned[:] = drawn()
+    session.run({"x": pinned}, {"y": array})
+    np.testing.assert_array_equal(driver.at(array.address, (2, 3)), 2 * drawn())
+    session.close()
+    assert driver.current == context
+    del array, pinned
+    gc.collect()
+    assert driver.current == context and driver.strange() == 0
