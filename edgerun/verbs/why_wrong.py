@@ -57,6 +57,7 @@ def why_wrong(
     """
     for path in (html, fix):
         if path is not None:
+            files.refuse_same(Path(path), model, quantized)
             files.refuse_overwrite(Path(path), force)
     if html is not None:
         _require_report()
