@@ -55,7 +55,8 @@ def why_wrong(
     `output` names the one with the classes where there are several, and the rows that surely cost accuracy come first.
     `saturating` says whether the device's CPU adds two products in 16 bits (default: what `target`, else that of
     `device`, else onnxruntime, says of the device, or of this machine). `html` writes a page, `fix` the model with the
-    fixes that pay, with a Step; `Diagnosed.require_fixes` raises GateFailed where none does. Raises EdgerunError for bad input, Unsupported without an extra.
+    fixes that pay, with a Step; `Diagnosed.require_fixes` raises GateFailed where none does. Raises
+    EdgerunError for bad input, Unsupported without an extra.
     """
     for path in (html, fix):
         if path is not None:
