@@ -1,7 +1,7 @@
 """What a TensorRT session does with memory of the GPU: which addresses it gives to the engine, and what it copies.
 
-A driver of some lines of C stands for libcuda.so.1 (`cuda_driver.py`). The engine beside it doubles what lies at the addresses that it was given. What a GPU computes, and what
-torch makes of it, is in test_tensorrt_gpu.py.
+A driver of some lines of C stands for libcuda.so.1 (`cuda_driver.py`). The engine beside it doubles what lies at the
+addresses that it was given. What a GPU computes, and what torch makes of it, is in test_tensorrt_gpu.py.
 """
 
 from __future__ import annotations
