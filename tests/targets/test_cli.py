@@ -57,6 +57,12 @@ def test_run_twice_gives_the_same_bytes(folder: Path, call: Call) -> None:
     assert (folder / "a.npz").read_bytes() == (folder / "b.npz").read_bytes()
 
 
+def test_the_feeds_are_not_replaced_by_the_outputs(folder: Path, call: Call) -> None:
+    feeds, before = folder / "x.npz", (folder / "x.npz").read_bytes()
+    code, _, err = call("run", folder / "dense.onnx", "--feeds", feeds, "-o", feeds, "--force")
+    assert code == 2 and "would replace what it is made from" in err and feeds.read_bytes() == before
+
+
 def test_json_on_stdout(folder: Path, call: Call) -> None:
     _, out, _ = call("run", folder / "dense.onnx", "--feeds", folder / "x.npz", "-o", folder / "y.npz", "--json")
     assert json.loads(out)["outputs"] == [{"name": "y", "dtype": "float32", "shape": [2, 4]}]

@@ -137,7 +137,7 @@ def test_the_model_is_not_replaced_by_what_is_made_of_it(model: Path, cli: Any, 
     options = {"compress": ("--calibration", model.with_name("c.npz")),
                "why-wrong": (model, "--data", model.with_name("c.npz"))}.get(verb, ())  # fmt: skip
     ran = cli(verb, model, *options, option or "-o", output, "--force")
-    assert ran.code == 2 and "would replace the model" in ran.err and model.read_bytes() == before
+    assert ran.code == 2 and "would replace what it is made from" in ran.err and model.read_bytes() == before
 
 
 def test_open_sizes_name_the_option(tmp_path: Path, cli: Any) -> None:
