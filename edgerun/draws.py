@@ -79,7 +79,7 @@ def masked(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 _FLOATS = frozenset({"FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16"})
-_MOVES = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+MOVES = frozenset({"Cast", "CastLike", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
 
 def moved(model: ir.Model) -> frozenset[str]:
@@ -93,7 +93,7 @@ def _moved(value: ir.Value, dtype: ir.DataType | None) -> bool:
     if dtype is None or dtype.name not in _FLOATS:
         return False
     uses = list(value.uses())
-    if not all(node.op_type in _MOVES and slot == 0 for node, slot in uses):
+    if not all(node.op_type in MOVES and slot == 0 for node, slot in uses):
         return False
     return (bool(uses) or value.is_graph_output()) and all(
         _moved(node.outputs[0], _cast(node, dtype)) for node, _ in uses

@@ -39,8 +39,8 @@ def refuse_same(output: Path, *sources: object) -> None:
             continue
         with contextlib.suppress(OSError, ValueError):  # what is not there, or is no name, is another's to tell
             if output.samefile(source):
-                what = "the output would replace the model that it is made from"
-                raise EdgerunError(what, got=output, wanted="a file of its own", do="give another -o")
+                what = "the output would replace what it is made from"
+                raise EdgerunError(what, got=output, wanted="a file of its own", do="give it another name")
 
 
 @contextlib.contextmanager

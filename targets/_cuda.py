@@ -5,11 +5,12 @@ Names and signatures are those of NVIDIA's CUDA Driver API; functions with `_v2`
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,17 +69,28 @@ class Device:
         _call("cuDeviceGet", ctypes.byref(device), 0)
         self._device = device
         _call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
-        self.use()
-        _call("cuStreamCreate", ctypes.byref(self._stream), 1)  # CU_STREAM_NON_BLOCKING
+        with self.use():
+            _call("cuStreamCreate", ctypes.byref(self._stream), 1)  # CU_STREAM_NON_BLOCKING
 
     @property
     def stream(self) -> int:
         """The stream's handle."""
         return int(self._stream.value or 0)
 
-    def use(self) -> None:
-        """Make the context that of this thread."""
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        """The context is that of this thread within the block; after it, the thread has what it had: another library's,
+        of another GPU perhaps, or none."""
+        before = ctypes.c_void_p()
+        _call("cuCtxGetCurrent", ctypes.byref(before))
+        if before.value == self._context.value:
+            yield
+            return
         _call("cuCtxSetCurrent", self._context)
+        try:
+            yield
+        finally:
+            _driver().cuCtxSetCurrent(before)  # where that fails, what went wrong before it is told
 
     def wait(self) -> None:
         """Until all that was put on the stream is done."""
@@ -127,8 +139,8 @@ class Device:
     def close(self) -> None:
         """Give the stream and the context back."""
         if self._stream:
-            self.use()
-            _call("cuStreamDestroy_v2", self._stream)
+            with self.use():
+                _call("cuStreamDestroy_v2", self._stream)
             self._stream = ctypes.c_void_p()
             _call("cuDevicePrimaryCtxRelease_v2", self._device)
 
@@ -183,8 +195,8 @@ def page_locked(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     device, address = Device(), ctypes.c_void_p()
     count = max(1, math.prod(shape) * dtype.itemsize)
     try:
-        device.use()
-        _call("cuMemHostAlloc", ctypes.byref(address), _size(count), ctypes.c_uint(1))  # CU_MEMHOSTALLOC_PORTABLE
+        with device.use():
+            _call("cuMemHostAlloc", ctypes.byref(address), _size(count), ctypes.c_uint(1))  # CU_MEMHOSTALLOC_PORTABLE
     except EdgerunError:
         device.close()
         raise
@@ -194,8 +206,8 @@ def page_locked(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _unlock(device: Device, address: ctypes.c_void_p) -> None:
-    device.use()
-    _call("cuMemFreeHost", address)
+    with device.use():
+        _call("cuMemFreeHost", address)
     device.close()
 
 
@@ -223,7 +235,10 @@ def _attribute(device: ctypes.c_int, which: int) -> int:
 def _driver() -> Any:
     if reason := missing():
         raise Unsupported("there is no GPU to run on", got=reason, do="run it on a machine with an NVIDIA GPU")
-    return ctypes.CDLL(LIBRARY)
+    return _opened(LIBRARY)
+
+
+_opened = functools.cache(ctypes.CDLL)  # opening it again costs more than most calls
 
 
 def _call(function: str, *arguments: object) -> None:

@@ -31,7 +31,7 @@ def seen(device: cuda.Device, lock: threading.Lock, name: str, value: Any) -> An
         if place not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
             return arrays.viewed(name, value)
         if number == NUMBER:
-            with lock:
+            with lock, device.use():
                 return dlpack.read(value, device.stream)
     except EdgerunError:
         raise
@@ -52,7 +52,8 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
     """An array on the GPU, not initialized. Its memory goes back with it and the last tensor that was made of it."""
     device, memory = cuda.Device(), cuda.Memory()
     try:
-        address = memory.hold(math.prod(shape) * dtype.itemsize)
+        with device.use():
+            address = memory.hold(math.prod(shape) * dtype.itemsize)
     except EdgerunError:
         device.close()
         raise
@@ -61,6 +62,6 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
 
 
 def _free(device: cuda.Device, address: Any) -> None:
-    device.use()
-    cuda.release(address)
+    with device.use():
+        cuda.release(address)
     device.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ class TensorrtSession(Session):
         self._door.view = functools.partial(on_gpu.seen, self._device, self._lock)
         self._kernels: Kernels | None = None
         try:
-            self._open(trt, plan, how)
+            with self._device.use():
+                self._open(trt, plan, how)
         except BaseException:
             self._close()
             raise
@@ -89,20 +90,21 @@ class TensorrtSession(Session):
 
     def kernels(self, trt: Any) -> str:
         """What the library tells of the engine's kernels, one a line."""
-        inspector = self._engine.create_engine_inspector()
-        return str(inspector.get_engine_information(trt.LayerInformationFormat.ONELINE))
+        with self._device.use():
+            inspector = self._engine.create_engine_inspector()
+            return str(inspector.get_engine_information(trt.LayerInformationFormat.ONELINE))
 
     def watch(self, profiler: Any) -> None:
         """Report every kernel's time of the runs that follow to `profiler` (an IProfiler)."""
-        self._context.profiler = profiler
-        self._context.enqueue_emits_profile = True
+        with self._device.use():
+            self._context.profiler = profiler
+            self._context.enqueue_emits_profile = True
 
     def _run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         return self._fill(feeds, {})
 
     def _fill(self, feeds: Mapping[str, Any], into: Mapping[str, Any]) -> dict[str, Any]:
-        with self._lock:
-            self._device.use()
+        with self._lock, self._device.use():
             if any(isinstance(array, DeviceArray) and array.given for array in (*feeds.values(), *into.values())):
                 self._device.settle()  # whoever has a tensor on it may still be at work
             living = [self._feed(name, feeds[name]) for name in self._fed]
@@ -201,16 +203,16 @@ class TensorrtSession(Session):
         return on_gpu.empty(shape, dtype)
 
     def _close(self) -> None:
-        with self._lock:
+        with self._lock, ExitStack() as stack:
+            with suppress(EdgerunError):  # a device that failed has nothing left to tell
+                stack.enter_context(self._device.use())
             with suppress(EdgerunError):
                 self._drop()
-            with suppress(EdgerunError):  # a device that failed has nothing left to tell
-                self._device.use()
+            with suppress(EdgerunError):
                 if self._kernels is not None:
                     self._kernels.keep()
             self._context = self._kernels = self._engine = self._runtime = None  # each lives in the next
-            with suppress(EdgerunError):  # a device that failed has nothing left to give back
-                self._device.use()
+            with suppress(EdgerunError):  # nor to give back
                 for memory in self._memory.values():
                     memory.free()
                 self._device.close()

@@ -24,6 +24,7 @@ from edgerun.targets import _openvino_options as asked
 from edgerun.targets import _openvino_rules as rules
 from edgerun.targets import _openvino_sequences as sequences
 from edgerun.targets import _openvino_shapes as shapes
+from edgerun.targets import _openvino_ties as ties
 from edgerun.targets._openvino_session import OvSession
 
 if TYPE_CHECKING:
@@ -189,12 +190,11 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 
 def _read(payload: bytes | Path) -> Any:
     """The graph of an engine or an ONNX model, with what OpenVINO has kernels for in the form that it finds them in."""
-    graph = ir.read(payload)
-    ops = ir.by_kind(graph)  # asked once: a large graph has thousands
+    ops = ir.by_kind(graph := ir.read(payload))  # asked once: a large graph has thousands
     if ops.keys() & sequences.KINDS and sequences.write_out(graph):
         ops = ir.by_kind(graph)
     half.narrow(graph, ops)  # first: weights that are expanded would be taken for integers
-    if sum([fake_quantize.fuse(ops), forks.mend(ops), dynamic.fuse(graph, ops, payload)]):
+    if sum([fake_quantize.fuse(ops), forks.mend(ops), ties.mend(ops, payload), dynamic.fuse(graph, ops, payload)]):
         graph.validate_nodes_and_infer_types()
     return graph
 

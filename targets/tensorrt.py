@@ -34,6 +34,7 @@ requires = ("tensorrt_rtx",)  # or tensorrt, which no package brings alone
 extra = "tensorrt"
 suffixes = (".engine", ".onnx")
 takes = build.TAKES
+hardware = {"capability": "NVIDIA GPU (a compute capability)"}  # what a device has to have, by the fact that tells it
 
 # The parser takes any IR version and opset without a word, so the newest ones are those that NVIDIA documents
 # (10.3: opset 20, 10.15: 24, 11.x: 25), with the IR version of the ONNX release that defined the opset.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 from onnx import TensorProto, helper
 
+import edgerun
 from edgerun import registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import InferenceSession
@@ -251,3 +254,26 @@ def test_cuda_is_never_the_cpu_in_silence(model: bytes, monkeypatch: pytest.Monk
         InferenceSession(model, providers=[(built[0], {"device_id": 0, "use_tf32": 1}), *CPU])
     with pytest.raises(Unsupported, match="gpu_mem_limit"):
         InferenceSession(model, providers=[(built[0], {"gpu_mem_limit": 1}), *CPU])
+
+
+def test_one_name_for_two_sizes_runs_as_it_does_there() -> None:
+    """Exports write "n" for what is not the same. It is told once; OpenVINO and our own sessions refuse it."""
+    text = "g (float[n] x, float[n] z) => (float[a] y, float[b] w) { y = Relu(x)  w = Neg(z) }"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}').SerializeToString()
+    feeds = {"x": np.ones(3, np.float32), "z": np.ones(4, np.float32)}
+    theirs = onnxruntime.InferenceSession(model, providers=CPU).run(None, feeds)
+    ours = InferenceSession(model, providers=CPU)
+    ours.run(None, {**feeds, "z": feeds["x"]})
+    with pytest.warns(UserWarning, match="different sizes of 'n' .x: 3, z: 4."):
+        found = ours.run(None, feeds)
+    for own, other in zip(found, theirs, strict=True):
+        np.testing.assert_array_equal(own, other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.run(None, feeds)
+    refusing = [edgerun.load(model, "onnxruntime")]
+    if not registry.target("openvino", usable=False).available():
+        refusing.append(InferenceSession(model, providers=["OpenVINOExecutionProvider"]).session)
+    for session in refusing:
+        with session, pytest.raises(EdgerunError, match="different sizes of 'n'"):
+            session.run(feeds)

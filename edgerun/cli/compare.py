@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from edgerun.cli import _options
+
 
 @click.command()
 @click.argument("a", metavar="A[@TARGET]")
@@ -13,6 +15,8 @@ import click
 @click.option("--data", required=True, help="Feeds: .npz, .npy, a folder, module:callable, or random[:N].")
 @click.option("--target", help="What runs both models; default: by the file's kind.")
 @click.option("--target-b", help="What runs B.")
+@_options.device
+@_options.checked
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the models leave it open.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use the first N samples.")
@@ -22,8 +26,9 @@ import click
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when an output has less.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (null: not a finite number).")
 def command(
-    a: str, b: str, data: str, target: str | None, target_b: str | None, threads: int, batch: int | None,
-    limit: int | None, preprocessing: Path | None, min_sqnr: float | None, as_json: bool,
+    a: str, b: str, data: str, target: str | None, target_b: str | None, device: str | None, checked: bool,
+    threads: int, batch: int | None, limit: int | None, preprocessing: Path | None, min_sqnr: float | None,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """How far do the outputs of B lie from those of A, on the same feeds?
 
@@ -33,10 +38,10 @@ def command(
     from edgerun.runtime import Options
     from edgerun.verbs.compare import compare
 
-    with progress("comparing") as show:
+    with progress("comparing", checked) as show:
         result = compare(
-            a, b, data, target=target, target_b=target_b, options=Options(threads), preprocessing=preprocessing,
-            batch=batch, limit=limit, progress=show,
+            a, b, data, target=target, target_b=target_b, device=device, options=Options(threads),
+            checked=checked, preprocessing=preprocessing, batch=batch, limit=limit, progress=show,
         )  # fmt: skip
     echo_notes(result.notes)
     if as_json:

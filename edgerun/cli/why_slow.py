@@ -11,6 +11,7 @@ import click
 @click.argument("fp32", metavar="FP32")
 @click.argument("int8", metavar="INT8")
 @click.option("--target", help="What runs both; default: by the kind of the second file.")
+@click.option("--device", metavar="NAME|FILE.toml", help="Refuse to time anywhere but there; its target, unless named.")
 @click.option("--data", help="The feed is the first batch of it; default: seeded noise.")
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the models leave it open (1).")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
@@ -24,8 +25,8 @@ import click
 @click.option("--top", type=click.IntRange(min=0), default=15, show_default=True, help="Show so many regions.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON (times in seconds).")
 def command(
-    fp32: str, int8: str, target: str | None, data: str | None, batch: int | None, threads: int, seconds: float,
-    shapes: tuple[str, ...], preprocessing: Path | None, top: int, as_json: bool,
+    fp32: str, int8: str, target: str | None, device: str | None, data: str | None, batch: int | None, threads: int,
+    seconds: float, shapes: tuple[str, ...], preprocessing: Path | None, top: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Say where a quantized model wins and loses time against its float model, kernel by kernel.
 
@@ -38,8 +39,8 @@ def command(
 
     with progress("timing and profiling") as show:
         found = why_slow(
-            fp32, int8, target=target, options=Options(threads), data=data, preprocessing=preprocessing, batch=batch,
-            shapes=shapes, seconds=seconds, progress=show,
+            fp32, int8, target=target, device=device, options=Options(threads), data=data, preprocessing=preprocessing,
+            batch=batch, shapes=shapes, seconds=seconds, progress=show,
         )  # fmt: skip
     echo_notes(found.notes)
     if as_json:

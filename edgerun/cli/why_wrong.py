@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 @click.argument("model", metavar="FP32", type=click.Path(path_type=Path))
 @click.argument("quantized", metavar="INT8", type=click.Path(path_type=Path))
 @click.option("--data", required=True, help="Calibration or development data (labels are used), never the test set.")
-@click.option("--target", default="onnxruntime", show_default=True, help="Whose rules hold for the device.")
+@click.option("--target", help="Whose rules hold for the device; default: its own, or onnxruntime.")
+@click.option("--device", metavar="NAME|FILE.toml", help="Where INT8 runs (edgerun devices); default: here.")
 @click.option(
     "--saturating/--not-saturating",
     default=None,
-    help="The device's CPU adds two u8·s8 products in 16 bits (x86-64 without VNNI). Default: as this machine's does.",
+    help="The device's CPU adds two u8·s8 products in 16 bits (x86-64 without VNNI). Default: as it does.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Rows to show.")
 @click.option(
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace PAGE and OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (null: not a finite number).")
 def command(
-    model: Path, quantized: Path, data: str, target: str, saturating: bool | None, top: int, limit: int | None,
-    preprocessing: Path | None, scores: str | None, html: Path | None, fix: Path | None, force: bool, as_json: bool,
+    model: Path, quantized: Path, data: str, target: str | None, device: str | None, saturating: bool | None, top: int,
+    limit: int | None, preprocessing: Path | None, scores: str | None, html: Path | None, fix: Path | None, force: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Which layers of INT8 do the damage, why, and what would repair it?
 
@@ -53,8 +55,8 @@ def command(
 
     with Stages() as progress:
         result = why_wrong(
-            model, quantized, data, target=target, saturating=saturating, top=top, limit=limit,
-            preprocessing=preprocessing, output=scores, html=html, fix=fix, force=force, progress=progress,
+            model, quantized, data, target=target, device=device, saturating=saturating, top=top,
+            limit=limit, preprocessing=preprocessing, output=scores, html=html, fix=fix, force=force, progress=progress,
         )  # fmt: skip
     echo_notes(result.notes)
     if as_json:

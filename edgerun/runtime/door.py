@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ class Door:
         self._all, self._inputs = tuple(specs), [_Input(spec) for spec in specs]
         self.view = view
         self._tied = _tied(specs)
+        self._refuses = True
         self._agreed: list[tuple[int, ...]] = []  # the last shapes whose dimensions of one name had one size
 
     def taken(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -52,17 +54,23 @@ class Door:
                 self._agree(shapes)
         return checked
 
+    def loosen(self) -> None:
+        """Let a dimension's name stand for two sizes from now on; the first time is told as a warning."""
+        self._refuses = False
+
     def _agree(self, shapes: list[tuple[int, ...]]) -> None:
-        """Raise EdgerunError where a dimension's name stands for two sizes."""
+        """Raise EdgerunError where a dimension's name stands for two sizes, or tell it."""
         found: dict[str, tuple[str, int]] = {}
         for (name, dims), shape in zip(self._tied.items(), shapes, strict=True):
             for axis, dim in dims:
                 first, size = found.setdefault(dim, (name, shape[axis]))
                 if size != shape[axis]:
-                    raise EdgerunError(
-                        f"the inputs have different sizes of {dim!r}", got=f"{first}: {size}, {name}: {shape[axis]}",
-                        wanted=str(self),
-                    )  # fmt: skip
+                    what, got = f"the inputs have different sizes of {dim!r}", f"{first}: {size}, {name}: {shape[axis]}"
+                    if self._refuses:
+                        raise EdgerunError(what, got=got, wanted=str(self))
+                    self._tied = {}
+                    warnings.warn(f"{what} ({got}), which ONNX says are one", stacklevel=2)
+                    return
         self._agreed = shapes
 
     def __str__(self) -> str:

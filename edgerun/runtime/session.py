@@ -52,6 +52,11 @@ class Session(ABC):
         self._lanes: Lanes | None = None
         self._starting = threading.Lock()
 
+    def loosen(self) -> None:
+        """Take feeds that differ in size where a dimension has one name, as ONNX Runtime does: some exporters write one
+        name for what is not the same. The first time is told as a warning; what it means is the runtime's to say."""
+        self._door.loosen()
+
     @property
     def metadata(self) -> Mapping[str, str]:
         """What the model's file says of itself, under ONNX's names: `edgerun.preprocessing`, and keys of others."""
@@ -83,7 +88,7 @@ class Session(ABC):
         `out` names arrays that outputs are written into (C-contiguous, of the right dtype and shape); the same arrays
         again cost the least. A sequence is a list of arrays, an absent optional None.
         Raises EdgerunError for a missing or surplus input, a wrong dtype or a wrong shape, and for inputs of different
-        sizes in a dimension that has one name; GateFailed where memory went above its bound.
+        sizes in a dimension that has one name (`loosen`); GateFailed where memory went above its bound.
         """
         self._check_open()
         if self._rss is None:

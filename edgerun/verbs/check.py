@@ -112,6 +112,7 @@ def check(
         if output is not None:
             if Path(output).suffix != ".onnx":
                 raise EdgerunError("what is written is ONNX", got=output, wanted="NAME.onnx")
+            files.refuse_same(Path(output), model)
             files.refuse_overwrite(Path(output), force)
     if part is not None and fix is not None and Path(part).absolute() == Path(fix).absolute():
         raise EdgerunError("the part and the rewritten model are one file", got=part, do="give each a name of its own")

@@ -19,7 +19,7 @@ from edgerun.runtime import Engine, Options, SelfCheck, Session, machine
 from edgerun.runtime.progress import listener
 from edgerun.verbs import source_files
 
-KIND, VERSION = "checked", 1  # of the entries, and of what is compared
+KIND, VERSION = "checked", 2  # of the entries, and of what is compared
 log = logging.getLogger("edgerun")
 
 

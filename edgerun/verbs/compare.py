@@ -60,7 +60,9 @@ def compare(
     *,
     target: str | None = None,
     target_b: str | None = None,
+    device: str | Path | None = None,
     options: Options | None = None,
+    checked: bool = False,
     preprocessing: Preprocessing | str | Path | None = None,
     batch: int | None = None,
     limit: int | None = None,
@@ -69,14 +71,16 @@ def compare(
     """Run both on the same feeds; `a` is the reference. Memory holds a batch, whatever the data's size, and the weights
     of both, or of one at a time where they are over 1.8 GB: then the outputs of `a` wait on the disk.
 
-    `target` serves both unless `target_b` is given. Outputs are paired by name, or by position where no name is shared.
+    `target` serves both unless `target_b` is given. `device` says where, and models that are `checked` are compared
+    with the reference first, as in `edgerun.load`. Outputs are paired by name, or by position where no name is shared.
     Raises EdgerunError when the models' doors differ.
     """
     given: dict[str, Any] = {"preprocessing": preprocessing, "batch": batch, "limit": limit}
+    how: dict[str, Any] = {"options": options, "device": device, "checked": checked}
     if _large(a) or _large(b):
-        sums, feeds = _in_turn((a, target), (b, target_b or target), data, options, given, progress)
+        sums, feeds = _in_turn((a, target), (b, target_b or target), data, how, given, progress)
     else:
-        with opened(a, target, options) as first, opened(b, target_b or target, options) as second:
+        with opened(a, target, **how) as first, opened(b, target_b or target, **how) as second:
             pairs = _pairs([spec.name for spec in first.outputs], [spec.name for spec in second.outputs])
             feeds = feeds_for(first.inputs, a, data, **given)
             sums = {name: _Sum() for name, _ in pairs}
@@ -96,18 +100,18 @@ def _large(model: Runnable) -> bool:
 
 
 def _in_turn(
-    a: tuple[Runnable, str | None], b: tuple[Runnable, str | None], data: Any, options: Options | None,
+    a: tuple[Runnable, str | None], b: tuple[Runnable, str | None], data: Any, how: Mapping[str, Any],
     given: Mapping[str, Any], progress: Callable[[float], None] | None,
 ) -> tuple[dict[str, _Sum], Data]:  # fmt: skip
     """All feeds through `a`, whose outputs go to the disk, and then through `b`."""
     with tempfile.TemporaryDirectory(prefix="edgerun-") as folder:
-        with opened(*a, options) as first:
+        with opened(*a, **how) as first:
             feeds = feeds_for(first.inputs, a[0], data, **given)
             for index, feed in enumerate(tracked(feeds, progress and (lambda share: progress(share / 2)))):
                 for place, array in enumerate(first.run(feed).values()):
                     np.save(Path(folder, f"{index}-{place}.npy"), array, allow_pickle=False)
             door = [spec.name for spec in first.outputs]
-        with opened(*b, options) as second:
+        with opened(*b, **how) as second:
             pairs = _pairs(door, [spec.name for spec in second.outputs])
             sums = {name: _Sum() for name, _ in pairs}
             for index, feed in enumerate(tracked(feeds, progress and (lambda share: progress(0.5 + share / 2)))):

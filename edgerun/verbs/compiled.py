@@ -18,6 +18,7 @@ from edgerun.runtime import Engine, Options, SelfCheck, TensorSpec
 from edgerun.runtime.progress import listener
 from edgerun.verbs import compile as verb
 from edgerun.verbs import work
+from edgerun.verbs.devices import refuse_without
 from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.load import target_for
 from edgerun.verbs.recipe import SUFFIX, Recipe
@@ -63,6 +64,8 @@ def compiled(
     if output.suffix == SUFFIX and target is None and device is None:
         raise EdgerunError("a recipe is for another machine, and nothing says which", do="give --device, or --target")
     name = target or (where.target if where is not None else target_for(output.suffix))
+    if where is not None:
+        refuse_without(where, name)
     files.refuse_same(output, model, original)
     files.refuse_overwrite(output, force)
     listener()("reading", 0, 0)

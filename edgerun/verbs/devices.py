@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgerun import devices, registry
 from edgerun.devices import KEYS, Device, Fact
-from edgerun.errors import Unsupported
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Limits, Quantization
 from edgerun.runtime import machine
 
@@ -26,7 +26,20 @@ _TOLD = ("gpu", "capability", "cuda")  # of a target's fingerprint
 def chosen(device: Device | str | Path | None, target: str | None) -> tuple[Device | None, str]:
     """The device by its name or file, and the target: the one asked for, else the device's, else onnxruntime."""
     found = devices.find(device) if isinstance(device, (str, Path)) else device
-    return found, target or (DEFAULT_TARGET if found is None else found.target)
+    name = target or (DEFAULT_TARGET if found is None else found.target)
+    if found is not None:
+        refuse_without(found, name)
+    return found, name
+
+
+def refuse_without(device: Device, target: str) -> None:
+    """Raise EdgerunError where `device` has not, as far as is known of it, the hardware that `target` runs on."""
+    hardware = getattr(registry.target(target, usable=False), "hardware", {})
+    if target != device.target and (missing := [what for key, what in hardware.items() if device.value(key) is None]):
+        raise EdgerunError(
+            f"{target} does not run on {device.name}", got=f"no {missing[0]} is known of it", wanted=device.target,
+            do=f"--target {device.target}; or leave the device out; or give the file that edgerun probe writes there",
+        )  # fmt: skip
 
 
 def elsewhere(device: Device | None, target: str) -> str | None:

@@ -38,6 +38,7 @@ def run(
         output = Path(output)
         if output.suffix != ".npz":
             raise EdgerunError("outputs are written as .npz", got=output.name, wanted="-o NAME.npz")
+        files.refuse_same(output, feeds)
         files.refuse_overwrite(output, force)
     if feeds.suffix != ".npz":
         raise EdgerunError("feeds are read from .npz", got=feeds.name, wanted="arrays named as the model's inputs")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun import draws, registry
+from edgerun import draws, registry, thresholds
 from edgerun.batches import cuttable, fitted
 from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds
@@ -172,14 +172,18 @@ def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
 
 
 def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int, int]]) -> list[Pair]:
-    """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes; in the
-    last one, boolean masks hide a row, and what is only moved has infinities.
+    """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes: two of
+    noise; one with values at the thresholds that the model compares with; and one of equal values where it orders them,
+    in which boolean masks hide a row, and what is only moved has infinities.
 
     Sizes lie within `ranges`, where a dimension has one.
     """
     if any(spec.dtype not in DTYPES or spec.kind != "tensor" for spec in model.inputs):
         raise EdgerunError("only numbers can be drawn", got=", ".join(map(str, model.inputs)))
-    below, moved, refusal = draws.ranges(model.ir), draws.moved(model.ir), EdgerunError("")
+    below, refusal = draws.ranges(model.ir), EdgerunError("")
+    told, moved = thresholds.decided(model.ir), draws.moved(model.ir)
+    special = {2: lambda feed: thresholds.at_steps(feed, told),
+               3: lambda feed: draws.extreme(draws.masked(thresholds.tied(feed, told)), moved)}  # fmt: skip
     for other in draws.SIZES:
         try:
             found: list[Pair] = []
@@ -189,12 +193,20 @@ def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int
                     dim: min(max(sizes[dim], low), high) for dim, (low, _, high) in ranges.items() if dim in sizes
                 }
                 feed = draws.feeds(model.inputs, sizes, seed, below)
-                if seed == len(2 * BATCHES) - 1:
-                    feed = draws.extreme(draws.masked(feed), moved)
-                found.append((feed, reference.run(feed)))
+                found.append(_ran(reference, feed, special.get(seed)))
             return found
         except EdgerunError as error:
             refusal = error
             if not draws.sizes(model.inputs, 1, 1):
                 break
     raise EdgerunError("every random input that was tried is refused", got=refusal.got) from refusal
+
+
+def _ran(
+    reference: Session, feed: dict[str, np.ndarray], special: Callable[[Feeds], dict[str, np.ndarray]] | None
+) -> Pair:
+    """The feed made `special`, where the reference takes it so, else as it is, with what it computes."""
+    if special is not None:
+        with contextlib.suppress(EdgerunError):
+            return (made := special(feed)), reference.run(made)
+    return feed, reference.run(feed)

@@ -23,6 +23,7 @@ from edgerun.measure.stats import Estimate, median, speedup
 from edgerun.passes import NodeTime, Quantization
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Engine, Options, TensorSpec
+from edgerun.verbs import devices
 from edgerun.verbs.benchmark import SESSIONS, agreed, batch_for
 from edgerun.verbs.feeds import located
 from edgerun.verbs.load import load, target_for
@@ -150,6 +151,7 @@ def why_slow(
     int8: str | Path,
     *,
     target: str | None = None,
+    device: str | Path | None = None,
     options: Options | None = None,
     data: Any = None,
     preprocessing: Preprocessing | str | Path | None = None,
@@ -162,12 +164,16 @@ def why_slow(
 
     Nine times both are opened anew, timed interleaved without profiler, and then profiled one after the other, in a
     drawn order; `seconds` are shared by timing and profiling (opening not counted). Without `target` it is the one
-    that `int8`'s kind of file runs on. The feed is that of `benchmark`, with the same `data`, `batch` and `shapes`.
+    that `int8`'s kind of file runs on. With `device`, a known one or a file, nothing is timed unless this machine may
+    be it. The feed is that of `benchmark`, with the same `data`, `batch` and `shapes`.
     Both models know its shapes (`Options.usual`), whatever their files tell: what differs is the quantization alone.
 
     Raises EdgerunError for models with different inputs or on two targets, or without a node in common.
     """
     options = options or Options()
+    if device is not None:
+        known, target = devices.chosen(device, target)
+        devices.here(known, target)
     paths, name = _places(fp32, int8, target)
     with ExitStack() as stack:
         opened = {str(i): stack.enter_context(load(path, name, options)) for i, path in enumerate(paths)}

@@ -15,6 +15,7 @@ from edgerun.preprocess import Preprocessing
 from edgerun.quantize import diagnosis
 from edgerun.quantize.diagnosis import Diagnosis
 from edgerun.runtime import Engine, Options, Session
+from edgerun.verbs import devices
 from edgerun.verbs.apart import ENOUGH, parted
 from edgerun.verbs.compress import compress
 from edgerun.verbs.diagnosed import Diagnosed, command, diagnosed, page, step
@@ -35,7 +36,8 @@ def why_wrong(
     quantized: Model | str | Path,
     data: Any,
     *,
-    target: str = "onnxruntime",
+    target: str | None = None,
+    device: str | Path | None = None,
     saturating: bool | None = None,
     top: int = 8,
     limit: int | None = None,
@@ -51,18 +53,22 @@ def why_wrong(
     Judged on at most `limit` samples (default 32); new ranges are taken from up to 128, and fixes are judged on `limit`
     more, where the data has 8 or more. With labels in the data,
     `output` names the one with the classes where there are several, and the rows that surely cost accuracy come first.
-    `saturating` says whether the device's CPU adds two products in 16 bits (default: what `target` says of this
-    machine). `html` writes a page, `fix` the model with the fixes that pay, with a Step; `Diagnosed.require_fixes`
-    raises GateFailed where none does. Raises EdgerunError for bad input, Unsupported without an extra.
+    `saturating` says whether the device's CPU adds two products in 16 bits (default: what `target`, else that of
+    `device`, else onnxruntime, says of the device, or of this machine). `html` writes a page, `fix` the model with the
+    fixes that pay, with a Step; `Diagnosed.require_fixes` raises GateFailed where none does. Raises
+    EdgerunError for bad input, Unsupported without an extra.
     """
     for path in (html, fix):
         if path is not None:
+            files.refuse_same(Path(path), model, quantized)
             files.refuse_overwrite(Path(path), force)
     if html is not None:
         _require_report()
     if top < 1:
         raise EdgerunError("nothing to show", got=f"top={top}", wanted="1 or more")
-    saturates = registry.target(target, usable=False).quantization().reduced_range if saturating is None else saturating
+    where, name = devices.chosen(device, target)
+    rules = registry.target(name, usable=False).quantization(where)
+    saturates = rules.reduced_range if saturating is None else saturating
     float_, rounded = (m if isinstance(m, Model) else Model.load(m) for m in (model, quantized))
     _check_doors(float_, rounded)
     contract: Any = preprocessing or float_.preprocessing

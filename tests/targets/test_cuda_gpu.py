@@ -17,8 +17,27 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(cuda.missing() is not None, re
 @pytest.fixture
 def device() -> Iterator[cuda.Device]:
     made = cuda.Device()
-    yield made
+    with made.use():
+        yield made
     made.close()
+
+
+def test_the_thread_keeps_the_context_that_it_had() -> None:
+    def current() -> int | None:
+        found = ctypes.c_void_p()
+        cuda._call("cuCtxGetCurrent", ctypes.byref(found))
+        return found.value
+
+    before, device = current(), cuda.Device()
+    assert current() == before
+    with device.use():
+        mine = current()
+        assert mine is not None
+        with device.use():
+            assert current() == mine
+        assert current() == mine
+    assert current() == before
+    device.close()
 
 
 def test_the_gpu_tells_of_itself() -> None:

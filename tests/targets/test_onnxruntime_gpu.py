@@ -209,7 +209,8 @@ def test_memory_comes_back(extra: dict[str, str]) -> None:
             session.run(feeds("resnet", 16))
         device = cuda.Device()
         try:
-            return cuda.free_bytes()
+            with device.use():
+                return cuda.free_bytes()
         finally:
             device.close()
 

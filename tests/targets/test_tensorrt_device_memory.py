@@ -1,13 +1,11 @@
 """What a TensorRT session does with memory of the GPU: which addresses it gives to the engine, and what it copies.
 
-A driver of thirty lines of C stands for libcuda.so.1. Its memory is no memory of the process: whoever reads an address
-of it dies. The engine beside it doubles what lies at the addresses that it was given. What a GPU computes, and what
-torch makes of it, is in test_tensorrt_gpu.py.
+A driver of some lines of C stands for libcuda.so.1 (`cuda_driver.py`). The engine beside it doubles what lies at the
+addresses that it was given. What a GPU computes, and what torch makes of it, is in test_tensorrt_gpu.py.
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import shutil
 import subprocess
@@ -24,57 +22,8 @@ from edgerun.runtime import HotSwapSession, TensorSpec
 from edgerun.runtime.dlpack import DeviceArray
 from edgerun.targets import _cuda as cuda
 from edgerun.targets._tensorrt_session import TensorrtSession
+from tests.targets.cuda_driver import DRIVER, Driver
 
-DRIVER = r"""
-#define _GNU_SOURCE
-#include <stdint.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-typedef uint64_t Place;
-static struct { Place place; char *alias; size_t size; } all[64];
-int copied[3], settled;  /* in, out, within */
-char *at(Place place) {
-  for (int i = 0; i < 64; i++)
-    if (all[i].size && place >= all[i].place && place < all[i].place + all[i].size)
-      return all[i].alias + (place - all[i].place);
-  return 0;
-}
-int living(void) { int n = 0; for (int i = 0; i < 64; i++) n += all[i].size != 0; return n; }
-int cuMemAlloc_v2(Place *place, size_t size) {
-  int i = 0, file = memfd_create("device", 0);
-  while (all[i].size) i++;
-  if (ftruncate(file, size)) return 2;
-  *place = all[i].place = (Place)mmap(0, size, PROT_NONE, MAP_SHARED, file, 0);
-  all[i].alias = mmap(0, all[i].size = size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  return close(file);
-}
-int cuMemFree_v2(Place place) {
-  for (int i = 0; i < 64; i++)
-    if (all[i].size && all[i].place == place) {
-      munmap((void *)place, all[i].size); munmap(all[i].alias, all[i].size); all[i].size = 0; return 0;
-    }
-  return 1;
-}
-static int copy(int way, char *to, const char *from, size_t size) {
-  if (!to || !from) return 1;
-  memcpy(to, from, size); copied[way]++; return 0;
-}
-int cuMemcpyHtoDAsync_v2(Place to, void *from, size_t n, void *s) { return copy(0, at(to), from, n); }
-int cuMemcpyDtoHAsync_v2(void *to, Place from, size_t n, void *s) { return copy(1, to, at(from), n); }
-int cuMemcpyDtoDAsync_v2(Place to, Place from, size_t n, void *s) { return copy(2, at(to), at(from), n); }
-int cuCtxSynchronize(void) { settled++; return 0; }
-int cuInit(unsigned flags) { return 0; }
-int cuDeviceGetCount(int *count) { *count = 1; return 0; }
-int cuDeviceGet(int *device, int number) { *device = number; return 0; }
-int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)1; return 0; }
-int cuDevicePrimaryCtxRelease_v2(int device) { return 0; }
-int cuCtxSetCurrent(void *context) { return 0; }
-int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)0x5354; return 0; }
-int cuStreamDestroy_v2(void *stream) { return 0; }
-int cuStreamSynchronize(void *stream) { return 0; }
-int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_INVALID_VALUE"; return 0; }
-"""
 STREAM = 0x5354
 
 
@@ -88,27 +37,6 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = folder / "libcuda.so.1"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), str(folder / "driver.c")], check=True)
     return made
-
-
-class Driver:
-    """The driver's other side: what lies at an address, what has been copied."""
-
-    def __init__(self, library: Path) -> None:
-        self._library = ctypes.CDLL(str(library))
-        self._library.at.restype, self._library.at.argtypes = ctypes.c_void_p, [ctypes.c_uint64]
-        self.living = self._library.living
-
-    def at(self, address: int, shape: tuple[int, ...]) -> np.ndarray:
-        alias, count = self._library.at(address), int(np.prod(shape))
-        assert alias, "this is no memory of the device"
-        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(alias)).reshape(shape)
-
-    def counts(self) -> list[int]:
-        """Copies in, out and within since the last time, and how often all streams were waited for."""
-        found = (ctypes.c_int * 3).in_dll(self._library, "copied"), ctypes.c_int.in_dll(self._library, "settled")
-        told = [*found[0], found[1].value]
-        found[0][:], found[1].value = [0, 0, 0], 0
-        return told
 
 
 class Tensor:
@@ -188,14 +116,18 @@ def driver(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
 
 @pytest.fixture
 def session(driver: Driver) -> Iterator[TensorrtSession]:
+    with opened(driver) as session:
+        yield session
+
+
+def opened(driver: Driver) -> TensorrtSession:
     logger = type("ILogger", (), {"Severity": types.SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, VERBOSE=4)})
     trt = types.SimpleNamespace(
         __name__="tensorrt", ILogger=logger, Runtime=lambda log: Engine(driver),
         TensorLocation=types.SimpleNamespace(HOST="HOST"),
     )  # fmt: skip
     specs = [TensorSpec(name, "float32", ("batch", 3)) for name in "xyz"]
-    with TensorrtSession(trt, b"", tuple(specs[:1]), tuple(specs[1:])) as opened:
-        yield opened
+    return TensorrtSession(trt, b"", tuple(specs[:1]), tuple(specs[1:]))
 
 
 def drawn(batch: int = 2) -> np.ndarray:
@@ -296,3 +228,26 @@ def test_tensors_of_the_host_are_read_as_ever(session: TensorrtSession, driver: 
     torch = pytest.importorskip("torch")
     np.testing.assert_array_equal(session.run({"x": torch.from_numpy(drawn())})["y"], 2 * drawn())
     assert driver.counts() == [1, 2, 0, 0]
+
+
+@pytest.mark.parametrize("context", [0, 0x77, 1], ids=["none", "another GPU's", "the same"])
+def test_the_thread_keeps_the_context_that_it_had(driver: Driver, context: int) -> None:
+    """Whoever works on another GPU beside us goes on there; all that we do meets the first GPU's context."""
+    driver.current = context
+    session = opened(driver)
+    assert driver.current == context
+    session.run({"x": drawn()})
+    assert driver.current == context
+    with pytest.raises(EdgerunError):
+        session.run({"x": drawn()}, {"y": np.zeros((3, 3), np.float32)})
+    assert driver.current == context
+    array, pinned = session.empty("y", (2, 3), device=True), session.empty("x", (2, 3))
+    assert driver.current == context
+    pinned[:] = drawn()
+    session.run({"x": pinned}, {"y": array})
+    np.testing.assert_array_equal(driver.at(array.address, (2, 3)), 2 * drawn())
+    session.close()
+    assert driver.current == context
+    del array, pinned
+    gc.collect()
+    assert driver.current == context and driver.strange() == 0

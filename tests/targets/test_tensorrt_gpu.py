@@ -263,12 +263,12 @@ def test_memory_of_ours_on_the_gpu(convolutions: Model, pictures: np.ndarray) ->
     del y
     np.testing.assert_array_equal(tensor.cpu().numpy(), wanted)
     held = gpu.from_dlpack(large)
-    device.use()
-    before, size = cuda.free_bytes(), large.nbytes
-    del large
-    assert cuda.free_bytes() < before + size // 2 and held.shape[0] == 64
-    del held
-    assert cuda.free_bytes() > before + size // 2
+    with device.use():
+        before, size = cuda.free_bytes(), large.nbytes
+        del large
+        assert cuda.free_bytes() < before + size // 2 and held.shape[0] == 64
+        del held
+        assert cuda.free_bytes() > before + size // 2
     device.close()
 
 
@@ -281,7 +281,8 @@ def test_memory_comes_back(convolutions: Model, pictures: np.ndarray) -> None:
             session.run({"x": pictures})
         device = cuda.Device()
         try:
-            return cuda.free_bytes()
+            with device.use():
+                return cuda.free_bytes()
         finally:
             device.close()
 

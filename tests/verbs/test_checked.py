@@ -74,7 +74,12 @@ def test_a_model_that_the_runtime_computes_wrongly(wrong: Path, target: str, cli
 
 def test_every_command_that_checks(wrong: Path, cli: Any, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.ones((1, 1, 2, 4), np.float32), labels=np.zeros(1, np.int64))
-    for command in (("bench", wrong), ("bench", wrong, "--throughput"), ("eval", wrong, "--data", tmp_path / "x.npz")):
+    data = ("--data", tmp_path / "x.npz")
+    for command in (
+        ("bench", wrong), ("bench", wrong, "--throughput"), ("eval", wrong, *data), ("compare", wrong, wrong, *data),
+        ("compare", f"{wrong}@reference", f"{wrong}@openvino", *data),
+    ):  # fmt: skip
+        assert command[0] != "compare" or cli(*command).code == 0
         ran = cli(*command, "--checked")
         assert ran.code == 1 and "does not compute what the model says" in ran.err, command
 

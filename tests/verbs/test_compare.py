@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import edgerun
+from edgerun import registry
 from edgerun.errors import EdgerunError, GateFailed
 
 
@@ -128,3 +129,13 @@ def test_misuse(
     monkeypatch.chdir(place.folder)
     ran = cli("compare", a, "b.onnx", *options)
     assert ran.code == code and message in ran.err and ran.out == ""
+
+
+def test_a_device_is_where_both_run(place: Any, cli: Any) -> None:
+    """A board's target runs both; hardware is named in the target's own word, and one that is missing is no other."""
+    data = ("--data", "random:4")
+    assert cli("compare", place.a, place.a, *data, "--device", "raspberry-pi-4", "--min-sqnr", "100").code == 0
+    if not registry.target("openvino", usable=False).available():
+        for device, code in (("CPU", 0), ("NPU", 3)):
+            ran = cli("compare", place.a, place.a, *data, "--target", "openvino", "--device", device)
+            assert ran.code == code and (code == 0 or "no NPU here" in ran.err), ran.err

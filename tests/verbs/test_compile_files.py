@@ -113,6 +113,14 @@ def test_a_recipe_is_for_its_device(place: Any, cli: Any) -> None:
     assert ran.code == 3 and "Traceback" not in ran.err and not (place.folder / "a.engine").exists()
 
 
+@pytest.mark.parametrize("verb", ["compile", "check", "compress", "convert"])
+def test_a_device_without_a_gpu_is_not_for_tensorrt(place: Any, cli: Any, verb: str) -> None:
+    output = () if verb == "check" else ("-o", place.folder / ("pi.recipe" if verb == "compile" else "pi.onnx"))
+    ran = cli(verb, place.a, "--target", "tensorrt", "--device", "raspberry-pi-4", *output)
+    assert ran.code == 2 and "tensorrt does not run on raspberry-pi-4" in ran.err and "Traceback" not in ran.err
+    assert "--target onnxruntime" in ran.err and not list(place.folder.glob("pi.*"))
+
+
 ORIN = ("--target", "tensorrt", "--device", "jetson-orin-nano", "-o", "made.recipe")
 SIZE = ("--size", "n=1,2,2")
 

@@ -124,16 +124,20 @@ def test_options_that_do_something_are_taken(model: Path, cli: Any, monkeypatch:
         assert cli("compress", "m.onnx", "-o", "o.onnx", "--force", *options).code == 0
 
 
-@pytest.mark.parametrize("verb", ["compress", "convert", "compile"])
+@pytest.mark.parametrize(
+    "verb", ["compress", "convert", "compile", "check --fix", "check --subgraph", "why-wrong --fix"]
+)
 @pytest.mark.parametrize("link", [None, os.symlink, os.link])
 def test_the_model_is_not_replaced_by_what_is_made_of_it(model: Path, cli: Any, verb: str, link: Any) -> None:
     """Nor through a link of either kind, whatever --force says."""
     before, output = model.read_bytes(), model
     if link is not None:
         link(model, output := model.with_name("other.onnx"))
-    options = ("--calibration", model.with_name("c.npz")) if verb == "compress" else ()
-    ran = cli(verb, model, "-o", output, "--force", *options)
-    assert ran.code == 2 and "would replace the model" in ran.err and model.read_bytes() == before
+    verb, _, option = verb.partition(" ")
+    options = {"compress": ("--calibration", model.with_name("c.npz")),
+               "why-wrong": (model, "--data", model.with_name("c.npz"))}.get(verb, ())  # fmt: skip
+    ran = cli(verb, model, *options, option or "-o", output, "--force")
+    assert ran.code == 2 and "would replace what it is made from" in ran.err and model.read_bytes() == before
 
 
 def test_open_sizes_name_the_option(tmp_path: Path, cli: Any) -> None:

@@ -143,6 +143,7 @@ def test_refusals(pair: tuple[Path, Path, str], place: Any, cli: Any) -> None:
         ((fp32, fp32.parent / "absent.onnx"), "does not exist"),
         ((fp32, int8, "--target", "reference"), "does not read" if target == "openvino" else "the reference"),
         ((fp32, int8, "--target", target, "--input-shape", "image:[1,4,16,16]"), "does not fit"),
+        ((fp32, int8, "--target", target, "--device", "raspberry-pi-4"), "this machine is not raspberry-pi-4"),
     ):
         ran = cli("why-slow", *arguments, "--seconds", 0.1)
         assert ran.code in (2, 3) and message in ran.err and ran.out == "", arguments

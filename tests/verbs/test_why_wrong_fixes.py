@@ -171,3 +171,23 @@ def test_what_was_compiled_is_no_onnx(healthy: Path, cli: Any, name: str) -> Non
     for ran in runs:
         assert ran.code == 2 and "this reads ONNX" in ran.err and "give the .onnx that it was made from" in ran.err
         assert "edgerun compress" in ran.err and "wire type" not in ran.err
+
+
+def test_a_device_says_whether_its_sums_saturate(tmp_path: Path, cli: Any) -> None:
+    """Weights of 127 in both of a pair: on a Xeon without VNNI that is the cause, on one with it nothing is."""
+    x = np.random.default_rng(1).uniform(0, 1, (64, 16)).astype(np.float32)
+    model, small = network(tmp_path / "float.onnx"), tmp_path / "small.onnx"
+    proto = onnx.load(model)
+    weights = next(t for t in proto.graph.initializer if t.name == "w1")
+    weights.CopyFrom(numpy_helper.from_array(np.ones((16, 32), np.float32), "w1"))
+    onnx.save(proto, model)
+    edgerun.compress(model, calibration={"x": x}, placement="rules", ranges="minmax", output=small, target="openvino")
+    np.savez(tmp_path / "data.npz", x=x)
+
+    def causes(*words: str) -> str:
+        ran = cli("why-wrong", model, small, "--data", tmp_path / "data.npz", *words)
+        assert ran.code == 0, ran.err
+        return str(ran.out)
+
+    assert causes("--device", "xeon-avx2") == causes("--saturating") != causes("--not-saturating")
+    assert causes("--device", "xeon-avx512-vnni") == causes("--not-saturating")
