@@ -70,9 +70,9 @@ def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
     One step after the other is left out of a model, its ranges as asked for or the extremes, nothing kept in float for
     the precision. Who is nearer to float without a step, by Student's bound on the paired differences over samples
     whose truth is known, at an error of LIKELY, stays so for the steps behind. With `leave_out` the models are made as
-    the default preset makes one, and all samples judge, but of second-order rounding those that it was not fitted to; with `try_out` it
-    is every fourth batch, steps and ranges are of the others, and the models are plain: a step that likely costs
-    something in these, or of a light model may, is tried in whole ones.
+    the default preset makes one, and all samples judge, but of second-order rounding those that it was not fitted to;
+    with `try_out` it is every fourth batch, steps and ranges are of the others, and the models are plain: a step that
+    likely costs something in these, or of a light model may, is tried in whole ones.
     """
     trials: _Trials
     again: _Trials | None = None
