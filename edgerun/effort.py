@@ -14,7 +14,7 @@ class Effort:
     known of the float model, bias correction and rounding; `search`: each candidate; `check`: the finished model.
     A search of 0 takes the extremes as they are. `second`: weights are rounded to the second order. `try_out`: each
     step that makes activations easier to round is tried without, plainly rounded, on batches kept apart; `leave_out`:
-    each step of all is, finished as by default, on all that is known. What likely does not pay stays out.
+    each step of all is, finished as by default, on all that is known. What surely does not pay stays out.
     """
 
     ranges: int | None = None

@@ -162,7 +162,8 @@ def reached(
     Every mean is put right on the way, where one says nothing of a single value: what these runs tell of a bias is
     asked for later. Elsewhere biases are those of as many other samples; of few, they would be the larger noise.
     """
-    spans = _ranges.intervals(plan, seen, "minmax", request.rules.symmetric)
+    rules = request.rules
+    spans = _ranges.intervals(plan, seen, "minmax", rules.symmetric, rules.mirrored)
     samples = samples or _ranges.corrected_on(seen, stream, request)
     if all(map(correction.spread, correction.layers(plan))):
         return stream.righted(spans, samples, "precision", beside)

@@ -32,11 +32,16 @@ LEAST_GAIN = 0.01  # dB, the same
 
 
 def intervals(
-    plan: placement.Plan, seen: Mapping[str, Activation], estimator: str, symmetric: bool = False
+    plan: placement.Plan,
+    seen: Mapping[str, Activation],
+    estimator: str,
+    symmetric: bool = False,
+    mirrored: float = 1.0,
 ) -> Intervals:
     """What each scale group's grid shall span; a cap (Clip, per-channel Min) ends it, so that the quantizer clips.
 
-    `symmetric` intervals are estimated on the values and their negatives, and end at ±high.
+    `symmetric` intervals are estimated on the values and their negatives, and end at ±high. Others have their zero in
+    the middle where the plan says so, or the shorter side is more than `mirrored` of the longer.
     """
     found: Intervals = {}
     for group, values in plan.groups().items():
@@ -52,7 +57,8 @@ def intervals(
         # A cap per channel that lies far below what other channels reach is no end for the whole tensor.
         high = min(high, cap) if high <= CAP_SLACK * cap else high
         found[group] = -high if symmetric else low, high
-        if group in plan.centred and not symmetric:
+        near = group in plan.centred or min(-low, high) > mirrored * max(-low, high)
+        if near and not symmetric:
             found[group] = grid.centred(low, high)
     return found
 
@@ -96,7 +102,7 @@ def choose(
     if name == "auto":
         name, spans = _tried(plan, seen, stream, request)
     else:
-        spans = intervals(plan, seen, name, request.rules.symmetric)
+        spans = intervals(plan, seen, name, request.rules.symmetric, request.rules.mirrored)
     return name, _refined(spans, stream, request) if request.effort.refine else spans
 
 
@@ -104,7 +110,8 @@ def _tried(
     plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request
 ) -> tuple[str, Intervals]:
     samples = looked_at(seen, stream, request)
-    spans = {name: intervals(plan, seen, name, request.rules.symmetric) for name in SEARCH}
+    rules = request.rules
+    spans = {name: intervals(plan, seen, name, rules.symmetric, rules.mirrored) for name in SEARCH}
     few = few_of(samples)
 
     def judged(name: str, count: int, apart: int) -> list[Totals]:

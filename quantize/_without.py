@@ -1,4 +1,4 @@
-"""Each step tried without, at the model's output: what likely does not pay is left out.
+"""Each step tried without, at the model's output: what surely does not pay is left out.
 
 `--preset best` makes whole models for that; the default one plain ones, on batches that the step was not fitted to, and
 whole ones only where a step seems to cost something.
@@ -18,7 +18,7 @@ from edgerun.effort import Effort
 from edgerun.quantize import _finished, _steps
 from edgerun.quantize._observation import Truth, batches
 from edgerun.quantize._prepared import Observed, Prepared
-from edgerun.quantize._ranges import ERROR, LIGHT, activations, gained
+from edgerun.quantize._ranges import ERROR, HEAVY, LIGHT, activations, gained
 from edgerun.quantize._stream import Totals, as_array, as_totals, parts
 from edgerun.quantize.graphs.statistics import APART
 
@@ -37,7 +37,7 @@ DONE = {
     _steps.ROUNDED: "rounded to the second order",
 }
 Steps = frozenset[str]
-LIKELY = 0.25  # the error of leaving out a step that brings something: theory speaks for it, few samples judge
+LIKELY = 0.25  # the error of taking a step that makes runs slower
 
 
 @dataclass(frozen=True)
@@ -50,38 +50,40 @@ class Makes:
 
 @dataclass(frozen=True)
 class _Gain:
-    """By how many dB the outputs are nearer to float with a step: surely nearer, likely, and likely without it."""
+    """By how many dB the outputs of `n` samples are nearer to float with a step, and the bounds on that: it surely
+    brings as much, likely, and likely and surely costs as much."""
 
     mean: float
     surely: float
     likely: float
-    against: float
+    costs: float
     n: int
 
     def pays(self, *, slower: bool) -> bool:
-        """Whether it stays: what is not likely better without a step keeps it, and one that makes runs `slower` must
-        likely bring something."""
-        return self.likely > 0 if slower else self.against <= 0
+        """Whether it stays: what does not surely cost anything does, and one that makes runs `slower` must likely bring
+        something."""
+        return self.likely > 0 if slower else self.costs <= 0
 
 
 def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
-    """`observed`, prepared without the steps that likely cost it something; the gain of each goes into `found`.
+    """`observed`, prepared without the steps that surely cost it something; the gain of each goes into `found`.
 
     One step after the other is left out of a model, its ranges as asked for or the extremes, nothing kept in float for
     the precision. Who is nearer to float without a step, by Student's bound on the paired differences over samples
-    whose truth is known, at an error of LIKELY, stays so for the steps behind. With `leave_out` the models are made as
-    the default preset makes one, and all samples judge, but of second-order rounding those that it was not fitted to;
-    with `try_out` it is every fourth batch, steps and ranges are of the others, and the models are plain: a step that
-    likely costs something in these, or of a light model may, is tried in whole ones.
+    whose truth is known, stays so for the steps behind. With `leave_out` the models are made as the default preset
+    makes one, and all samples judge, but of second-order rounding those that it was not fitted to; with `try_out` it
+    is every fourth batch, of a heavy model every eighth, steps and ranges are of the others, and the models are plain:
+    a step that surely costs something in these, or of a light model may, is tried in whole ones.
     """
     trials: _Trials
     again: _Trials | None = None
-    light = activations(observed.seen, sum(truth.rows for truth in observed.truths)) < LIGHT
+    size = activations(observed.seen, sum(truth.rows for truth in observed.truths))
     if request.effort.leave_out:
         trials = _Trials(observed, makes.whole, request)
     elif observed.fit:
         apart = replace(observed, seen=observed.fit)
-        trials, again = _Plain(apart, makes.plain, request), _Apart(apart, makes.whole, request)
+        every = 2 if size > HEAVY else 1
+        trials, again = _Plain(apart, makes.plain, request, every), _Apart(apart, makes.whole, request, every)
     else:
         return observed.prepared(request)
     without, gains = Steps(), dict[str, _Gain]()
@@ -90,7 +92,7 @@ def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
             continue
         slower = step == _steps.EVENED and not request.rules.channel_scales  # by a Mul in front of a quantizer
         gains[step] = trials.gain(step, without)
-        if again is not None and (gains[step].surely < 0 if light else gains[step].against > 0):
+        if again is not None and (gains[step].surely < 0 if size < LIGHT else gains[step].costs > 0):
             gains[step] = again.gain(step, without)
         if not gains[step].pays(slower=slower):
             without |= {step}
@@ -121,8 +123,8 @@ class _Trials:
     def gain(self, step: str, without: Steps) -> _Gain:
         """What `step` brings to the model without some others."""
         whole, left = (self._judging(step, self._lost(steps)) for steps in (without, without | {step}))
-        likely, against = (gained(*pair, LIKELY)[1] for pair in ((left, whole), (whole, left)))
-        return _Gain(*gained(left, whole, ERROR), likely, against, len(whole))
+        mean, surely = gained(left, whole, ERROR)
+        return _Gain(mean, surely, gained(left, whole, LIKELY)[1], gained(whole, left, ERROR)[1], len(whole))
 
     def _lost(self, without: Steps) -> list[Totals]:
         """What the finished model loses of every sample."""
@@ -166,12 +168,13 @@ class _Trials:
 
 
 class _Apart(_Trials):
-    """The same on the batches that are kept apart."""
+    """The same on the batches that are kept apart, or on `every` so manieth of these."""
 
     about = "models without a step, on data kept apart"
 
-    def __init__(self, observed: Observed, make: Make, request: Request) -> None:
+    def __init__(self, observed: Observed, make: Make, request: Request, every: int) -> None:
         super().__init__(observed, make, request)
+        self._every = every
         self._known: list[tuple[Feeds, Truth]] = []
 
     def _judging(self, step: str, scores: list[Totals]) -> list[Totals]:
@@ -181,15 +184,15 @@ class _Apart(_Trials):
         truths = self._observed.truths
         if not self._known:
             pairs = zip(batches(own, sum(truth.rows for truth in truths), ""), truths, strict=False)
-            self._known = [pair for index, pair in enumerate(pairs) if _held(index)]
+            self._known = [pair for index, pair in enumerate(pairs) if _held(index)][:: self._every]
         return _finished.lost_of(model, self._known, own)
 
 
 class _Plain(_Apart):
     """Of models that take next to nothing to make: weights to nearest."""
 
-    def __init__(self, observed: Observed, make: Make, request: Request) -> None:
-        super().__init__(observed, make, replace(request, checkpoint=None))
+    def __init__(self, observed: Observed, make: Make, request: Request, every: int) -> None:
+        super().__init__(observed, make, replace(request, checkpoint=None), every)
 
     def _own(self, without: Steps) -> Request:
         own = super()._own(without)

@@ -114,7 +114,7 @@ def _plain(prepared: Prepared, request: Request) -> ir.Model:
     taken = {str(node.name): correction.over_taps(edit.constant(node.inputs[1])) for node in convolutions}
     read = {str(node.inputs[0].name) for node in convolutions}  # type: ignore[union-attr]
     stored = _store_weights(model, plan, seen, {}, request)
-    grids = grids_over(intervals(plan, seen, "minmax", rules.symmetric), request)
+    grids = grids_over(intervals(plan, seen, "minmax", rules.symmetric, rules.mirrored), request)
     for node in convolutions:
         taken[str(node.name)] -= correction.over_taps(qdq.stored_weight(node), stored[str(node.name)].grid.scale)
     means = {name: seen[name].mean for name in read if name in seen and seen[name].axis == 1}

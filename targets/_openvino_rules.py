@@ -32,6 +32,7 @@ CLASSES = frozenset(DOT_PRODUCT_UNDER) | {
 def quantization(device: Device | None = None) -> Quantization:
     """What the CPU plugin's low-precision transformations turn into integer kernels."""
     flags = allowed(machine.isa()) if device is None else _cpu.flags(device)
+    tiles = "amx_int8" in flags  # multiplies signed by signed values, others unsigned by signed ones
     return replace(
         _cpu.halves(flags),
         reduced_range=_cpu.saturates(flags, device),
@@ -45,7 +46,8 @@ def quantization(device: Device | None = None) -> Quantization:
         dynamic=frozenset({"MatMul", "Gemm"}),
         float_loops=True,
         channel_scales=True,
-        sigmoid_apart=math.inf if "amx_int8" in flags else VECTOR,
+        sigmoid_apart=math.inf if tiles else VECTOR,
+        mirrored=0.9 if tiles else 1.0,
     )
 
 

@@ -54,7 +54,7 @@ def compile(
     for usual shapes is compared on `feeds` cut to these, and on one of another shape, which other kernels run.
     Operators that the target lacks, or computes wrongly, are written with others where ONNX defines them so.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
-    the engine computes something else.
+    the engine computes something else, of a float model with the first node from which on it does.
     """
     from edgerun.model import Model
 
@@ -68,12 +68,43 @@ def compile(
         # A quantizer's tie moves a whole step, whoever computes: no engine is the nearer one for it.
         engine = first(candidates() if target == AUTO else list(target), made, near=not work.quantized(model))
     else:
-        engine = made(target)
+        try:
+            engine = made(target)
+        except GateFailed as refusal:
+            if original is not None:  # what rounds is told by its layers' damage
+                raise
+            raise _placed(refusal, model, target, feeds) from refusal
     if output is not None:
         check_output(Path(output), registry.written(engine.target), engine.target, force)
         listener()("writing", 0, 0)
         registry.target(engine.target).save(engine, Path(output))
     return engine
+
+
+def _placed(refusal: GateFailed, model: Model | str | Path, target: str, feeds: Sequence[Feeds]) -> GateFailed:
+    """The refusal with the first node from which on the engine differs, at the price of a compilation for each halving
+    of the graph; as it is where steps round, weights are large, or no part differs."""
+    from edgerun.model import Model
+    from edgerun.verbs import subgraph
+
+    model = model if isinstance(model, Model) else Model.load(model)
+    if work.rounds(model) or work.large(model):
+        return refusal
+
+    def differs(part: Model) -> bool:
+        names = {spec.name for spec in part.inputs}
+        own = [{name: feed[name] for name in names} for feed in feeds]
+        try:
+            _made(part, target, Options(), own, None, None, None, False, True)
+        except EdgerunError as error:
+            return isinstance(error, GateFailed)
+        return False
+
+    listener()("looking for the first node that differs", 0, 0)
+    if (node := subgraph.first(model.to_proto(), differs)) is None:
+        return refusal
+    told = f"{refusal.got}; first at {node.name or node.output[0]} ({node.op_type})"
+    return GateFailed(refusal.what, got=told, wanted=refusal.wanted, do=refusal.do)
 
 
 def _made(

@@ -113,6 +113,13 @@ def smallest(proto: onnx.ModelProto, name: str, fails: Fails) -> Model | None:
     return _around(found[0], first, fails)
 
 
+def first(proto: onnx.ModelProto, fails: Fails) -> onnx.NodeProto | None:
+    """The first node that makes those before it fail, by halving: log2 of the nodes parts are tried, and the whole."""
+    whole = next(graphs(proto))
+    place = _first(whole, fails)
+    return None if place is None else whole.graph.node[place]
+
+
 def _around(graph: Graph, place: int, fails: Fails) -> Model | None:
     for levels in LEVELS:
         chosen = graph.around(place, levels)

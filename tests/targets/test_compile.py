@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 import edgerun
 from edgerun import registry
@@ -196,3 +196,18 @@ def test_strings_need_real_feeds(build: Callable[..., Model]) -> None:
     engine = edgerun.compile(model, "onnxruntime", ONE, feeds=[feeds])
     assert engine.check is not None and engine.check.relative_error == 0
     assert edgerun.load(engine).run(feeds)["c"].tolist() == ["xx", "üü"]
+
+
+def test_the_first_node_that_differs_is_named(tmp_path: Path) -> None:
+    """Dropout while training draws numbers of its own, in every runtime others: the node and its operator are told, not
+    those before it, which agree, nor those behind it, which have its differences."""
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        net (float[1,64] x) => (float[1,64] y)
+        <float half = {0.5}, bool yes = {1}, float two = {2.0}>
+        { r = Relu(x) m = Mul(r, two) d = Dropout(m, half, yes) s = Sigmoid(d) y = Add(s, m) }"""
+    proto = parser.parse_model(text)
+    for node in proto.graph.node:
+        node.name = f"the_{node.output[0]}"
+    with pytest.raises(GateFailed, match=r"first at the_d \(Dropout\)"):
+        edgerun.compile(Model.from_proto(proto), "onnxruntime", output=tmp_path / "out.onnx")
+    assert not list(tmp_path.iterdir())
