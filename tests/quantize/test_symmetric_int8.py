@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import edgerun
 from edgerun import quantize
 from edgerun.data import open_data
 from edgerun.metrics import sqnr_db
@@ -88,3 +89,29 @@ def test_intervals_are_mirrored(low: float, high: float, estimator: str) -> None
     assert found[0] == -found[1] and 0 < found[1] <= max(-low, high) * (1 + 1e-6)
     if estimator == "minmax":
         assert found[1] == pytest.approx(max(-low, high))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "device", "point"),
+    [
+        (-0.95, 1.0, "xeon-amx", 128),
+        (-1.0, 0.95, "xeon-amx", 128),
+        (-0.85, 1.0, "xeon-amx", 117),
+        (0.0, 1.0, "xeon-amx", 0),
+        (-0.95, 1.0, "xeon-avx512-vnni", 124),
+    ],
+)
+def test_nearly_symmetric_values_have_no_zero_point_to_correct_for_on_amx(
+    net: Any, weights: Any, low: float, high: float, device: str, point: int
+) -> None:
+    """The zero point of a model's input that reaches from `low` to `high`: −low / (high − low) of 255 steps, or 128,
+    which the runtime takes for signed values without one."""
+    x = np.random.default_rng(0).uniform(low, high, (24, 8, 8, 8)).astype(np.float32)
+    x[:, 0, 0, 0], x[:, 0, 0, 1] = low, high
+    model = net(
+        "(float[n,8,8,8] x) => (float[n,8,8,8] y) { y = Conv(x, w, b) }", w=weights(0, 8, 8, 1, 1), b=weights(1, 8)
+    )
+    made = edgerun.compress(model, device=device, calibration={"x": x}, placement="rules", ranges="minmax")
+    first = next(node for node in made.ir.graph if node.op_type == "QuantizeLinear")
+    found = constant(first.inputs[2])
+    assert found is not None and found.dtype == np.uint8 and found.tolist() == point
