@@ -41,9 +41,10 @@ def intervals(
     """What each scale group's grid shall span; a cap (Clip, per-channel Min) ends it, so that the quantizer clips.
 
     `symmetric` intervals are estimated on the values and their negatives, and end at ±high. Others have their zero in
-    the middle where the plan says so, or the shorter side is more than `mirrored` of the longer.
+    the middle where the plan says so, or the shorter side of what a layer reads is more than `mirrored` of the longer.
     """
     found: Intervals = {}
+    layers = set(plan.compute)
     for group, values in plan.groups().items():
         members = [seen[str(value.name)] for value in values]
         low = min(float(m.channels.low.min()) for m in members)
@@ -57,8 +58,9 @@ def intervals(
         # A cap per channel that lies far below what other channels reach is no end for the whole tensor.
         high = min(high, cap) if high <= CAP_SLACK * cap else high
         found[group] = -high if symmetric else low, high
-        near = group in plan.centred or min(-low, high) > mirrored * max(-low, high)
-        if near and not symmetric:
+        read = any(user in layers for value in values for user, _ in value.uses())
+        near = read and min(-low, high) > mirrored * max(-low, high)
+        if (near or group in plan.centred) and not symmetric:
             found[group] = grid.centred(low, high)
     return found
 
