@@ -35,7 +35,8 @@ def hold_apart(graph: ir.Graph, layers: Iterable[ir.Node], below: float) -> None
 
 
 def _narrower(x: ir.Value, below: float) -> bool:
-    return x.shape is not None and isinstance(x.shape[1], int) and x.shape[1] < below
+    channels = x.shape[1] if x.shape is not None else None
+    return isinstance(channels, int) and channels < below
 
 
 def _silu(x: ir.Value) -> ir.Node | None:
