@@ -120,11 +120,10 @@ class Quantization:
     runtime leaves them packed. `tables`: a Gather may read rows of int8 that are scaled afterwards (embeddings).
     `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind. `timed`: what runs
     here is as fast as on the device, so that this machine's clock may judge. `channel_scales`: activations may be
-    quantized and dequantized with one scale per channel at no cost. `sigmoid_apart`: a Sigmoid, SiLU's
-    too, is faster behind an integer convolution with fewer output channels than in it. `mirrored`: what a layer reads
-    has the zero of its grid in the middle where the shorter side is more than this share of the longer: a zero point is
-    to be corrected for.
-    `half` is the type that `w16a16` computes in.
+    quantized and dequantized with one scale per channel at no cost. `sigmoid_apart`: a Sigmoid, SiLU's too, is faster
+    behind an integer convolution with fewer output channels than in it. `mirrored`: what a layer reads has the zero of
+    its grid in the middle where the shorter side is more than this share of the longer: a zero point is to be corrected
+    for. `half` is the type that `w16a16` computes in.
     """
 
     schemes: tuple[str, ...]
