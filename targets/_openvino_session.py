@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -31,7 +31,6 @@ class OvSession(Session):
         super().__init__(inputs, outputs, self._renewed.streams)
         self._metadata = metadata
         self._tensor = ir.runtime().Tensor
-        self.under_way: set[_Run] = set()
         compiled = self.compiled
         kept = _places(compiled.inputs, inputs)
         # OpenVINO drops inputs that nothing uses: their feeds are checked and go no further.
@@ -43,7 +42,7 @@ class OvSession(Session):
         self._results = [(made.get(s.name, i), s.name, dtypes.dtype(s.dtype)) for i, s in enumerate(outputs)]
         self._packed = {name for index, name, _ in self._results if ports[index]}
         # A short list of integers may say a shape, which is then another with every value.
-        self._by_value = any(len(s.shape) < 2 and s.dtype.startswith(("int", "uint")) for s in inputs)
+        self._by_value = [s.name for s in inputs if len(s.shape) < 2 and s.dtype.startswith(("int", "uint"))]
 
     @property
     def compiled(self) -> Any:
@@ -51,49 +50,54 @@ class OvSession(Session):
         return self._renewed.now().own
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        like = self._like(feeds)
         while True:
             compiled = self._renewed.now()
-            request = compiled.idle.get()
-            if request is None:  # closed while this run waited for its turn
-                compiled.idle.put(None)
-                raise EdgerunError("the session is closed", do="load the engine again")
-            try:
-                outputs = self._inferred(compiled, request, feeds)
-            finally:
-                compiled.idle.put(request)
+            outputs = self._known(compiled, feeds) if like in compiled.known else self._alone(compiled, feeds, like)
             if outputs is not None:
                 return outputs
 
-    def _inferred(
-        self, compiled: Compiled, request: Request, feeds: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray] | None:
-        """The outputs; None where another run failed on the same kernels meanwhile."""
-        shared = list[np.ndarray]()
-        self.give(request, feeds, shared)
-        shapes = tuple([array.shape for array in shared])
-        try:
-            if self._by_value or shapes not in compiled.known:
-                _watched(request.own)
-                outputs = self.outputs_of(request)
-                compiled.learn(shapes)
-            elif self._packed:
-                request.own.infer(None, share_outputs=True)
-                outputs = self.outputs_of(request)
-            else:
-                made = tuple(request.own.infer(None, share_outputs=True).values())  # views of the request's buffers
-                outputs = {name: np.array(made[i], dtype) for i, name, dtype in self._results}
-        except RuntimeError as error:
-            self.failed(compiled, error)
-            return None
-        return None if compiled.failed else outputs
+    def _like(self, feeds: Mapping[str, np.ndarray]) -> Hashable:
+        """What decides whether feeds run: their shapes, and the values that may say a shape."""
+        shapes = tuple([feeds[name].shape for _, name in self._feeds])
+        return (shapes, *[feeds[name].tobytes() for name in self._by_value]) if self._by_value else shapes
 
-    def failed(self, compiled: Compiled, error: RuntimeError) -> None:
-        """Compile anew, and raise EdgerunError: unless another run failed before, which may be why this one did."""
-        if self._renewed.failed(compiled):
-            raise _failed(error) from error
+    def _known(self, compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+        """The outputs; None where a run failed on these kernels meanwhile."""
+        request, shared = compiled.take(), list[np.ndarray]()
+        try:
+            if compiled.failed:
+                return None
+            self.give(request, feeds, shared)
+            made = request.own.infer(None, share_outputs=True)
+            if self._packed:
+                return self.outputs_of(request)
+            views = tuple(made.values())  # of the request's buffers
+            return {name: np.array(views[i], dtype) for i, name, dtype in self._results}
+        except RuntimeError as error:
+            raise _failed(compiled, error) from error
+        finally:
+            compiled.idle.put(request)
+
+    def _alone(
+        self, compiled: Compiled, feeds: Mapping[str, np.ndarray], like: Hashable
+    ) -> dict[str, np.ndarray] | None:
+        shared = list[np.ndarray]()
+        with compiled.alone() as request:
+            if compiled.failed:
+                return None
+            self.give(request, feeds, shared)
+            _watched(compiled, request.own)
+            compiled.learn(like)
+            return self.outputs_of(request)
 
     def _start(self, feeds: Mapping[str, np.ndarray]) -> Begun:
-        return _Run(self, self._renewed.now(), feeds)
+        like = self._like(feeds)
+        while like in (compiled := self._renewed.now()).known:
+            with compiled.gate:
+                if not compiled.failed:
+                    return _Run(self, compiled, feeds)
+        return super()._start(feeds)
 
     def give(self, request: Request, feeds: Mapping[str, np.ndarray], shared: list[np.ndarray]) -> None:
         """Let a request read the feeds where they lie: in arrays that join `shared`, and must live while it runs.
@@ -112,7 +116,7 @@ class OvSession(Session):
                 try:
                     request.own.set_input_tensor(index, self._shared(name, array))
                 except RuntimeError as error:
-                    raise _failed(error) from error
+                    raise _refused(error) from error
                 if place is not None:
                     request.places[index] = place
 
@@ -129,27 +133,37 @@ class OvSession(Session):
             or any(np.dtype(ports[index].element_type.to_dtype()) != array.dtype for index, array in places)
         ):
             return None  # the plugin's own type is another, or two outputs are one tensor there
-        compiled, bound, known = self._renewed.now(), None, False
+        compiled, like = self._renewed.now(), self._like(feeds)
+        bound: Any = None
         open_shapes = [(index, array) for index, array in places if ports[index].partial_shape.is_dynamic]
 
+        def known() -> tuple[Any, ...] | None:
+            request = compiled.take()  # it stays idle: the bound one has its turn
+            try:
+                return None if compiled.failed else tuple(bound.infer(None, share_outputs=True).values())
+            except RuntimeError as error:
+                raise _failed(compiled, error) from error
+            finally:
+                compiled.idle.put(request)
+
+        def alone() -> tuple[Any, ...] | None:
+            with compiled.alone():
+                if compiled.failed:
+                    return None
+                _watched(compiled, bound)
+                compiled.learn(like)
+                return tuple([bound.get_output_tensor(index).data for index in range(len(ports))])
+
         def call() -> None:
-            nonlocal compiled, bound, known
-            made: tuple[Any, ...] = ()
-            while True:
+            nonlocal compiled, bound, like
+            made: tuple[Any, ...] | None = None  # views of the caller's arrays
+            while made is None:
                 if bound is None or compiled.failed:
                     compiled = self._renewed.now()
-                    bound, known = self._bound_request(compiled, feeds, places), False
-                try:
-                    if known:
-                        made = tuple(bound.infer(None, share_outputs=True).values())  # views of the caller's arrays
-                    else:
-                        _watched(bound)
-                        made = tuple([bound.get_output_tensor(index).data for index in range(len(ports))])
-                        known = not self._by_value
-                except RuntimeError as error:
-                    self.failed(compiled, error)
-                if not compiled.failed:
-                    break
+                    bound = self._bound_request(compiled, feeds, places)
+                if self._by_value:
+                    like = self._like(feeds)
+                made = known() if like in compiled.known else alone()
             for index, array in open_shapes:
                 if made[index].shape != array.shape:
                     what = f"output {self.outputs[index].name!r} has another shape than its place"
@@ -195,8 +209,6 @@ class OvSession(Session):
 
     def _close(self) -> None:
         self._renewed.close()
-        for run in tuple(self.under_way):
-            run.wait()
 
 
 class _Run:
@@ -204,35 +216,28 @@ class _Run:
     so that none waits for Python."""
 
     def __init__(self, session: OvSession, compiled: Compiled, feeds: Mapping[str, np.ndarray]) -> None:
-        self._session, self._compiled, self._feeds = session, compiled, feeds
+        self._session, self._compiled = session, compiled
         self._request, self._shared = compiled.request(), list[np.ndarray]()
         session.give(self._request, feeds, self._shared)
         try:
             self._request.own.start_async(None)
         except RuntimeError as error:
-            raise _failed(error) from error
-        session.under_way.add(self)
+            raise _failed(compiled, error) from error
+        compiled.begun.add(self)
 
     def wait(self) -> None:
         """Until it ended, however."""
-        try:
+        with contextlib.suppress(RuntimeError):
             self._request.own.wait()
-        except RuntimeError as error:
-            with contextlib.suppress(EdgerunError):  # which nobody asked for
-                self._session.failed(self._compiled, error)
 
     def result(self) -> dict[str, np.ndarray]:
-        outputs = None
         try:
             self._request.own.wait()
-            outputs = self._session.outputs_of(self._request)
+            return self._session.outputs_of(self._request)
         except RuntimeError as error:
-            self._session.failed(self._compiled, error)
+            raise _failed(self._compiled, error) from error
         finally:
             self._ended()
-        if outputs is None or self._compiled.failed:  # on kernels that another run left unusable
-            return self._session._run(self._feeds)
-        return outputs
 
     def cancel(self) -> None:
         """It reads the caller's arrays, and so it has to end first."""
@@ -240,18 +245,27 @@ class _Run:
         self._ended()
 
     def _ended(self) -> None:
-        self._session.under_way.discard(self)
+        self._compiled.begun.discard(self)
         self._compiled.spare.append(self._request)
 
 
-def _watched(request: Any) -> None:
-    """Infer, and raise RuntimeError where that fails: with one thread `infer` says nothing of it, and the request keeps
-    the outputs of the run before (2026.4). Some 5 µs more, and so for the first feeds of a shape alone."""
-    request.start_async(None)
-    request.wait()
+def _watched(compiled: Compiled, request: Any) -> None:
+    """Infer, and raise EdgerunError where that fails: with one thread `infer` says nothing of it, and the request keeps
+    the outputs of the run before (2026.4). Some 5 µs more, and so for the first feeds of a kind alone."""
+    try:
+        request.start_async(None)
+        request.wait()
+    except RuntimeError as error:
+        raise _failed(compiled, error) from error
 
 
-def _failed(error: RuntimeError) -> EdgerunError:
+def _failed(compiled: Compiled, error: RuntimeError) -> EdgerunError:
+    """What to raise where a run failed; nothing runs on these kernels any more."""
+    compiled.failed = True
+    return _refused(error)
+
+
+def _refused(error: RuntimeError) -> EdgerunError:
     return EdgerunError("OpenVINO could not run these feeds", got=ir.reason(error))
 
 
