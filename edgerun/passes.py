@@ -123,7 +123,9 @@ class Quantization:
     quantized and dequantized with one scale per channel at no cost. `sigmoid_apart`: a Sigmoid, SiLU's too, is faster
     behind an integer convolution with fewer output channels than in it. `mirrored`: what a layer reads has the zero of
     its grid in the middle where the shorter side is more than this share of the longer: a zero point is to be corrected
-    for. `half` is the type that `w16a16` computes in.
+    for. `early`: no pass over a tensor is fused with the next, so that scales and rounding pay before what repeats or
+    joins values. `blocked`: float convolutions have a layout that sums with constants do not. `half` is the type that
+    `w16a16` computes in.
     """
 
     schemes: tuple[str, ...]
@@ -152,6 +154,8 @@ class Quantization:
     channel_scales: bool = False
     sigmoid_apart: float = 0
     mirrored: float = 1.0
+    early: bool = False
+    blocked: bool = False
     half: str = "float16"
 
 

@@ -36,15 +36,12 @@ from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
     correction,
     edit,
-    factors,
     flatten,
-    forks,
     placement,
     qdq,
     reach,
-    requantized,
     saturation,
-    sigmoids,
+    suited,
 )
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
@@ -283,13 +280,7 @@ def _quantized(
         qdq.store_bias(graph, node, bias, input_scale, wide)
     qdq.absorb(graph, plan, grids)
     qdq.insert_points(graph, plan, grids)
-    if rules.channel_scales:
-        factors.fold(graph)
-    if rules.requantizes:
-        requantized.prevent(graph)
-    if rules.forked_bias:
-        forks.hold(graph)
-    sigmoids.hold_apart(graph, plan.weights, rules.sigmoid_apart)
+    suited.suit(graph, plan, rules)
     qdq.share_constants(graph)
     edit.drop_unused(model)
     return model

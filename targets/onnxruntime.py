@@ -295,4 +295,6 @@ def quantization(device: Device | None = None) -> Quantization:
         requantizes=True,
         dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),
         flat_rows=True,
+        early=True,
+        blocked="avx2" in flags,
     )

@@ -17,7 +17,7 @@ from edgerun.quantize.diagnosis import calibration, evidence, fixes, notes, recu
 from edgerun.quantize.diagnosis.fixes import Case
 from edgerun.quantize.diagnosis.trials import Measured, Progress, Trials
 from edgerun.quantize.diagnosis.verdict import Finding
-from edgerun.quantize.graphs import align, factors, overflow, products, quantizers, switches
+from edgerun.quantize.graphs import align, factored, factors, overflow, products, quantizers, switches
 from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quantizer
 from edgerun.quantize.numerics import causes, noise
 from edgerun.quantize.numerics.causes import Cause
@@ -77,8 +77,8 @@ def diagnose(
     """
     quantized = quantized.clone()
     plain = products.unfold(quantized.graph, model.graph)
-    unfolded = factors.unfold(quantized.graph)
-    evened = factors.evened(quantized.graph, {str(node.name) for node in model.graph})
+    unfolded = factored.unfold(quantized.graph)
+    evened = factored.evened(quantized.graph, {str(node.name) for node in model.graph})
     found = tuple(quantizers.find(quantized.graph))
     if not found:
         raise notes.nothing(quantized.graph)

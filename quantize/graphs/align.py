@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import fold
-from edgerun.quantize.graphs import centre, equalize, factors, loops, recurrent
+from edgerun.quantize.graphs import centre, equalize, factored, loops, recurrent
 from edgerun.quantize.graphs.edit import constant, row_bias, sole_consumer
-from edgerun.quantize.graphs.factors import Evened
+from edgerun.quantize.graphs.factored import Evened
 from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Loop, Quantizer
 from edgerun.quantize.numerics import grid, rescaling
 from edgerun.quantize.numerics.rescaling import Tie
@@ -53,7 +53,8 @@ def align(
 
     `evened` are the factors that stand as Muls beside pairs of `quantized`.
     """
-    kept = any(node.op_type == "BatchNormalization" for node in quantized.graph)
+    own = {str(node.name) for node in model.graph if node.op_type == "BatchNormalization"}
+    kept = any(node.op_type == "BatchNormalization" and str(node.name) in own for node in quantized.graph)
     told = model.clone()
     if kept:
         fold.infer_shapes(told)
@@ -63,7 +64,7 @@ def align(
         c for q in quantizers for c in (q.weights if isinstance(q, Loop) else [q] if isinstance(q, Constant) else [])
     ]
     nodes = _named(told.graph, quantized.graph, constants)
-    factors.follow(nodes, told.graph, evened)
+    factored.follow(nodes, told.graph, evened)
     stored = _stored(quantized.graph, constants, nodes)
     result = Counterpart(rescaled=_rescale(told.graph, stored), named={name: str(n.name) for name, n in nodes.items()})
     result.recentred = _recentre(told.graph, quantized.graph, constants, nodes)

@@ -104,18 +104,18 @@ def apply(
         if site.writer is not None:
             equalize.scale_output(graph, site.writer, factors)
             written[name] = factors
-            back = _multiply(graph, site.value, 1 / factors)
+            back = multiply(graph, site.value, 1 / factors)
             for node, index in site.floats:
                 node.replace_input_with(index, back)
         else:
-            evened = _multiply(graph, site.value, factors)
+            evened = multiply(graph, site.value, factors)
             for node in site.readers:
                 node.replace_input_with(0, evened)
             made[str(evened.name)] = name, factors
     return gains, written, made
 
 
-def _multiply(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> ir.Value:
+def multiply(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> ir.Value:
     import onnx_ir as ir
 
     rank = len(value.shape or ())
@@ -131,7 +131,7 @@ def _multiply(graph: ir.Graph, value: ir.Value, factors: np.ndarray) -> ir.Value
 def release(graph: ir.Graph, plan: Plan) -> None:
     """Give the factors of Muls that no quantizer of `plan` is beside back to the layers: these stay in float."""
     for node in list(graph):
-        factors, source, result = _factors(node), node.inputs[0], node.outputs[0]
+        factors, source, result = by_channel(node), node.inputs[0], node.outputs[0]
         if factors is None or source is None or NAME not in str(node.name) or {source, result} & set(plan.points):
             continue
         writer, readers = source.producer(), [use.node for use in result.uses()]
@@ -149,25 +149,25 @@ def fold(graph: ir.Graph) -> int:
     """Put each Mul by positive per-channel factors beside a Q/DQ pair into the pair's scale; return how many."""
     folded = 0
     for node in list(graph):
-        factors = _factors(node)
+        factors = by_channel(node)
         source = node.inputs[0]
         if factors is None or source is None:
             continue
         after, before = sole_consumer(node.outputs[0]), source.producer()
         if before is not None and before.op_type in TABLES:
             continue
-        if after is not None and after.op_type == "QuantizeLinear" and _scalar(after):
+        if after is not None and after.op_type == "QuantizeLinear" and scalar(after):
             _per_channel(graph, after, 1 / factors)
             drop_node(graph, node)
             folded += 1
-        elif before is not None and before.op_type == "DequantizeLinear" and _scalar(before):
+        elif before is not None and before.op_type == "DequantizeLinear" and scalar(before):
             _per_channel(graph, _own(graph, before, node), factors)
             drop_node(graph, node)
             folded += 1
     return folded
 
 
-def _factors(node: ir.Node) -> np.ndarray | None:
+def by_channel(node: ir.Node) -> np.ndarray | None:
     """`[C]` of a Mul by `[C, 1, …]`, all positive."""
     if node.op_type != "Mul" or node.domain != "" or len(node.inputs) != 2 or node.inputs[0] is None:
         return None
@@ -178,7 +178,7 @@ def _factors(node: ir.Node) -> np.ndarray | None:
     return array.reshape(-1) if usable else None
 
 
-def _scalar(node: ir.Node) -> bool:
+def scalar(node: ir.Node) -> bool:
     scale = constant(node.inputs[1])
     return scale is not None and scale.ndim == 0
 
@@ -207,94 +207,3 @@ def _per_channel(graph: ir.Graph, node: ir.Node, by: np.ndarray) -> None:
     set_constant(graph, node, 1, (scale * by.astype(np.float64)).astype(np.float32))
     set_constant(graph, node, 2, np.full(by.shape, zero_point))
     node.attributes["axis"] = ir.AttrInt64("axis", 1)
-
-
-@dataclass(frozen=True)
-class Evened:
-    """A pair that rounds its activation times `factors` `[C]`.
-
-    By name, the layer that writes the activation so (empty: a Mul does) and the layers that read it so.
-    """
-
-    factors: np.ndarray
-    writer: str
-    readers: tuple[str, ...]
-
-
-def unfold(graph: ir.Graph) -> int:
-    """Undo `fold`: where a QuantizeLinear and its DequantizeLinear differ in scale, a Mul stands beside equal ones."""
-    unfolded = 0
-    for quantize, pairs in _pairs(graph):
-        common = constant(quantize.inputs[1])
-        front = pairs[0] if common is not None and common.ndim == 1 and all(map(_scalar, pairs)) else None
-        if front is not None and quantize.inputs[0] is not None and quantize.inputs[0].shape is not None:
-            factors = _scale(front) / _scale(quantize)
-            quantize.replace_input_with(0, _multiply(graph, quantize.inputs[0], factors))
-            _share(quantize, front)
-            unfolded += 1
-        for pair in pairs if common is not None and common.ndim == 0 else ():
-            result = pair.outputs[0]
-            if _scale(pair).ndim != 1 or result.shape is None:
-                continue
-            factors, uses = _scale(pair) / _scale(quantize), list(result.uses())
-            _share(pair, quantize)
-            back = _multiply(graph, result, factors)
-            for user, index in uses:
-                user.replace_input_with(index, back)
-            unfolded += 1
-    return unfolded
-
-
-def evened(graph: ir.Graph, known: Collection[str]) -> list[Evened]:
-    """The pairs beside which a Mul by factors stands, unless its name is `known`: then it is the float model's own."""
-    found: list[Evened] = []
-    for quantize, pairs in _pairs(graph):
-        source = quantize.inputs[0]
-        front = source.producer() if source is not None else None
-        behind = [use.node for pair in pairs for use in pair.outputs[0].uses()]
-        for mul, writes in ((front, False), *((node, True) for node in behind)):
-            factors = _factors(mul) if mul is not None and str(mul.name) not in known else None
-            if factors is not None:
-                by = 1 / factors.astype(np.float64) if writes else factors.astype(np.float64)
-                found.append(Evened(by, str(front.name) if writes and front is not None else "", _reading(pairs)))
-                break
-    return found
-
-
-def _pairs(graph: ir.Graph) -> list[tuple[ir.Node, list[ir.Node]]]:
-    """Each activation's QuantizeLinear with the DequantizeLinears that read it, where nothing else does."""
-    found = []
-    for node in graph:
-        if node.op_type == "QuantizeLinear" and node.domain == "" and constant(node.inputs[0]) is None:
-            readers = [use.node for use in node.outputs[0].uses()]
-            if readers and all(reader.op_type == "DequantizeLinear" for reader in readers):
-                found.append((node, readers))
-    return found
-
-
-def _scale(node: ir.Node) -> np.ndarray:
-    scale = constant(node.inputs[1])
-    return np.zeros(()) if scale is None else scale.astype(np.float64)
-
-
-def _share(node: ir.Node, other: ir.Node) -> None:
-    """Give `node` the scale and zero point of its other half."""
-    for index in (1, 2):
-        node.replace_input_with(index, other.inputs[index])
-    node.attributes.pop("axis", None)
-
-
-def _reading(pairs: list[ir.Node]) -> tuple[str, ...]:
-    """The layers that read a pair as their input."""
-    uses = [use for pair in pairs for use in pair.outputs[0].uses()]
-    return tuple(str(use.node.name) for use in uses if use.node.op_type == "Conv" and use.idx == 0)
-
-
-def follow(nodes: Mapping[str, ir.Node], graph: ir.Graph, found: Collection[Evened]) -> None:
-    """Give the float layers `nodes` (by the quantized graph's names) the factors that the quantized ones have."""
-    for each in found:
-        for name in each.readers:
-            if name in nodes:
-                equalize.scale_input(graph, nodes[name], 1 / each.factors)
-        if each.writer in nodes and equalize.is_layer(nodes[each.writer]):
-            equalize.scale_output(graph, nodes[each.writer], each.factors)

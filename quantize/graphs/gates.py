@@ -16,14 +16,14 @@ def nodes(graph: ir.Graph) -> list[ir.Node]:
     """The nodes that write one position and end in a Mul of one position with many."""
     found: dict[ir.Node, None] = {}
     for node in graph:
-        if node.op_type != "Mul" or node.domain != "" or _one_position(node.outputs[0]):
+        if node.op_type != "Mul" or node.domain != "" or one_position(node.outputs[0]):
             continue
-        ahead = [value for value in node.inputs if _one_position(value)]
+        ahead = [value for value in node.inputs if one_position(value)]
         while ahead:
             before = ahead.pop().producer()  # type: ignore[union-attr]
             if before is not None and before not in found:
                 found[before] = None
-                ahead += [value for value in before.inputs if _one_position(value)]
+                ahead += [value for value in before.inputs if one_position(value)]
     return list(found)
 
 
@@ -39,7 +39,7 @@ def join(graph: ir.Graph) -> int:
             if mul is None or mul.op_type != "Mul" or mul.domain != "" or sole_consumer(other) is not add:
                 continue
             gate = next((v for v in mul.inputs if v is not value), None)
-            if value not in mul.inputs or gate is value or not _one_position(gate) or _one_position(value):
+            if value not in mul.inputs or gate is value or not one_position(gate) or one_position(value):
                 continue
             if gate is None or gate.dtype is None or gate.dtype.name != "FLOAT" or value is None:
                 continue
@@ -66,7 +66,7 @@ def _join(graph: ir.Graph, add: ir.Node, mul: ir.Node, value: ir.Value, gate: ir
     new.name = name
 
 
-def _one_position(value: ir.Value | None) -> bool:
+def one_position(value: ir.Value | None) -> bool:
     """Whether a computed value has but channels beside its batch axis: `[N, C]`, `[N, C, 1, 1]`, `[N, 1, 1, C]`."""
     if value is None or value.producer() is None or value.shape is None or len(value.shape) < 2:
         return False

@@ -12,7 +12,7 @@ from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize import _precision, diagnosis, fold
 from edgerun.quantize.diagnosis import trials
-from edgerun.quantize.graphs import factors, placement, thin
+from edgerun.quantize.graphs import factored, factors, placement, thin
 from edgerun.quantize.graphs.activation import Channels
 from edgerun.quantize.graphs.edit import constant
 from edgerun.verbs.compress import compress
@@ -89,15 +89,15 @@ def test_folding_is_undone(model: Model, evaluate: Any) -> None:
     graph = standing.clone()
     count = factors.fold(graph.graph)
     scales = pairs(Model.of(graph.clone()))
-    assert count >= 2 and not factors.evened(graph.graph, known)
+    assert count >= 2 and not factored.evened(graph.graph, known)
     assert any(scale.shape == (16,) for scale, _ in scales.values())
     assert any(back.shape == (16,) for _, readers in scales.values() for back in readers)
     # The same but for ties, and what is a step apart for having been divided first.
     (got,) = evaluate(Model.of(graph.clone()), FEEDS)
     assert sqnr_db(want, got) > 40
-    assert factors.unfold(graph.graph) == count
+    assert factored.unfold(graph.graph) == count
     fold.infer_shapes(graph)
-    assert len(factors.evened(graph.graph, known)) == len(factors.evened(standing.ir.graph, known))
+    assert len(factored.evened(graph.graph, known)) == len(factored.evened(standing.ir.graph, known))
     (again,) = evaluate(Model.of(graph), FEEDS)
     assert sqnr_db(want, again) > 40
 
