@@ -53,7 +53,8 @@ def _step(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
 def _channels(value: ir.Value | None) -> int | None:
     if value is None or value.producer() is None or value.shape is None or len(value.shape) != 4:
         return None
-    return value.shape[1] if isinstance(value.shape[1], int) else None
+    channels = value.shape[1]
+    return channels if isinstance(channels, int) else None
 
 
 def _in_blocks(value: ir.Value) -> bool:

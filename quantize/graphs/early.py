@@ -104,9 +104,9 @@ def _mean_before(graph: ir.Graph, node: ir.Node) -> bool:
     if x is None or layer is None or layer.op_type != "Conv" or layer.domain != "":
         return False
     weight, told = layer.inputs[1], layer.attributes
-    shape = weight.shape.numpy() if weight is not None and weight.shape is not None else ()
+    shape = list(weight.shape.numpy()) if weight is not None and weight.shape is not None else []
     plain = told.get_int("group", 1) == 1 and all(n == 1 for n in told.get_ints("strides", ()))
-    if not plain or any(told.get_ints("pads", ())) or "auto_pad" in told or tuple(shape[2:]) != (1, 1):
+    if not plain or any(told.get_ints("pads", ())) or "auto_pad" in told or shape[2:] != [1, 1]:
         return False
     if shape[1] >= shape[0] or any(user.op_type == "QuantizeLinear" for user, _ in x.uses()):
         return False
@@ -176,7 +176,8 @@ def _channels(value: Maybe) -> int | None:
     """The channels of a `[N, C, H, W]` that is computed."""
     if value is None or value.producer() is None or value.shape is None or len(value.shape) != 4:
         return None
-    return value.shape[1] if isinstance(value.shape[1], int) else None
+    channels = value.shape[1]
+    return channels if isinstance(channels, int) else None
 
 
 def _is_mean(node: ir.Node) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
 from edgerun.metrics import sqnr_db
