@@ -7,6 +7,8 @@ infinite constant, as the functions of Attention do, and of a model's inputs as 
 Tile reads beyond the data for some repeats that are no constant: it is written axis by axis, which is right.
 
 MaxPool with ceil_mode keeps a last window that lies in the padding alone, which ONNX drops.
+
+A NaN becomes 6 as an E2M1, the 4-bit float, and -0 in ONNX's own cases.
 """
 
 from __future__ import annotations
@@ -31,10 +33,24 @@ def mend(ops: Mapping[str, list[Any]], payload: bytes | Path) -> int:
         reductions = [node for node in reductions if ir.origin(node.input_value(0)) == "Parameter"]
     tiles = [node for node in ops.get("Tile", []) if _repeated(node)]
     pools = [node for node in ops.get("MaxPool", []) if _ends_in_padding(node.get_attributes())]
-    for nodes, how in ((reductions, _bound), (tiles, _tile), (pools, _pool)):
+    casts = [node for kind in ("Convert", "ConvertLike") for node in ops.get(kind, []) if _to_e2m1(node)]
+    for nodes, how in ((reductions, _bound), (tiles, _tile), (pools, _pool), (casts, _no_number)):
         for node in nodes:
             how(node)
-    return len(reductions) + len(tiles) + len(pools)
+    return len(reductions) + len(tiles) + len(pools) + len(casts)
+
+
+def _to_e2m1(node: Any) -> bool:
+    """Whether it casts floats to it that are no constant."""
+    source = node.input_value(0)
+    named = node.get_element_type().to_string() == "f4e2m1" and source.get_element_type().is_real()
+    return bool(named and ir.origin(source) != "Constant")
+
+
+def _no_number(node: Any) -> None:
+    make, source = ir.runtime().opset13, node.input_value(0)
+    nothing = make.convert_like(make.constant(np.float32(-0.0)), source)
+    node.input(0).replace_source_output(make.select(make.is_nan(source), nothing, source).output(0))
 
 
 def _infinite(constant: Any) -> bool:

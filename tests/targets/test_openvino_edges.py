@@ -137,6 +137,26 @@ def test_the_last_window_begins_in_the_data(
                 )
 
 
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_no_number_in_four_bits(dtype: str) -> None:
+    """The others round as ml_dtypes has it, and saturate at 6."""
+    kind = np.dtype({"float": np.float32}.get(dtype, dtype))
+    x = np.array([0.48, 0.25, 1.05, -3.5, -8, 9, 60000, 1e-7, np.nan, INF, -INF, -0.0, 2.5, -5.0, np.nan], kind)
+    m = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT4E2M1)], "c",
+            [onnx.helper.make_tensor_value_info("x", getattr(onnx.TensorProto, dtype.upper()), ["n"])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT4E2M1, ["n"])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=11,
+    )  # fmt: skip
+    with edgerun.load(edgerun.compile(Model.from_proto(m), "openvino", ONE, feeds=[{"x": x}]), options=ONE) as session:
+        got = session.run({"x": x})["y"].astype(np.float32)
+    wanted = np.where(np.isnan(x), 0, np.clip(x, -6, 6)).astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    np.testing.assert_array_equal(got, wanted)
+    assert np.signbit(got[np.isnan(x)]).all()
+
+
 @pytest.mark.parametrize(
     ("text", "mended"),
     [
