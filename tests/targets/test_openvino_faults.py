@@ -77,12 +77,14 @@ def test_the_reason_is_told_before_anything_is_compiled(text: str, opset: int, r
 def _line(x: np.ndarray, size: int, aligned: bool) -> np.ndarray:
     """Linear interpolation of `x` [n] at `size` points, the edges held."""
     at = np.arange(size) * (len(x) - 1) / (size - 1) if aligned else (np.arange(size) + 0.5) * len(x) / size - 0.5
-    return np.interp(at, np.arange(len(x)), x)
+    line: np.ndarray = np.interp(at, np.arange(len(x)), x)
+    return line
 
 
 def _resized(x: np.ndarray, sizes: tuple[int, int], aligned: bool) -> np.ndarray:
     rows = np.apply_along_axis(_line, 2, x.astype(np.float64), sizes[0], aligned)
-    return np.apply_along_axis(_line, 3, rows, sizes[1], aligned)
+    both: np.ndarray = np.apply_along_axis(_line, 3, rows, sizes[1], aligned)
+    return both
 
 
 @pytest.mark.parametrize(

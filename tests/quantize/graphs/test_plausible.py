@@ -193,7 +193,7 @@ def test_classes_without_a_colour_say_nothing_of_it(
 ) -> None:
     """A classifier of which quarter is the brightest, or of labels drawn by lot: red and blue swapped are further from
     what it was fitted on, and it is surer of them, though they mean nothing to it. No word of a mistake."""
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
     w1, b1 = weights(seed, 16, 3, 3, 3), weights(seed + 7, 16) * np.float32(0.3)
     x = pictures(seed + 500, 120) / 255
@@ -239,7 +239,7 @@ def coloured(seed: int, labels: np.ndarray) -> np.ndarray:
 def test_classes_tell_the_form_without_batchnorm(net: Any, request_for: Any, weights: Any, trained_on: int) -> None:
     """A classifier without normalization, as surely right as scikit-learn makes it: no word of the form that it was
     trained on, though larger numbers make it surer; for all others, the right form."""
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 
     labels = np.arange(240) % 6
