@@ -1,8 +1,8 @@
 """Operators that OpenVINO (2026.4) computes as ONNX does, but for what lies at their edges: there they are mended.
 
 ReduceMax of floats begins with the least finite number, and so gives that one of -infinities, as a row that a mask
-hides has, and of nothing; ReduceMin likewise. They are mended where they can meet infinities: in a model that has an
-infinite constant, as the functions of Attention do, and of a model's inputs as they come.
+hides has, and of nothing; ReduceMin likewise. They are mended where infinities can come to them: from a constant, as in
+the functions of Attention, or a model's input, through nothing but sums, choices and moves.
 
 Tile reads beyond the data for some repeats that are no constant: it is written axis by axis, which is right.
 
@@ -22,15 +22,18 @@ import numpy as np
 from edgerun.targets import _openvino_ir as ir
 
 LEAST = {"ReduceMax": -np.inf, "ReduceMin": np.inf}  # what is left of nothing
+CARRIES = ir.MOVES | {
+    "Add", "Broadcast", "Concat", "ConvertLike", "Divide", "Gather", "Maximum", "Minimum", "Multiply", "Pad", "Select",
+    "Slice", "StridedSlice", "Subtract", "Tile",
+}  # fmt: skip
+FARTHEST = 100  # ops that are looked at
 
 
 def mend(ops: Mapping[str, list[Any]], payload: bytes | Path) -> int:
     """Mend such operators among `ops`, by kind, of an ONNX model in place; return how many. IR is left as it is."""
     if not ir.is_onnx(payload):
         return 0
-    reductions = [node for kind in LEAST for node in ops.get(kind, []) if node.get_element_type().is_real()]
-    if reductions and not any(map(_infinite, ops.get("Constant", []))):
-        reductions = [node for node in reductions if ir.origin(node.input_value(0)) == "Parameter"]
+    reductions = [node for kind in LEAST for node in ops.get(kind, []) if _boundless(node.input_value(0))]
     tiles = [node for node in ops.get("Tile", []) if _repeated(node)]
     pools = [node for node in ops.get("MaxPool", []) if _ends_in_padding(node.get_attributes())]
     casts = [node for kind in ("Convert", "ConvertLike") for node in ops.get(kind, []) if _to_e2m1(node)]
@@ -53,9 +56,19 @@ def _no_number(node: Any) -> None:
     node.input(0).replace_source_output(make.select(make.is_nan(source), nothing, source).output(0))
 
 
-def _infinite(constant: Any) -> bool:
-    one = constant.get_element_type().is_real() and np.prod(constant.get_output_shape(0)) == 1
-    return bool(one and np.isinf(constant.get_data().astype(np.float64)).any())
+def _boundless(value: Any) -> bool:
+    """Whether an infinity can come to these floats."""
+    left, seen = [value], set[str]()
+    while left and len(seen) < FARTHEST:
+        value = left.pop()
+        node, kind = value.get_node(), value.get_node().get_type_name()
+        if not value.get_element_type().is_real() or node.get_name() in seen:
+            continue
+        seen.add(node.get_name())
+        if kind == "Parameter" or (kind == "Constant" and np.isinf(node.get_data()).any()):
+            return True
+        left += node.input_values() if kind in CARRIES else []
+    return False
 
 
 def _bound(node: Any) -> None:

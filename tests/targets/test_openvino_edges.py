@@ -163,11 +163,19 @@ def test_no_number_in_four_bits(dtype: str) -> None:
     [
         ("r (float[n, 4] x) => (float[n, 1] y) <int64[1] k = {1}> { y = ReduceMax(x, k) }", 1),
         ("r (float[n, 4] x) => (float[n, 1] y) <int64[1] k = {1}> { a = Relu(x) y = ReduceMax(a, k) }", 0),
+        (
+            """r (float[n, 4] x, float[n, 4] m) => (float[n, 1] y) <int64[1] k = {1}> {
+                a = Relu(x) s = Add(a, m) y = ReduceMax(s, k) }""", 1,
+        ),
+        (
+            """r (float[n, 4] x) => (float[n, 1] y, bool[n, 4] z) <int64[1] k = {1}, float low = {-inf}> {
+                a = Relu(x) z = Equal(a, low) y = ReduceMax(a, k) }""", 0,
+        ),
         ("r (int32[n, 4] x) => (int32[n, 1] y) <int64[1] k = {1}> { y = ReduceMax(x, k) }", 0),
         ("t (float[n, 4] x) => (float[n, 8] y) <int64[2] r = {1, 2}> { y = Tile(x, r) }", 0),
     ],
-    ids=["given", "finite", "integers", "constant"],
-)
+    ids=["given", "finite", "mask", "elsewhere", "integers", "constant"],
+)  # fmt: skip
 def test_what_is_mended(text: str, mended: int) -> None:
     assert _mended(text) == mended
 
