@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgerun.errors import EdgerunError, GateFailed, Unsupported
     from edgerun.model import Model
     from edgerun.runtime import Engine, Options, Session, TensorSpec
     from edgerun.verbs.benchmark import benchmark
@@ -27,16 +28,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Engine", "Model", "Options", "Session", "TensorSpec", "__version__", "benchmark", "check", "compare", "compile",
-    "compress", "convert", "evaluate", "inspect", "load", "predict", "warm", "why_slow", "why_wrong",
+    "EdgerunError", "Engine", "GateFailed", "Model", "Options", "Session", "TensorSpec", "Unsupported", "__version__",
+    "benchmark", "check", "compare", "compile", "compress", "convert", "evaluate", "inspect", "load", "predict", "warm",
+    "why_slow", "why_wrong",
 ]  # fmt: skip
-_RUNTIME = ("Engine", "Options", "Session", "TensorSpec")
+_PLACES = {
+    "Model": "model",
+    **dict.fromkeys(("Engine", "Options", "Session", "TensorSpec"), "runtime"),
+    **dict.fromkeys(("EdgerunError", "GateFailed", "Unsupported"), "errors"),
+}  # and of a verb, its own file
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'edgerun' has no attribute {name!r}")
-    module = "model" if name == "Model" else "runtime" if name in _RUNTIME else f"verbs.{name}"
+    module = _module(name)
     try:
         return getattr(importlib.import_module(f"edgerun.{module}"), name)
     except ModuleNotFoundError as error:
@@ -45,3 +51,15 @@ def __getattr__(name: str) -> Any:
         from edgerun import distribution
 
         raise distribution.absent(f"edgerun.{name}") from None
+
+
+def __dir__() -> list[str]:
+    """What is there and what comes when asked for; not what the device's install lacks: completion reads each name."""
+    from edgerun import distribution
+
+    later = {name for name in __all__ if name not in globals() and not distribution.lacks(_module(name))}
+    return sorted({*globals(), *later})
+
+
+def _module(name: str) -> str:
+    return _PLACES.get(name, f"verbs.{name}")

@@ -148,10 +148,6 @@ def choice(options: Options) -> Choice:
         value = options.extra.get(switch)
         if value not in (None, "0", "1"):
             raise EdgerunError(f"{switch} is a switch", got=value, wanted="0 or 1")
-        if switch in of.always and value != "1":
-            raise Unsupported(
-                f"{PROVIDER}={key} has no way to turn {switch} off", got=value, do=f"say {switch}=1 as well"
-            )
         if value == "1" and switch not in {*of.switches, *of.always}:
             names = " or ".join(name for name, other in PROVIDERS.items() if switch in {*other.switches, *other.always})
             raise EdgerunError(f"{PROVIDER}={key} has no {switch}", got=f"{switch}=1", wanted=f"{PROVIDER}={names}")
@@ -166,10 +162,14 @@ def choice(options: Options) -> Choice:
 
 
 def require(runtime: Any, chosen: Choice) -> None:
-    """Raise Unsupported with the reason where the provider cannot run: the runtime would take the CPU instead."""
+    """Raise Unsupported with the reason where the provider cannot run, for the runtime would take the CPU instead, or
+    cannot run as it is asked to."""
     if reason := missing(runtime, chosen.provider):
         do = "run it where an NVIDIA GPU is" if reason == _cuda().missing() else chosen.provider.install
         raise Unsupported(f"ONNX Runtime cannot run on {chosen.key} here", got=reason, do=do)
+    for switch in chosen.provider.always - chosen.on:
+        what = f"{PROVIDER}={chosen.key} has no way to turn {switch} off"
+        raise Unsupported(what, got=f"{switch}=0, as where nothing is said", do=f"say {switch}=1 as well")
 
 
 def missing(runtime: Any, of: Provider) -> str | None:

@@ -29,6 +29,7 @@ NARROW = {
     "bf16": "bfloat16", "f8e4m3": "float8_e4m3fn", "f8e5m2": "float8_e5m2", "f8e8m0": "float8_e8m0fnu",
     "f4e2m1": "float4_e2m1fn", "i4": "int4", "u4": "uint4",
 }  # fmt: skip
+MOVES = frozenset({"Convert", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 SOURCES = re.compile(r"(?:Check '[^']*' failed at|Exception from) \S+:\d+:\s*")
 DIGEST = "@sha256-of-the-weights@"
 
@@ -80,6 +81,18 @@ def by_kind(graph: Any) -> dict[str, list[Any]]:
     return found
 
 
+def is_onnx(payload: bytes | Path) -> bool:
+    """Whether it is an ONNX model, and so no IR, whose operators mean OpenVINO's own."""
+    return not payload.startswith(MAGIC) if isinstance(payload, bytes) else payload.suffix == ".onnx"
+
+
+def origin(value: Any) -> str:
+    """The kind of what makes it, which is moved at most behind that: a Parameter is an input of the model."""
+    while (node := value.get_node()).get_type_name() in MOVES:
+        value = node.input_value(0)
+    return str(node.get_type_name())
+
+
 def split(payload: bytes) -> tuple[bytes, bytes]:
     """Graph and weights of an engine in memory."""
     start = len(MAGIC) + 8
@@ -128,9 +141,7 @@ def told(graph: Any) -> dict[str, Any]:
 
 def of_onnx(payload: bytes | Path) -> onnx_file.Told:
     """What an ONNX model says that OpenVINO's graph does not keep; nothing where it is IR."""
-    if payload.startswith(MAGIC) if isinstance(payload, bytes) else payload.suffix != ".onnx":
-        return onnx_file.Told()
-    return onnx_file.told(payload)
+    return onnx_file.told(payload) if is_onnx(payload) else onnx_file.Told()
 
 
 def metadata(graph: Any, onnx: onnx_file.Told) -> dict[str, str]:

@@ -129,7 +129,8 @@ def choice(options: Options, own: str = "f32") -> Choice:
         able = list(ir.core().get_property(name, "OPTIMIZATION_CAPABILITIES"))
         if PRECISIONS[precision] not in able:
             kinds = [ours for ours, theirs in PRECISIONS.items() if theirs in able]
-            do = f"say {PRECISION}={kinds[0]}" if kinds else None
+            said = f"leave out {PRECISION}={precision}" if precision != own else None
+            do = said or (f"say {PRECISION}={kinds[0]}" if kinds else None)
             raise Unsupported(f"{name} does not compute in {precision} here", got=", ".join(kinds), do=do)
     left = hint not in ("", "LATENCY") and not given and options.streams == 1
     streams = None if left else int(given or options.streams)

@@ -18,7 +18,6 @@ import numpy as np
 from edgerun.targets import _openvino_ir as ir
 
 MOST = 20_000  # k·n of a TopK that is stable at a cost that nobody notices
-MOVES = frozenset({"Convert", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 UP, TINY = np.float32(1 + 2**-23), np.float32(1e-30)
 
 
@@ -27,7 +26,7 @@ def mend(ops: Mapping[str, list[Any]], payload: bytes | Path) -> int:
 
     IR is left as it is: ours is mended, and another's means OpenVINO's operators.
     """
-    if payload.startswith(ir.MAGIC) if isinstance(payload, bytes) else payload.suffix != ".onnx":
+    if not ir.is_onnx(payload):
         return 0
     found = [node for node in ops.get("TopK", []) if _unstable(node)]
     for node in found:
@@ -48,14 +47,9 @@ def _unstable(node: Any) -> bool:
     axis = source.get_partial_shape()[told["axis"]]
     if known == 1:
         return False
-    return _given(source) or (known is not None and axis.is_static and known * axis.get_length() <= MOST)
-
-
-def _given(value: Any) -> bool:
-    """Whether it is an input of the model, moved at most."""
-    while (node := value.get_node()).get_type_name() in MOVES:
-        value = node.input_value(0)
-    return str(node.get_type_name()) == "Parameter"
+    return ir.origin(source) == "Parameter" or (
+        known is not None and axis.is_static and known * axis.get_length() <= MOST
+    )
 
 
 def _order(node: Any) -> None:

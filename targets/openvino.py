@@ -16,6 +16,7 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.targets import _openvino_dynamic as dynamic
+from edgerun.targets import _openvino_edges as edges
 from edgerun.targets import _openvino_forks as forks
 from edgerun.targets import _openvino_fq as fake_quantize
 from edgerun.targets import _openvino_half as half
@@ -194,7 +195,8 @@ def _read(payload: bytes | Path) -> Any:
     if ops.keys() & sequences.KINDS and sequences.write_out(graph):
         ops = ir.by_kind(graph)
     half.narrow(graph, ops)  # first: weights that are expanded would be taken for integers
-    if sum([fake_quantize.fuse(ops), forks.mend(ops), ties.mend(ops, payload), dynamic.fuse(graph, ops, payload)]):
+    done = [fake_quantize.fuse(ops), forks.mend(ops), ties.mend(ops, payload), edges.mend(ops, payload)]
+    if sum([*done, dynamic.fuse(graph, ops, payload)]):
         graph.validate_nodes_and_infer_types()
     return graph
 

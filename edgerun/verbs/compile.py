@@ -21,7 +21,7 @@ from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.runtime.progress import listener
 from edgerun.verbs import work
 from edgerun.verbs.auto import AUTO, candidates, first
-from edgerun.verbs.judging import ANOTHER, REAL, Pair, apart
+from edgerun.verbs.judging import REAL, Pair, advice, apart
 from edgerun.verbs.load import check_names
 from edgerun.verbs.truths import HEAVY, Truth, truths
 from edgerun.verbs.written_out import or_written_out
@@ -239,7 +239,7 @@ def self_check(
     least_db = SQNR_DB if plain is None else BFLOAT16_DB
     rounds = work.rounds(model) if rounds is None else rounds
     found = truths(model, engine, options, feeds, whole)
-    do = REAL if rounds and not feeds and near is None else ANOTHER
+    do = REAL if rounds and not feeds and near is None else advice(options)
     loading = partial(registry.target(engine.target).load, engine, options)
     with _beside(lambda: next(found), loading, together=not work.large(model)) as (first, session):
         for truth in itertools.chain([first], found):

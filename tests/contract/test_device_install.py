@@ -16,6 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+import edgerun
 from bench import device_wheel
 from edgerun.errors import EdgerunError
 
@@ -141,6 +142,16 @@ def test_python_says_the_same(bare: list[str | Path], place: Path) -> None:
         "print(InferenceSession('dense.onnx').run(None, {'x': np.ones((1, 6), np.float32)})[0].shape)"
     )
     assert _call(*bare[:-1], f"{code}; {told}", cwd=place) == "(1, 4)\n"
+
+
+def test_completion_offers_what_is_there(bare: list[str | Path], tmp_path: Path) -> None:
+    """All public names but those that would only say where they are: a completer reads every name that it offers."""
+    code = str(bare[-1]).partition("; from")[0]
+    told = "import edgerun, rlcompleter; c = rlcompleter.Completer(vars()); print(*c.attr_matches('edgerun.'))"
+    printed = _call(*bare[:-1], f"{code}; {told}", cwd=tmp_path)
+    offered = {word.removeprefix("edgerun.").partition("(")[0] for word in printed.split()}
+    absent = {name.replace("-", "_") for name in NOT_THERE} | {"Model"}
+    assert {name for name in edgerun.__all__ if not name.startswith("_")} - offered == absent
 
 
 def test_a_command_that_is_nowhere_is_misuse(bare: list[str | Path], tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+import edgerun
+from edgerun.errors import EdgerunError
+
 FRAMEWORKS = {
     "onnx",
     "onnx_ir",
@@ -41,6 +44,7 @@ def _loaded(statement: str) -> set[str]:
     "statement",
     [
         "import edgerun",
+        "import edgerun; dir(edgerun)",
         "import edgerun.runtime",
         "import edgerun.cli",
         "import edgerun.verbs.load, edgerun.verbs.run, edgerun.verbs.predict",
@@ -51,6 +55,18 @@ def _loaded(statement: str) -> set[str]:
 )
 def test_no_framework(statement: str) -> None:
     assert not _loaded(statement) & FRAMEWORKS
+
+
+def test_completion_offers_every_public_name() -> None:
+    """As a REPL asks: by `dir`, and then for each name that begins so."""
+    told = "import edgerun, rlcompleter; c = rlcompleter.Completer(vars()); print(*c.attr_matches('edgerun.'))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    offered = {word.removeprefix("edgerun.").partition("(")[0] for word in done.stdout.split()}
+    assert {name for name in edgerun.__all__ if not name.startswith("_")} <= offered
+    assert {"compress", "load", "Options", "Session", "EdgerunError"} <= offered
+    assert issubclass(edgerun.GateFailed, edgerun.EdgerunError) and edgerun.EdgerunError is EdgerunError
+    with pytest.raises(edgerun.EdgerunError, match="does not exist"):
+        edgerun.load("nowhere.onnx")
 
 
 def test_opening_a_model_loads_what_it_needs() -> None:

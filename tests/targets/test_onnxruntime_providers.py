@@ -28,7 +28,6 @@ no_gpu = pytest.mark.skipif(WHY is None, reason="the CUDA provider runs here")
         ({"PROVIDER": "CUDA", "TF32": "yes"}, EdgerunError, "TF32 is a switch"),
         ({"TF32": "1"}, EdgerunError, "PROVIDER=CPU has no TF32"),
         ({"PROVIDER": "XNNPACK", "CUDA_GRAPH": "1"}, EdgerunError, "wanted: PROVIDER=CUDA"),
-        ({"PROVIDER": "TENSORRT"}, Unsupported, "no way to turn TF32 off"),
         ({"PROVIDER": "TENSORRT", "TF32": "1", "CUDA_GRAPH": "1"}, EdgerunError, "PROVIDER=TENSORRT has no CUDA_GRAPH"),
     ],
 )
@@ -50,6 +49,23 @@ def test_what_cannot_run_is_refused_with_the_reason(dense: Model, extra: dict[st
         with pytest.raises(Unsupported, match="cannot run on CUDA here") as error:
             refused()
         assert error.value.got == WHY and error.value.do
+
+
+@pytest.mark.parametrize("extra", [{}, {"TF32": "0"}, {"TF32": "1"}])
+def test_a_provider_that_is_missing_asks_for_nothing_else(
+    dense: Model, monkeypatch: pytest.MonkeyPatch, extra: dict[str, str]
+) -> None:
+    """TENSORRT needs TF32=1, which is of no use where TENSORRT is not: that comes first."""
+    options = Options(extra={"PROVIDER": "TENSORRT", **extra})
+    reason = providers.missing(target._runtime(), providers.PROVIDERS["TENSORRT"])
+    if reason is not None:
+        with pytest.raises(Unsupported, match="cannot run on TENSORRT here") as error:
+            edgerun.compile(dense, "onnxruntime", options)
+        assert error.value.got == reason and "TF32" not in str(error.value)
+    monkeypatch.setattr(providers, "missing", lambda *_: None)  # as where it is
+    if extra.get("TF32") != "1":
+        with pytest.raises(Unsupported, match=r"no way to turn TF32 off[\s\S]*do: say TF32=1 as well"):
+            edgerun.compile(dense, "onnxruntime", options)
 
 
 @pytest.mark.parametrize("provider", ["XNNPACK", "ACL", "QNN"])

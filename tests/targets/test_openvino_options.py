@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from edgerun.targets import _openvino_options as asked
 from edgerun.targets import openvino as target
 
 pytestmark = pytest.mark.skipif(target.available() is not None, reason=str(target.available()))
+ROOT = Path(__file__).parents[2]
 X = {"x": np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 6)}
 BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
 
@@ -60,6 +64,20 @@ def test_bfloat16_runs_only_when_asked_for(dense: Model) -> None:
     error = np.abs(want - got).max() / np.abs(want).max()
     assert 0 < error < 3 * 2**-8
     assert target.compile(dense, Options(1, BF16)).device["precision"] == "bf16"
+
+
+@pytest.mark.parametrize(("cap", "precision"), [("AVX2", "bf16"), ("AVX512_CORE", "bf16"), ("AVX512_CORE", "f16")])
+def test_a_precision_without_kernels_is_to_be_left_out(dense: Model, tmp_path: Path, cap: str, precision: str) -> None:
+    """Whether OpenVINO tells of none, lists what has no kernel, or computes it so coarsely that the check fails."""
+    (tmp_path / "dense.onnx").write_bytes(dense.to_bytes())
+    option = f"INFERENCE_PRECISION_HINT={precision}"
+    words = ("compile", "dense.onnx", "-o", "dense.xml", "--target", "openvino", "--option", option)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgerun", *words], capture_output=True, text=True, cwd=tmp_path, timeout=300,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": cap, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode in (1, 3) and f"do: leave out {option}" in done.stderr, done.stderr
+    assert not (tmp_path / "dense.xml").exists()
 
 
 def test_a_precision_that_the_device_lacks_is_refused(dense: Model) -> None:

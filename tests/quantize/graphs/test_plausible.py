@@ -181,6 +181,38 @@ def test_the_order_of_colours(net: Any, request_for: Any) -> None:
     assert "red and blue seem swapped" in warning
 
 
+QUARTERS = """(float[n,3,24,24] image) => (float[n,{out}] y) {{
+    a = Conv<pads=[1,1,1,1]>(image, w1, b1) r = Relu(a) p = AveragePool<kernel_shape=[12,12],strides=[12,12]>(r)
+    {end} }}"""
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("labels", ["brightness", "drawn"])
+def test_classes_without_a_colour_say_nothing_of_it(
+    net: Any, request_for: Any, weights: Any, labels: str, seed: int
+) -> None:
+    """A classifier of which quarter is the brightest, or of labels drawn by lot: red and blue swapped are further from
+    what it was fitted on, and it is surer of them, though they mean nothing to it. No word of a mistake."""
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+
+    w1, b1 = weights(seed, 16, 3, 3, 3), weights(seed + 7, 16) * np.float32(0.3)
+    x = pictures(seed + 500, 120) / 255
+    quarters = x.mean(axis=1).reshape(-1, 2, 12, 2, 12).mean(axis=(2, 4)).reshape(-1, 4)
+    wanted = quarters.argmax(axis=1) if labels == "brightness" else np.random.default_rng(seed).integers(0, 4, 120)
+    features = net(QUARTERS.format(out=64, end="y = Flatten(p)"), w1=w1, b1=b1)
+    with request_for().open(features.ir) as session:
+        seen = session.run({"image": x})["y"]
+    mean, spread = seen.mean(axis=0), seen.std(axis=0) + 1e-6
+    fitted = LogisticRegression(max_iter=300).fit((seen - mean) / spread, wanted)
+    w2 = (fitted.coef_ / spread).T.astype(np.float32)
+    b2 = (fitted.intercept_ - mean @ w2).astype(np.float32)
+    model = net(QUARTERS.format(out=4, end="f = Flatten(p) y = Gemm(f, w2, b2)"), w1=w1, b1=b1, w2=w2, b2=b2)
+    fresh = (pictures(seed + 100, 64) / 255).astype(np.float32)
+    found = judged(model, fresh, request_for)
+    assert not [warning for warning in found.warnings if "swapped" in warning]
+    assert "colour order by the entropy of the classes" in found.judged
+
+
 def test_an_embedding_is_not_asked_for_its_classes(net: Any, request_for: Any) -> None:
     """Three numbers per picture that are no scores: near to each other, as softmax would have it."""
     text = "(float[n,3,24,24] image) => (float[n,3] y) { p = GlobalAveragePool(image) y = Flatten(p) }"
@@ -207,7 +239,7 @@ def coloured(seed: int, labels: np.ndarray) -> np.ndarray:
 def test_classes_tell_the_form_without_batchnorm(net: Any, request_for: Any, weights: Any, trained_on: int) -> None:
     """A classifier without normalization, as surely right as scikit-learn makes it: no word of the form that it was
     trained on, though larger numbers make it surer; for all others, the right form."""
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 
     labels = np.arange(240) % 6

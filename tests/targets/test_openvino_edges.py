@@ -1,0 +1,188 @@
+"""What OpenVINO computes otherwise than ONNX at an operator's edges is mended. Numpy is the judge."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+pytest.importorskip("openvino")
+
+import edgerun
+from edgerun.model import Model
+from edgerun.targets import _openvino_edges as edges
+from edgerun.targets import _openvino_ir as ir
+
+ONE = edgerun.Options(threads=1)
+INF = np.float32(np.inf)
+LEAST = {"float": -3.4028235e38, "float16": -65504.0, "bfloat16": -3.3895314e38}  # finite
+
+
+def _model(text: str) -> Model:
+    return Model.from_proto(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 20]> {text}'))
+
+
+def _run(text: str, feeds: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What the file itself gives, and the engine that compile makes of it, which is IR."""
+    model = _model(text)
+    with edgerun.load(model.to_bytes(), "openvino", ONE) as session:
+        found = session.run(feeds)
+    with edgerun.load(edgerun.compile(model, "openvino", ONE, feeds=[feeds]), options=ONE) as session:
+        for name, array in session.run(feeds).items():
+            np.testing.assert_array_equal(array, found[name])
+    return found
+
+
+def _mended(text: str) -> int:
+    data = _model(text).to_bytes()
+    return edges.mend(ir.by_kind(ir.read(data)), data)
+
+
+@pytest.mark.parametrize(("op", "sign"), [("ReduceMax", 1), ("ReduceMin", -1)])
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("float", "4, 5"), ("float", "n, m"), ("float16", "n, m"), ("bfloat16", "n, m")]
+)
+def test_the_most_of_infinities_is_one(op: str, sign: int, dtype: str, shape: str) -> None:
+    """Rows that a mask hides altogether, in part, not at all; and the least finite number stays what it is."""
+    kind = np.dtype({"float": np.float32, "bfloat16": ml_dtypes.bfloat16}.get(dtype, dtype))
+    x = np.random.default_rng(0).standard_normal((4, 5)).astype(kind)
+    x[0], x[1, :3], x[3] = -INF, -INF, -INF
+    x[3, 2] = LEAST[dtype]
+    text = f"r ({dtype}[{shape}] x) => ({dtype}[a, b] y, {dtype}[c] z) <int64[1] k = {{1}}, int64[1] all = {{0}}>"
+    body = f" {{ y = {op}<keepdims = 1>(x, k) z = {op}<keepdims = 0>(x, all) }}"
+    found = _run(text + body, {"x": x * kind.type(sign)})
+    np.testing.assert_array_equal(found["y"], x.max(axis=1, keepdims=True) * kind.type(sign))
+    np.testing.assert_array_equal(found["z"], x.max(axis=0) * kind.type(sign))
+
+
+def test_the_most_of_nothing_is_infinite() -> None:
+    text = "r (float[n, 4] x) => (float[1, 4] y, float[1, 4] z) <int64[1] k = {0}> { y = ReduceMax(x, k) z = Relu(y) }"
+    found = _run(text, {"x": np.zeros((0, 4), np.float32)})
+    np.testing.assert_array_equal(found["y"], np.full((1, 4), -INF))
+    np.testing.assert_array_equal(found["z"], np.zeros((1, 4), np.float32))
+
+
+def test_a_mask_within_a_model_hides_whole_rows() -> None:
+    """The softmax that ONNX writes Attention's functions with: rows of nothing but -infinity become zeros."""
+    text = """m (float[n, 6] x, bool[n, 6] mask) => (float[n, 6] y)
+        <float low = {-inf}, float zero = {0}, int64[1] k = {1}> {
+        a = Mul(x, x) s = Where(mask, a, low) most = ReduceMax(s, k) hidden = Equal(most, low)
+        p = Softmax<axis = 1>(s) y = Where(hidden, zero, p) }"""
+    generator = np.random.default_rng(1)
+    x, mask = generator.standard_normal((5, 6)).astype(np.float32), generator.random((5, 6)) < 0.5
+    mask[2] = False
+    found = _run(text, {"x": x, "mask": mask})["y"]
+    e = np.where(mask, np.exp(x * x), 0.0)
+    np.testing.assert_allclose(found, e / np.maximum(e.sum(axis=1, keepdims=True), 1e-30), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+def test_repeats_that_are_an_input(dtype: str, rank: int) -> None:
+    generator, kind = np.random.default_rng(rank), {"float32": "float"}.get(dtype, dtype)
+    names = ", ".join(f"d{axis}" for axis in range(rank))
+    out = ", ".join(f"e{axis}" for axis in range(rank))
+    text = f"t ({kind}[{names}] x, int64[{rank}] r) => ({kind}[{out}] y) {{ y = Tile(x, r) }}"
+    model = _model(text)
+    with edgerun.load(model.to_bytes(), "openvino", ONE) as session:
+        for _ in range(12):
+            x = (generator.random(generator.integers(1, 5, rank)) * 100).astype(dtype)
+            r = generator.integers(1, 6, rank)
+            np.testing.assert_array_equal(session.run({"x": x, "r": r})["y"], np.tile(x, r))
+    feeds = {"x": np.ones([2] * rank, dtype), "r": np.arange(rank) + 2}
+    np.testing.assert_array_equal(_run(text, feeds)["y"], np.tile(feeds["x"], feeds["r"]))
+
+
+def _pooled(x: np.ndarray, size: int, stride: int, begin: int, end: int) -> np.ndarray:
+    """Maxima of windows that begin within the data or the padding before it, as ONNX says."""
+    counts = [-(-(side + begin + end - size) // stride) + 1 for side in x.shape]
+    counts = [n - ((n - 1) * stride >= side + begin) for n, side in zip(counts, x.shape, strict=True)]
+    wide = np.pad(x, (begin, end + size + stride), constant_values=-INF)
+    rows, columns = (np.arange(n) * stride for n in counts)
+    return np.array([[wide[r : r + size, c : c + size].max() for c in columns] for r in rows])
+
+
+@pytest.mark.parametrize("sizes", ["h, w", None])
+@pytest.mark.parametrize(
+    ("size", "stride", "begin", "end", "mended"),
+    [
+        (1, 2, 0, 0, 1),
+        (2, 3, 0, 0, 1),
+        (2, 2, 1, 1, 1),
+        (3, 2, 0, 0, 0),
+        (2, 2, 0, 0, 0),
+        (3, 2, 1, 1, 0),
+        (3, 3, 1, 1, 1),
+    ],
+)
+def test_the_last_window_begins_in_the_data(
+    sizes: str | None, size: int, stride: int, begin: int, end: int, mended: int
+) -> None:
+    generator = np.random.default_rng(0)
+    for h, w in itertools.product(range(3, 8), (4, 7)) if sizes is None else [(5, 6)]:
+        text = f"""p (float[1, 1, {sizes or f"{h}, {w}"}] x) => (float[1, 1, a, b] y) {{
+            y = MaxPool<ceil_mode = 1, kernel_shape = [{size}, {size}], strides = [{stride}, {stride}],
+                pads = [{begin}, {begin}, {end}, {end}]>(x) }}"""
+        assert _mended(text) == mended
+        model = _model(text)
+        with edgerun.load(model.to_bytes(), "openvino", ONE) as session:
+            for sides in itertools.product(range(3, 8), (4, 7)) if sizes else [(h, w)]:
+                x = generator.standard_normal(sides).astype(np.float32)
+                np.testing.assert_array_equal(
+                    session.run({"x": x[None, None]})["y"][0, 0], _pooled(x, size, stride, begin, end)
+                )
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_no_number_in_four_bits(dtype: str) -> None:
+    """The others round as ml_dtypes has it, and saturate at 6."""
+    kind = np.dtype({"float": np.float32}.get(dtype, dtype))
+    x = np.array([0.48, 0.25, 1.05, -3.5, -8, 9, 60000, 1e-7, np.nan, INF, -INF, -0.0, 2.5, -5.0, np.nan], kind)
+    m = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT4E2M1)], "c",
+            [onnx.helper.make_tensor_value_info("x", getattr(onnx.TensorProto, dtype.upper()), ["n"])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT4E2M1, ["n"])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 23)], ir_version=11,
+    )  # fmt: skip
+    with edgerun.load(edgerun.compile(Model.from_proto(m), "openvino", ONE, feeds=[{"x": x}]), options=ONE) as session:
+        got = session.run({"x": x})["y"].astype(np.float32)
+    wanted = np.where(np.isnan(x), 0, np.clip(x, -6, 6)).astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    np.testing.assert_array_equal(got, wanted)
+    assert np.signbit(got[np.isnan(x)]).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("r (float[n, 4] x) => (float[n, 1] y) <int64[1] k = {1}> { y = ReduceMax(x, k) }", 1),
+        ("r (float[n, 4] x) => (float[n, 1] y) <int64[1] k = {1}> { a = Relu(x) y = ReduceMax(a, k) }", 0),
+        (
+            """r (float[n, 4] x, float[n, 4] m) => (float[n, 1] y) <int64[1] k = {1}> {
+                a = Relu(x) s = Add(a, m) y = ReduceMax(s, k) }""", 1,
+        ),
+        (
+            """r (float[n, 4] x) => (float[n, 1] y, bool[n, 4] z) <int64[1] k = {1}, float low = {-inf}> {
+                a = Relu(x) z = Equal(a, low) y = ReduceMax(a, k) }""", 0,
+        ),
+        ("r (int32[n, 4] x) => (int32[n, 1] y) <int64[1] k = {1}> { y = ReduceMax(x, k) }", 0),
+        ("t (float[n, 4] x) => (float[n, 8] y) <int64[2] r = {1, 2}> { y = Tile(x, r) }", 0),
+    ],
+    ids=["given", "finite", "mask", "elsewhere", "integers", "constant"],
+)  # fmt: skip
+def test_what_is_mended(text: str, mended: int) -> None:
+    assert _mended(text) == mended
+
+
+def test_ir_is_left_as_it_is() -> None:
+    """Ours is mended once; what is in another's means OpenVINO's operators."""
+    text = "r (float[n, 4] x) => (float[n, 1] y) <int64[1] k = {1}> { y = ReduceMax(x, k) }"
+    engine = edgerun.compile(_model(text), "openvino", ONE)
+    assert isinstance(engine.payload, bytes)
+    assert edges.mend(ir.by_kind(ir.read(engine.payload)), engine.payload) == 0
