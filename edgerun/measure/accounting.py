@@ -86,11 +86,11 @@ class Whole:
 class Account:
     """A measured difference and what it is made of.
 
-    `measured` is the first model's p50 less the second one's of the same session, without profiler; `attributed` the sum of all parts and
-    of what the one saves `between` kernels; `explained` the one over the other, None where no difference could be
-    measured; `unexplained` the rest, which nothing accounts for. `causes` and `layers` are seconds saved, `wholes` the
-    two models by themselves. `dispatched` says whether the time between kernels is known; else it is 0, and in kernels
-    where the profiler cannot tell it from them.
+    `measured` is the first model's p50 less the second one's of the same session, without profiler; `attributed` the
+    sum of all parts and of what the one saves `between` kernels; `explained` the one over the other, None where no
+    difference could be measured; `unexplained` the rest, which nothing accounts for. `causes` and `layers` are seconds
+    saved, `wholes` the two models by themselves. `dispatched` says whether the time between kernels is known; else it
+    is 0, and in kernels where the profiler cannot tell it from them.
     """
 
     measured: Estimate
@@ -109,7 +109,8 @@ def account(sessions: Sequence[Profiled]) -> Account:
     """Align the kernels of all sessions and add up. Raises EdgerunError when the models have no node in common."""
     ever = [_ever([s.kernels[side] for s in sessions]) for side in (0, 1)]
     split = [[_split(s.kernels[side], ever[side], s.dispatch) for s in sessions] for side in (0, 1)]
-    seconds, between = ([[pair[i] for pair in side] for side in split] for i in (0, 1))
+    seconds = [[own for own, _ in side] for side in split]
+    between = [[taken for _, taken in side] for side in split]
     typical = [{order: float(np.median([s[order] for s in side])) for order in side[0]} for side in seconds]
     regions = attribution.align(*ever)
     _check(regions)

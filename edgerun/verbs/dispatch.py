@@ -21,20 +21,20 @@ OPSET, IR_VERSION = 13, 8
 def chains(target: str, options: Options) -> Iterator[dict[str, Callable[[], object]]]:
     """Runs of a short and of a long chain on `target`, by name, to be timed in turns with others; none where it does
     not take them."""
-    feed = {"x": np.zeros((1, 2), np.float32)}
     with ExitStack() as stack:
         try:
-            opened = {
-                name: stack.enter_context(
-                    registry.target(target).load(Engine(target, chain(nodes)), replace(options, usual={}))
-                )
-                for name, nodes in (("short", SHORT), ("long", LONG))
-            }
-            for session in opened.values():
-                session.run(feed)
+            runs = {"short": _run(stack, target, SHORT, options), "long": _run(stack, target, LONG, options)}
         except EdgerunError:  # a runtime that reads no ONNX, or has no such kernel
-            opened = {}
-        yield {name: lambda session=session: session.run(feed) for name, session in opened.items()}  # type: ignore[misc]
+            runs = {}
+        yield runs
+
+
+def _run(stack: ExitStack, target: str, nodes: int, options: Options) -> Callable[[], object]:
+    """One that has run once."""
+    engine, feed = Engine(target, chain(nodes)), {"x": np.zeros((1, 2), np.float32)}
+    session = stack.enter_context(registry.target(target).load(engine, replace(options, usual={})))
+    session.run(feed)
+    return lambda: session.run(feed)
 
 
 def dispatch(timed: Mapping[str, np.ndarray]) -> Dispatch | None:

@@ -15,7 +15,7 @@ import numpy as np
 from edgerun import registry
 from edgerun.data import Feeds
 from edgerun.measure.accounting import Dispatch, Profiled
-from edgerun.measure.latency import interleaved
+from edgerun.measure.latency import interleaved, uncollected
 from edgerun.measure.turns import TURNS, in_turns, of_one
 from edgerun.passes import NodeTime
 from edgerun.runtime import Engine, Options
@@ -24,6 +24,8 @@ from edgerun.verbs.load import load
 
 FEWEST_RUNS, MOST_RUNS = 10, 200  # that are profiled, by round and model
 ROUNDS = 6  # of CPU time
+
+Job = Callable[[Iterable[Feeds]], list[NodeTime]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def measured(
         count = int(np.clip(seconds / 4 / slower, FEWEST_RUNS, MOST_RUNS))
         runs |= stack.enter_context(chains(target, options))
         timer = _Timer(runs, seconds / 2, of_one(count), generator)
-        *kernels, _ = in_turns([*(_profiler(paths[index], target, options) for index in order), timer], feed, count)
+        jobs: list[Job] = [*(_profiler(paths[index], target, options) for index in order), timer]
+        with uncollected():  # else every turn of the timer begins with a collection
+            *kernels, _ = in_turns(jobs, feed, count)
         timed = timer.timed()
         computed = timed
         if options.threads == 1:
@@ -107,5 +111,5 @@ def _runner(session: Any, feed: Feeds) -> Callable[[], object]:
     return lambda: session.run(feed)
 
 
-def _profiler(path: Path, target: str, options: Options) -> Callable[[Iterable[Feeds]], list[NodeTime]]:
+def _profiler(path: Path, target: str, options: Options) -> Job:
     return lambda feeds: registry.target(target).profile(Engine(target, path), feeds, options)
