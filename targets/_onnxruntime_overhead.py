@@ -36,7 +36,7 @@ class Overhead:
 class Chains:
     """Chains of equal nodes that take few inputs, and that take many: short, long, and short under the profiler.
 
-    They run in turns with what is profiled: what the profiler adds is a third more in one second than in another.
+    They run in turns with what is profiled: what the profiler adds is half as much again in one second as in another.
     """
 
     def __init__(self, opened: Callable[[bytes, bool], Any]) -> None:
