@@ -1,7 +1,8 @@
 """How much of a measured difference does `edgerun why-slow` explain? fp32 against INT8: `python -m bench.why_slow`.
 
 The INT8 models are those that `bench.compare_peers` made. A row says what the two models' p50 differ by without a
-profiler, and which share of it the kernels' times, profiled apart from it, add up to.
+profiler, and which share of it the kernels' times and what the runtime takes between them, both measured apart from it,
+add up to, with the interval over the sessions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import click
 
 from bench import zoo
 from edgerun import files
+from edgerun.measure.accounting import Whole
 from edgerun.measure.stats import Estimate
 from edgerun.runtime import Options, machine
 from edgerun.verbs.why_slow import WhySlow, why_slow
@@ -46,12 +48,20 @@ def row(name: str, found: WhySlow) -> dict[str, Any]:
         "INT8 p50": _span(found.int8_p50, 1e3),
         "measured": _span(account.measured, 1e3),
         "attributed": _span(account.attributed, 1e3),
-        "outside kernels": _span(account.outside, 1e3),
+        "between kernels": _span(account.between, 1e3),
+        "unexplained": _span(account.unexplained, 1e3),
+        "sessions": found.sessions,
         "explained": None if account.explained is None else _span(account.explained, 100),
+        "wholes": [_whole(whole) for whole in account.wholes],
         "restless": round(found.restless, 3),
         "waits": round(found.waits, 3),
         "causes": {cause: round(1e3 * e.value, 4) for cause, e in account.causes.items()},
     }
+
+
+def _whole(whole: Whole) -> dict[str, Any]:
+    parts = {"run": whole.run, "kernels": whole.kernels, "between": whole.between, "call": whole.call}
+    return {"nodes": whole.nodes} | {name: _span(part, 1e3) for name, part in (parts | {"rest": whole.rest}).items()}
 
 
 def _span(estimate: Estimate, factor: float) -> list[float]:

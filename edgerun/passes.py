@@ -234,7 +234,8 @@ class NodeTime:
     they ran: a runtime makes up names, which may differ from session to session, and the order does not.
     `work` is 'compute', 'quantize', 'dequantize', or 'reorder' (the same values in another memory layout).
     `covers` names the model's nodes that it computes (none where only the runtime knows what it is for), and `reads`
-    is the `order` of each kernel whose result it takes.
+    is the `order` of each kernel whose result it takes. `dispatched` says that `seconds` hold what the runtime needs to
+    come to the kernel; else they are the kernel's alone.
     """
 
     node: str
@@ -246,6 +247,7 @@ class NodeTime:
     work: str = "compute"
     covers: tuple[str, ...] = ()
     reads: tuple[int, ...] = ()
+    dispatched: bool = False
 
 
 class Target(Protocol):

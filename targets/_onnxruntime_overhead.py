@@ -17,6 +17,7 @@ IR_VERSION, OPSET = 8, 13
 SHORT, LONG = 32, 96  # nodes of a chain
 FEW, MANY = 2, 9  # inputs of a node
 RUNS, WARM = 40, 5
+TURN = 20  # runs of what is profiled, and then as many of the chains
 FLOAT, INPUT, OUTPUT = 1, b"x", b"y"
 
 
@@ -32,25 +33,40 @@ class Overhead:
         return max(seconds - self.kernel - self.an_input * inputs, 0.0)
 
 
-def overhead(opened: Callable[[bytes, bool], Any], told: Callable[[Any], np.ndarray]) -> Overhead:
-    """Measured: `opened` makes a session of a model, profiled or not, and `told` ends a profiled one and gives what its
-    runs' kernels took by the profiler, seconds `[runs, kernels]`, the first runs left out.
+class Chains:
+    """Chains of equal nodes that take few inputs, and that take many: short, long, and short under the profiler.
 
-    Of a chain of n equal nodes a profiler tells n·(k + p) and a run takes n·(k + d) and what is not about nodes: with k
-    the kernel, p what the profiler adds, and d what the runtime needs between nodes, p − d is told too much.
+    They run in turns with what is profiled: what the profiler adds is half as much again in one second as in another.
     """
-    few, many = (_told_too_much(inputs, opened, told) for inputs in (FEW, MANY))
-    an_input = max((many - few) / (MANY - FEW), 0.0)
-    return Overhead(few - an_input * FEW, an_input)
 
+    def __init__(self, opened: Callable[[bytes, bool], Any]) -> None:
+        """`opened` makes a session of a model, profiled or not."""
+        kinds = ((SHORT, False), (LONG, False), (SHORT, True))
+        self._sessions = {i: [opened(chain(nodes, i), on) for nodes, on in kinds] for i in (FEW, MANY)}
+        self._taken: dict[int, list[list[float]]] = {FEW: [], MANY: []}
 
-def _told_too_much(inputs: int, opened: Callable[[bytes, bool], Any], told: Callable[[Any], np.ndarray]) -> float:
-    short, long = (opened(chain(nodes, inputs), False) for nodes in (SHORT, LONG))
-    profiled = opened(chain(SHORT, inputs), True)
-    # In turns: what holds the machine up holds up all of them.
-    taken = np.array([[_seconds(session) for session in (short, long, profiled)] for _ in range(WARM + RUNS)])
-    plain = float(np.median(taken[WARM:, 1] - taken[WARM:, 0])) / (LONG - SHORT)
-    return float(np.median(told(profiled)[WARM:].mean(axis=1))) - plain
+    def run(self, times: int) -> None:
+        """Run all of them so often."""
+        for _ in range(times):
+            for inputs, sessions in self._sessions.items():
+                self._taken[inputs].append([_seconds(session) for session in sessions])
+
+    def overhead(self, told: Callable[[Any], np.ndarray]) -> Overhead:
+        """Measured: `told` ends a profiled session and gives what its runs' kernels took by the profiler, seconds
+        `[runs, kernels]`, the first runs left out. The chains run until there are `RUNS` in all.
+
+        Of a chain of n equal nodes a profiler tells n·(k + p) and a run takes n·(k + d) and what is not about nodes:
+        with k the kernel, p what the profiler adds, and d what the runtime needs between nodes, p − d is told too much.
+        """
+        self.run(WARM + RUNS - len(self._taken[FEW]))
+        few, many = (self._told_too_much(inputs, told) for inputs in (FEW, MANY))
+        an_input = max((many - few) / (MANY - FEW), 0.0)
+        return Overhead(few - an_input * FEW, an_input)
+
+    def _told_too_much(self, inputs: int, told: Callable[[Any], np.ndarray]) -> float:
+        taken = np.array(self._taken[inputs])[WARM:]
+        plain = float(np.median(taken[:, 1] - taken[:, 0])) / (LONG - SHORT)
+        return float(np.median(told(self._sessions[inputs][2])[WARM:].mean(axis=1))) - plain
 
 
 def _seconds(session: Any) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ REORDER = frozenset({"ReorderInput", "ReorderOutput"})
 # What the optimizer puts around the name of the node or value that it works on.
 _MARKS = re.compile(r"^fused |_token_\d+$|/duplicated$|_nchwc$|_nhwc$|_bn$|_pre_q$|_q_to_dq$|_q$|/\w+Fusion/?$|/$")
 Trace = list[dict[str, Any]]
-NOTHING = Overhead()
 
 
 def watched(settings: Any, folder: str) -> Any:
@@ -41,15 +40,18 @@ def events(session: Any) -> Trace:
     return found
 
 
-def kernels(trace: Trace, source: bytes | Path | None, optimized: Path, added: Overhead = NOTHING) -> list[NodeTime]:
+def kernels(
+    trace: Trace, source: bytes | Path | None, optimized: Path, measured: Callable[[], Overhead]
+) -> list[NodeTime]:
     """Typical seconds per run of each kernel, slowest first; the first run of the trace is the warm-up.
 
-    `added` is what the profiler adds to them, and is taken off.
+    What the profiler adds to them, as `measured`, is taken off; what the runtime needs to come to them is left.
 
     `source` is the model, `optimized` the file that the optimizer wrote. Both are looked at only where onnx is
     installed: elsewhere, as on a device, and without a model (None) kernels have times but cover nothing.
     """
     counts, first = _counts(trace)
+    added = measured()
     orders = {name: order for order, name in enumerate(counts)}
     graph = _Executed(source, optimized, orders) if source is not None and importlib.util.find_spec("onnx") else None
     times = [
@@ -63,6 +65,7 @@ def kernels(trace: Trace, source: bytes | Path | None, optimized: Path, added: O
             work=_work(first[name]["op_name"]) if graph is None else graph.work[name],
             covers=() if graph is None else graph.covers.get(orders[name], ()),
             reads=() if graph is None else graph.reads[name],
+            dispatched=True,
         )
         for name, microseconds in counts.items()
     ]

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgerun.passes import NodeTime
 from edgerun.targets._profile import covers, from_running_means
+
+if TYPE_CHECKING:
+    from edgerun.targets._openvino_session import OvSession
+
+Reads = list[tuple[int, list[Any]]]  # of the counters: after how many runs, and what they tell of each kernel
+SELDOM = 5.0  # times what a read takes are run between two
 
 # What the ONNX frontend and the graph passes put behind a node's name.
 _MARKS = re.compile(r"/(WithoutBiases|Dequantization\w+|transpose_[ab]|fq_\w+)$")
@@ -76,16 +85,31 @@ def _counted(op: Any) -> bool:
     return name == op.get_name() or bool(re.fullmatch(rf"{kind}[._]\d+", name))
 
 
-def kernels(source: Graph, executed: Any, runs: Sequence[Sequence[Any]]) -> list[NodeTime]:
+def reads(session: OvSession, feeds: Iterable[Mapping[str, np.ndarray]]) -> Reads:
+    """Run all feeds, and read the counters after the first two runs and the last one, and in between when the runs
+    since have taken much longer than to read: a kernel that runs right behind that is slower, one on integers most."""
+    found: Reads = []
+    done, since, took = 0, perf_counter(), 0.0
+    for done, feed in enumerate(feeds, 1):
+        session.run(feed)
+        if done < 3 or perf_counter() - since > SELDOM * took:
+            began = perf_counter()
+            found.append((done, list(session.kernels())))
+            since = perf_counter()
+            took = since - began
+    return found if found[-1][0] == done else [*found, (done, list(session.kernels()))]
+
+
+def kernels(source: Graph, executed: Any, reads: Reads) -> list[NodeTime]:
     """Typical seconds per run of every kernel, slowest first.
 
-    `executed` is the compiled model's runtime graph; `runs` are the counters after each run, the warm-up first.
+    `executed` is the compiled model's runtime graph; `reads` are the counters, each after so many runs, of which the
+    first is the warm-up.
     """
     means: dict[str, list[float]] = {}
-    kinds = {}
-    for index, run in enumerate(runs):
-        for kernel in run:
-            # One whose mean is below a microsecond counts as not run.
+    kinds, runs = {}, [done for done, _ in reads]
+    for index, (_, read) in enumerate(reads):
+        for kernel in read:
             means.setdefault(kernel.node_name, [0.0] * len(runs))[index] = round(kernel.real_time.total_seconds() * 1e6)
             kinds[kernel.node_name] = (kernel.node_type, kernel.exec_type)
     ops = [op for op in executed.get_ordered_ops() if op.get_friendly_name() in means]
@@ -96,20 +120,20 @@ def kernels(source: Graph, executed: Any, runs: Sequence[Sequence[Any]]) -> list
     work = {name: _work(kinds[name][0], known[orders[name]], source) for name in means}
     reorders = {orders[name] for name in means if work[name] == "reorder"}
     quantizers = [orders[name] for name in means if work[name] == "quantize"]
-    reads = {op.get_friendly_name(): _read(op, orders) for op in ops}
+    sources = {op.get_friendly_name(): _read(op, orders) for op in ops}
     carried = {order: names for order, names in known.items() if order not in reorders}
-    found = source.covers(carried, quantizers, {orders[name]: kernels for name, kernels in reads.items()})
+    found = source.covers(carried, quantizers, {orders[name]: kernels for name, kernels in sources.items()})
     times = [
         NodeTime(
             name,
             kinds[name][0],
-            from_running_means(values),
+            from_running_means(values, runs) if any(values) else 0.0,  # a microsecond in no run: too little to say
             kinds[name][1],
             integer=kinds[name][1].lower().endswith(("i8", "u8")),
             order=orders[name],
             work=work[name],
             covers=found.get(orders[name], ()),
-            reads=reads.get(name, ()),
+            reads=sources.get(name, ()),
         )
         for name, values in means.items()
     ]

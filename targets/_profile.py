@@ -20,21 +20,21 @@ def typical(counts: Sequence[float]) -> float:
     return float(ordered[cut : len(ordered) - cut].mean() + 0.5) * TICK
 
 
-def from_running_means(means: Sequence[float]) -> float:
-    """Seconds of a typical run where the profiler tells, after run i = 1, 2 …, the mean of all runs so far, rounded
-    down to whole microseconds.
+def from_running_means(means: Sequence[float], after: Sequence[int] | None = None) -> float:
+    """Seconds of a typical run where the profiler tells, after so many runs, in rising numbers (None: after each), the
+    mean of all runs so far, rounded down to whole microseconds.
 
-    The sum after run i is i·(mean_i + ½) ± i/2, so that its steps d_i are the runs' own times, ± i at most. The mean
-    of the steps that are no longer than 1.25·median(d) + 2i leaves out interrupted runs and the first one, and in it
-    the errors of neighbouring steps cancel.
+    The sum after run i is i·(mean_i + ½) ± i/2, so that its steps over n runs, d = Δsum/n, are those runs' own mean,
+    ± i/n at most. The mean of the steps that are no longer than 1.25·median(d) + 2i/n leaves out interrupted runs and
+    the first one, and in it the errors of neighbouring steps cancel.
     """
-    runs = np.arange(1, len(means) + 1)
+    runs = np.arange(1, len(means) + 1) if after is None else np.asarray(after)
     total = runs * (np.asarray(means, np.float64) + 0.5)
     if len(total) == 1:
         return (float(means[0]) + 0.5) * TICK
-    steps = np.diff(total)
-    usual = steps <= 1.25 * np.median(steps) + 2 * runs[1:]
-    return (max(float(steps[usual].mean()), 0.0) + 0.5) * TICK
+    counts, sums = np.diff(runs), np.diff(total)
+    usual = sums / counts <= 1.25 * np.median(sums / counts) + 2 * runs[1:] / counts
+    return (max(float(sums[usual].sum() / counts[usual].sum()), 0.0) + 0.5) * TICK
 
 
 def covers(

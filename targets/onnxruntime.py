@@ -144,7 +144,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
     import tempfile
 
     from edgerun.targets import _onnxruntime_profile as trace
-    from edgerun.targets._onnxruntime_overhead import overhead
+    from edgerun.targets._onnxruntime_overhead import TURN, Chains
 
     if providers.choice(options).provider.library:
         what = "ONNX Runtime's profiler times the launches of a GPU's kernels, not the kernels"
@@ -156,14 +156,16 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
         settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "0")
         with _session(_open(engine, options, settings), replace(options, streams=1)) as session:
+            open_as = {True: lambda: trace.watched(_settings(options), folder), False: lambda: _settings(options)}
+            chains = Chains(lambda model, on: _open(Engine("onnxruntime", model), options, open_as[on]()))
             for index, feed in enumerate(feeds):
                 if index == 0:
                     session.run(feed)
                 session.run(feed)
-            events = trace.events(session)
-        open_as = {True: lambda: trace.watched(_settings(options), folder), False: lambda: _settings(options)}
-        added = overhead(lambda model, on: _open(Engine("onnxruntime", model), options, open_as[on]()), trace.by_run)
-        return trace.kernels(events, None if optimized.is_one(engine.payload) else engine.payload, written, added)
+                if index % TURN == TURN - 1:
+                    chains.run(TURN)
+            events, model = trace.events(session), None if optimized.is_one(engine.payload) else engine.payload
+        return trace.kernels(events, model, written, lambda: chains.overhead(trace.by_run))
 
 
 def _session(session: Any, options: Options) -> OrtSession:

@@ -179,14 +179,10 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
         graph = shapes.settled(graph, usual)
     source = counters.Graph(graph)
     counted = Options(options.threads, {**options.extra, "PERF_COUNT": "YES"})
-    runs: list[list[Any]] = []
     with OvSession(lambda: _compiled(graph, counted), *door) as session:
         executed = session.compiled.get_runtime_model()
-        for feed in itertools.chain([first], feeds):
-            for _ in range(1 if runs else 2):
-                session.run(feed)
-                runs.append(list(session.kernels()))
-    return counters.kernels(source, executed, runs)
+        reads = counters.reads(session, itertools.chain([first, first], feeds))
+    return counters.kernels(source, executed, reads)
 
 
 def _read(payload: bytes | Path) -> Any:

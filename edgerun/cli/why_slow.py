@@ -30,8 +30,8 @@ def command(
 ) -> None:  # fmt: skip
     """Say where a quantized model wins and loses time against its float model, kernel by kernel.
 
-    Both are timed interleaved and then profiled; their kernels are aligned by the model's nodes, and the measured
-    difference is given to causes: faster integer kernels, Q/DQ conversions, reorders, lost fusions, float ops.
+    Both are timed and profiled in turns; their kernels are aligned by the model's nodes, and the measured difference
+    is given to causes: faster integer kernels, Q/DQ conversions, reorders, lost fusions, float ops, more nodes.
     """
     from edgerun.cli._table import echo_json, echo_notes, progress, table
     from edgerun.runtime import Options
@@ -66,8 +66,8 @@ def command(
         click.echo(table(["region (nodes)", "kernels", "fp32 µs", "INT8 µs", "saved µs", "[95 %]", "cause"], rows))
         click.echo(f"{len(rows)} of {len(found.difference.parts)} regions, by size; saved below 0 is lost\n")
     causes = [[c, us(e.value), span(e.interval.low, e.interval.high)] for c, e in found.difference.causes.items()]
-    causes.append(["outside kernels", us(found.difference.outside.value),
-                   span(found.difference.outside.interval.low, found.difference.outside.interval.high)])  # fmt: skip
+    rest = found.difference.unexplained
+    causes.append(["unexplained", us(rest.value), span(rest.interval.low, rest.interval.high)])
     click.echo(table(["cause", "saved µs", "[95 %]"], causes))
     click.echo()
     for line in found.summary():

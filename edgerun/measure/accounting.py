@@ -1,5 +1,6 @@
 """How much of a measured difference is explained: the parts of two models' times, over several sessions.
 
+A run is its kernels, what the runtime takes to come from one to the next, and what a call of it takes at all.
 Seconds per run. A kernel's time is the median over sessions, so that parts add up to their sum exactly; intervals are
 those of the sessions' medians by the sign test.
 """
@@ -18,13 +19,25 @@ from edgerun.measure.stats import Estimate, median
 from edgerun.metrics import Interval
 from edgerun.passes import NodeTime
 
+BETWEEN = "between kernels"
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """What a runtime takes besides kernels, as measured on models that do next to nothing: seconds by node and call."""
+
+    node: float
+    call: float
+
 
 @dataclass(frozen=True)
 class Profiled:
-    """One session of two models, the float one first: the p50 of each without profiler, and the kernels of each."""
+    """One session of two models, the float one first: the p50 of each without profiler, the kernels of each, and what
+    the runtime takes besides them (None: nobody knows)."""
 
     p50: tuple[float, float]
     kernels: tuple[Sequence[NodeTime], Sequence[NodeTime]]
+    dispatch: Dispatch | None = None
 
 
 @dataclass(frozen=True)
@@ -53,47 +66,89 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """One model's run without profiler, and what it is made of, each measured apart from it.
+
+    `kernels` are what its `nodes` kernels take by the profiler, corrected for its own cost; `between` what the runtime
+    takes to come to so many nodes, `call` to be called at all. `rest` is the run less all three: below 0 where kernels
+    are slower under the profiler than without it.
+    """
+
+    run: Estimate
+    kernels: Estimate
+    nodes: int
+    between: Estimate
+    call: Estimate
+    rest: Estimate
+
+
+@dataclass(frozen=True)
 class Account:
     """A measured difference and what it is made of.
 
-    `measured` is the first model's p50 less the second one's, without profiler; `attributed` the sum of all parts;
-    `explained` the one over the other, None where no difference could be measured; `outside` the rest, which no kernel
-    accounts for: the runtime between kernels, inputs and outputs, and noise. `causes` and `layers` are seconds saved.
+    `measured` is the first model's p50 less the second one's of the same session, without profiler; `attributed` the
+    sum of all parts and of what the one saves `between` kernels; `explained` the one over the other, None where no
+    difference could be measured; `unexplained` the rest, which nothing accounts for. `causes` and `layers` are seconds
+    saved, `wholes` the two models by themselves. `dispatched` says whether the time between kernels is known; else it
+    is 0, and in kernels where the profiler cannot tell it from them.
     """
 
     measured: Estimate
     attributed: Estimate
     explained: Estimate | None
-    outside: Estimate
+    unexplained: Estimate
+    between: Estimate
     causes: Mapping[str, Estimate]
     layers: Mapping[int, Estimate]
     parts: tuple[Part, ...]
+    wholes: tuple[Whole, Whole]
+    dispatched: bool
 
 
 def account(sessions: Sequence[Profiled]) -> Account:
     """Align the kernels of all sessions and add up. Raises EdgerunError when the models have no node in common."""
     ever = [_ever([s.kernels[side] for s in sessions]) for side in (0, 1)]
-    seconds = [[_by_order(s.kernels[side], ever[side]) for s in sessions] for side in (0, 1)]
+    split = [[_split(s.kernels[side], ever[side], s.dispatch) for s in sessions] for side in (0, 1)]
+    seconds = [[own for own, _ in side] for side in split]
+    between = [[taken for _, taken in side] for side in split]
     typical = [{order: float(np.median([s[order] for s in side])) for order in side[0]} for side in seconds]
     regions = attribution.align(*ever)
     _check(regions)
     whole = [region.timed(*typical) for region in regions]
     each = [[region.timed(*pair) for region in regions] for pair in zip(*seconds, strict=True)]
     differences = [s.p50[0] - s.p50[1] for s in sessions]
-    sums = [_saved(session) for session in each]
-    typical_p50 = [median([s.p50[side] for s in sessions]).value for side in (0, 1)]
-    measured = _about(typical_p50[0] - typical_p50[1], differences)
-    attributed = _about(_saved(whole), sums)
+    shorter = [before - after for before, after in zip(*between, strict=True)]
+    sums = [_saved(session) + saved for session, saved in zip(each, shorter, strict=True)]
+    wholes = [_whole(side, sessions, typical[side], seconds[side], between[side]) for side in (0, 1)]
+    measured = median(differences)
+    saved = _about(wholes[0].between.value - wholes[1].between.value, shorter)
+    attributed = _about(_saved(whole) + saved.value, sums)
     rest = [difference - total for difference, total in zip(differences, sums, strict=True)]
+    dispatched = any(s.dispatch for s in sessions)
     return Account(
         measured,
         attributed,
         _share(attributed, measured, sums, differences),
         _about(measured.value - attributed.value, rest),
-        _causes(whole, each),
+        saved,
+        _causes(whole, each) | ({BETWEEN: saved} if dispatched else {}),
         _layers(whole, each),
         tuple(_part(region, [session[i].saved for session in each]) for i, region in enumerate(whole)),
+        (wholes[0], wholes[1]),
+        dispatched,
     )
+
+
+def _whole(
+    side: int, sessions: Sequence[Profiled], typical: Mapping[int, float], seconds: Sequence[Mapping[int, float]],
+    between: Sequence[float],
+) -> Whole:  # fmt: skip
+    runs, calls = [s.p50[side] for s in sessions], [s.dispatch.call if s.dispatch else 0.0 for s in sessions]
+    kernels = [sum(session.values()) for session in seconds]
+    rests = [run - sum(parts) for run, *parts in zip(runs, kernels, between, calls, strict=True)]
+    run, all_between, call = median(runs), median(between), median(calls)
+    rest = run.value - sum(typical.values()) - all_between.value - call.value
+    return Whole(run, _about(sum(typical.values()), kernels), len(typical), all_between, call, _about(rest, rests))
 
 
 def _saved(regions: Sequence[Region]) -> float:
@@ -114,10 +169,15 @@ def _ever(sessions: Sequence[Sequence[NodeTime]]) -> list[NodeTime]:
     return list(found.values())
 
 
-def _by_order(kernels: Sequence[NodeTime], ever: Sequence[NodeTime]) -> dict[int, float]:
-    """Seconds by order; 0 of those that took next to nothing in this session."""
-    seconds = {kernel.order: kernel.seconds for kernel in kernels}
-    return {kernel.order: seconds.get(kernel.order, 0.0) for kernel in ever}
+def _split(
+    kernels: Sequence[NodeTime], ever: Sequence[NodeTime], dispatch: Dispatch | None
+) -> tuple[dict[int, float], float]:
+    """Seconds by order, 0 of those that took next to nothing in this session, and what it takes to come to them all."""
+    seconds, node = {kernel.order: kernel.seconds for kernel in kernels}, dispatch.node if dispatch else 0.0
+    told = {kernel.order: seconds.get(kernel.order, 0.0) for kernel in ever}
+    inside = {k.order: min(node, told[k.order]) if k.dispatched else 0.0 for k in ever}
+    between = sum(inside[k.order] if k.dispatched else node for k in ever)
+    return {order: told[order] - inside[order] for order in told}, between
 
 
 def _check(regions: Sequence[Region]) -> None:

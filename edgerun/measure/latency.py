@@ -114,9 +114,10 @@ def interleaved(
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Garbage collection rests meanwhile, after a last one."""
+    """Garbage collection rests meanwhile, after a last one; where it rests already there is none."""
     was_enabled = gc.isenabled()
-    gc.collect()
+    if was_enabled:
+        gc.collect()
     gc.disable()
     try:
         yield

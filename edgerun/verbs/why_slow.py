@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,22 +12,21 @@ from typing import Any
 import numpy as np
 
 from edgerun import registry
-from edgerun.data import Feeds
 from edgerun.errors import EdgerunError
 from edgerun.measure import attribution
-from edgerun.measure.accounting import Account, Part, Profiled, account
-from edgerun.measure.latency import interleaved
+from edgerun.measure.accounting import Account, Part, account
 from edgerun.measure.stats import Estimate, median, speedup
-from edgerun.passes import NodeTime, Quantization
+from edgerun.metrics import Interval
+from edgerun.passes import Quantization
 from edgerun.preprocess import Preprocessing
-from edgerun.runtime import Engine, Options, TensorSpec
+from edgerun.runtime import Options, TensorSpec
 from edgerun.verbs import devices
 from edgerun.verbs.benchmark import SESSIONS, agreed, batch_for
 from edgerun.verbs.feeds import located
 from edgerun.verbs.load import load, target_for
+from edgerun.verbs.rounds import Round, measured
 
 ENOUGH = 0.95  # of the measured difference is to be explained
-FEWEST_RUNS, MOST_RUNS = 10, 60  # that are profiled, by session and model
 RESTLESS = 1.2
 WORTH = 0.005  # of the quantized model's time: a smaller gain is no hint
 
@@ -93,21 +90,40 @@ class WhySlow:
         times = f"fp32 p50 {_ms(self.fp32_p50)}, INT8 {_ms(self.int8_p50)}: {_span(self.speedup, 1, 2)} times as fast"
         counts = f"{self.sessions} sessions, {self.runs} timed and {self.profiled_runs} profiled runs of each"
         found = self.difference
-        parts = f"attributed to kernels {_ms(found.attributed)} of {_ms(found.measured)} measured"
+        lines = [f"{times} ({counts})", *self._wholes(), self._between()]
+        parts = f"attributed to kernels and between them {_ms(found.attributed)} of {_ms(found.measured)} measured"
         if found.explained is None:
-            return f"{times} ({counts})", parts, "explained: nothing to explain, no difference could be measured"
-        lines = [f"{times} ({counts})", f"{parts}: explained {_span(found.explained, 100, 1)} %"]
+            return *lines, parts, "explained: nothing to explain, no difference could be measured"
+        lines.append(f"{parts}: explained {_span(found.explained, 100, 1)} %, unexplained {_ms(found.unexplained)}")
         if self.waits > RESTLESS:
             lines.append(f"other work holds the CPU: a run waits {self.waits:.1f} times; what is explained is CPU time")
         if not self.enough:
             more = found.explained.value > 1
             lines.append(
-                f"the parts do {'more than' if more else 'not'} account for the difference: {_ms(found.outside)} "
-                "is outside kernels, or the machine changed between timing and profiling"
+                f"the parts do {'more than' if more else 'not'} account for the difference: what is unexplained is "
+                "neither kernels, as profiled, nor what the runtime takes between trivial ones"
             )
             if self.restless > RESTLESS or self.waits > RESTLESS:
                 lines.append(f"the machine is busy: p50 is {self.restless:.1f} times p10; repeat it on a quiet one")
         return tuple(lines)
+
+    def _wholes(self) -> Iterator[str]:
+        """What each model's run is made of, and whether its kernels are told longer than the run leaves room for."""
+        for name, whole in zip(("fp32", "INT8"), self.difference.wholes, strict=True):
+            between = f" + {whole.nodes} nodes {_ms(whole.between)} + call {_ms(whole.call)}"
+            line = f"{name}: kernels {_ms(whole.kernels)}{between if self.difference.dispatched else ''}"
+            over = ": slower under the profiler than without it" if whole.rest.interval.high < 0 else ""
+            yield f"{line} of {_ms(whole.run)}, rest {_ms(whole.rest)}{over}"
+
+    def _between(self) -> str:
+        found = self.difference
+        if not found.dispatched:
+            return f"between kernels: not measured, {self.target} runs no chain of nodes that do next to nothing"
+        more = found.wholes[1].nodes - found.wholes[0].nodes
+        nodes = f"{abs(more)} nodes {'more' if more > 0 else 'fewer'}" if more else "as many nodes"
+        saved = found.between
+        lost = Estimate(-saved.value, Interval(-saved.interval.high, -saved.interval.low, saved.interval.confidence))
+        return f"between kernels: {nodes} in INT8, {_ms(lost)} more"
 
 
 def _span(estimate: Estimate, factor: float, digits: int) -> str:
@@ -119,31 +135,6 @@ def _span(estimate: Estimate, factor: float, digits: int) -> str:
 
 def _ms(estimate: Estimate) -> str:
     return f"{_span(estimate, 1e3, 3)} ms"
-
-
-@dataclass(frozen=True)
-class _Session:
-    """One round: wall and CPU time without profiler [rounds, repetitions], and kernels with it, of both models.
-
-    CPU time says something where one thread computes; where there are more, it is wall time once again.
-    """
-
-    timed: tuple[np.ndarray, np.ndarray]
-    computed: tuple[np.ndarray, np.ndarray]
-    kernels: tuple[list[NodeTime], list[NodeTime]]
-    profiled: int
-
-    @property
-    def p50(self) -> tuple[float, float]:
-        return float(np.median(self.timed[0])), float(np.median(self.timed[1]))
-
-    @property
-    def cpu_p50(self) -> tuple[float, float]:
-        return float(np.median(self.computed[0])), float(np.median(self.computed[1]))
-
-    @property
-    def waits(self) -> float:
-        return self.p50[0] / max(self.cpu_p50[0], 1e-9)
 
 
 def why_slow(
@@ -162,8 +153,9 @@ def why_slow(
 ) -> WhySlow:
     """Time and profile the float model `fp32` and the quantized `int8` on one target, and align their kernels.
 
-    Nine times both are opened anew, timed interleaved without profiler, and then profiled one after the other, in a
-    drawn order; `seconds` are shared by timing and profiling (opening not counted). Without `target` it is the one
+    Nine times both are opened anew in a drawn order, timed interleaved without profiler, profiled in turns, and timed
+    again; `seconds` are shared by timing and profiling (opening not counted). Beside them run chains of nodes that do
+    next to nothing, by which it is known what the runtime takes between kernels. Without `target` it is the one
     that `int8`'s kind of file runs on. With `device`, a known one or a file, nothing is timed unless this machine may
     be it. The feed is that of `benchmark`, with the same `data`, `batch` and `shapes`.
     Both models know its shapes (`Options.usual`), whatever their files tell: what differs is the quantization alone.
@@ -182,14 +174,14 @@ def why_slow(
         for session in opened.values():
             session.run(feed)
     options = replace(options, usual={name: array.shape for name, array in feed.items()})
-    generator, sessions = random.Random(0), list[_Session]()
+    generator, sessions = random.Random(0), list[Round]()
     for number in range(SESSIONS):
-        sessions.append(_session(paths, name, options, feed, seconds / SESSIONS, generator))
+        sessions.append(measured(paths, name, options, feed, seconds / SESSIONS, generator))
         if progress is not None:
             progress((number + 1) / SESSIONS)
     p50 = [median([s.p50[side] for s in sessions]) for side in (0, 1)]
     waits = float(np.median([s.waits for s in sessions]))
-    found = account([Profiled(s.cpu_p50 if waits > RESTLESS else s.p50, s.kernels) for s in sessions])
+    found = account([s.accounted(cpu=waits > RESTLESS) for s in sessions])
     rules = registry.target(name).quantization()
     return WhySlow(
         str(fp32),
@@ -218,31 +210,6 @@ def _places(fp32: str | Path, int8: str | Path, target: str | None) -> tuple[tup
         got = f"{own or 'no target'} and {other or 'no target'}"
         raise EdgerunError("the models are to run on two targets", got=got, do="give one --target for both")
     return (first, second), own or target_for(second.suffix)
-
-
-def _session(
-    paths: Sequence[Path], target: str, options: Options, feed: Feeds, seconds: float, generator: random.Random
-) -> _Session:
-    order = [0, 1]
-    generator.shuffle(order)
-    with ExitStack() as stack:
-        opened = {index: stack.enter_context(load(paths[index], target, options)) for index in order}
-        runs = {str(index): _runner(opened[index], feed) for index in (0, 1)}
-        timed = interleaved(runs, rounds=12, seconds=seconds / 2, seed=generator.getrandbits(32))
-        computed = timed
-        if options.threads == 1:
-            computed = interleaved(runs, rounds=6, seconds=seconds / 8, clock=time.process_time_ns)
-    kernels, slower = {}, max(float(np.median(samples)) for samples in timed.values())
-    count = int(np.clip(seconds / 4 / slower, FEWEST_RUNS, MOST_RUNS))
-    for index in order:
-        engine = Engine(target, paths[index])
-        kernels[index] = registry.target(target).profile(engine, itertools.repeat(feed, count), options)
-    walls, processed = ((samples["0"], samples["1"]) for samples in (timed, computed))
-    return _Session(walls, processed, (kernels[0], kernels[1]), count)
-
-
-def _runner(session: Any, feed: Feeds) -> Callable[[], object]:
-    return lambda: session.run(feed)
 
 
 def _hints(found: Account, total: float, ops: Mapping[str, str], rules: Quantization) -> Iterator[Hint]:

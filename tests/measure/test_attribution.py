@@ -152,7 +152,7 @@ def test_the_share_is_what_kernels_save_of_what_was_measured() -> None:
     assert told.measured.value == pytest.approx(5.25) and told.attributed.value == pytest.approx(5.0)
     assert told.explained is not None and told.explained.value == pytest.approx(5 / 5.25)
     assert told.explained.interval.low == pytest.approx(5 / 5.25) == told.explained.interval.high
-    assert told.outside.value == pytest.approx(0.25)
+    assert told.unexplained.value == pytest.approx(0.25)
     assert told.attributed.interval.low == pytest.approx(0.95 * 5)  # the second smallest of nine
     assert sum(part.saved.value for part in told.parts) == pytest.approx(told.attributed.value)
     assert {c: e.value for c, e in told.causes.items()} == pytest.approx(

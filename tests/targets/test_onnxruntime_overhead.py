@@ -38,7 +38,9 @@ def test_what_is_told_too_much_grows_with_the_inputs(monkeypatch: pytest.MonkeyP
         return np.full((overhead.WARM + overhead.RUNS, nodes), 3.5e-6 + 0.7e-6 * inputs)
 
     monkeypatch.setattr(overhead, "_seconds", seconds)
-    found = overhead.overhead(opened, told)
+    chains = overhead.Chains(opened)
+    chains.run(overhead.TURN)
+    found = chains.overhead(told)
     assert found.kernel == pytest.approx(2.5e-6) and found.an_input == pytest.approx(0.5e-6)
     assert found.without(10e-6, 3) == pytest.approx(6e-6)
     assert found.without(3e-6, 3) == 0.0, "never less than nothing"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgerun
 from edgerun import registry
+from edgerun.measure.accounting import BETWEEN
 from edgerun.measure.attribution import CONVERSION, REMOVED
+from edgerun.measure.stats import Estimate
+from edgerun.metrics import Interval
 from edgerun.runtime import Engine, Options
 from edgerun.verbs.why_slow import RESTLESS, Hint, WhySlow, why_slow
 
@@ -71,7 +75,7 @@ def result(pair: tuple[Path, Path, str]) -> WhySlow:
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three profiled runs a session are enough to see that everything runs."""
-    monkeypatch.setattr("edgerun.verbs.why_slow.FEWEST_RUNS", 3)
+    monkeypatch.setattr("edgerun.verbs.rounds.FEWEST_RUNS", 3)
 
 
 def test_everything_that_runs_is_in_one_part(pair: tuple[Path, Path, str], result: WhySlow) -> None:
@@ -86,21 +90,51 @@ def test_everything_that_runs_is_in_one_part(pair: tuple[Path, Path, str], resul
 
 def test_the_numbers_add_up(result: WhySlow) -> None:
     found = result.difference
-    attributed = found.attributed.value
+    attributed, between = found.attributed.value, found.between.value
     for whole in (
-        sum(part.saved.value for part in found.parts),
+        sum(part.saved.value for part in found.parts) + between,
         sum(e.value for e in found.causes.values()),
-        sum(e.value for e in found.layers.values()),
-        found.measured.value - found.outside.value,
-        sum(p.before_seconds - p.after_seconds for p in found.parts),
+        sum(e.value for e in found.layers.values()) + between,
+        found.measured.value - found.unexplained.value,
+        sum(p.before_seconds - p.after_seconds for p in found.parts) + between,
+        sum(sign * (w.kernels.value + w.between.value) for sign, w in zip((1, -1), found.wholes, strict=True)),
     ):
         assert whole == pytest.approx(attributed, abs=1e-12)
+    measured = found.measured
+    assert measured.interval.low <= measured.value <= measured.interval.high
     if result.waits <= RESTLESS:  # else the difference is about CPU time, which no other work lengthens
-        assert result.fp32_p50.value - result.int8_p50.value == pytest.approx(found.measured.value)
+        assert [whole.run for whole in found.wholes] == [result.fp32_p50, result.int8_p50]
     for part in found.parts:
         assert sum(part.causes.values()) == pytest.approx(part.saved.value, abs=1e-12) and part.cause in part.causes
         assert part.saved.interval.low <= part.saved.value <= part.saved.interval.high
     assert result.sessions == 9 and result.profiled_runs >= 90 and result.runs >= 9
+
+
+def test_what_the_runtime_takes_between_kernels_is_a_part_of_its_own(result: WhySlow) -> None:
+    """Of every kernel: between 20 ns and 50 µs, which no CPU and no load make of it, and no more in one model."""
+    found = result.difference
+    assert found.dispatched and found.causes[BETWEEN] == found.between
+    for whole, kernels in zip(
+        found.wholes, ([p.before for p in found.parts], [p.after for p in found.parts]), strict=True
+    ):
+        assert whole.nodes == sum(map(len, kernels)) and whole.call.value > 0
+        assert 20e-9 < whole.between.value / whole.nodes < 50e-6
+        parts = (whole.kernels, whole.between, whole.call, whole.rest)
+        assert sum(part.value for part in parts) == pytest.approx(whole.run.value)
+    more = found.wholes[1].nodes - found.wholes[0].nodes
+    assert any(f"{abs(more)} nodes {'more' if more > 0 else 'fewer'}" in line for line in result.summary()) or not more
+
+
+def test_a_target_that_runs_no_chain_is_told(result: WhySlow) -> None:
+    found = replace(result, difference=replace(result.difference, dispatched=False))
+    assert any("between kernels: not measured" in line for line in found.summary())
+
+
+def test_kernels_that_are_slower_under_the_profiler_are_told(result: WhySlow) -> None:
+    below = Estimate(-2e-6, Interval(-3e-6, -1e-6, 0.95))
+    wholes = (replace(result.difference.wholes[0], rest=below), result.difference.wholes[1])
+    line = replace(result, difference=replace(result.difference, wholes=wholes)).summary()[1]
+    assert line.endswith("rest -0.002 [-0.003, -0.001] ms: slower under the profiler than without it")
 
 
 def test_layers_meet_their_float_selves(result: WhySlow) -> None:
@@ -129,7 +163,7 @@ def test_the_command_prints_tables(
     monkeypatch.setattr("edgerun.verbs.why_slow.why_slow", lambda *_, **__: result)
     ran = cli("why-slow", pair[0], pair[1], "--top", 3)
     assert ran.code == 0 and f"3 of {len(result.difference.parts)} regions" in ran.out
-    assert "outside kernels" in ran.out and "explained" in ran.out
+    assert "unexplained" in ran.out and "between kernels" in ran.out
     assert all(line in ran.out for line in result.summary())
     assert len(cli("why-slow", pair[0], pair[1], "--top", 0).out.splitlines()) < len(ran.out.splitlines())
 
