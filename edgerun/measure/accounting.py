@@ -15,6 +15,7 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.measure import attribution
 from edgerun.measure.attribution import Region
+from edgerun.measure.places import alike
 from edgerun.measure.stats import Estimate, median
 from edgerun.metrics import Interval
 from edgerun.passes import NodeTime
@@ -107,8 +108,10 @@ class Account:
 
 def account(sessions: Sequence[Profiled]) -> Account:
     """Align the kernels of all sessions and add up. Raises EdgerunError when the models have no node in common."""
-    ever = [_ever([s.kernels[side] for s in sessions]) for side in (0, 1)]
-    split = [[_split(s.kernels[side], ever[side], s.dispatch) for s in sessions] for side in (0, 1)]
+    kernels = [alike([s.kernels[side] for s in sessions]) for side in (0, 1)]
+    ever = [_ever(side) for side in kernels]
+    pairs = [zip(side, sessions, strict=True) for side in kernels]
+    split = [[_split(found, ever[side], s.dispatch) for found, s in pairs[side]] for side in (0, 1)]
     seconds = [[own for own, _ in side] for side in split]
     between = [[taken for _, taken in side] for side in split]
     typical = [{order: float(np.median([s[order] for s in side])) for order in side[0]} for side in seconds]

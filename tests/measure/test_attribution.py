@@ -189,3 +189,26 @@ def test_refusals() -> None:
     other = Profiled((2.0, 1.0), (BEFORE, [replace(AFTER[0], op="Other"), *AFTER[1:]]))
     with pytest.raises(Unsupported, match="other kernels in one session"):
         account([*sessions(BEFORE, AFTER), other])
+
+
+def test_kernels_that_change_places_are_told_apart_by_what_they_compute() -> None:
+    """ONNX Runtime orders what does not hang together anew in every session, and numbers reorders by its own count."""
+    ops = {"reorder": "ReorderOutput", "mean": "GlobalAveragePool", "conv": "Conv"}
+    one = [
+        replace(kernel(0, 1.0, "stem"), op="Conv"),
+        replace(kernel(1, 4.0, "mean", (0,)), op=ops["mean"]),
+        replace(kernel(2, 2.0, "", (0,), work="reorder"), op=ops["reorder"]),
+        replace(kernel(3, 3.0, "conv", (1, 2)), op=ops["conv"]),
+    ]
+    other = [
+        one[0],
+        replace(one[2], order=1, node="made up"),
+        replace(one[1], order=2),
+        replace(one[3], reads=(2, 1)),
+    ]
+    after = [replace(k, seconds=k.seconds / 2, integer=True) for k in one]
+    sessions = [Profiled((10.0, 5.0), (before, after)) for before in [one] * 5 + [other] * 4]
+    told = account(sessions)
+    assert told.attributed.value == pytest.approx(5.0) and told.attributed.interval.low == pytest.approx(5.0)
+    [mean] = [part.region for part in told.parts if part.region.nodes == ("mean",)]
+    assert sum(k.seconds for k in mean.before) == pytest.approx(4.0)
