@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgerun.passes import Quantization
+# One value of each: fused into the convolution in front, or with a kernel in its layout.
+ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 
 
 def absorbable(node: ir.Node | None, rules: Quantization) -> bool:

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.quantize.graphs import between
 from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, replace, sole_consumer
 from edgerun.quantize.graphs.factors import NAME
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-# What is computed in blocks where its input is: fused into the convolution in front, or with a kernel of its own.
-ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"})
 
 
 def keep(graph: ir.Graph) -> int:
@@ -59,7 +57,7 @@ def _channels(value: ir.Value | None) -> int | None:
 
 def _in_blocks(value: ir.Value) -> bool:
     made = value.producer()
-    if made is not None and made.op_type in ACTIVATIONS and made.domain == "" and made.inputs[0] is not None:
+    if made is not None and made.op_type in between.ACTIVATIONS and made.domain == "" and made.inputs[0] is not None:
         made = made.inputs[0].producer()
     return made is not None and _float_conv(made)
 

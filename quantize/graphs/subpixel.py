@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.blocked import ACTIVATIONS
+from edgerun.quantize.graphs.between import ACTIVATIONS
 from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, replace, row_bias, sole_consumer
 
 if TYPE_CHECKING:

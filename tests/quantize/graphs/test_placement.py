@@ -252,3 +252,28 @@ def test_what_the_rules_leave_in_float_does_not_come_back(net: Any, weights: Any
         nodes = [node for node in variant(kept).ir.graph if node.op_type == "Conv"]
         stored = {str(node.name): node.inputs[1].producer() for node in nodes if node.inputs[1] is not None}
         assert {name for name, pair in stored.items() if pair is not None} == integers
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "stays"), [("float", "float", True), ("integer", "float", False), ("float", "integer", False)]
+)
+def test_short_sums_between_float_layers_stay_in_float(
+    net: Any, weights: Any, first: str, other: str, stays: bool
+) -> None:
+    """With `thin`, though they write fewer channels than they read: what they read is not on integers otherwise."""
+    model = net(
+        """(float[n,8,8,8] x) => (float[n,16,8,8] y, float[n,16,8,8] z) {
+          c = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(x, w1)  a = HardSwish(c)  s = Add(a, t)
+          n = Conv(s, w2)  h = HardSwish(n)
+          y = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(h, w3)
+          z = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(s, w4)
+        }""",
+        w1=weights(1, 16, 8, 3, 3), t=weights(2, 1, 16, 1, 1), w2=weights(3, 8, 16, 1, 1), w3=weights(4, 16, 8, 3, 3),
+        w4=weights(5, 16, 16, 3, 3),
+    )  # fmt: skip
+    graph = model.clone()
+    fold.infer_shapes(graph)
+    kept = frozenset({"c"} if first == "float" else set()) | frozenset({"z"} if other == "float" else set())
+    plan = placement.plan(graph.graph, replace(RULES, thin=48), kept)
+    assert ("n" in plan.thin) is stays
+    assert "y" in plan.integer
