@@ -43,7 +43,7 @@ def _step(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
         array, channels = constant(value), _channels(other)
         if array is None or array.dtype != np.float32 or channels is None or other is None:
             continue
-        if array.size == 1 or array.shape[-3:] == (channels, 1, 1):
+        if array.ndim <= 4 and (array.size == 1 or (array.size == channels and array.shape[-3:] == (channels, 1, 1))):
             return other, np.broadcast_to(array.reshape(-1), (channels,))
     return None
 

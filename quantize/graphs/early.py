@@ -37,7 +37,9 @@ def _into_gates(graph: ir.Graph, node: ir.Node) -> bool:
     """x·f, where its mean and products with gates are all that is read of it: the mean and the gates take f."""
     scaled, x, factors = node.outputs[0], *_parts(node)
     users = [user for user, _ in scaled.uses()]
-    if not users or scaled.is_graph_output() or not all(_is_mean(u) or _gate(u, scaled) is not None for u in users):
+    if not users or scaled.is_graph_output() or any(user.graph is not graph for user in users):
+        return False  # what a branch or loop reads stays
+    if not all(_is_mean(user) or _gate(user, scaled) is not None for user in users):
         return False
     for user in users:
         result, gate = user.outputs[0], _gate(user, scaled)

@@ -71,11 +71,12 @@ def test_sums_with_constants_stay_in_blocks(affine: Model, evaluate: Any, ops: A
     assert (reorders(affine, tmp_path), reorders(Model.of(after), tmp_path)) == (3, 1)
 
 
-@pytest.mark.parametrize("change", ["no Add", "read in order", "other channels"])
+@pytest.mark.parametrize("change", ["no Add", "read in order", "other channels", "a batch of constants"])
 def test_what_gains_nothing_stays(net: Any, weights: Any, change: str) -> None:
     step = "a1 = Mul(s1, t)" if change == "no Add" else "a1 = Add(s1, t)"
     last = "y = Softmax<axis = 1>(a1)" if change == "read in order" else f"y = {CONV}(a1, w2)"
-    t = weights(5, 1, 1, 16, 16) if change == "other channels" else weights(5, 1, 16, 1, 1)
+    shapes = {"other channels": (1, 1, 16, 16), "a batch of constants": (2, 16, 1, 1)}
+    t = weights(5, *shapes.get(change, (1, 16, 1, 1)))
     outputs = 16 if change == "read in order" else 8
     model = net(
         f"(float[n,3,16,16] x) => (float[n,{outputs},16,16] y) {{ c1 = {CONV}(x, w1) s1 = Relu(c1) {step} {last} }}",
