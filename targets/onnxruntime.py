@@ -282,21 +282,6 @@ def _newest(model: Any, first: int) -> int:
 
 def quantization(device: Device | None = None) -> Quantization:
     """What the MLAS kernels of the CPU provider take in integers, as Q/DQ around the op."""
-    from edgerun.targets import _cpu
+    from edgerun.targets import _onnxruntime_rules as rules
 
-    flags = _cpu.flags(device)
-    return replace(
-        _cpu.RULES,
-        # The kernels for SSE widen before they multiply.
-        reduced_range=_cpu.saturates(flags, device) and "avx2" in flags,
-        through=_cpu.RULES.through | {"Split", "Resize", "Slice"},
-        join=_cpu.RULES.join | {"Sigmoid"},
-        float_output=frozenset({"MatMul", "Gemm"}),
-        float_stem=4,
-        thin=48,
-        requantizes=True,
-        dynamic=frozenset({"MatMul", "Gemm", "LSTM"}),
-        flat_rows=True,
-        early=True,
-        blocked="avx2" in flags,
-    )
+    return rules.quantization(device)
