@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize.graphs import between
-from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, replace, sole_consumer
+from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, picture_channels, replace, sole_consumer
 from edgerun.quantize.graphs.factors import NAME
 
 if TYPE_CHECKING:
@@ -40,19 +40,12 @@ def _step(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
     if node.op_type not in ("Mul", "Add") or node.domain != "":
         return None
     for value, other in (node.inputs, node.inputs[::-1]):
-        array, channels = constant(value), _channels(other)
+        array, channels = constant(value), picture_channels(other)
         if array is None or array.dtype != np.float32 or channels is None or other is None:
             continue
         if array.ndim <= 4 and (array.size == 1 or (array.size == channels and array.shape[-3:] == (channels, 1, 1))):
             return other, np.broadcast_to(array.reshape(-1), (channels,))
     return None
-
-
-def _channels(value: ir.Value | None) -> int | None:
-    if value is None or value.producer() is None or value.shape is None or len(value.shape) != 4:
-        return None
-    channels = value.shape[1]
-    return channels if isinstance(channels, int) else None
 
 
 def _in_blocks(value: ir.Value) -> bool:
@@ -77,7 +70,7 @@ def _readers(node: ir.Node) -> list[ir.Node]:
 def _rewrite(graph: ir.Graph, value: ir.Value, chain: list[ir.Node]) -> None:
     import onnx_ir as ir
 
-    channels, last = _channels(value) or 0, chain[-1]
+    channels, last = picture_channels(value) or 0, chain[-1]
     scale, shift, evened = np.ones(channels), np.zeros(channels), np.ones(channels)
     for node in chain:
         step = _step(node)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize.graphs import gates
-from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, replace, sole_consumer
+from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, picture_channels, replace, sole_consumer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,10 +68,10 @@ def _takes(x: Maybe) -> bool:
     if made is None:
         return False
     if made.op_type == "Concat":
-        joined = made.attributes.get_int("axis") == 1 and all(_channels(value) for value in made.inputs)
+        joined = made.attributes.get_int("axis") == 1 and all(picture_channels(value) for value in made.inputs)
         return joined and any(map(_takes, made.inputs))
     if made.op_type == "Add":
-        return all(_channels(value) == _channels(x) and _takes(value) for value in made.inputs)
+        return all(picture_channels(value) == picture_channels(x) and _takes(value) for value in made.inputs)
     return _repeats(made) or _gate(made) is not None
 
 
@@ -83,7 +83,7 @@ def _scaled(graph: ir.Graph, place: ir.Node, x: Maybe, factors: ir.Value) -> ir.
         return _made(graph, place, "Mul", [x, factors], x)
     gate = _gate(made)
     if made.op_type == "Concat":
-        sizes = [_channels(value) or 0 for value in made.inputs]
+        sizes = [picture_channels(value) or 0 for value in made.inputs]
         shares = np.split(_array(factors), np.cumsum(sizes)[:-1])
         own = [initializer(graph, f"{factors.name}/share", share) for share in shares]
         inputs = [_scaled(graph, place, value, share) for value, share in zip(made.inputs, own, strict=True)]
@@ -149,7 +149,7 @@ def _factors(node: ir.Node) -> ir.Value | None:
     """The constant `[C, 1, 1]` float32 that a Mul scales the channels of another input by."""
     for value, other in (node.inputs, node.inputs[::-1]):
         array = constant(value)
-        if array is not None and array.dtype == np.float32 and array.shape == (_channels(other), 1, 1):
+        if array is not None and array.dtype == np.float32 and array.shape == (picture_channels(other), 1, 1):
             return value
     return None
 
@@ -174,14 +174,6 @@ def _made_for_one(x: Maybe) -> ir.Node | None:
     return made if made is not None and made.domain == "" else None
 
 
-def _channels(value: Maybe) -> int | None:
-    """The channels of a `[N, C, H, W]` that is computed."""
-    if value is None or value.producer() is None or value.shape is None or len(value.shape) != 4:
-        return None
-    channels = value.shape[1]
-    return channels if isinstance(channels, int) else None
-
-
 def _is_mean(node: ir.Node) -> bool:
     return node.op_type == "GlobalAveragePool" and node.domain == ""
 
@@ -191,7 +183,7 @@ def _gate(node: ir.Node, x: Maybe = None) -> ir.Value | None:
     if node.op_type != "Mul" or node.domain != "":
         return None
     for gate, other in (node.inputs, node.inputs[::-1]):
-        fits = _channels(gate) is not None and _channels(gate) == _channels(other)
+        fits = picture_channels(gate) is not None and picture_channels(gate) == picture_channels(other)
         if fits and gates.one_position(gate) and not gates.one_position(other) and (x is None or x is other):
             return gate
     return None

@@ -27,6 +27,14 @@ def number(value: ir.Value | None) -> float | None:
     return float(array.reshape(())) if array is not None and array.size == 1 else None
 
 
+def picture_channels(value: ir.Value | None) -> int | None:
+    """The channels of a computed `[N, C, H, W]`; None of anything else, and where their number is open."""
+    if value is None or value.producer() is None or value.shape is None or len(value.shape) != 4:
+        return None
+    channels = value.shape[1]
+    return channels if isinstance(channels, int) else None
+
+
 def row_bias(node: ir.Node, channels: int) -> np.ndarray | None:
     """The constant bias of a Conv or Gemm as `[C]` (zeros when there is none), or None when it is no such bias.
 

@@ -129,12 +129,20 @@ def test_scales_and_rounding_move_to_where_there_is_less(pyramid: Model, evaluat
     assert means == {"a", "b0"}  # b's, of six channels, is of what it is computed from, of three
 
 
-def test_rounding_before_repeating_is_exact(pyramid: Model, evaluate: Any) -> None:
-    after = shaped(pyramid)
-    for node in list(after.graph):
-        if node.op_type == "QuantizeLinear":
-            early._quantized_before(after.graph, node)
-    same(evaluate, pyramid, after, 140)
+def test_rounding_before_repeating_is_exact(net: Any, weights: Any, evaluate: Any, ops: Any) -> None:
+    model = net(
+        f"""(float[n,3,16,16] x) => (float[n,4,32,32] y) {{
+          a = {CONV}(x, wa)  up = {NEAREST}(a, , scales)  xx = {NEAREST}(x, , scales)  b = {CONV}(xx, wb)
+          j = Concat<axis = 1>(b, up)  q = QuantizeLinear(j, s, z)  d = DequantizeLinear(q, s, z)  y = Conv(d, wy)
+        }}""",
+        wa=weights(1, 6, 3, 3, 3), wb=weights(2, 6, 3, 3, 3), scales=SCALES, s=np.array(0.05, np.float32),
+        z=np.array(128, np.uint8), wy=weights(3, 4, 12, 1, 1),
+    )  # fmt: skip
+    after = shaped(model)
+    assert early.move(after.graph) == 1
+    assert ops(Model.of(after))["QuantizeLinear"] == 4  # of both levels, of what is repeated, and the one behind
+    (want,), (got,) = evaluate(model, {"x": X}), evaluate(Model.of(after), {"x": X})
+    np.testing.assert_array_equal(got, want)
 
 
 def test_a_scaled_value_that_is_read_otherwise_too_stays(net: Any, weights: Any, evaluate: Any) -> None:
