@@ -18,7 +18,7 @@ from edgerun.targets import _openvino_ir as ir
 # Our key in Options.extra; the others are OpenVINO's own names.
 DEVICE = "DEVICE"
 PRECISION, HINT, STREAMS = "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "NUM_STREAMS"
-THREADS, CACHE = "INFERENCE_NUM_THREADS", "CACHE_DIR"
+THREADS, PINNING, CACHE = "INFERENCE_NUM_THREADS", "ENABLE_CPU_PINNING", "CACHE_DIR"
 HARDWARE = ("CPU", "GPU", "NPU")
 VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")  # which choose among devices: only when named
 CUMULATIVE = "CUMULATIVE_THROUGHPUT"
@@ -77,6 +77,7 @@ class Choice:
             writable = {k for k, how in ir.core().get_property(name, "SUPPORTED_PROPERTIES").items() if how == "RW"}
             said = {PRECISION: self.hinted, THREADS: str(self.threads), HINT: self.hint, key: groups}
             said |= {} if self.streams is None else {STREAMS: str(self.streams)}
+            said |= {PINNING: "NO"} if self.threads < machine.visible() else {}
             taken |= set(rest) & writable
             own[name] = {k: v for k, v in {**said, **rest}.items() if k in writable}
         if foreign := set(rest) - taken:

@@ -21,6 +21,7 @@ from edgerun.runtime import dtypes
 
 HEAD = struct.Struct("<cI")
 ARRAYS, NOTE = b"A", b"N"
+USUAL = 512  # bytes read at once: a message without a layout has five
 ALIGNMENT = 64  # bytes; a cache line, and what the runtimes' kernels like
 
 
@@ -78,8 +79,7 @@ class Mailbox:
         """
         if seconds is not None and not self._ready.poll(max(1, int(seconds * 1e3))):
             raise TimeoutError
-        kind, length = HEAD.unpack(self._read(HEAD.size))
-        text = self._read(length)
+        kind, text = self._read()
         if kind != ARRAYS:
             return kind, json.loads(text) if text else {}
         if text:
@@ -117,14 +117,23 @@ class Mailbox:
         except OSError as error:
             raise Closed from error
 
-    def _read(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            part = os.read(self._pipe, size - len(data))
-            if not part:
-                raise Closed
-            data += part
-        return data
+    def _read(self) -> tuple[bytes, bytes]:
+        """Kind and text of a message; none comes before this one was answered, so nothing of the next is read."""
+        data = self._some(USUAL)
+        while len(data) < HEAD.size:
+            data += self._some(HEAD.size - len(data))
+        kind, length = HEAD.unpack_from(data)
+        parts, missing = [data[HEAD.size :]], HEAD.size + length - len(data)
+        while missing:
+            parts.append(self._some(missing))
+            missing -= len(parts[-1])
+        return kind, b"".join(parts)
+
+    def _some(self, most: int) -> bytes:
+        part = os.read(self._pipe, most)
+        if not part:
+            raise Closed
+        return part
 
 
 def _described(value: Any, leaves: list[np.ndarray]) -> Any:

@@ -53,11 +53,12 @@ def load(
         from edgerun.runtime.isolated import IsolatedSession
 
         threads, streams = options.threads, options.streams
+        share = machine.threads(threads, streams)
         if streams > 1:  # a process each, which have their share of the threads
-            threads = machine.threads(threads, streams)
+            threads = share
         given = {"source": source, "target": target, "options": replace(options, threads=threads, streams=1),
                  "checked": checked}  # fmt: skip
-        return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout, streams)
+        return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout, streams, near=share == 1)
     if timeout is not None:
         raise EdgerunError("only an isolated session can be ended", got=f"timeout={timeout}", do="isolated=True")
     feeds = tuple(checked) if not isinstance(checked, bool) else ()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import edgerun
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
-from edgerun.runtime import Options
+from edgerun.runtime import Options, machine
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets import _openvino_options as asked
 from edgerun.targets import openvino as target
@@ -161,3 +164,33 @@ def test_a_cache_is_filled_and_read(dense: Model, tmp_path: Path) -> None:
 def test_kernels_are_profiled_on_the_cpu_alone(dense: Model) -> None:
     with pytest.raises(Unsupported, match="DEVICE=CPU"):
         target.profile(target.compile(dense, Options(1)), [X], Options(1, {"DEVICE": "AUTO:CPU"}))
+
+
+@pytest.mark.skipif(machine.visible() < 2, reason="one core: there is nothing to be held on")
+def test_runs_on_fewer_threads_than_cores_are_not_held_on_the_first() -> None:
+    """OpenVINO would hold them there: two models, or two processes, then share a core while others are idle."""
+    options, feeds, ended = Options(1), {"x": np.ones((64, 512), np.float32)}, threading.Event()
+    with target.load(target.compile(_wide(), options), options) as session:
+
+        def ran() -> None:
+            while not ended.is_set():
+                session.run(feeds)
+
+        thread = threading.Thread(target=ran)
+        thread.start()
+        seen = set[int]()
+        for _ in range(1000):
+            time.sleep(2e-4)  # or the run would wait for Python's lock
+            seen.add(len(os.sched_getaffinity(thread.native_id or 0)))
+        ended.set()
+        thread.join()
+    assert seen == {machine.visible()}
+
+
+def _wide() -> Model:
+    """y = x @ w, three times: milliseconds of work."""
+    weight = np.eye(512, dtype=np.float32)
+    nodes = [helper.make_node("MatMul", [a, "w"], [b]) for a, b in ("xh", "hi", "iy")]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 512]) for name in "xy")
+    graph = helper.make_graph(nodes, "wide", [x], [y], [numpy_helper.from_array(weight, "w")])
+    return Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
