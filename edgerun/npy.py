@@ -1,11 +1,14 @@
 """Reading `.npy` and `.npz` a few rows at a time, so that a file larger than memory is no trouble.
 
-Members of an `.npz` are decompressed as a stream (and their CRC is checked at their end); nothing is unpickled.
+Members of an `.npz` are decompressed as a stream, and their CRC is checked at their end; where they lie uncompressed, as
+`numpy.savez` leaves them, once: it takes longer than to read them. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -31,6 +34,7 @@ class Stored:
     dtype: np.dtype[np.generic]
     fortran: bool
     open: Open
+    ended: Callable[[], None] = lambda: None  # told when all of it was read
 
     def rows(self, count: int, *, axes: int) -> Iterator[np.ndarray]:
         """At most `count` rows at a time, each array [rows, …]; an array of only `axes` axes is a single row.
@@ -43,12 +47,14 @@ class Stored:
                 _header(file)
                 if self.fortran or len(self.shape) <= axes:
                     whole = self._read(file, self.shape, "F" if self.fortran else "C")
+                    self.ended()
                     rows = whole[None] if len(self.shape) <= axes else whole
                     for start in range(0, len(rows), count):
                         yield np.ascontiguousarray(rows[start : start + count])
                     return
                 for start in range(0, self.shape[0], count):
                     yield self._read(file, (min(count, self.shape[0] - start), *self.shape[1:]), "C")
+                self.ended()
         except _DAMAGE as error:
             damaged(self.where, error)
 
@@ -58,14 +64,14 @@ class Stored:
         return array
 
     def _read(self, file: IO[bytes], shape: tuple[int, ...], order: str) -> np.ndarray:
-        buffer = bytearray(math.prod(shape) * self.dtype.itemsize)
+        buffer = np.empty(math.prod(shape) * self.dtype.itemsize, np.uint8)
         view, done = memoryview(buffer), 0
         while done < len(buffer):
             got = file.readinto(view[done:])  # type: ignore[attr-defined]
             if not got:
                 raise EOFError("the file ends too early")
             done += got
-        array = np.frombuffer(buffer, self.dtype).reshape(shape, order="F" if order == "F" else "C")
+        array = np.frombuffer(view, self.dtype).reshape(shape, order="F" if order == "F" else "C")
         native: np.ndarray = array.astype(self.dtype.newbyteorder("="), copy=False)
         return native
 
@@ -87,22 +93,41 @@ def read_npz(path: Path) -> dict[str, Stored]:
                 name = info.filename.removesuffix(".npy")
                 if name in arrays:
                     raise EdgerunError("an .npz holds a name twice", got=f"{name!r} in {path}", do="write it again")
-                arrays[name] = _stored(f"{path}: {name!r}", _member(path, info), info.file_size)
+                member = _Member(path, info)
+                arrays[name] = _stored(f"{path}: {name!r}", member.opened, info.file_size, member.ended)
     except _DAMAGE as error:
         damaged(str(path), error)
     return arrays
 
 
-def _member(path: Path, info: zipfile.ZipInfo) -> Open:
-    def opened() -> IO[bytes]:
+class _Member:
+    """An array of an `.npz`: read through zipfile, which checks it, until that came to its end; then where it lies."""
+
+    def __init__(self, path: Path, info: zipfile.ZipInfo) -> None:
+        self._path, self._info = path, info
+        self._checked: tuple[int, int] | None = None  # what the file was then
+
+    def opened(self) -> IO[bytes]:
+        if self._checked is not None and self._checked == self._version():
+            file = open(self._path, "rb")  # noqa: SIM115: whoever reads it closes it
+            file.seek(self._info.header_offset + 26)
+            name, extra = struct.unpack("<HH", file.read(4))  # how long they are, behind the header's 30 bytes
+            file.seek(name + extra, os.SEEK_CUR)
+            return file
         # A member stays readable after its archive object is gone: it holds the shared file open.
-        with zipfile.ZipFile(path) as archive:
-            return archive.open(info)
+        with zipfile.ZipFile(self._path) as archive:
+            return archive.open(self._info)
 
-    return opened
+    def ended(self) -> None:
+        if self._info.compress_type == zipfile.ZIP_STORED:
+            self._checked = self._version()
+
+    def _version(self) -> tuple[int, int]:
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_size
 
 
-def _stored(where: str, opened: Open, size: int) -> Stored:
+def _stored(where: str, opened: Open, size: int, ended: Callable[[], None] = lambda: None) -> Stored:
     with opened() as file:
         start, shape, fortran, dtype = _header(file)
     if dtype.kind not in "fiubU":
@@ -111,7 +136,7 @@ def _stored(where: str, opened: Open, size: int) -> Stored:
     # A header may promise more than the file holds: that would only show after a huge allocation.
     if start + math.prod(shape) * dtype.itemsize > size:
         raise EOFError("the header promises more than the file holds")
-    return Stored(where, shape, dtype, fortran, opened)
+    return Stored(where, shape, dtype, fortran, opened, ended)
 
 
 def _header(file: IO[bytes]) -> tuple[int, tuple[int, ...], bool, np.dtype[np.generic]]:

@@ -11,6 +11,7 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
 from edgerun.quantize import _observation, _reached, fold
+from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._stream import Totals, by_sample
 from edgerun.quantize.numerics.grid import channel_bounds, symmetric
 
@@ -83,8 +84,9 @@ def truths(original: ir.Model, batches: Iterable[Feeds], request: Request) -> li
     names = [str(value.name) for value in original.graph.outputs if value.dtype != ir.DataType.STRING]
     if not names:
         raise Unsupported("the model has no numeric output to compare", do="add the scores as an output")
-    with request.open(original) as session:
-        found = [Truth(feeds, {name: session.run(feeds)[name] for name in names}) for feeds in batches]
+    with request.open(original, lanes=request.lanes) as session:
+        runs = in_lanes(session.run, batches, request.lanes)
+        found = [Truth(feeds, {name: out[name] for name in names}) for feeds, out in runs]
     if not all(np.isfinite(array).all() for truth in found for array in truth.outputs.values() if array.size):
         raise EdgerunError("an output is not finite on the calibration data",
                            do="check the preprocessing; run the float model on the same data")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
@@ -269,6 +270,24 @@ def test_damaged_files_are_refused(tmp_path: Path, save: Any, damage: str) -> No
     path.write_bytes({"flip": flipped, "truncate": data[:-500], "text": b"not a zip", "empty": b""}[damage])
     with pytest.raises(EdgerunError, match="cannot read|is empty"):
         list(open_data(path, (TensorSpec("x", "int64", ("n", 3)),)))
+
+
+@pytest.mark.parametrize("save", SAVERS)
+def test_later_passes_give_what_the_first_gave(tmp_path: Path, save: Any) -> None:
+    """A file that was checked to its end is read faster then; one that was written anew since is checked again."""
+    path, array = tmp_path / "d.npz", np.random.default_rng(1).integers(0, 200, (1000, 3))
+    save(path, x=array, y=np.arange(1000))
+    data = open_data(path, (TensorSpec("x", "int64", ("n", 3)),), batch=32)
+    for _ in range(3):
+        np.testing.assert_array_equal(next(iter(data))["x"], array[:32])  # not to its end
+    for _ in range(3):
+        np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in data]), array)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 3] ^= 0xFF
+    path.write_bytes(damaged)
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(EdgerunError, match="cannot read"):
+        list(data)
 
 
 def test_hostile_members_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from fractions import Fraction
 
@@ -13,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from edgerun import metrics
 from edgerun.errors import EdgerunError
-from edgerun.metrics import Difference
+from edgerun.metrics import BLOCK, Difference
 
 VALUES = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 PAIRS = st.integers(1, 30).flatmap(
@@ -44,6 +45,17 @@ def test_batches_add_up_to_the_whole(pair: tuple[np.ndarray, np.ndarray], cut: i
     parts, whole = Difference.of(r[:cut], v[:cut]) + Difference.of(r[cut:], v[cut:]), Difference.of(r, v)
     assert parts.count == whole.count and parts.max_error == whole.max_error
     assert parts.noise == pytest.approx(whole.noise, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+def test_long_arrays_are_summed_whole(size: int) -> None:
+    generator = np.random.default_rng(size)
+    r, v = generator.standard_normal((2, size, 1)).astype(np.float32)
+    r[0] = v[0] = np.nan
+    v[-1] = 9
+    found, (a, b) = Difference.of(r, v), np.array([r[1:], v[1:]], np.float64)
+    sums = ((a**2).sum(), ((a - b) ** 2).sum(), (b**2).sum(), (a * b).sum(), np.abs(a - b).max(), np.abs(a).max(), size)
+    assert dataclasses.astuple(found) == pytest.approx(sums, rel=1e-12)
 
 
 def test_sqnr_of_halved_signal_is_6_02_db() -> None:

@@ -55,6 +55,12 @@ def _sides(products: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def saturates(stored: np.ndarray, pairs: np.ndarray, codes: np.ndarray = ANY) -> np.ndarray:
     """Which output channels hold a pair that does not fit, bool `[O]`. Shapes as in `sums`."""
+    products = stored.shape[1]
+    if codes.size == 1 and products > 2 and len(pairs) == products * (products - 1) // 2:  # every two: the largest two
+        ends = np.partition(stored, (1, products - 2), axis=1).astype(np.int32)
+        high, low = np.maximum(ends[:, -2:], 0).sum(axis=1), np.minimum(ends[:, :2], 0).sum(axis=1)
+        every: np.ndarray = np.maximum(high, -low) * codes.item() > LIMIT
+        return every
     found: np.ndarray = sums(stored, pairs, codes).max(axis=1, initial=0) > LIMIT
     return found
 
