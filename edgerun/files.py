@@ -12,6 +12,14 @@ from edgerun.errors import EdgerunError
 lasting = True  # False in a limited child: what it leaves, its parent writes anew or moves, by `replacing`
 
 
+def path_of(source: object, wanted: str, do: str) -> Path:
+    """`source` as a Path. Raises EdgerunError, which does not print it, for what names no file."""
+    if isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str):
+        return Path(source)
+    got = f"{len(source)} bytes" if isinstance(source, (bytes, bytearray)) else type(source).__name__
+    raise EdgerunError("a file is given by its path", got=got, wanted=wanted, do=do)
+
+
 def check_name(path: Path) -> None:
     """Raise for a name that no file system here can hold (too long, or with a NUL)."""
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import distribution, guard
+from edgerun import distribution, files, guard
 from edgerun.errors import EdgerunError, Unsupported, out_of_memory
 from edgerun.runtime.spec import TensorSpec
 from edgerun.specs import specs
@@ -102,11 +102,12 @@ class Model:
             import onnx_ir  # noqa: F401
         except ImportError as error:
             raise Unsupported(DEVICE, got=str(error), do=distribution.install("compress")) from error
+        path = files.path_of(path, "a path, or a Model", "edgerun.model.Model.from_bytes(…), or .from_proto(…)")
         try:
-            guard.check_onnx(Path(path))
-            return _imported(cls.of(_read(Path(path))))
+            guard.check_onnx(path)
+            return _imported(cls.of(_read(path)))
         except EdgerunError as error:
-            raise _refusal(error, Path(path)) from None
+            raise _refusal(error, path) from None
         except Exception as error:  # protobuf's, onnx_ir's and Python's own: damage that sizes alone don't show
             if out_of_memory(error):
                 raise

@@ -1,6 +1,6 @@
 """Reading `.npy` and `.npz` a few rows at a time, so that a file larger than memory is no trouble.
 
-Members of an `.npz` are decompressed as a stream, and their CRC is checked at their end; where they lie uncompressed, as
+Members of an `.npz` are decompressed as a stream, and their CRC is checked at their end; where they lie as they are, as
 `numpy.savez` leaves them, once: it takes longer than to read them. Nothing is unpickled.
 """
 
@@ -65,7 +65,7 @@ class Stored:
 
     def _read(self, file: IO[bytes], shape: tuple[int, ...], order: str) -> np.ndarray:
         buffer = np.empty(math.prod(shape) * self.dtype.itemsize, np.uint8)
-        view, done = memoryview(buffer), 0
+        view, done = buffer.data, 0
         while done < len(buffer):
             got = file.readinto(view[done:])  # type: ignore[attr-defined]
             if not got:
@@ -109,7 +109,7 @@ class _Member:
 
     def opened(self) -> IO[bytes]:
         if self._checked is not None and self._checked == self._version():
-            file = open(self._path, "rb")  # noqa: SIM115: whoever reads it closes it
+            file = open(self._path, "rb")  # whoever reads it closes it
             file.seek(self._info.header_offset + 26)
             name, extra = struct.unpack("<HH", file.read(4))  # how long they are, behind the header's 30 bytes
             file.seek(name + extra, os.SEEK_CUR)

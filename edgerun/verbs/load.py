@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgerun import distribution, guard, registry
+from edgerun import distribution, files, guard, registry
 from edgerun.errors import EdgerunError, unknown
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 
 if TYPE_CHECKING:
     from edgerun.passes import Feeds
 
+WHOLE = "a Model: edgerun.compile(…) it first; an onnx.ModelProto: its SerializeToString()"
 ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX model
 
 
@@ -87,7 +88,7 @@ def _on(
     name = source.target if isinstance(source, Engine) else target
     if name is None:
         assert not isinstance(source, Engine)
-        name = target_for(".onnx" if isinstance(source, bytes) else Path(source).suffix)
+        name = target_for(".onnx" if isinstance(source, bytes) else _path(source).suffix)
     if not isinstance(device, Path) and get_close_matches(device, devices.names(), 1):
         raise unknown("device", device, devices.names())
     if not isinstance(name, str) or name == "auto":
@@ -136,13 +137,17 @@ def _engine(source: str | Path | bytes | Engine, target: str | Sequence[str] | N
         if target not in (None, source.target):
             raise EdgerunError("the engine was compiled for another target", got=source.target, wanted=str(target))
         return source
-    payload = source if isinstance(source, (bytes, Path)) else Path(source)
+    payload = source if isinstance(source, bytes) else _path(source)
     suffix = "" if isinstance(payload, bytes) else payload.suffix
     assert isinstance(target, str | None)
     name = target or target_for(".onnx" if isinstance(payload, bytes) else suffix)
     if isinstance(payload, Path) and suffix not in (known := registry.target(name).suffixes):
         raise EdgerunError(f"{name} does not read this file", got=payload.name, wanted=" or ".join(known))
     return Engine(name, payload, elements=_guarded(payload, suffix))
+
+
+def _path(source: object) -> Path:
+    return files.path_of(source, "a path, bytes or an Engine", WHOLE)
 
 
 def _guarded(payload: bytes | Path, suffix: str) -> frozenset[int] | None:
