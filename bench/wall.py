@@ -24,12 +24,10 @@ from edgerun import files
 from edgerun.measure.stats import median
 
 HERE = Path(__file__).parent
-MODELS, TARGETS = ("cifar_cnn", "mobilenet_v2", "minilm", "resnet50"), {"onnxruntime": ".onnx", "openvino": ".xml"}
-# By preset and target, whom it is timed beside.
-PEERS = {
-    "default": {"onnxruntime": "ort_minmax", "openvino": "ort_minmax"},
-    "fast": {"onnxruntime": "nncf_onnx", "openvino": "nncf_ir"},
-}
+MODELS = ("cifar_cnn", "mobilenet_v2", "minilm", "resnet50", "silero", "magika", "nudenet", "ppocr_det")
+TARGETS = {"onnxruntime": ".onnx", "openvino": ".xml"}
+PRESETS = ("default", "fast")
+PEERS = {"onnxruntime": "nncf_onnx", "openvino": "nncf_ir"}  # by target, whom it is timed beside
 SUFFIXES = {"nncf_ir": ".xml"}  # of what a peer writes; .onnx where it is not here
 
 
@@ -39,6 +37,7 @@ def run(model: zoo.ZooModel, name: str, preset: str, peers: Path) -> Measured:
         if name not in TARGETS:
             paths = [str(model.onnx), str(model.calibration), f"{folder}/small{SUFFIXES.get(name, '.onnx')}"]
             command = [str(peers), str(HERE / "peers.py"), name, *paths, *(["--transformer"] * model.transformer)]
+            command += ["--whole-feeds"] if model.state else []
             return measured(command, Path(folder), {"TMPDIR": folder})
         command = [sys.executable, "-m", "edgerun", "compress", str(model.onnx), "--target", name, "-o",
                    f"{folder}/small{TARGETS[name]}", "--calibration", str(model.calibration),
@@ -70,7 +69,7 @@ def beside(own: list[Measured], peers: list[Measured], names: tuple[str, str]) -
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--preset", type=click.Choice(sorted(PEERS)), default="default", show_default=True)
+@click.option("--preset", type=click.Choice(PRESETS), default="default", show_default=True)
 @click.option("--target", "targets", multiple=True, type=click.Choice(sorted(TARGETS)), help="Only this one.")
 @click.option("--rounds", type=click.IntRange(min=6), default=6, show_default=True, help="Runs of each.")
 @click.option("--peers-python", type=click.Path(path_type=Path), help="A Python with the peers; default: make one.")
@@ -80,14 +79,14 @@ def main(names: tuple[str, ...], preset: str, targets: tuple[str, ...], rounds: 
     path = HERE / "results" / "wall.json"
     told = json.loads(path.read_text()) if path.exists() else {}
     timed = targets or tuple(TARGETS)
-    order = list(dict.fromkeys([*timed, *(PEERS[preset][target] for target in timed)]))
+    order = list(dict.fromkeys([*timed, *(PEERS[target] for target in timed)]))
     for name in names or MODELS:
         taken: dict[str, list[Measured]] = {variant: [] for variant in order}
         for number in range(rounds):
             for variant in order if number % 2 else order[::-1]:
                 taken[variant].append(run(zoo.model(name), variant, preset, python))
         for target in timed:
-            peer = PEERS[preset][target]
+            peer = PEERS[target]
             found = told[" ".join([name, target, *([preset] * (preset != "default"))])] = beside(
                 taken[target], taken[peer], (target, peer)
             )

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from edgerun import errors
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import worker
 from edgerun.runtime.mailbox import ARRAYS, Closed, Mailbox
-from edgerun.runtime.near import Near
+from edgerun.runtime.near import SHORT, Near
 from edgerun.runtime.session import Session
 from edgerun.runtime.spec import TensorSpec
 
@@ -64,9 +63,7 @@ class IsolatedSession(Session):
                 running = _Worker(self._task, self._timeout, self._near)
                 self._living.add(running)
             try:
-                with running.near:
-                    running.inbox.post(feeds)
-                    kind, told = running.outbox.take(self._timeout)
+                kind, told = self._answer(running, feeds)
             except (Closed, TimeoutError, KeyboardInterrupt) as error:
                 dead, running = running, None
                 self._living.discard(dead)
@@ -76,6 +73,14 @@ class IsolatedSession(Session):
             return {name: _owned(value) for name, value in told.items()}
         finally:
             self._idle.put(running)
+
+    def _answer(self, running: _Worker, feeds: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, Any]]:
+        try:
+            running.near.begin()
+            running.inbox.post(feeds)
+            return running.outbox.take(self._timeout)
+        finally:
+            running.near.end()
 
     def _close(self) -> None:
         for running in [self._idle.get() for _ in range(self.streams)]:  # a run in flight gives its worker back first
@@ -141,7 +146,7 @@ class _Worker:
         if "error" in told:
             self.stop()
             raise errors.from_json(told["error"])
-        self.near = Near(self.process.pid) if near else nullcontext()
+        self.near = Near(self.process.pid, SHORT if near else 0.0)
         self.metadata: dict[str, str] = told["metadata"]
         self.inputs, self.outputs = (
             tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"]), s["kind"]) for s in told[door])

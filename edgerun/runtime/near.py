@@ -16,31 +16,35 @@ SHORT = 1e-3  # seconds; longer runs gain too little, and may meet other work on
 
 
 class Near:
-    """`with near:` is a run of the process `pid` for this thread, which waits meanwhile. Where the last one was short,
-    both are held on this thread's core until it ends, and this thread then has the cores back that it had."""
+    """Runs of the process `pid`, each between `begin` and `end`, for this thread, which waits meanwhile.
 
-    def __init__(self, pid: int) -> None:
-        self._pid, self._cores = pid, os.sched_getaffinity(pid)
+    Where the last one took less than `short` seconds (0: never), both are held on this thread's core until it ends, and
+    this thread then has the cores back that it had. `end` belongs into a `finally` whose `try` holds `begin` as well.
+    """
+
+    def __init__(self, pid: int, short: float = SHORT) -> None:
+        self._pid, self._short, self._cores = pid, short, os.sched_getaffinity(pid)
         self._core = ctypes.CDLL(None).sched_getcpu
-        self._short, self._at, self._mine = False, -1, set[int]()
+        self._close, self._at, self._mine, self._begun = False, -1, set[int](), 0.0
 
-    def __enter__(self) -> None:
+    def begin(self) -> None:
+        """A run begins."""
+        self._begun = perf_counter()
         with suppress(OSError):  # the worker died, or the core was taken away: the run will tell, or do without
-            if self._short:
+            if self._close:
                 core = self._core()
                 if core != self._at:
                     os.sched_setaffinity(self._pid, {core})
                     self._at = core
-                mine = os.sched_getaffinity(0)
+                self._mine = os.sched_getaffinity(0)
                 os.sched_setaffinity(0, {core})
-                self._mine = mine
             elif self._at >= 0:
                 os.sched_setaffinity(self._pid, self._cores)
                 self._at = -1
-        self._begun = perf_counter()
 
-    def __exit__(self, *_: object) -> None:
-        self._short = perf_counter() - self._begun < SHORT
+    def end(self) -> None:
+        """It ended, however."""
+        self._close = perf_counter() - self._begun < self._short
         if self._mine:
             with suppress(OSError):
                 os.sched_setaffinity(0, self._mine)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -25,6 +26,15 @@ TRIES = 200  # another process may hold a run up
 CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
 
 
+@contextmanager
+def run(near: Near) -> Iterator[None]:
+    try:
+        near.begin()
+        yield
+    finally:
+        near.end()
+
+
 @pytest.fixture
 def other() -> Iterator[int]:
     """A process that sleeps."""
@@ -35,11 +45,11 @@ def other() -> Iterator[int]:
 
 def test_both_are_held_on_one_core_after_a_short_run(other: int) -> None:
     near = Near(other)
-    with near:
+    with run(near):
         assert os.sched_getaffinity(0) == os.sched_getaffinity(other) == CORES
     mine = its = set[int]()
     for _ in range(TRIES):
-        with near:
+        with run(near):
             mine, its = os.sched_getaffinity(0), os.sched_getaffinity(other)
         assert os.sched_getaffinity(0) == CORES
         if len(mine) == 1:
@@ -50,16 +60,16 @@ def test_both_are_held_on_one_core_after_a_short_run(other: int) -> None:
 def test_neither_is_after_a_long_one(other: int) -> None:
     near = Near(other)
     for _ in range(3):
-        with near:
+        with run(near):
             time.sleep(2 * SHORT)
-        with near:
+        with run(near):
             assert os.sched_getaffinity(0) == os.sched_getaffinity(other) == CORES
 
 
 def test_cores_come_back_after_an_error(other: int) -> None:
     near = Near(other)
     for _ in range(3):
-        with pytest.raises(KeyboardInterrupt), near:
+        with pytest.raises(KeyboardInterrupt), run(near):
             raise KeyboardInterrupt
         assert os.sched_getaffinity(0) == CORES
 
@@ -68,7 +78,7 @@ def test_a_worker_that_is_gone_is_the_runs_to_tell() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         near = Near(process.pid)
     for _ in range(3):
-        with near:
+        with run(near):
             assert os.sched_getaffinity(0) == CORES
 
 
