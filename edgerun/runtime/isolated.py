@@ -30,7 +30,7 @@ class IsolatedSession(Session):
     Feeds are copied once, into memory shared with the worker, and outputs once, out of it. A crash of the worker and a
     run of more than `timeout` seconds (None: no limit) raise EdgerunError; the next run starts a new worker. Each of
     `streams` has a worker, and so a model, of its own, from the first run on that needs it: a crash in one ends no run
-    of another. `near` says that a worker computes with one thread, which then may share the caller's core. Where feeds
+    of another. `near` says that the worker may share the caller's core: it computes with one thread. Where feeds
     come one after the other, a run costs some 40 to 60 µs more than in this process.
     """
 

@@ -59,7 +59,8 @@ def load(
             threads = share
         given = {"source": source, "target": target, "options": replace(options, threads=threads, streams=1),
                  "checked": checked}  # fmt: skip
-        return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout, streams, near=share == 1)
+        near = streams == share == 1  # several at once shall spread over the cores
+        return IsolatedSession(f"{__name__}:{load.__name__}", given, timeout, streams, near)
     if timeout is not None:
         raise EdgerunError("only an isolated session can be ended", got=f"timeout={timeout}", do="isolated=True")
     feeds = tuple(checked) if not isinstance(checked, bool) else ()

@@ -66,6 +66,15 @@ def test_neither_is_after_a_long_one(other: int) -> None:
             assert os.sched_getaffinity(0) == os.sched_getaffinity(other) == CORES
 
 
+def test_a_run_beside_another_is_held_nowhere(other: int) -> None:
+    mine, another = Near(os.getpid()), Near(other)
+    for _ in range(5):
+        with run(another):
+            pass
+        with run(mine), run(another):
+            assert os.sched_getaffinity(other) == CORES
+
+
 def test_cores_come_back_after_an_error(other: int) -> None:
     near = Near(other)
     for _ in range(3):
@@ -95,13 +104,14 @@ def test_cores_that_the_caller_was_given_stay_its_own(dense: bytes) -> None:
             os.sched_setaffinity(0, CORES)
 
 
-def test_several_threads_are_left_alone(dense: bytes) -> None:
-    """What a worker starts while it is held would be held with it."""
-    with edgerun.load(dense, options=Options(threads=2), isolated=True) as session:
+@pytest.mark.parametrize("options", [Options(threads=2), Options(threads=2, streams=2)])
+def test_several_threads_and_streams_are_left_alone(dense: bytes, options: Options) -> None:
+    """What a worker starts while it is held would be held with it, and two that are held might share a core."""
+    with edgerun.load(dense, options=options, isolated=True) as session:
         assert isinstance(session, IsolatedSession)
         for value in range(20):
             session.run(feeds(value))
-            assert os.sched_getaffinity(session.pids[0]) == CORES
+            assert all(os.sched_getaffinity(worker) == CORES for worker in session.pids)
 
 
 def test_a_killed_worker_leaves_the_caller_its_cores(dense: bytes) -> None:
