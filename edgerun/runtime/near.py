@@ -20,8 +20,9 @@ _under_way = set[int]()  # the workers of this process that run just now: severa
 class Near:
     """Runs of the process `pid`, each between `begin` and `end`, for this thread, which waits meanwhile.
 
-    Where the last one took less than `short` seconds (0: never) and no other is under way, both are held on this thread's
-    core until it ends, and this thread then has the cores back that it had. `end` belongs into a `finally` whose `try` holds `begin` as well.
+    Where the last one took less than `short` seconds (0: never) and no other is under way, both are held on this
+    thread's core until it ends, and this thread then has the cores back that it had. `end` belongs into a `finally`
+    whose `try` holds `begin` as well.
     """
 
     def __init__(self, pid: int, short: float = SHORT) -> None:

@@ -67,12 +67,14 @@ def test_neither_is_after_a_long_one(other: int) -> None:
 
 
 def test_a_run_beside_another_is_held_nowhere(other: int) -> None:
-    mine, another = Near(os.getpid()), Near(other)
-    for _ in range(5):
-        with run(another):
-            pass
-        with run(mine), run(another):
-            assert os.sched_getaffinity(other) == CORES
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        first, second = Near(process.pid), Near(other)
+        for _ in range(5):
+            with run(second):
+                pass
+            with run(first), run(second):
+                assert os.sched_getaffinity(other) == CORES
+        process.kill()
 
 
 def test_cores_come_back_after_an_error(other: int) -> None:
