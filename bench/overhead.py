@@ -63,6 +63,16 @@ def ours(
 
 
 @contextmanager
+def shared(target: str, data: bytes, feeds: dict[str, np.ndarray]) -> Iterator[Run]:
+    """The same in a worker, of feeds that lie in memory which it shares: `Session.empty` gave them."""
+    with edgerun.load(data, target, ONE, isolated=True) as session:
+        given = {name: session.empty(name, array.shape) for name, array in feeds.items()}
+        for name, array in feeds.items():
+            given[name][...] = array
+        yield lambda: session.run(given)
+
+
+@contextmanager
 def opening(target: str, path: Path) -> Iterator[Run]:
     """`edgerun.load` of a file, and closing it."""
     yield lambda: edgerun.load(path, target, ONE).close()
@@ -82,6 +92,11 @@ def calls(seconds: float, sessions: int) -> Iterator[dict[str, object]]:
             "isolated, 602 kB": (
                 partial(ours, target, picture().SerializeToString(), image, None),
                 partial(ours, target, picture().SerializeToString(), image, None, True),
+                60.0,
+            ),
+            "isolated, 602 kB from Session.empty": (
+                partial(ours, target, picture().SerializeToString(), image, None),
+                partial(shared, target, picture().SerializeToString(), image),
                 60.0,
             ),
         }

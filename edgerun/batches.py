@@ -98,3 +98,22 @@ class Digest:
     def hexdigest(self) -> str:
         parts = [[s.name, s.dtype, self._runs[s.name], self._hashes[s.name].hexdigest()] for s in self._inputs]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def transposed(shape: Sequence[int], wanted: Sequence[int | str]) -> str | None:
+    """What to do where an array lies channels first and the model wants them last, or the reverse; None where not.
+
+    `shape` is the array's, with an axis of samples or without; `wanted` that of one sample.
+    """
+    own = len(wanted)
+    if own < 3 or len(shape) not in (own, own + 1):
+        return None
+    lead = len(shape) - own
+    for name, order in (("first", (*range(1, own), 0)), ("last", (own - 1, *range(own - 1)))):
+        turned = [shape[lead + axis] for axis in order]
+        if all(isinstance(w, str) or w == have for have, w in zip(turned, wanted, strict=True)):
+            known = {4: {"first": "NCHW", "last": "NHWC"}, 3: {"first": "CHW", "last": "HWC"}}
+            looks = known.get(len(shape), {}).get(name, f"channels {name}") if own == 3 else f"channels {name}"
+            axes = ", ".join(map(str, (*range(lead), *(lead + axis for axis in order))))
+            return f"it looks {looks}: array.transpose({axes})"
+    return None

@@ -22,8 +22,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from edgerun import adequacy, readers, sources
-from edgerun.batches import Digest, Feeds, rebatched
+from edgerun import readers, sources
+from edgerun.batches import Digest, Feeds, rebatched, transposed
 from edgerun.errors import EdgerunError
 from edgerun.npy import read_npy
 from edgerun.preprocess import Preprocessing
@@ -289,7 +289,7 @@ def _rows(array: np.ndarray, spec: TensorSpec, batched: bool, where: str, first:
     if rows.dtype.name != spec.dtype:
         cast_to = f"array.astype('{spec.dtype}')"
         raise EdgerunError(f"{name} has the wrong dtype", got=f"{rows.dtype} at {at}", wanted=spec.dtype, do=cast_to)
-    have, do = rows.shape[1:], adequacy.transposed(array.shape, want)
+    have, do = rows.shape[1:], transposed(array.shape, want)
     if rows.ndim != len(want) + 1 or any(isinstance(w, int) and w != h for h, w in zip(have, want, strict=True)):
         wanted = f"{list(spec.shape)}, or {list(want)} for one sample" if batched else str(list(want))
         raise EdgerunError(f"{name} has the wrong shape", got=f"{list(array.shape)} at {at}", wanted=wanted, do=do)

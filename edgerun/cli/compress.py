@@ -82,12 +82,14 @@ def command(
     shapes: tuple[str, ...], allow_slower: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
+    from edgerun import _late
     from edgerun.cli._progress import Stages, give_memory_back
     from edgerun.cli._table import stored
     from edgerun.errors import GateFailed, to_json
     from edgerun.verbs.compress import compress
 
     give_memory_back()
+    _late.load_now(_late.GRAPHS)
     speeds: list[Speed] = []
     cap = None if memory_cap is None else memory_cap << 20
     try:

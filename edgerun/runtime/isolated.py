@@ -16,9 +16,10 @@ import numpy as np
 from edgerun import errors
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import worker
+from edgerun.runtime.arena import Arena
 from edgerun.runtime.mailbox import ARRAYS, Closed, Mailbox
 from edgerun.runtime.near import SHORT, Near
-from edgerun.runtime.session import Session
+from edgerun.runtime.session import Session, copied
 from edgerun.runtime.spec import TensorSpec
 
 START_SECONDS = 120.0  # to start Python, import the runtime and open the model, on top of a run's limit
@@ -27,11 +28,12 @@ START_SECONDS = 120.0  # to start Python, import the runtime and open the model,
 class IsolatedSession(Session):
     """What `function` ("module:name") opens with `arguments`, in a worker process that has its own memory.
 
-    Feeds are copied once, into memory shared with the worker, and outputs once, out of it. A crash of the worker and a
-    run of more than `timeout` seconds (None: no limit) raise EdgerunError; the next run starts a new worker. Each of
-    `streams` has a worker, and so a model, of its own, from the first run on that needs it: a crash in one ends no run
-    of another. `near` says that the worker may share the caller's core: it computes with one thread. Where feeds
-    come one after the other, a run costs some 40 to 60 µs more than in this process.
+    Feeds are copied once, into memory shared with the worker, where those that `empty` gave lie already, and outputs
+    once, out of it. A crash of the worker and a run of more than `timeout` seconds (None: no limit) raise EdgerunError;
+    the next run starts a new worker. Each of `streams` has a worker, and so a model, of its own, from the first run on
+    that needs it: a crash in one ends no run of another. `near` says that the worker may share the caller's core: it
+    computes with one thread. Where feeds come one after the other, a run costs some 40 to 60 µs more than in this
+    process, and 602 kB that are copied 20 to 60 µs.
     """
 
     def __init__(
@@ -43,7 +45,12 @@ class IsolatedSession(Session):
         if not hasattr(os, "memfd_create"):
             raise Unsupported("isolated sessions need memory that only Linux shares", got=sys.platform)
         self._task, self._timeout, self._near = pickle.dumps((function, dict(arguments))), timeout, near
-        first = _Worker(self._task, timeout, near)
+        self._arena = Arena(os.memfd_create("edgerun"))
+        try:
+            first = self._begun_worker()
+        except BaseException:
+            self._arena.close()
+            raise
         self._idle = _Idle((*[None] * (streams - 1), first))
         self._living = {first}
         super().__init__(first.inputs, first.outputs, streams)
@@ -55,12 +62,15 @@ class IsolatedSession(Session):
         return tuple(sorted(worker.process.pid for worker in tuple(self._living)))
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self._fill(feeds, {})
+
+    def _fill(self, feeds: Mapping[str, np.ndarray], into: Mapping[str, Any]) -> dict[str, np.ndarray]:
         running = self._idle.get()
         try:
             if self._closed:
                 raise EdgerunError("the session is closed", do="load the engine again")
             if running is None:
-                running = _Worker(self._task, self._timeout, self._near)
+                running = self._begun_worker()
                 self._living.add(running)
             try:
                 kind, told = self._answer(running, feeds)
@@ -70,9 +80,14 @@ class IsolatedSession(Session):
                 raise dead.ended(error, self._timeout) from error
             if kind != ARRAYS:
                 raise errors.from_json(told["error"])
-            return {name: _owned(value) for name, value in told.items()}
+            kept = copied(told, into)
+            return {name: value if name in into else _owned(value) for name, value in kept.items()}
         finally:
             self._idle.put(running)
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        self._check_open()
+        return self._arena.empty(shape, dtype) if not dtype.hasobject else super()._empty(shape, dtype)
 
     def _answer(self, running: _Worker, feeds: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, Any]]:
         try:
@@ -88,6 +103,10 @@ class IsolatedSession(Session):
                 running.stop()
             self._idle.put(None)
         self._living.clear()
+        self._arena.close()
+
+    def _begun_worker(self) -> _Worker:
+        return _Worker(self._task, self._timeout, self._near, self._arena)
 
 
 class _Idle:
@@ -117,12 +136,13 @@ class _Idle:
 class _Worker:
     """One process, its two directions, and the door that it told."""
 
-    def __init__(self, task: bytes, timeout: float | None, near: bool) -> None:
-        memory = [os.memfd_create("edgerun"), os.memfd_create("edgerun")]
+    def __init__(self, task: bytes, timeout: float | None, near: bool, arena: Arena) -> None:
+        own = [os.memfd_create("edgerun"), os.memfd_create("edgerun")]
+        memory = [*own, arena.descriptor]
         (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
         boot = worker.BOOT.format(path=sys.path, memory=memory, pipes=[theirs_in, theirs_out])
-        self._descriptors = [*memory, ours_in, ours_out]
-        self.inbox, self.outbox = Mailbox(memory[0], ours_in), Mailbox(memory[1], ours_out)
+        self._descriptors = [*own, ours_in, ours_out]
+        self.inbox, self.outbox = Mailbox(own[0], ours_in, arena), Mailbox(own[1], ours_out)
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", boot], stdin=subprocess.PIPE, pass_fds=(*memory, theirs_in, theirs_out),

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from edgerun import errors
 from edgerun.errors import EdgerunError
 from edgerun.runtime import Session
+from edgerun.runtime.arena import Arena
 from edgerun.runtime.mailbox import Closed, Mailbox
 
 BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.runtime.worker import work; work({memory!r}, {pipes!r})"
@@ -22,11 +23,11 @@ BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.runtime.worker import w
 
 def work(memory: Sequence[int], pipes: Sequence[int]) -> None:
     """The worker's whole life. What it opens comes from its parent through stdin, which stays open as long as that
-    lives; both ends of all descriptors are named (in, out)."""
+    lives; `memory` and `pipes` are descriptors: of feeds, of outputs, and of memory that feeds may lie in already."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     function, arguments = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    inbox, outbox = (Mailbox(descriptor, pipe) for descriptor, pipe in zip(memory, pipes, strict=True))
+    inbox, outbox = Mailbox(memory[0], pipes[0], Arena(memory[2])), Mailbox(memory[1], pipes[1])
     module, name = function.split(":")
     with suppress(Closed):
         try:
@@ -42,8 +43,9 @@ def work(memory: Sequence[int], pipes: Sequence[int]) -> None:
 
 
 def _serve(session: Session, inbox: Mailbox, outbox: Mailbox) -> None:
-    """Run feeds as they come. Where they have the layout of the last ones, so will the outputs: they are computed right
-    into the shared memory, unless their shapes turn out to depend on the data."""
+    """Run feeds as they come. Of those that lie where the last ones did, the outputs will be alike: they are computed
+    right into the shared memory, unless their shapes turn out to depend on the data. (Of others the runtime would have
+    to be told where they are, and where the outputs go, which takes longer than a copy.)"""
     last, steady = None, True
     while True:
         _, feeds = inbox.take()

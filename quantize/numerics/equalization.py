@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ DEPTHS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)  # of a range b
 # Channels below this share of the largest range are scaled as if they had it: what calibration never saw of a quiet
 # channel must still fit, at the price of its last few levels.
 FLOOR = 1 / 64
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,35 @@ def scales(reads: Sequence[Read]) -> tuple[np.ndarray, float, float]:
     outside = [others(read.peaks) for read in reads]
     rest = np.max(outside, axis=0)
 
-    def noise(exponent: float) -> float:
+    def of_values(exponent: float) -> float:
         factors, held = _factors(sizes, exponent), _factors(rest, exponent)
         total = 0.0
         for read, out in zip(reads, outside, strict=True):
             step = float((read.peaks * factors).max()) / 255
             lost = clipped([read.peaks], held, read.count, [out])
-            total += _relative_noise(step, factors, read.power, read.readers, lost)
+            total += _of_values(step, factors, read.power, read.readers, lost)
         return total
 
-    noises = {exponent: noise(exponent) for exponent in EXPONENTS}
-    best = min(noises, key=lambda exponent: noises[exponent])
-    gain = 10 * float(np.log10(noises[0.0] / noises[best])) if noises[best] > 0 else 0.0
-    return _factors(sizes, best), best, gain
+    def of_weights(exponent: float) -> float:
+        factors = _factors(sizes, exponent)
+        return sum(_of_weights(factors, read.power, read.readers) for read in reads)
+
+    plain = of_values(0.0) + of_weights(0.0)
+    noise, best = _least(((of_values(a), a) for a in EXPONENTS[1:]), of_weights, (plain, 0.0))
+    return _factors(sizes, best), best, 10 * float(np.log10(plain / noise)) if noise > 0 else 0.0
+
+
+def _least(tried: Iterable[tuple[float, T]], rest: Callable[[T], float], plain: tuple[float, T]) -> tuple[float, T]:
+    """The smallest sum of what was `tried` and its `rest`, and what has it; `plain` where none is smaller.
+
+    The rest is never negative, and asked for in the order of the first part, until that alone is as large.
+    """
+    least = plain
+    for part, one in sorted(tried, key=lambda pair: pair[0]):
+        if not part < least[0]:
+            break
+        least = min(least, (part + rest(one), one), key=lambda pair: pair[0])
+    return least
 
 
 def _factors(sizes: np.ndarray, exponent: float) -> np.ndarray:
@@ -109,17 +127,29 @@ def clipped(
     return over / count
 
 
-def _relative_noise(
+def _of_values(
     step: float, factors: np.ndarray, power: np.ndarray, readers: Sequence[Reader], lost: np.ndarray
 ) -> float:
-    total = 0.0
+    """What the readers' outputs have of noise because their values are rounded, relative to the signal there: cheap."""
+    return sum(
+        (step**2 / 12 * float((reader.energy / factors**2).sum()) + float(reader.energy @ lost))
+        / _signal(reader, power)
+        for reader in readers
+    )
+
+
+def _of_weights(factors: np.ndarray, power: np.ndarray, readers: Sequence[Reader]) -> float:
+    """And because their weights are: a look at every weight's peak."""
+    grown, inverse, total = float((power * factors**2).sum()), 1 / factors, 0.0
     for reader in readers:
-        noise = step**2 / 12 * float((reader.energy / factors**2).sum()) + float(reader.energy @ lost)
         if reader.peaks is not None:
-            steps = (reader.peaks / factors).max(axis=1) / 127
-            noise += float((steps**2).sum()) / 12 * reader.positions * float((power * factors**2).sum())
-        total += noise / max(float((reader.energy * power).sum()), 1e-30)
+            steps = (reader.peaks * inverse).max(axis=1) / 127
+            total += float((steps**2).sum()) / 12 * reader.positions * grown / _signal(reader, power)
     return total
+
+
+def _signal(reader: Reader, power: np.ndarray) -> float:
+    return max(float((reader.energy * power).sum()), 1e-30)
 
 
 def even(
@@ -140,15 +170,23 @@ def even(
 
     rest = others(depths), others(heights)
 
-    def noise(ratio: float, exponent: float) -> tuple[float, np.ndarray]:
-        factors = _factors(np.maximum(height, depth / ratio), exponent)
+    def factors_of(tried: tuple[float, float]) -> np.ndarray:
+        ratio, exponent = tried
+        return _factors(np.maximum(height, depth / ratio), exponent)
+
+    def of_values(ratio: float, exponent: float) -> float:
+        factors = factors_of((ratio, exponent))
         held = _factors(np.maximum(rest[1], rest[0] / ratio), exponent)
         step = float((depth * factors).max() + (height * factors).max()) / 255
-        return _relative_noise(step, factors, power, readers, clipped([depths, heights], held, count, rest)), factors
+        return _of_values(step, factors, power, readers, clipped([depths, heights], held, count, rest))
 
-    plain, _ = noise(1.0, 0.0)
+    def of_weights(tried: tuple[float, float]) -> float:
+        return _of_weights(factors_of(tried), power, readers)
+
+    plain = of_values(1.0, 0.0) + of_weights((1.0, 0.0))
     ratios = DEPTHS if depth.any() else (1.0,)
-    best, found = min((noise(ratio, a) for ratio in ratios for a in EXPONENTS[1:]), key=lambda tried: tried[0])
-    if not best < plain:
+    tried = ((of_values(ratio, a), (ratio, a)) for ratio in ratios for a in EXPONENTS[1:])
+    noise, best = _least(tried, of_weights, (plain, (1.0, 0.0)))
+    if not noise < plain:
         return ones, 0.0
-    return found, float(10 * np.log10(plain / best)) if best > 0 else 0.0
+    return factors_of(best), float(10 * np.log10(plain / noise)) if noise > 0 else 0.0
