@@ -1,9 +1,8 @@
 """How long a whole compression takes beside a peer: `python -m bench.wall` (writes results/wall.json).
 
 All are processes of their own, imports included, in turns and in changing order, so that they share the machine's good
-and bad moments; every run has an empty cache. The default preset's peer is ONNX Runtime's `quantize_static` with
-min-max ranges: NNCF takes longer on each of these models (results/README.md). With `--preset fast` it is NNCF, for each
-target in the form that it has for it: a third of its time is what `fast` may take.
+and bad moments; every run has an empty cache. The peer is NNCF, for each target in the form that it has for it: its
+time is what the default preset may take, and a third of it what `fast` may.
 """
 
 from __future__ import annotations

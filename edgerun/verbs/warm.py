@@ -9,7 +9,7 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Finishing
 from edgerun.runtime import Engine, SelfCheck
-from edgerun.verbs.judging import judged
+from edgerun.verbs.judging import advice, judged
 from edgerun.verbs.recipe import Recipe, read
 
 
@@ -61,7 +61,7 @@ def _judged(found: Finishing, engine: Engine, told: Recipe) -> SelfCheck:
     exact = (lambda feeds: told.exact) if told.exact else None
     pairs = list(zip(told.feeds, told.outputs, strict=True))
     with found.load(engine, told.options) as session:
-        return judged(session, engine.target, told.reference, pairs, told.rounds, exact)
+        return judged(session, engine.target, told.reference, pairs, told.rounds, exact, advice(told.options))
 
 
 def _bytes(payload: bytes | Path) -> bytes:
