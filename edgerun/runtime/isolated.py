@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,11 +18,12 @@ from edgerun import errors
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import worker
 from edgerun.runtime.arena import Arena
-from edgerun.runtime.mailbox import ARRAYS, Closed, Mailbox
+from edgerun.runtime.mailbox import ARRAYS, Closed, Late, Mailbox
 from edgerun.runtime.near import SHORT, Near
 from edgerun.runtime.session import Session, copied
 from edgerun.runtime.spec import TensorSpec
 
+ENDING = 5.0  # seconds for a worker that closed its pipes to end
 START_SECONDS = 120.0  # to start Python, import the runtime and open the model, on top of a run's limit
 
 
@@ -45,7 +47,7 @@ class IsolatedSession(Session):
         if not hasattr(os, "memfd_create"):
             raise Unsupported("isolated sessions need memory that only Linux shares", got=sys.platform)
         self._task, self._timeout, self._near = pickle.dumps((function, dict(arguments))), timeout, near
-        self._arena = Arena(os.memfd_create("edgerun"))
+        self._arena = Arena()
         try:
             first = self._begun_worker()
         except BaseException:
@@ -53,6 +55,7 @@ class IsolatedSession(Session):
             raise
         self._idle = _Idle((*[None] * (streams - 1), first))
         self._living = {first}
+        self._ends = weakref.finalize(self, _end, self._living, self._arena)
         super().__init__(first.inputs, first.outputs, streams)
         self._metadata = first.metadata
 
@@ -74,10 +77,14 @@ class IsolatedSession(Session):
                 self._living.add(running)
             try:
                 kind, told = self._answer(running, feeds)
-            except (Closed, TimeoutError, KeyboardInterrupt) as error:
+            except EdgerunError:
+                raise  # of feeds that cannot be sent: nothing was
+            except BaseException as error:  # whatever a signal handler raises, too: its answer would be the next run's
                 dead, running = running, None
                 self._living.discard(dead)
-                raise dead.ended(error, self._timeout) from error
+                if (reason := dead.ended(error, self._timeout)) is error:
+                    raise
+                raise reason from error
             if kind != ARRAYS:
                 raise errors.from_json(told["error"])
             kept = copied(told, into)
@@ -103,7 +110,7 @@ class IsolatedSession(Session):
                 running.stop()
             self._idle.put(None)
         self._living.clear()
-        self._arena.close()
+        self._ends()
 
     def _begun_worker(self) -> _Worker:
         return _Worker(self._task, self._timeout, self._near, self._arena)
@@ -148,9 +155,11 @@ class _Worker:
                 [sys.executable, "-c", boot], stdin=subprocess.PIPE, pass_fds=(*memory, theirs_in, theirs_out),
                 start_new_session=True,
             )  # fmt: skip
-        except OSError as error:
+        except BaseException as error:
             for descriptor in self._descriptors:
                 os.close(descriptor)
+            if not isinstance(error, OSError):
+                raise
             raise EdgerunError("no worker process can be started", got=error.strerror or str(error)) from error
         finally:
             os.close(theirs_in)
@@ -161,8 +170,10 @@ class _Worker:
             self.process.stdin.write(task)
             self.process.stdin.flush()  # and it stays open: its end is the worker's
             told = self.outbox.take(limit)[1]
-        except (Closed, OSError, TimeoutError, KeyboardInterrupt) as error:
-            raise self.ended(error, limit) from error
+        except BaseException as error:
+            if (dead := self.ended(Closed() if isinstance(error, OSError) else error, limit)) is error:
+                raise
+            raise dead from error
         if "error" in told:
             self.stop()
             raise errors.from_json(told["error"])
@@ -175,11 +186,12 @@ class _Worker:
 
     def ended(self, error: BaseException, limit: float | None) -> BaseException:
         """Kill it if it lives, and say as an exception what happened."""
-        status = None if isinstance(error, (TimeoutError, KeyboardInterrupt)) else self._status()
+        status = self._status() if isinstance(error, Closed) else None
         self.stop(patience=0)
-        if isinstance(error, KeyboardInterrupt):
+        if not isinstance(error, (Closed, Late)):
             return error
         if status is None:
+            limit = limit or ENDING
             return EdgerunError(
                 "the worker process hung, and was ended", got=f"no answer in {limit:g} s",
                 do="the next run starts a new worker; a longer timeout= lets it take longer",
@@ -207,9 +219,16 @@ class _Worker:
     def _status(self) -> int | None:
         """How it ended; None when it did not, though it closed its pipe."""
         try:
-            return self.process.wait(5.0)
+            return self.process.wait(ENDING)
         except subprocess.TimeoutExpired:
             return None
+
+
+def _end(living: set[_Worker], arena: Arena) -> None:
+    """Of a session that is closed, or that nobody has any more."""
+    for running in living:
+        running.stop(patience=0)
+    arena.close()
 
 
 def _owned(value: Any) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgerun.errors import EdgerunError
 from edgerun.runtime import dtypes
-from edgerun.runtime.arena import Arena
+from edgerun.runtime.arena import Arena, Looks
 
 HEAD = struct.Struct("<cI")
 ARRAYS, NOTE = b"A", b"N"
@@ -35,6 +35,10 @@ class Closed(Exception):
     """The other end is gone."""
 
 
+class Late(Exception):
+    """No message came in time."""
+
+
 @dataclass(frozen=True)
 class _Layout:
     """What is said of arrays once, where each is to be copied to (None: it is there already), and that by name, where
@@ -47,9 +51,9 @@ class _Layout:
 
 class Mailbox:
     """`memory` is the descriptor of a shared file, `pipe` this side's end of the pipe; both belong to the caller, as
-    does the `arena`, if any."""
+    does the `arena`, if any: on the side that posts what may lie in it, and on the other what looks at it."""
 
-    def __init__(self, memory: int, pipe: int, arena: Arena | None = None) -> None:
+    def __init__(self, memory: int, pipe: int, arena: Arena | Looks | None = None) -> None:
         self._memory, self._pipe, self._arena = memory, pipe, arena
         self._map: mmap.mmap | None = None
         self._key: object = None
@@ -67,7 +71,7 @@ class Mailbox:
     def post(self, values: Mapping[str, Any]) -> None:
         """Send arrays by name; a value may also be a list of them, or None."""
         leaves = [a for a in values.values() if type(a) is np.ndarray and a.dtype != object]
-        lies = self._arena.place if self._arena is not None else _elsewhere
+        lies = self._arena.place if isinstance(self._arena, Arena) else _elsewhere
         key = tuple([(name, a.dtype, a.shape, lies(a)) for name, a in zip(values, leaves, strict=False)])
         text = b""
         if len(leaves) < len(values):  # texts differ in length from run to run
@@ -97,10 +101,10 @@ class Mailbox:
 
     def take(self, seconds: float | None = None) -> tuple[bytes, dict[str, Any]]:
         """The next message, its kind first; arrays are views of the memory, valid until the next message is asked for,
-        and the dict the very same one for the same layout. Raises TimeoutError after `seconds`, Closed at the end.
+        and the dict the very same one for the same layout. Raises Late after `seconds`, Closed at the end.
         """
         if seconds is not None and not self._ready.poll(max(1, int(seconds * 1e3))):
-            raise TimeoutError
+            raise Late
         kind, text = self._read()
         if kind != ARRAYS:
             return kind, json.loads(text) if text else {}
@@ -111,7 +115,7 @@ class Mailbox:
     def _told(self, text: bytes) -> dict[str, Any]:
         tree, spans = json.loads(text)
         self._map_up_to(max((offset + size for *_, offset, size, place in spans if place < 0), default=0))
-        leaves = [self._view(*span) for span in spans]
+        leaves = [self._view(*span[:-1]) if span[-1] < 0 else self._given(*span) for span in spans]
         values = {name: _rebuilt(node, leaves) for name, node in tree.items()}
         return _remember(self._known, text, values) if all(type(node) is int for node in tree.values()) else values
 
@@ -122,7 +126,7 @@ class Mailbox:
             spans.append((leaf.dtype.name, list(leaf.shape), end, leaf.nbytes, place))
             end += -(-leaf.nbytes // ALIGNMENT) * ALIGNMENT if place < 0 else 0
         self._map_up_to(end)
-        places = [self._view(*span) if span[-1] < 0 else None for span in spans]
+        places = [self._view(*span[:-1]) if span[-1] < 0 else None for span in spans]
         named = {name: places[node] for name, node in tree.items() if type(node) is int}
         whole = {name: place for name, place in named.items() if place is not None}
         return _Layout(json.dumps([tree, spans]).encode(), places, whole if len(whole) == len(tree) else None)
@@ -135,12 +139,13 @@ class Mailbox:
                 os.ftruncate(self._memory, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
             self._map = mmap.mmap(self._memory, size)
 
-    def _view(self, name: str, shape: list[int], offset: int, size: int, place: int) -> np.ndarray:
-        if place >= 0:
-            assert self._arena is not None
-            return self._arena.view(tuple(shape), dtypes.dtype(name), place)
+    def _view(self, name: str, shape: list[int], offset: int, size: int) -> np.ndarray:
         assert self._map is not None
         return np.ndarray(tuple(shape), dtypes.dtype(name), self._map, offset if size else 0)
+
+    def _given(self, name: str, shape: list[int], offset: int, size: int, place: int) -> np.ndarray:
+        assert isinstance(self._arena, Looks)
+        return self._arena.view(tuple(shape), dtypes.dtype(name), place)
 
     def _write(self, kind: bytes, text: bytes) -> None:
         data = memoryview(HEAD.pack(kind, len(text)) + text)

@@ -168,6 +168,8 @@ class Session(ABC):
         spec = next((spec for spec in (*self.inputs, *self.outputs) if spec.name == name), None)
         if spec is None or spec.kind != "tensor":
             raise unknown("tensor", name, (s.name for s in (*self.inputs, *self.outputs) if s.kind == "tensor"))
+        if any(size < 0 for size in shape):
+            raise EdgerunError(f"an array for {name!r} has no size below 0", got=list(shape), wanted=str(spec))
         spec.check(np.broadcast_to(np.empty((), dtypes.dtype(spec.dtype)), tuple(shape)), "input or output")
         return (self._empty_on_device if device else self._empty)(tuple(shape), dtypes.dtype(spec.dtype))
 
@@ -225,8 +227,8 @@ class Session(ABC):
         call = self._bind(checked, into) if pays and direct else None
         if call is None:
             return _Bound((), (), lambda: {**self._fill(checked, into), **{name: out[name] for name in into}})
-        given = [(name, feeds[name]) for name in checked], [(name, out[name]) for name in into]
-        return _Bound(*given, lambda: call() or dict(out), kept=kept)
+        given = [(name, feeds[name]) for name in checked], [(s.name, out[s.name]) for s in self.outputs]
+        return _Bound(*given, lambda: call() or dict(given[1]), kept=kept)
 
     def _started(self) -> Lanes:
         from edgerun.runtime.lanes import Lanes  # half of what importing this package would take
@@ -259,18 +261,21 @@ class _Bound:
         self, inputs: Iterable[tuple[str, Any]], outputs: Iterable[tuple[str, Any]],
         call: Callable[[], Outputs], *, kept: bool = False,
     ) -> None:  # fmt: skip
-        self.inputs, self.outputs, self.call, self.kept = tuple(inputs), tuple(outputs), call, kept
+        self.inputs, self.outputs, self.call, self.kept = _like(inputs), _like(outputs), call, kept
 
     def takes(self, feeds: Mapping[str, Any], out: Mapping[str, Any]) -> bool:
         if len(feeds) != len(self.inputs) or len(out) != len(self.outputs):
             return False
-        for name, array in self.inputs:
-            if feeds.get(name) is not array:
-                return False
-        for name, array in self.outputs:
-            if out.get(name) is not array:
-                return False
+        for given, known in ((feeds, self.inputs), (out, self.outputs)):
+            for name, array, shape, dtype in known:
+                if array.shape != shape or array.dtype is not dtype or given.get(name) is not array:
+                    return False
         return True
+
+
+def _like(arrays: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any, Any, Any], ...]:
+    """With what may be changed in an array."""
+    return tuple((name, a, getattr(a, "shape", None), getattr(a, "dtype", None)) for name, a in arrays)
 
 
 def copied(results: Outputs, into: Mapping[str, np.ndarray]) -> Outputs:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from edgerun import errors
 from edgerun.errors import EdgerunError
 from edgerun.runtime import Session
-from edgerun.runtime.arena import Arena
+from edgerun.runtime.arena import Looks
 from edgerun.runtime.mailbox import Closed, Mailbox
 
 BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.runtime.worker import work; work({memory!r}, {pipes!r})"
@@ -27,7 +27,7 @@ def work(memory: Sequence[int], pipes: Sequence[int]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     function, arguments = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    inbox, outbox = Mailbox(memory[0], pipes[0], Arena(memory[2])), Mailbox(memory[1], pipes[1])
+    inbox, outbox = Mailbox(memory[0], pipes[0], Looks(memory[2])), Mailbox(memory[1], pipes[1])
     module, name = function.split(":")
     with suppress(Closed):
         try:

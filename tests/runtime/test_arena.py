@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import edgerun
 from edgerun.errors import EdgerunError
 from edgerun.runtime import Options, Session
-from edgerun.runtime.arena import Arena
+from edgerun.runtime.arena import KEPT, Arena, Looks
 from tests.runtime.conftest import expected, feeds
 
 ONE = Options(threads=1)
@@ -49,10 +49,10 @@ def test_what_a_session_gave_is_read_where_it_lies(dense: bytes) -> None:
 
 
 def shared_bytes() -> int:
-    """Of all files in memory that this process has open."""
+    """What all files in memory hold that this process has open."""
     paths = [os.path.join("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
     files = [os.stat(path) for path in paths if os.path.islink(path) and "memfd" in os.readlink(path)]
-    return sum({file.st_ino: file.st_size for file in files}.values())
+    return sum({file.st_ino: file.st_blocks * 512 for file in files}.values())
 
 
 def test_nothing_of_it_is_copied(dense: bytes) -> None:
@@ -92,27 +92,58 @@ def test_arrays_of_another_session_and_of_one_that_is_closed(dense: bytes) -> No
             np.testing.assert_array_equal(left.run(ours)["y"], expected(feeds(2)))
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3000)), max_size=40))
-def test_parts_never_overlap_and_are_used_again(steps: list[tuple[int, int]]) -> None:
-    """Arrays of random sizes come and go at six places: each keeps what was written, another view of the file sees it,
-    and the file is no larger than the most pages that were in use at once, by number of pages."""
-    descriptor = os.memfd_create("test")
-    ours, theirs = Arena(descriptor), Arena(descriptor)
-    held: dict[int, np.ndarray] = {}
-    most: dict[int, int] = {}
-    for number, (place, size) in enumerate(steps):
-        held.pop(place, None)
-        held[place] = ours.empty((size,), np.dtype(np.int64))
-        held[place][...] = number * 8 + place
-        used = [max(1, -(-array.nbytes // 4096)) for array in held.values()]
-        most = {pages: max(most.get(pages, 0), used.count(pages)) for pages in {*most, *used}}
-    for array in held.values():
-        offset = ours.place(array)
-        assert offset >= 0 and ours.place(array[:1]) == theirs.place(array) == -1
-        assert len(set(array.tolist())) <= 1
-        np.testing.assert_array_equal(theirs.view(array.shape, array.dtype, offset), array)
-    assert len({ours.place(array) for array in held.values()}) == len(held)
-    assert os.fstat(descriptor).st_size <= 4096 * sum(pages * count for pages, count in most.items())
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3000), st.booleans()), max_size=40))
+def test_parts_never_overlap_and_go_back(steps: list[tuple[int, int, bool]]) -> None:
+    """Arrays of random sizes come and go at six places, some leave a view behind: each keeps what was written, a worker
+    sees it, and when all are gone there is one free part again."""
+    ours = Arena()
+    theirs, whole = Looks(ours.descriptor), list(ours._free)
+    held: dict[int, tuple[np.ndarray, int]] = {}
+    for number, (slot, size, view) in enumerate(steps):
+        held.pop(slot, None)
+        array: np.ndarray | None = ours.empty((size,), np.dtype(np.int64))
+        assert array is not None
+        place = ours.place(array)
+        array[...] = number
+        assert place >= 0 == place % 4096
+        np.testing.assert_array_equal(theirs.view(array.shape, array.dtype, place), array)
+        assert ours.place(array[:1]) == -1
+        held[slot] = (array[size // 2 :], number) if view else (array, number)
+    for array, number in held.values():
+        assert (array == number).all()
+    with pytest.raises(ValueError, match="read-only"):
+        theirs.view((1,), np.dtype(np.int64), 0)[0] = 1
     held.clear()
+    array = None
     gc.collect()
+    ours.empty((1,), np.dtype(np.int8))
+    assert ours._free == whole
     ours.close()
+
+
+def test_memory_of_arrays_that_are_gone_goes_back_to_the_system() -> None:
+    """Of sizes that are all different, one at a time: no more stays than the largest and what is kept for the next."""
+    arena = Arena()
+    for size in range(1, 41):
+        arena.empty((size * 5_000_000,), np.dtype(np.uint8))[...] = 1
+    assert os.fstat(arena.descriptor).st_blocks * 512 <= KEPT + 200_000_000
+    arena.close()
+
+
+def test_a_fork_has_arrays_of_its_own() -> None:
+    arena = Arena()
+    arena._process = 0  # as if this were another
+    assert arena.place(arena.empty((3,), np.dtype(np.float32))) == -1
+    arena.close()
+
+
+def test_there_may_be_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too much is asked for, and addresses are too few: an ordinary array, or the same error as ever."""
+    arena = Arena()
+    with pytest.raises(MemoryError):
+        arena.empty((1 << 45,), np.dtype(np.float64))
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 << 50)
+    small = Arena()
+    assert small.place(small.empty((3,), np.dtype(np.float32))) == -1
+    for one in (arena, small):
+        one.close()
