@@ -117,3 +117,25 @@ def transposed(shape: Sequence[int], wanted: Sequence[int | str]) -> str | None:
             axes = ", ".join(map(str, (*range(lead), *(lead + axis for axis in order))))
             return f"it looks {looks}: array.transpose({axes})"
     return None
+
+
+def batching(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -> tuple[bool, int | None]:
+    """Whether the first axes are one batch axis, and its size where the model fixes it.
+
+    A fixed size above 1 may as well be that of channels, or of features: a batch's is in front of every output too, and
+    where no `outputs` are known, not the only one of an input.
+    """
+    firsts = {_first(spec) for spec in inputs}
+    if len(firsts) != 1 or not all(spec.shape for spec in inputs):
+        return False, None
+    size = firsts.pop()
+    if size is not None and size > 1:
+        begin = [spec.shape[:1] for spec in outputs]
+        known = all(first and (isinstance(first[0], str) or first[0] == size) for first in begin)
+        if not (known if outputs else any(len(spec.shape) > 1 for spec in inputs)):
+            return False, None
+    return True, size
+
+
+def _first(spec: TensorSpec) -> int | None:
+    return next((dim for dim in spec.shape[:1] if isinstance(dim, int)), None)

@@ -10,7 +10,8 @@
                                                 get_inference_data() (nncf.Dataset)
 
 An array has the model input's axes (rows of samples first), or one axis fewer (one sample). When the inputs have
-no batch axis in common (a scalar among them, say), every stored row is one whole feed without batching.
+no batch axis in common (a scalar among them, say, or sizes that no output begins with), every stored row is one whole
+feed without batching, and an array with the input's own axes is one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgerun import readers, sources
-from edgerun.batches import Digest, Feeds, rebatched, transposed
+from edgerun.batches import Digest, Feeds, batching, rebatched, transposed
 from edgerun.errors import EdgerunError
 from edgerun.npy import read_npy
 from edgerun.preprocess import Preprocessing
@@ -187,8 +188,9 @@ def open_data(
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     batch: int | None = None,
     limit: int | None = None,
+    outputs: Sequence[TensorSpec] = (),
 ) -> Data:  # fmt: skip
-    """Open data for a model's inputs; see the module for the kinds.
+    """Open data for a model's inputs; see the module for the kinds. Its `outputs` tell what a fixed first size is.
 
     `batch` counts where the model leaves its batch open (default 32), else the model's own batch does.
     `limit`: at most so many samples. Arrays must have the inputs' dtypes; nothing is cast.
@@ -199,17 +201,10 @@ def open_data(
     for name, number in (("batch", batch), ("limit", limit)):
         if number is not None and number < 1:
             raise EdgerunError(f"a {name} counts samples", got=number, wanted="1 or more")
-    batched, fixed = _batching(inputs)
+    batched, fixed = batching(inputs, outputs)
     axes = {s.name: len(s.shape) - batched for s in inputs}
     opened = _open(source, inputs, axes, batched, preprocessing)
     return Data(opened, inputs, (fixed or batch or DEFAULT_BATCH) if batched else None, fixed, limit)
-
-
-def _batching(inputs: Sequence[TensorSpec]) -> tuple[bool, int | None]:
-    """Whether the first axes are one batch axis, and its size where the model fixes it."""
-    firsts = {dim if isinstance(dim, int) else None for spec in inputs for dim in spec.shape[:1]}
-    batched = len(firsts) == 1 and all(spec.shape for spec in inputs)
-    return batched, firsts.pop() if batched else None
 
 
 def _open(

@@ -13,8 +13,8 @@ from typing import Any
 
 from edgerun import files
 from edgerun.errors import EdgerunError, Unsupported, unknown
-from edgerun.passes import Limits
 from edgerun.runtime import machine
+from edgerun.target import Limits
 
 # What a fact may be called, its type, and what it says.
 KEYS: dict[str, tuple[type, str]] = {

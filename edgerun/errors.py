@@ -63,11 +63,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> EdgerunError:
     """The error for a name that is not registered, with the nearest one that is."""
     from difflib import get_close_matches  # costs a millisecond, which only an error is worth
 
-    names = sorted(known)
+    names = sorted(filter(None, known))
     near = get_close_matches(name, names, n=1)
     return EdgerunError(
         f"unknown {kind} {name!r}",
-        wanted=f"one of {', '.join(names)}",
+        wanted=f"one of {', '.join(names)}" if names else f"nothing: no {kind} here has a name",
         do=f"did you mean {near[0]!r}?" if near else None,
     )
 

@@ -161,14 +161,25 @@ def predicted(logits: np.ndarray) -> np.ndarray:
 
 
 def correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """bool [n]: is the predicted class the label? `logits` [n, classes], `labels` int [n]."""
-    classes = predicted(logits)
-    if classes.shape != labels.shape:
-        raise EdgerunError(
-            "logits and labels do not belong together", got=list(labels.shape), wanted=str(list(classes.shape))
-        )
-    hits: np.ndarray = (classes == labels) & (classes >= 0)
+    """bool [n]: is the predicted class the label? `logits` [n, classes], `labels` int [n].
+
+    Raises EdgerunError for labels that are no classes: counted from 1, or another model's.
+    """
+    hits, most = _same(logits, labels), logits.shape[-1] - 1
+    if labels.size and (labels.min() < 0 or labels.max() > most):
+        raise EdgerunError("the labels are no classes of this output", got=f"{labels.min()} to {labels.max()}",
+                           wanted=f"0 to {most}", do="count classes from 0; take the data of this model")  # fmt: skip
     return hits
+
+
+def _same(logits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    classes = predicted(logits)
+    if classes.shape != chosen.shape:
+        raise EdgerunError(
+            "logits and labels do not belong together", got=list(chosen.shape), wanted=str(list(classes.shape))
+        )
+    same: np.ndarray = (classes == chosen) & (classes >= 0)
+    return same
 
 
 def top1(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -178,7 +189,7 @@ def top1(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def top1_agreement(reference: np.ndarray, logits: np.ndarray) -> float:
     """The share of rows where both choose the same class, 0..1; a row with NaN never agrees."""
-    return float(correct(logits, predicted(reference)).mean())
+    return float(_same(logits, predicted(reference)).mean())
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,6 +101,14 @@ class Called:
         return np.concatenate(found) if found else None
 
     def _items(self) -> Iterator[Chunk]:
+        try:
+            yield from self._given()
+        except (EdgerunError, GeneratorExit):
+            raise
+        except Exception as error:
+            raise _failed(self._name, error) from error
+
+    def _given(self) -> Iterator[Chunk]:
         items: Any = self._function()
         if callable(following := getattr(items, "get_next", None)):
             items = iter(following, None)
@@ -214,6 +223,14 @@ def pick(values: Mapping[str, Any], wanted: Sequence[str], where: str = "the dat
     if len(wanted) == 1 and len(others) == 1:
         return {wanted[0]: values[others[0]]}
     raise _missing(next(name for name in wanted if name not in values), list(values), wanted, where)
+
+
+def _failed(name: str, error: Exception) -> EdgerunError:
+    """What a callable raised, and the line of the caller's where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent] or frames
+    where = f", at {outside[-1].filename}:{outside[-1].lineno}" if outside else ""
+    return EdgerunError(f"{name} failed", got=f"{type(error).__name__}: {error}{where}", do="call it by itself first")
 
 
 def _named(item: Any, axes: Axes, where: str) -> Mapping[str, Any]:

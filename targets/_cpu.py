@@ -7,8 +7,8 @@ from collections.abc import Set
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgerun.passes import Quantization
 from edgerun.runtime import machine
+from edgerun.target import Quantization
 
 if TYPE_CHECKING:
     from edgerun.devices import Device

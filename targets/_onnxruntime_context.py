@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.passes import Issue
 from edgerun.runtime import Engine, Options
+from edgerun.target import Issue
 from edgerun.targets import _onnxruntime_providers as providers
 from edgerun.targets import _onnxruntime_settings as setting
 

@@ -13,7 +13,7 @@ from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.runtime import Options
 
 if TYPE_CHECKING:
-    from edgerun.passes import Issue
+    from edgerun.target import Issue
 
 # Our keys in Options.extra.
 PROVIDER, TF32, GRAPH, DEVICE = "PROVIDER", "TF32", "CUDA_GRAPH", "DEVICE"
@@ -215,7 +215,7 @@ def left(session: Any, chosen: Choice) -> tuple[Issue, ...]:
         return ()
     from collections import Counter
 
-    from edgerun.passes import Issue
+    from edgerun.target import Issue
 
     assigned = getattr(session, "get_provider_graph_assignment_info", None)
     if assigned is None:

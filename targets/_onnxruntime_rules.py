@@ -9,7 +9,7 @@ from edgerun.targets import _cpu
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
-    from edgerun.passes import Quantization
+    from edgerun.target import Quantization
 
 
 def quantization(device: Device | None) -> Quantization:

@@ -13,7 +13,7 @@ from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.runtime import Session, TensorSpec, dtypes
 
 if TYPE_CHECKING:
-    from edgerun.passes import Issue
+    from edgerun.target import Issue
     from edgerun.targets._onnxruntime_graph import Graphs
 
 HOST = ["CPUExecutionProvider"]  # sessions on these alone read and write the caller's own memory

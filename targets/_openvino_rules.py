@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from edgerun.passes import Quantization
 from edgerun.runtime import machine
+from edgerun.target import Quantization
 from edgerun.targets import _cpu
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgerun.contents import Contents
     from edgerun.devices import Device
     from edgerun.model import Model
-    from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
+    from edgerun.target import Feeds, Issue, Limits, NodeTime, Quantization
 
 # What only a workstation asks for is imported where it is: a device opens a model, and waits for no more than that.
 summary = "ONNX Runtime on the CPU"
@@ -56,7 +56,7 @@ def device() -> Mapping[str, str]:
 @functools.cache
 def limits() -> Limits:
     """What the installed version reads, found by asking it: a 65-byte model, one version newer at a time."""
-    from edgerun.passes import Limits
+    from edgerun.target import Limits
     from edgerun.targets import _onnxruntime_probes as probes
 
     return Limits(
@@ -67,7 +67,7 @@ def limits() -> Limits:
 
 def check(model: Model) -> list[Issue]:
     """Nodes that the CPU provider cannot run, each with the runtime's reason; nothing is folded or executed."""
-    from edgerun.passes import Issue
+    from edgerun.target import Issue
     from edgerun.targets import _alone as alone
     from edgerun.targets import _onnxruntime_context as context
 

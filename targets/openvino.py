@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from edgerun import files, registry
 from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.target import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.targets import _openvino_dynamic as dynamic
 from edgerun.targets import _openvino_edges as edges
 from edgerun.targets import _openvino_forks as forks

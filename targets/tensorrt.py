@@ -14,8 +14,8 @@ import numpy as np
 from edgerun import files, onnx_file
 from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec, dtypes
+from edgerun.target import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
 from edgerun.targets import _tensorrt_file as file

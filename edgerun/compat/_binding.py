@@ -95,6 +95,8 @@ def ort_value(result: Any) -> Any:
         from onnxruntime import OrtValue  # type: ignore[import-untyped]
     except ImportError as error:
         raise Unsupported("an OrtValue is onnxruntime's", got=str(error), do="run() gives arrays") from error
+    if not isinstance(result, np.ndarray):
+        raise Unsupported("no OrtValue is made of a sequence", got=type(result).__name__, do="run() gives arrays")
     try:
         return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(result))
     except (RuntimeError, ValueError, TypeError) as error:

@@ -66,13 +66,20 @@ class ModelMetadata:
     version: int
 
 
+REFUSED = {  # of SessionOptions, what can be read there and is not done
+    "enable_profiling": "edgerun bench --profile",
+    "optimized_model_filepath": "edgerun compile -o NAME.ort writes an optimized model",
+}
+
+
 class InferenceSession:
     """A model that runs: `run(output_names, input_feed)` gives the outputs as a list, in that order.
 
     `providers` names where to run, the first of them that edgerun has a target for (`TARGETS`); edgerun never falls
     back to another one. CUDAExecutionProvider is left out, with a warning, where the installed onnxruntime is built
     without it; where it has it, it runs, or is refused with the reason. Of `sess_options` (onnxruntime's own, or
-    anything with its attributes) the threads and the level of optimization count.
+    anything with its attributes) the threads and the level of optimization count; config entries, initializers and
+    sizes that were added cannot be read there and are not seen: `edgerun.load` takes entries as `Options(extra=…)`.
     Raises EdgerunError for bad input, Unsupported for providers and options that edgerun lacks.
     """
 
@@ -178,6 +185,8 @@ class InferenceSession:
         return [self._provider]
 
     def _named(self, asked: Sequence[str] | None) -> list[str]:
+        if isinstance(asked, str):
+            raise EdgerunError("output names are a list", got=repr(asked), wanted=f"[{asked!r}]")
         names = list(asked) if asked else self._outputs
         for name in names:
             if name not in self._outputs:
@@ -231,4 +240,7 @@ def _options(asked: Any, target: str) -> Options:
     threads = int(getattr(asked, "intra_op_num_threads", 0))
     if getattr(getattr(asked, "execution_mode", None), "name", "ORT_SEQUENTIAL") != "ORT_SEQUENTIAL":
         raise EdgerunError("nodes run one after the other", got="ORT_PARALLEL", do="leave execution_mode as it is")
+    for name, do in REFUSED.items():
+        if given := getattr(asked, name, None):
+            raise Unsupported(f"SessionOptions.{name} cannot be honoured", got=given, do=do)
     return Options(threads=threads, extra=extra)

@@ -103,6 +103,9 @@ def places(
             raise EdgerunError(f"unknown output {name!r}", got=sorted(out), wanted=", ".join(map(str, specs)))
         if spec.kind != "tensor":
             raise Unsupported(f"output {name!r} is a {spec.kind}", got="a place for it", do="leave it out of `out`")
+        if not isinstance(given, np.ndarray) and not hasattr(given, "__dlpack__"):
+            what, kind = f"output {name!r} cannot be written there", type(given).__name__
+            raise EdgerunError(what, got=kind, wanted="an array, or a tensor")
         array = given if isinstance(given, np.ndarray) else view(name, given)
         spec.check(array, "output")
         if got := _unwritable(array):

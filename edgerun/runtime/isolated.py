@@ -93,7 +93,6 @@ class IsolatedSession(Session):
             self._idle.put(running)
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        self._check_open()
         return self._arena.empty(shape, dtype) if not dtype.hasobject else super()._empty(shape, dtype)
 
     def _answer(self, running: _Worker, feeds: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, Any]]:

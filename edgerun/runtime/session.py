@@ -165,6 +165,7 @@ class Session(ABC):
         `torch.from_dlpack` and its like take; nothing is copied. Raises EdgerunError for a name or a shape that there
         is none of, Unsupported where the target uses no memory but the host's.
         """
+        self._check_open()
         spec = next((spec for spec in (*self.inputs, *self.outputs) if spec.name == name), None)
         if spec is None or spec.kind != "tensor":
             raise unknown("tensor", name, (s.name for s in (*self.inputs, *self.outputs) if s.kind == "tensor"))
@@ -185,6 +186,8 @@ class Session(ABC):
         The first run allocates and plans: afterwards the first real one is as fast as the rest. Raises EdgerunError
         where the model refuses zeros, and for a size of a dimension that no input has.
         """
+        if least := [f"{size}" for size in (runs, *(sizes or {}).values()) if size < 0]:
+            raise EdgerunError("runs and sizes are counted from 0", got=least[0])
         known = {dim for spec in self.inputs for dim in spec.shape if isinstance(dim, str)}
         if surplus := set(sizes or ()) - known:
             raise unknown("open dimension", min(surplus), known)

@@ -50,6 +50,9 @@ class HotSwapSession(Session):
         with self._changing:
             if self._current.leaving:
                 raise EdgerunError("the session is closed", do="open another")
+            if session._closed or session in (self, self._current.session):
+                got = "a closed session" if session._closed else "the one that it holds"
+                raise EdgerunError("this session cannot take the place", got=got, do="load the new model first")
             old, self._current = self._current, _Held(session)
         self._leave(old)
 

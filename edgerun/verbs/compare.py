@@ -82,7 +82,7 @@ def compare(
     else:
         with opened(a, target, **how) as first, opened(b, target_b or target, **how) as second:
             pairs = _pairs([spec.name for spec in first.outputs], [spec.name for spec in second.outputs])
-            feeds = feeds_for(first.inputs, a, data, **given)
+            feeds = feeds_for(first.inputs, a, data, **given, outputs=first.outputs)
             sums = {name: _Sum() for name, _ in pairs}
             for feed in tracked(feeds, progress):
                 reference, value = first.run(feed), second.run(feed)
@@ -106,7 +106,7 @@ def _in_turn(
     """All feeds through `a`, whose outputs go to the disk, and then through `b`."""
     with tempfile.TemporaryDirectory(prefix="edgerun-") as folder:
         with opened(*a, **how) as first:
-            feeds = feeds_for(first.inputs, a[0], data, **given)
+            feeds = feeds_for(first.inputs, a[0], data, **given, outputs=first.outputs)
             for index, feed in enumerate(tracked(feeds, progress and (lambda share: progress(share / 2)))):
                 for place, array in enumerate(first.run(feed).values()):
                     np.save(Path(folder, f"{index}-{place}.npy"), array, allow_pickle=False)

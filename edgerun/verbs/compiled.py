@@ -72,7 +72,11 @@ def compiled(
     loaded = Model.load(model)
     feeds: list[Feeds] = []
     if data is not None:
-        feeds = list(feeds_for(loaded.inputs, model, data, preprocessing=preprocessing, batch=1, limit=SAMPLES))
+        feeds = list(
+            feeds_for(
+                loaded.inputs, model, data, preprocessing=preprocessing, batch=1, limit=SAMPLES, outputs=loaded.outputs
+            )
+        )
     if output.suffix != SUFFIX:
         engine = verb.compile(
             loaded, name, options, feeds=feeds, original=original, output=output, device=where, force=force

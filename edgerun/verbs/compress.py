@@ -191,7 +191,7 @@ def _data(
     if calibration is None or isinstance(calibration, Data):
         return calibration
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
-    data = feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=1, limit=limit)
+    data = feeds_for(model.inputs, "", calibration, preprocessing=contract, batch=1, limit=limit, outputs=model.outputs)
     first = next(iter(data))
     sizes = {
         dim: size

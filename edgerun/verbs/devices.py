@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from edgerun import devices, registry
 from edgerun.devices import KEYS, Device, Fact
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.passes import Limits, Quantization
 from edgerun.runtime import machine
+from edgerun.target import Limits, Quantization
 
 if TYPE_CHECKING:
     from edgerun.model import Model

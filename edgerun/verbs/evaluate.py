@@ -99,7 +99,15 @@ def evaluate(
         sessions = [stack.enter_context(opened(model, target, options, device, checked))]
         if baseline is not None:
             sessions.append(stack.enter_context(opened(baseline, target, options, device, checked)))
-        feeds = feeds_for(sessions[0].inputs, model, data, preprocessing=preprocessing, batch=batch, limit=limit)
+        feeds = feeds_for(
+            sessions[0].inputs,
+            model,
+            data,
+            preprocessing=preprocessing,
+            batch=batch,
+            limit=limit,
+            outputs=sessions[0].outputs,
+        )
         hits = np.concatenate(list(_hits(sessions, feeds, output, progress)), axis=1)
     count, total = int(hits[0].sum()), hits.shape[1]
     against = _drop(hits) if baseline is not None else None

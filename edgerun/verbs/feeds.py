@@ -57,8 +57,9 @@ def feeds_for(
     preprocessing: Preprocessing | str | Path | None = None,
     batch: int | None = None,
     limit: int | None = None,
+    outputs: Sequence[TensorSpec] = (),
 ) -> Data:
-    """Data for a model's inputs; Data that is already open is taken as it is.
+    """Data for a model's inputs (`outputs`: `open_data`); Data that is already open is taken as it is.
 
     A folder takes its preprocessing contract from `preprocessing` (the contract, or a file that `edgerun.contracts`
     reads), else from the model's own file.
@@ -70,7 +71,7 @@ def feeds_for(
         contract = contracts.read(Path(preprocessing))
     elif contract is None and isinstance(source, (str, Path)) and Path(source).is_dir():
         contract = _contract_of(model)
-    return open_data(source, inputs, preprocessing=contract, batch=batch, limit=limit)
+    return open_data(source, inputs, preprocessing=contract, batch=batch, limit=limit, outputs=outputs)
 
 
 def noise_for(inputs: Sequence[TensorSpec], model: Runnable, samples: int, batch: int, **given: Any) -> Data:

@@ -10,8 +10,8 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import RELATIVE_ERROR, SQNR_DB, Difference
-from edgerun.passes import Feeds
 from edgerun.runtime import Options, SelfCheck, Session
+from edgerun.target import Feeds
 
 SQNR_LOSS_DB = 3.0  # how much further from the float model the engine may be than the reference is
 NEAR, FLOOR = 1e-3, 1e-5  # of an element, as ONNX's own suite asks, and of the output's largest

@@ -13,7 +13,7 @@ from edgerun.errors import EdgerunError, unknown
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 
 if TYPE_CHECKING:
-    from edgerun.passes import Feeds
+    from edgerun.target import Feeds
 
 WHOLE = "a Model: edgerun.compile(…) it first; an onnx.ModelProto: its SerializeToString()"
 ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX model
@@ -47,6 +47,8 @@ def load(
     Raises EdgerunError when the file is refused, Unsupported when the target is not available, and GateFailed where
     memory goes above its bound or a `checked` model computes something else; never falls back.
     """
+    if not isinstance(options, Options | None):
+        raise EdgerunError("options are no Options", got=type(options).__name__, wanted="edgerun.Options(threads=…)")
     options = options or Options()
     if device is not None:
         target, options = _on(device, source, target, options)

@@ -58,7 +58,9 @@ def _samples(found: Conversion, data: Any, contract: Mapping[str, Any] | None) -
     told = contract if contract is not None else found.model.preprocessing
     folder = isinstance(data, (str, Path)) and Path(data).is_dir()
     preprocessing = Preprocessing.from_json(told).fitted(found.model.inputs) if told is not None and folder else None
-    opened = feeds_for(found.model.inputs, "", data, preprocessing=preprocessing, batch=BATCH, limit=MOST)
+    opened = feeds_for(
+        found.model.inputs, "", data, preprocessing=preprocessing, batch=BATCH, limit=MOST, outputs=found.model.outputs
+    )
     feeds = list(opened)
     return feeds, len(feeds) if opened.batch is None else opened.samples or 0
 

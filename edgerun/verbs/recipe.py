@@ -18,8 +18,8 @@ import numpy as np
 from edgerun import guard
 from edgerun.errors import EdgerunError
 from edgerun.npy import read_npz
-from edgerun.passes import Feeds
 from edgerun.runtime import Engine, Options, TensorSpec
+from edgerun.target import Feeds
 from edgerun.verbs.run import write_npz
 
 SUFFIX, FORMAT = ".recipe", 1

@@ -58,7 +58,10 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays as an `.npz` that `numpy.load` reads: uncompressed, atomic, the same bytes for the same arrays."""
     with files.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         for name, array in arrays.items():
-            if array.dtype.kind == "O":
-                raise EdgerunError("an output is not numeric", got=name, do="use edgerun.load from Python")
+            if not isinstance(array, np.ndarray) or array.dtype.kind in "OV":
+                kind = array.dtype.name if isinstance(array, np.ndarray) else "a sequence, or nothing"
+                what = "an .npz holds no such output"
+                raise EdgerunError(what, got=f"{name}: {kind}", wanted="numbers that numpy has a type for",
+                                   do="leave -o out, or use edgerun.load from Python")  # fmt: skip
             with archive.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

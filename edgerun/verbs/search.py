@@ -56,7 +56,7 @@ def looks_at(
     when it is too little for any yes.
     """
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
-    data = feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch)
+    data = feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch, outputs=model.outputs)
     looks = Looks(data, output, calibration)
     fewest = sequential.fewest_samples(max_drop / 100, sequential.critical_value(STRAIGHT))
     if looks.samples < fewest:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.passes import Finishing
 from edgerun.runtime import Engine, SelfCheck
+from edgerun.target import Finishing
 from edgerun.verbs.judging import advice, judged
 from edgerun.verbs.recipe import Recipe, read
 

@@ -74,7 +74,7 @@ def why_wrong(
     contract: Any = preprocessing or float_.preprocessing
     wanted = limit or DEFAULT_SAMPLES
     most = max(wanted, RANGE_SAMPLES) + max(wanted, ENOUGH)
-    feeds = feeds_for(float_.inputs, "", data, preprocessing=contract, batch=BATCH, limit=most)
+    feeds = feeds_for(float_.inputs, "", data, preprocessing=contract, batch=BATCH, limit=most, outputs=float_.outputs)
     samples = parted(float_, feeds, output, wanted, opened_here, progress)
     remake = _remake(model, rounded, samples.ranges, progress)
     found = diagnosis.diagnose(
