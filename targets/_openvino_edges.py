@@ -8,6 +8,8 @@ Tile reads beyond the data for some repeats that are no constant: it is written 
 
 MaxPool with ceil_mode keeps a last window that lies in the padding alone, which ONNX drops.
 
+A Loop of no iteration leaves what it collects as the last run had it: there that is cut to nothing.
+
 A NaN becomes 6 as an E2M1, the 4-bit float, and -0 in ONNX's own cases.
 """
 
@@ -26,6 +28,7 @@ CARRIES = ir.MOVES | {
     "Add", "Broadcast", "Concat", "ConvertLike", "Divide", "Gather", "Maximum", "Minimum", "Multiply", "Pad", "Select",
     "Slice", "StridedSlice", "Subtract", "Tile",
 }  # fmt: skip
+MOST = np.iinfo(np.int32).max  # of a size
 FARTHEST = 100  # ops that are looked at
 
 
@@ -37,10 +40,35 @@ def mend(ops: Mapping[str, list[Any]], payload: bytes | Path) -> int:
     tiles = [node for node in ops.get("Tile", []) if _repeated(node)]
     pools = [node for node in ops.get("MaxPool", []) if _ends_in_padding(node.get_attributes())]
     casts = [node for kind in ("Convert", "ConvertLike") for node in ops.get(kind, []) if _to_e2m1(node)]
-    for nodes, how in ((reductions, _bound), (tiles, _tile), (pools, _pool), (casts, _no_number)):
+    loops = [node for node in ops.get("Loop", []) if _may_not_run(node)]
+    pairs = (reductions, _bound), (tiles, _tile), (pools, _pool), (casts, _no_number), (loops, _loop)
+    for nodes, how in pairs:
         for node in nodes:
             how(node)
-    return len(reductions) + len(tiles) + len(pools) + len(casts)
+    return sum(len(nodes) for nodes, _ in pairs)
+
+
+def _may_not_run(node: Any) -> bool:
+    """Whether data says how often it runs, or that it does not."""
+    told = [node.input_value(index).get_node() for index in range(2)]
+    return any(one.get_type_name() != "Constant" or not np.all(one.data) for one in told)
+
+
+def _loop(node: Any) -> None:
+    make = ir.runtime().opset13
+    one, zero = (np.array([number], np.int64) for number in (1, 0))
+    trips, first = (make.reshape(node.input_value(index), one, False) for index in range(2))
+    runs = make.logical_and(first, make.not_equal(make.convert(trips, "i64"), zero))
+    end = make.select(runs, np.array([MOST], np.int64), zero)
+    for told in node.get_output_descriptions():
+        if (axis := getattr(told, "axis", None)) is not None:  # the others are values of the last iteration
+            result = node.output(told.output_index)
+            readers, names = list(result.get_target_inputs()), result.get_names()
+            cut = make.slice(result, zero, end, one, np.array([axis], np.int64)).output(0)
+            for reader in readers:
+                reader.replace_source_output(cut)
+            result.get_tensor().set_names(set())
+            cut.get_tensor().set_names(names)
 
 
 def _to_e2m1(node: Any) -> bool:

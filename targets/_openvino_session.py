@@ -16,6 +16,8 @@ from edgerun.runtime.lanes import Begun
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets._openvino_compiled import Compiled, Renewed, Request
 
+LEAST, MOST = -(2**31), 2**31 - 1  # of an int64
+
 
 class OvSession(Session):
     """Inputs are shared with the caller for the time of a run; outputs are copied out of the request's buffers, or
@@ -41,6 +43,7 @@ class OvSession(Session):
         made = {name: index for index, port in enumerate(compiled.outputs) for name in port.names}
         self._results = [(made.get(s.name, i), s.name, dtypes.dtype(s.dtype)) for i, s in enumerate(outputs)]
         self._packed = {name for index, name, _ in self._results if ports[index]}
+        self._longs = [s.name for s in inputs if s.dtype == "int64"]
         # A short list of integers may say a shape, which is then another with every value.
         self._by_value = [s.name for s in inputs if len(s.shape) < 2 and s.dtype.startswith(("int", "uint"))]
 
@@ -58,7 +61,14 @@ class OvSession(Session):
                 return outputs
 
     def _like(self, feeds: Mapping[str, np.ndarray]) -> Hashable:
-        """What decides whether feeds run: their shapes, and the values that may say a shape."""
+        """What decides whether feeds run: their shapes, and the values that may say a shape. Raises EdgerunError for
+        integers that OpenVINO would cut to 32 bits without a word."""
+        for name in self._longs:
+            if (array := feeds[name]).size and not (LEAST <= array.min() and array.max() <= MOST):
+                raise EdgerunError(
+                    f"OpenVINO computes in 32 bits, and input {name!r} has more", got=f"{array.min()} to {array.max()}",
+                    wanted=f"int64 from {LEAST} to {MOST}", do="use the target onnxruntime",
+                )  # fmt: skip
         shapes = tuple([feeds[name].shape for _, name in self._feeds])
         return (shapes, *[feeds[name].tobytes() for name in self._by_value]) if self._by_value else shapes
 
@@ -161,7 +171,7 @@ class OvSession(Session):
                 if bound is None or compiled.failed:
                     compiled = self._renewed.now()
                     bound = self._bound_request(compiled, feeds, places)
-                if self._by_value:
+                if self._by_value or self._longs:
                     like = self._like(feeds)
                 made = known() if like in compiled.known else alone()
             for index, array in open_shapes:

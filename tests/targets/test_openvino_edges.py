@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("openvino")
 
 import edgerun
+from edgerun.errors import EdgerunError
 from edgerun.model import Model
 from edgerun.targets import _openvino_edges as edges
 from edgerun.targets import _openvino_ir as ir
@@ -158,6 +159,41 @@ def test_no_number_in_four_bits(dtype: str) -> None:
     assert np.signbit(got[np.isnan(x)]).all()
 
 
+LOOP = """l (int64 trips, bool first, float[2] x) => (float[2] last, float[n] sums) {
+    last, sums = Loop <body = b (int64 i, bool c, float[2] a) => (bool go, float[2] next, float s) {
+        go = Identity(c) next = Add(a, a) s = ReduceSum <keepdims = 0> (next) }> (trips, first, x) }"""
+
+
+@pytest.mark.parametrize("order", [(3, 0, 2, 0, 0, 5), (0, 4, 0)])
+def test_loops_of_no_iteration_collect_nothing(order: tuple[int, ...]) -> None:
+    """By their count and by their condition, whatever ran before; what goes on stays as it was."""
+    model, x = _model(LOOP), np.array([1, 2], np.float32)
+    for source in (model.to_bytes(), edgerun.compile(model, "openvino", ONE)):
+        with edgerun.load(source, "openvino", ONE) as session:
+            for trips, first in itertools.product(order, (True, False)):
+                got = session.run({"trips": np.array(trips), "first": np.array(first), "x": x})
+                count = trips if first else 0
+                np.testing.assert_array_equal(got["last"], x * 2**count)
+                np.testing.assert_array_equal(got["sums"], 3 * 2.0 ** np.arange(1, count + 1))
+
+
+def test_integers_of_more_than_32_bits_are_refused() -> None:
+    """Below, they are computed, whatever the bound arrays hold meanwhile."""
+    model = _model("i (int64[n] x) => (int64[n] y) <int64 one = {1}> { y = Sub(x, one) }")
+    with edgerun.load(model.to_bytes(), "openvino", ONE) as session:
+        x, y = np.array([2**31 - 1, -(2**31) + 1, 7]), np.zeros(3, np.int64)
+        for out in (None, {"y": y}, {"y": y}, {"y": y}):
+            np.testing.assert_array_equal(session.run({"x": x}, out)["y"], x - 1)
+        assert session.run({"x": x[:0]})["y"].shape == (0,)
+        for wrong in (2**31, -(2**31) - 1, 2**40):
+            x[1] = wrong
+            for out in (None, {"y": y}):
+                with pytest.raises(EdgerunError, match="computes in 32 bits, and input 'x' has more"):
+                    session.run({"x": x}, out)
+            with pytest.raises(EdgerunError, match="32 bits"):
+                session.run_async({"x": x}).result()
+
+
 @pytest.mark.parametrize(
     ("text", "mended"),
     [
@@ -173,8 +209,11 @@ def test_no_number_in_four_bits(dtype: str) -> None:
         ),
         ("r (int32[n, 4] x) => (int32[n, 1] y) <int64[1] k = {1}> { y = ReduceMax(x, k) }", 0),
         ("t (float[n, 4] x) => (float[n, 8] y) <int64[2] r = {1, 2}> { y = Tile(x, r) }", 0),
+        (LOOP, 1),
+        (LOOP.replace("int64 trips, bool first, ", "").replace("(trips", "(three").replace(", first", ", yes").replace(
+            "sums) {", "sums) <int64 three = {3}, bool yes = {1}> {", 1), 0),
     ],
-    ids=["given", "finite", "mask", "elsewhere", "integers", "constant"],
+    ids=["given", "finite", "mask", "elsewhere", "integers", "constant", "loop", "three times"],
 )  # fmt: skip
 def test_what_is_mended(text: str, mended: int) -> None:
     assert _mended(text) == mended
