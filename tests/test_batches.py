@@ -46,3 +46,30 @@ def test_what_points_into_a_dimension_is_not_cut(
     feeds = {"x": np.zeros((1, 10), np.float32), "n": np.array(values, dtype)}
     sizes = {"b": 1, "t": cut, "s": 2}
     assert cuttable(feeds, {spec.name: spec.with_dims(sizes) for spec in inputs}, inputs) is whole
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "batch"), [
+    ([("n", 3)], [("n", 2)], 4),
+    ([(8, 3)], [(8, 2)], 8),
+    ([(8, 3)], [("m", 2)], 8),
+    ([(8, 3)], [], 8),
+    ([(1, 3)], [(5,)], 1),
+    ([(3, 8, 8)], [(10,)], None),  # channels
+    ([(64,)], [(10,)], None),  # features
+    ([(64,)], [], None),
+    ([(8, 3)], [(8, 2), ()], None),
+    ([(2, 3), (4, 3)], [(2, 3)], None),
+])  # fmt: skip
+def test_a_fixed_first_size_is_a_batch_where_outputs_begin_with_it(
+    inputs: list[tuple[int | str, ...]], outputs: list[tuple[int | str, ...]], batch: int | None
+) -> None:
+    """And else a feed is one sample: an array of the input's own shape, or a row of one with an axis more."""
+    doors = [[TensorSpec(f"x{i}", "float32", shape) for i, shape in enumerate(shapes)] for shapes in (inputs, outputs)]
+    rows = {s.name: np.random.default_rng(0).random((12, *s.with_dims({"n": 1})), np.float32) for s in doors[0]}
+    if batch is not None:
+        rows = {name: array.reshape(-1, *array.shape[2:]) for name, array in rows.items()}
+    data = open_data(rows, doors[0], batch=4, outputs=doors[1])
+    assert data.batch == batch
+    for name, array in rows.items():
+        served = [feeds[name] for feeds in data]
+        np.testing.assert_array_equal(np.stack(served) if batch is None else np.concatenate(served), array)

@@ -153,6 +153,15 @@ def test_random_only_by_name_seeded_and_marked() -> None:
         open_data("random", (TensorSpec("x", "float32", ("n", 3, "height")),))
 
 
+def test_what_a_callable_raises_is_told_with_its_line() -> None:
+    def broken() -> Iterator[Any]:
+        yield {"x": np.zeros((1, 3), np.float32), "ids": np.zeros((1, 2), np.int64)}
+        raise OSError("no disk")
+
+    with pytest.raises(EdgerunError, match=r"broken failed[\s\S]*OSError: no disk, at .*test_data\.py:\d+"):
+        list(open_data(broken, TWO))
+
+
 def test_a_callable_is_called_again_for_every_pass_and_its_length_is_known_after_one() -> None:
     calls = []
 

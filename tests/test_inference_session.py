@@ -77,6 +77,13 @@ def test_what_it_does_not_do_is_refused(model: bytes) -> None:
         InferenceSession(model, None, CPU, [{}])
     with pytest.raises(EdgerunError, match="unknown execution provider 'QNNExecutionProvider'"):
         InferenceSession(model, providers=["QNNExecutionProvider"])
+    with pytest.raises(EdgerunError, match="output names are a list"):
+        session.run("y", FEEDS)
+    for name, value in (("enable_profiling", True), ("optimized_model_filepath", "there.onnx")):
+        asked = onnxruntime.SessionOptions()
+        setattr(asked, name, value)
+        with pytest.raises(Unsupported, match=f"SessionOptions.{name} cannot be honoured"):
+            InferenceSession(model, asked, CPU)
     parallel = onnxruntime.SessionOptions()
     parallel.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
     with pytest.raises(EdgerunError, match="one after the other"):
@@ -277,3 +284,11 @@ def test_one_name_for_two_sizes_runs_as_it_does_there() -> None:
     for session in refusing:
         with session, pytest.raises(EdgerunError, match="different sizes of 'n'"):
             session.run(feeds)
+
+
+def test_outputs_keep_the_order_of_the_model(model: bytes) -> None:
+    """Whatever the order of the arrays that they are written into, and however often."""
+    with edgerun.load(model) as session:
+        order = list(outputs := session.run(FEEDS))
+        out = {name: np.empty_like(outputs[name]) for name in reversed(order)}
+        assert all(list(session.run(FEEDS, out)) == order for _ in range(4))

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from edgerun import metrics
 from edgerun.errors import EdgerunError
-from edgerun.metrics import BLOCK, Difference
+from edgerun.metrics import BLOCK, Difference, correct
 
 VALUES = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 PAIRS = st.integers(1, 30).flatmap(
@@ -164,3 +164,9 @@ def test_a_drop_on_the_limit_is_never_decided() -> None:
 def test_impossible_counts_are_refused(arguments: tuple[int, int, int]) -> None:
     with pytest.raises(EdgerunError, match="counts"):
         metrics.paired_drop(*arguments)
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3], [-1, 0, 1]])
+def test_labels_that_are_no_classes_are_refused(labels: list[int]) -> None:
+    with pytest.raises(EdgerunError, match="the labels are no classes of this output"):
+        correct(np.eye(3), np.array(labels))

@@ -49,6 +49,7 @@ def test_other_arrays_take_the_place_of_bound_ones(session: Session, rows: int) 
         (np.zeros((3, 4), np.float32), "shape"),
         (np.zeros((4, 2), np.float32).T, "cannot be written there"),
         (np.broadcast_to(np.float32(0), (2, 4)), "cannot be written there"),
+        (None, "cannot be written there"),
     ],
 )
 def test_places_that_do_not_fit(session: Session, place: np.ndarray, message: str) -> None:

@@ -39,6 +39,16 @@ def test_a_run_ends_on_the_session_that_it_began_on() -> None:
         session.swap(Doubling())
 
 
+def test_what_cannot_serve_does_not_take_the_place() -> None:
+    gone, held = Doubling(), Doubling()
+    gone.close()
+    with HotSwapSession(held) as session:
+        for one_of in (gone, held, session):
+            with pytest.raises(EdgerunError, match="cannot take the place"):
+                session.swap(one_of)
+        assert int(session.run(one(2))["y"][0]) == 4
+
+
 def test_swapping_under_load_loses_nothing() -> None:
     sessions = [Doubling(streams=4) for _ in range(20)]
     with HotSwapSession(sessions[0]) as session:

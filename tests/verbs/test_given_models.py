@@ -30,3 +30,9 @@ def test_a_model_in_memory_is_compiled_before_it_is_loaded() -> None:
     model: Any = Model.from_proto(helper.make_model(helper.make_graph([], "g", [], [])))
     with pytest.raises(EdgerunError, match=r"got: Model[\s\S]*compile"):
         edgerun.load(model)
+
+
+def test_options_are_options() -> None:
+    options: Any = {"threads": 1}
+    with pytest.raises(EdgerunError, match="options are no Options"):
+        edgerun.load("net.onnx", options=options)
