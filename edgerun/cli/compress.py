@@ -222,7 +222,8 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
         if "recurrent layers" in found:
             yield f"recurrent layers: {_brief(found['recurrent layers'])}"
     else:
-        left_out = ("target", "scheme", "random data", "calibration", "engine", "device", "steps", SQNR, JUDGED)
+        left_out = ("target", "scheme", "random data", "calibration", "engine", "device", "steps", "max drop", SQNR,
+                    JUDGED)  # fmt: skip
         told = {k: v for k, v in found.items() if k not in left_out}
         yield ", ".join(f"{k}: {_brief(v)}" for k, v in told.items() if not isinstance(v, Mapping))
         yield from (f"{k}: {_brief(v)}" for k, v in told.items() if isinstance(v, Mapping))

@@ -154,10 +154,10 @@ def why_slow(
     """Time and profile the float model `fp32` and the quantized `int8` on one target, and align their kernels.
 
     Nine times both are opened anew in a drawn order, timed interleaved without profiler, profiled in turns, and timed
-    again; `seconds` are shared by timing and profiling (opening not counted). Beside them run chains of nodes that do
-    next to nothing, by which it is known what the runtime takes between kernels. Without `target` it is the one
-    that `int8`'s kind of file runs on. With `device`, a known one or a file, nothing is timed unless this machine may
-    be it. The feed is that of `benchmark`, with the same `data`, `batch` and `shapes`.
+    again; `seconds` are shared by timing and profiling (opening and reading profiles come on top). Beside them run
+    chains of nodes that do next to nothing, by which it is known what the runtime takes between kernels. Without
+    `target` it is the one that `int8`'s kind of file runs on. With `device`, a known one or a file, nothing is timed
+    unless this machine may be it. The feed is that of `benchmark`, with the same `data`, `batch` and `shapes`.
     Both models know its shapes (`Options.usual`), whatever their files tell: what differs is the quantization alone.
 
     Raises EdgerunError for models with different inputs or on two targets, or without a node in common.
