@@ -27,9 +27,12 @@ _WORKED = 1 << 20  # elements that one of these may read: arithmetic on weights 
 
 
 def apply(model: ir.Model, request: Request | None = None) -> ir.Model:
-    """Return `model` with everything constant folded; values agree with the input's to float rounding."""
+    """Return `model` with everything constant folded; values agree with the input's to float rounding. Its nodes have
+    names (`node_name`)."""
     import onnx_ir.passes.common as common
 
+    for node in model.graph.all_nodes():
+        node.name = node_name(node)
     constants(model)
     maps(model)
     gates.join(model.graph)
@@ -39,6 +42,11 @@ def apply(model: ir.Model, request: Request | None = None) -> ir.Model:
     common.TopologicalSortPass()(model)
     infer_shapes(model)
     return model
+
+
+def node_name(node: ir.Node) -> str:
+    """What a node is called, here and by who tells of it: one without a name as its first output."""
+    return str(node.name or next((value.name for value in node.outputs if value.name), ""))
 
 
 def constants(model: ir.Model) -> None:

@@ -16,6 +16,7 @@ from edgerun.effort import PRESETS
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
 from edgerun.passes import Faster, Quantization, Target
+from edgerun.quantize.fold import node_name
 from edgerun.verbs import devices, finite, proof
 
 log = logging.getLogger("edgerun")
@@ -96,7 +97,7 @@ class Aim:
         has a name in `keep_float`."""
         _check_graph(model)
         devices.check_limits(model, self.device, self.target)
-        known = {str(node.name) for node in model.ir.graph}
+        known = {node_name(node) for node in model.ir.graph}
         for name in keep_float:
             if name not in known:
                 raise unknown("node", name, known)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import helper
 
@@ -36,3 +38,18 @@ def test_options_are_options() -> None:
     options: Any = {"threads": 1}
     with pytest.raises(EdgerunError, match="options are no Options"):
         edgerun.load("net.onnx", options=options)
+
+
+def test_nodes_without_names_are_called_as_their_outputs() -> None:
+    """So one can be kept in float, and a wrong name is answered with those that there are."""
+    rng = np.random.default_rng(0)
+    text = '<ir_version: 8, opset_import: ["" : 17]> t (float[n, 32] x) => (float[n, 16] y) { p = MatMul(x, a) '
+    proto = onnx.parser.parse_model(text + "r = Relu(p) y = MatMul(r, b) }")
+    for name, shape in (("a", (32, 24)), ("b", (24, 16))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.standard_normal(shape, np.float32), name))
+    model, data = Model.from_proto(proto), {"x": rng.standard_normal((40, 32), np.float32)}
+    settings: Any = {"target": "onnxruntime", "calibration": data, "placement": "rules", "preset": "fast"}
+    both, one = (edgerun.compress(model, keep_float=kept, **settings) for kept in ((), ("p",)))
+    assert [found.history[-1].options["integer nodes"] for found in (both, one)] == [2, 1]
+    with pytest.raises(EdgerunError, match=r"unknown node 'q'[\s\S]*one of p, r, y"):
+        edgerun.compress(model, keep_float=("q",), **settings)
