@@ -264,21 +264,19 @@ class _Bound:
         self, inputs: Iterable[tuple[str, Any]], outputs: Iterable[tuple[str, Any]],
         call: Callable[[], Outputs], *, kept: bool = False,
     ) -> None:  # fmt: skip
-        self.inputs, self.outputs, self.call, self.kept = _like(inputs), _like(outputs), call, kept
+        self.inputs = tuple((name, array, getattr(array, "shape", None)) for name, array in inputs)
+        self.outputs, self.call, self.kept = tuple(outputs), call, kept
 
     def takes(self, feeds: Mapping[str, Any], out: Mapping[str, Any]) -> bool:
         if len(feeds) != len(self.inputs) or len(out) != len(self.outputs):
             return False
-        for given, known in ((feeds, self.inputs), (out, self.outputs)):
-            for name, array, shape, dtype in known:
-                if array.shape != shape or array.dtype is not dtype or given.get(name) is not array:
-                    return False
+        for name, array, shape in self.inputs:  # which may have been changed where it is
+            if array.shape != shape or feeds.get(name) is not array:
+                return False
+        for name, array in self.outputs:
+            if out.get(name) is not array:
+                return False
         return True
-
-
-def _like(arrays: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any, Any, Any], ...]:
-    """With what may be changed in an array."""
-    return tuple((name, a, getattr(a, "shape", None), getattr(a, "dtype", None)) for name, a in arrays)
 
 
 def copied(results: Outputs, into: Mapping[str, np.ndarray]) -> Outputs:

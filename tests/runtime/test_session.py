@@ -30,17 +30,6 @@ def test_outputs_are_written_into_given_arrays(session: Session) -> None:
     np.testing.assert_allclose(other, expected(feeds(9)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 70_000])
-def test_other_arrays_take_the_place_of_bound_ones(session: Session, rows: int) -> None:
-    """Outputs below and above what is worth a copy; the same arrays twice, one of them new, all new."""
-    places = {batch: np.zeros((batch * rows, 4), np.float32) for batch in (1, 2, 3)}
-    arrays = {(batch, value): feeds(value, batch * rows) for batch in (1, 2, 3) for value in (1, 2)}
-    for batch, value in ((1, 1), (1, 1), (1, 2), (1, 2), (1, 2), (1, 1), (3, 1), (2, 2), (2, 2), (3, 1)):
-        given = arrays[batch, value]
-        assert session.run(given, {"y": places[batch]})["y"] is places[batch]
-        np.testing.assert_allclose(places[batch], expected(given), rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("place", "message"),
     [
