@@ -109,7 +109,8 @@ def places(
         array = given if isinstance(given, np.ndarray) else view(name, given)
         spec.check(array, "output")
         if got := _unwritable(array):
-            raise EdgerunError(f"output {name!r} cannot be written there", got=got, wanted="a C-contiguous array")
+            what, wanted = f"output {name!r} cannot be written there", "a C-contiguous array that is not read-only"
+            raise EdgerunError(what, got=got, wanted=wanted)
         found[name] = array
     others = [array for array in feeds.values() if array is not None and not isinstance(array, list)]
     for name, array in found.items():
