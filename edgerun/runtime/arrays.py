@@ -43,10 +43,13 @@ def viewed(name: str, value: Any) -> np.ndarray:
 
 def unreadable(name: str, value: Any, error: Exception) -> EdgerunError:
     """The error for an object with `__dlpack__` that refuses to be read, or that nobody here can."""
+    do = "of a torch tensor, detach() and contiguous(); or copy it to the host first"
+    if str(getattr(value, "dtype", "")).endswith("bfloat16"):
+        do = "tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16) is the same memory"
     return EdgerunError(
         f"{name!r} cannot be read where it lies", got=f"{_kind(value)}: {error}",
         wanted="contiguous memory, of a type that numpy has, without a gradient",
-        do="of a torch tensor, detach() and contiguous(); or copy it to the host first",
+        do=do,
     )  # fmt: skip
 
 
