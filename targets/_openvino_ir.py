@@ -13,14 +13,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgerun import onnx_file
-from edgerun.contents import Contents, Weights, steps
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import TensorSpec
+
+if TYPE_CHECKING:
+    from edgerun.contents import Contents
 
 # An engine in memory: MAGIC, the graph's length as 8 bytes little endian, the graph, the weights.
 MAGIC = b"edgerun/IR\n"
@@ -162,6 +164,8 @@ def door(graph: Any, onnx: onnx_file.Told) -> tuple[tuple[TensorSpec, ...], tupl
 
 def contents(path: Path) -> Contents:
     """What an IR's two files hold. Raises EdgerunError where they are no pair, or OpenVINO refuses them."""
+    from edgerun.contents import Contents, Weights, steps
+
     graph, beside = read(path), path.with_suffix(".bin")
     known, ops, weights = told(graph), Counter[str](), dict[str, Weights]()
     for op in _every(graph):

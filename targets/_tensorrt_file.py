@@ -7,12 +7,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgerun.contents import Contents, steps
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import TensorSpec
 from edgerun.targets import _tensorrt_library as tensorrt
+
+if TYPE_CHECKING:
+    from edgerun.contents import Contents
 
 MAGIC = b"edgerun tensorrt engine 1\n"
 # Compared as they stand; the compute capability and the driver have rules of their own.
@@ -61,6 +63,8 @@ def door(header: Mapping[str, Any]) -> tuple[tuple[TensorSpec, ...], tuple[Tenso
 
 def contents(path: Path) -> Contents:
     """What an engine file's header tells. Raises EdgerunError for any other file."""
+    from edgerun.contents import Contents, steps
+
     header, _ = unpack(path)
     return Contents(
         str(path), "tensorrt", "TensorRT engine", path.stat().st_size, header.get("digest", ""), *door(header),

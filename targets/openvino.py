@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun import files, registry
-from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.target import Feeds, Issue, Limits, NodeTime, Quantization
@@ -31,6 +30,7 @@ from edgerun.targets._openvino_session import OvSession
 if TYPE_CHECKING:
     import onnx
 
+    from edgerun.contents import Contents
     from edgerun.devices import Device
     from edgerun.model import Model
 

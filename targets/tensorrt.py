@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun import files, onnx_file
-from edgerun.contents import Contents
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, TensorSpec, dtypes
 from edgerun.target import Feeds, Issue, Limits, NodeTime, Quantization
@@ -26,6 +25,7 @@ from edgerun.targets._tensorrt_session import Sessions, TensorrtSession
 if TYPE_CHECKING:
     import onnx
 
+    from edgerun.contents import Contents
     from edgerun.devices import Device
     from edgerun.model import Model
 
