@@ -40,9 +40,8 @@ class Arena:
         with suppress(OSError, ValueError):  # a limit on addresses or files: arrays are as any other then, and copied
             os.ftruncate(self.descriptor, pages * mmap.PAGESIZE)
             self._map = mmap.mmap(self.descriptor, pages * mmap.PAGESIZE)
-        self._free = (
-            [(0, pages)] if self._map is not None else []
-        )  # first page and number, in order, none beside another
+        # First page and number of pages, in order, none beside another.
+        self._free = [(0, pages)] if self._map is not None else []
         self._gone, self._loose = deque[tuple[int, int]](), 0
         self._lock, self._process = threading.Lock(), os.getpid()
 
