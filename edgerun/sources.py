@@ -103,7 +103,7 @@ class Called:
     def _items(self) -> Iterator[Chunk]:
         try:
             yield from self._given()
-        except (EdgerunError, GeneratorExit):
+        except (EdgerunError, MemoryError):
             raise
         except Exception as error:
             raise _failed(self._name, error) from error

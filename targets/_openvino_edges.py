@@ -8,7 +8,8 @@ Tile reads beyond the data for some repeats that are no constant: it is written 
 
 MaxPool with ceil_mode keeps a last window that lies in the padding alone, which ONNX drops.
 
-A Loop of no iteration leaves what it collects as the last run had it: there that is cut to nothing.
+A Loop of no iteration leaves what it collects as the last run had it: there that is cut to nothing. (Not
+within another op's body, which is not looked into.)
 
 A NaN becomes 6 as an E2M1, the 4-bit float, and -0 in ONNX's own cases.
 """

@@ -67,7 +67,7 @@ class ModelMetadata:
 
 
 REFUSED = {  # of SessionOptions, what can be read there and is not done
-    "enable_profiling": "edgerun bench --profile",
+    "enable_profiling": "edgerun why-slow tells what each kernel takes",
     "optimized_model_filepath": "edgerun compile -o NAME.ort writes an optimized model",
 }
 

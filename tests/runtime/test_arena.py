@@ -15,6 +15,7 @@ import edgerun
 from edgerun.errors import EdgerunError
 from edgerun.runtime import Options, Session
 from edgerun.runtime.arena import KEPT, Arena, Looks
+from edgerun.runtime.isolated import IsolatedSession
 from tests.runtime.conftest import expected, feeds
 
 ONE = Options(threads=1)
@@ -42,7 +43,8 @@ def test_what_a_session_gave_is_read_where_it_lies(dense: bytes) -> None:
         np.testing.assert_array_equal(session.run(mixed)["y"], expected(mixed))
         part = {"x": filled(session, 3, batch=9)["x"][2:5], "c": arrays[1]["c"]}
         np.testing.assert_array_equal(session.run(part)["y"], expected(part))
-        os.kill(session.pids[0], signal.SIGKILL)  # type: ignore[attr-defined]
+        assert isinstance(session, IsolatedSession)
+        os.kill(session.pids[0], signal.SIGKILL)
         with pytest.raises(EdgerunError, match="killed by SIGKILL"):
             session.run(arrays[2])
         np.testing.assert_array_equal(session.run(arrays[2])["y"], expected(feeds(2)))
@@ -74,7 +76,7 @@ def test_two_workers_read_the_same_arrays(dense: bytes) -> None:
         arrays = filled(session, 1)
         runs = [session.run_async(arrays) for _ in range(8)]
         assert all(np.array_equal(run.result()["y"], expected(feeds(1))) for run in runs)
-        assert len(session.pids) == 2  # type: ignore[attr-defined]
+        assert isinstance(session, IsolatedSession) and len(session.pids) == 2
         place = session.empty("y", (2, 4))
         assert session.run(arrays, {"y": place})["y"] is place
         np.testing.assert_array_equal(place, expected(feeds(1)))
