@@ -122,8 +122,10 @@ def _integers(found: Check) -> str:
 
 
 def _cost(node: Fallback) -> str:
-    if node.seconds is None or node.share is None:
+    if node.seconds is None:
         return ""
+    if node.share is None:
+        return ": less than the profiler can tell"
     return f": {_span(node.seconds, 1e6)} µs, {_span(node.share, 100)} % of a run (9 sessions, one thread)"
 
 

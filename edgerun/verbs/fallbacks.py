@@ -25,8 +25,8 @@ MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "M
 
 @dataclass(frozen=True)
 class Fallback:
-    """A product between Q/DQ that runs in float, and why; the seconds that it takes per run and its share of one, where
-    they were taken."""
+    """A product between Q/DQ that runs in float, and why; the seconds that it takes per run, where they were taken, and
+    its share of one, where the profiler could tell it."""
 
     node: str
     op: str
@@ -72,11 +72,15 @@ def _profiled(model: Model, target: str, feed: Feeds, runs: int) -> list[NodeTim
     return chosen.profile(chosen.compile(model, options), [feed] * runs, options)
 
 
-def _cost(own: Sequence[Sequence[NodeTime]], sessions: Sequence[Sequence[NodeTime]]) -> tuple[Estimate, Estimate]:
-    """The seconds of these kernels per run, and their share of all kernels'."""
+def _cost(
+    own: Sequence[Sequence[NodeTime]], sessions: Sequence[Sequence[NodeTime]]
+) -> tuple[Estimate, Estimate | None]:
+    """The seconds of these kernels per run, and their share of all kernels': None where a session could tell none from
+    what its profiler adds to each."""
     times = [sum(kernel.seconds for kernel in kernels) for kernels in own]
     whole = [sum(kernel.seconds for kernel in kernels) for kernels in sessions]
-    return median(times), median([time / total for time, total in zip(times, whole, strict=True)])
+    shares = [time / total for time, total in zip(times, whole, strict=True) if total]
+    return median(times), median(shares) if len(shares) == len(times) else None
 
 
 def _taken(model: Model, target: str) -> Feeds:
