@@ -64,7 +64,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> EdgerunError:
     from difflib import get_close_matches  # costs a millisecond, which only an error is worth
 
     names = sorted(filter(None, known))
-    near = get_close_matches(name, names, n=1)
+    folded = {known.casefold(): known for known in names}
+    cutoff = 0.6 if len(name) > 3 else 0.7  # two of three letters are another name: GPU is no CPU
+    near = [folded[found] for found in get_close_matches(name.casefold(), folded, 1, cutoff)]
     return EdgerunError(
         f"unknown {kind} {name!r}",
         wanted=f"one of {', '.join(names)}" if names else f"nothing: no {kind} here has a name",

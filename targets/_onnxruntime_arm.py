@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edgerun.errors import Unsupported
 from edgerun.runtime import machine
+from edgerun.targets import _onnxruntime_settings as setting
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,6 @@ def _missing(runtime: Any, of: Kernels) -> str | None:
         return f"this CPU is {machine.arch()}"
     if not of.flags & machine.flags():
         return f"this CPU has none of {', '.join(sorted(of.flags))}"
-    if not any(_holds(path, of.mark) for path in (Path(runtime.__file__).parent / "capi").glob("*.so*")):
+    if not setting.holds(runtime.__file__, of.mark):
         return f"ONNX Runtime {runtime.__version__} was built without them"
     return None
-
-
-def _holds(path: Path, mark: bytes) -> bool:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(mark) >= 0

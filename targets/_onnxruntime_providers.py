@@ -142,7 +142,7 @@ def choice(options: Options) -> Choice:
         return _CPU
     key = options.extra.get(PROVIDER, "CPU")
     if key not in PROVIDERS:
-        raise unknown("execution provider", key, PROVIDERS)
+        raise _of_hardware(key) or unknown("execution provider", key, PROVIDERS)
     of, on = PROVIDERS[key], set[str]()
     for switch in (TF32, GRAPH):
         value = options.extra.get(switch)
@@ -159,6 +159,17 @@ def choice(options: Options) -> Choice:
             raise EdgerunError(f"{PROVIDER}={key} has one {DEVICE}", got=hardware, wanted=f"{PROVIDER}={names}")
         raise unknown(f"device of {PROVIDER}={key}", hardware, of.devices)
     return Choice(key, frozenset(on), hardware)
+
+
+def _of_hardware(name: str) -> EdgerunError | None:
+    """What to say where a GPU or NPU is asked for, and not what reaches it; None for other names."""
+    kind = name.upper()
+    found = [f"{PROVIDER}={key} (NVIDIA's)" for key, of in PROVIDERS.items() if of.library and kind == "GPU"]
+    found += [f"{PROVIDER}={key} with {DEVICE}={kind}" for key, of in PROVIDERS.items() if kind in of.devices]
+    if not found or kind in PROVIDERS:
+        return None
+    wanted = ", ".join(found)
+    return EdgerunError("ONNX Runtime takes an execution provider, not hardware", got=name, wanted=wanted)
 
 
 def require(runtime: Any, chosen: Choice) -> None:

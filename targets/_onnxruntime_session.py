@@ -43,7 +43,8 @@ class OrtSession(Session):
     runtime's RunOptions of every run.
     """
 
-    saves = f"{Session.saves}; an .ort file (edgerun compile) is mapped, not copied; or a larger bound"
+    opens = f"an .ort file (edgerun compile), which is mapped, not copied; {Session.opens}"
+    saves = f"smaller feeds; {opens}"
 
     def __init__(
         self, runtime: Any, session: Any, errors: tuple[type[Exception], ...], streams: int = 1,
@@ -165,20 +166,24 @@ def _structured(text: str) -> tuple[str | None, str]:
     return DTYPES.get(match["dtype"]), " ".join(word for word in ("optional", "sequence") if match[word]) or "tensor"
 
 
-def too_little(error: Exception, when: str) -> GateFailed | None:
-    """What an arena that ends where the bound on memory does says of it; None for other exceptions."""
+def too_little(error: Exception, most: int = 0) -> GateFailed | None:
+    """What an arena that ends where the bound on memory does says of it, in a run, or where a model is opened within
+    `most` bytes; None for other exceptions."""
     if (found := re.search(_ENDED, str(error))) is None:
         return None
-    left, asked = (f"{int(number) / 1e6:.1f} MB" for number in found.groups())
+    from edgerun.runtime import memory
+
+    left, asked = (memory.text(int(number)) for number in found.groups())
+    when, bound = ("opening it", f"the {memory.text(most)} of ") if most else ("a run", "")
     return GateFailed(
         f"the model needs more memory than it may have: {when} was stopped", got=f"{asked} asked for, {left} left",
-        wanted="within Options.max_rss (--max-rss)", do=OrtSession.saves,
+        wanted=f"within {bound}Options.max_rss (--max-rss)", do=OrtSession.opens if most else OrtSession.saves,
     )  # fmt: skip
 
 
 def refused(error: Exception) -> EdgerunError:
     """What a run's exception says."""
-    if short := too_little(error, "a run"):
+    if short := too_little(error):
         return short
     return EdgerunError("ONNX Runtime could not run these feeds", got=first_line(error))
 

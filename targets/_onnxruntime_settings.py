@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ FORMATS = ("onnx", "ort", "context")  # what `compile` makes
 REFUSED = {"session.use_ort_model_bytes_directly": "load an .ort file by its name: it is mapped, not copied"}
 FOLDER = "session.model_external_initializers_file_folder_path"
 BLOCKED_MATH = "session.qdq_matmulnbits_accuracy_level"  # as MatMulNBits' accuracy_level
+FOLDED = (FOLDER, "session.use_memory_mapped_ort_model")  # which 1.31 for x86-64 has in its instructions, not as text
+_KEY = rb"\0((?:session|optimization|mlas)\.[\w.]+)(?=\0)"
 PREPACKING = "session.disable_prepacking"
 SPINS = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
 SHARED = "session.use_env_allocators"  # the arena that was registered last, in place of one of the session's own
@@ -80,6 +84,7 @@ def settings(runtime: Any, options: Options) -> Any:
         elif key in (PATTERN, ARENA) and value in ("0", "1"):
             setattr(found, key, value == "1")
         elif key.startswith(("session.", "optimization.", "mlas.")):
+            _require_known(runtime, key)
             found.add_session_config_entry(key, value)
         else:
             raise EdgerunError(f"ONNX Runtime has no option {key}={value}", wanted=", ".join(TAKES))
@@ -100,6 +105,44 @@ def _require_kernels(runtime: Any, key: str, value: str) -> None:
 
     if key in arm.KEYS:
         arm.require(runtime, key, value)
+
+
+def _require_known(runtime: Any, key: str) -> None:
+    """Raise EdgerunError for a key that stands nowhere in the runtime's own library, which would take it without a word.
+
+    A library that tells of no key at all has them elsewhere: then every one is taken.
+    """
+    if key in FOLDED or holds(runtime.__file__, key.encode() + b"\0"):
+        return
+    known = {found.decode() for path in _libraries(runtime.__file__) for found in re.findall(_KEY, path.read_bytes())}
+    if known:
+        from difflib import get_close_matches
+
+        near = " or ".join(get_close_matches(key, known, cutoff=0.8))
+        do = f"did you mean {near}?" if near else "leave it out"
+        raise EdgerunError(
+            f"ONNX Runtime {runtime.__version__} has no option {key}", wanted="a key that its library holds", do=do
+        )
+
+
+@functools.cache
+def holds(runtime: str, mark: bytes) -> bool:
+    """Whether these bytes stand in the library of a runtime, given as its module's `__file__`.
+
+    It is read in parts: a bound on memory may be near.
+    """
+    for path in _libraries(runtime):
+        with path.open("rb") as file:
+            last = b""
+            while part := file.read(1 << 20):
+                if mark in (last := last + part):
+                    return True
+                last = last[-len(mark) :]
+    return False
+
+
+def _libraries(runtime: str) -> Iterable[Path]:
+    return (Path(runtime).parent / "capi").glob("*.so*")
 
 
 def lean(options: Options) -> bool:

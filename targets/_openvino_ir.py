@@ -33,6 +33,8 @@ NARROW = {
 }  # fmt: skip
 MOVES = frozenset({"Convert", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 SOURCES = re.compile(r"(?:Check '[^']*' failed at|Exception from) \S+:\d+:\s*")
+_PLACE = rb'<data [^>]*\boffset="(\d+)"[^>]*\bsize="(\d+)"'  # of a constant, in the weights
+AGAIN = "copy NAME.xml and NAME.bin again, both from one place, or edgerun compile the model again, with --force"
 DIGEST = "@sha256-of-the-weights@"
 
 
@@ -62,17 +64,44 @@ def version() -> str:
 
 
 def read(payload: bytes | Path) -> Any:
-    """An ov.Model from IR or ONNX, in memory or in a file."""
+    """An ov.Model from IR or ONNX, in memory or in a file. Raises EdgerunError, which says what is wrong with it."""
+    if not isinstance(payload, bytes) and payload.suffix == ".xml":
+        with payload.open("rb") as file:
+            if b"<net" not in file.read(4096):  # OpenVINO would try every format that it knows
+                raise EdgerunError(
+                    "this is no OpenVINO IR", got=payload, wanted="XML that begins with <net …>", do=AGAIN
+                )
     try:
         if isinstance(payload, bytes):
             return core().read_model(*split(payload)) if payload.startswith(MAGIC) else core().read_model(payload)
         graph = core().read_model(str(payload))
     except RuntimeError as error:
-        raise EdgerunError("OpenVINO refuses the model", got=reason(error), do="edgerun convert it first") from error
+        raise _refused(payload, error) from error
     wanted, weights = told(graph).get("weights"), payload.with_suffix(".bin")
     if wanted and hashlib.sha256(weights.read_bytes()).hexdigest() != wanted:
-        raise EdgerunError("the weights are not this graph's", got=weights, do="write both files again, with --force")
+        raise EdgerunError("the weights are not this graph's", got=weights, do=AGAIN)
     return graph
+
+
+def _refused(payload: bytes | Path, error: RuntimeError) -> EdgerunError:
+    """What keeps it from being read: of IR the file that is damaged, where its size or end shows that."""
+    if is_onnx(payload):
+        return EdgerunError("OpenVINO refuses the model", got=reason(error), do="edgerun convert it first")
+    if not isinstance(payload, bytes):
+        text, weights = payload.read_bytes(), payload.with_suffix(".bin")
+        if not text.rstrip().endswith(b"</net>"):
+            got = f"{payload}: {len(text)} bytes, without </net> at their end"
+            return EdgerunError("the graph of the IR is cut off", got=got, do=AGAIN)
+        needed = max((int(at) + int(size) for at, size in re.findall(_PLACE, text)), default=0)
+        if not weights.is_file() and needed:
+            return EdgerunError("the weights of the IR are missing", got=f"no {weights}", wanted="both files", do=AGAIN)
+        if weights.is_file() and (size := weights.stat().st_size) < needed:
+            got, wanted = f"{weights}: {size} bytes", f"{needed} bytes, as {payload.name} says"
+            return EdgerunError(
+                "the weights of the IR are cut off, or another graph's", got=got, wanted=wanted, do=AGAIN
+            )
+    do = f"edgerun compile it again with the OpenVINO that is here, {version()}"
+    return EdgerunError("OpenVINO refuses the IR", got=reason(error), do=do)
 
 
 def by_kind(graph: Any) -> dict[str, list[Any]]:

@@ -155,7 +155,8 @@ def _hardware(device: str) -> tuple[str, ...]:
         if base not in HARDWARE:
             raise unknown("device of OpenVINO", name, (*HARDWARE, *VIRTUAL))
         if name != "CPU" and not _same([name], here := ir.core().available_devices):
-            raise Unsupported(f"OpenVINO has no {name} here", got=f"there are: {', '.join(here)}")
+            do = f"install Intel's driver of the {base}; or leave {DEVICE} out, and the CPU runs it"
+            raise Unsupported(f"OpenVINO has no {name} here", got=f"there are: {', '.join(here)}", do=do)
     return found
 
 

@@ -17,13 +17,13 @@ import numpy as np
 from edgerun.batches import cuttable, fitted
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import RELATIVE_ERROR, SQNR_DB, Difference
-from edgerun.runtime import Session, TensorSpec
+from edgerun.runtime import Options, Session, TensorSpec
 from edgerun.runtime.lanes import Begun
 from edgerun.targets import _openvino_cells as cells
 from edgerun.targets import _openvino_ir as ir
 from edgerun.targets._openvino_session import OvSession
 
-Shapes = Mapping[str, Sequence[int]]
+Shapes = Mapping[str, tuple[int, ...]]
 ROUNDING = frozenset({"FakeQuantize", "FakeConvert"})
 SHORT = frozenset({"f16", "bf16", "i4", "u4"})  # types of constants whose readers may round
 
@@ -34,20 +34,10 @@ def known(inputs: Sequence[TensorSpec], usual: Shapes) -> dict[str, tuple[int, .
     Raises EdgerunError for shapes that do not fit the door.
     """
     shapes = {spec.name: tuple(usual.get(spec.name, spec.shape)) for spec in inputs}
-    if surplus := set(usual) - set(shapes):
-        raise EdgerunError(f"there is no input {min(surplus)!r}", wanted=", ".join(map(str, inputs)))
-    for spec in inputs:
-        if not _fits(spec, shapes[spec.name]):
-            got = f"{spec.name}: {list(shapes[spec.name])}"
-            raise EdgerunError("the usual shapes do not fit the model", got=got, wanted=str(spec))
+    Options(usual=usual).check(inputs)
     found = {name: tuple(dim for dim in shape if isinstance(dim, int)) for name, shape in shapes.items()}
     told = all(found[spec.name] == shapes[spec.name] for spec in inputs)
     return found if told and any(spec.shape != found[spec.name] for spec in inputs) else {}
-
-
-def _fits(spec: TensorSpec, shape: Sequence[int | str]) -> bool:
-    pairs = zip(spec.shape, shape, strict=False)
-    return len(spec.shape) == len(shape) and all(isinstance(want, str) or have == want for want, have in pairs)
 
 
 def settled(graph: Any, shapes: Shapes) -> Any:

@@ -180,7 +180,7 @@ def _session(session: Any, options: Options) -> OrtSession:
     try:
         return OrtSession(runtime, session, _errors(), options.streams, graphs, providers.left(session, chosen), how)
     except ValueError as error:
-        raise _refused(error) from error
+        raise _refused(error, options) from error
 
 
 @functools.cache
@@ -233,7 +233,7 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
                 source, settings, providers=listed, enable_fallback=0, disabled_optimizers=faulty
             )
     except _errors() as error:
-        raise _refused(error) from error
+        raise _refused(error, options) from error
     session.disable_fallback()
     # Optimizing holds weights more than once: 158 MB of ResNet-50's 505 were free behind it.
     if (free := machine.freed()) > LITTLE:
@@ -245,10 +245,10 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     return session
 
 
-def _refused(error: Exception) -> EdgerunError:
+def _refused(error: Exception, options: Options) -> EdgerunError:
     from edgerun.targets import _onnxruntime_context as context
 
-    if known := too_little(error, "opening it") or context.foreign(error):
+    if known := too_little(error, options.max_rss) or context.foreign(error):
         return known
     kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
     return kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun convert it first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, unknown
 from edgerun.runtime import machine
 from edgerun.runtime.spec import TensorSpec
 
@@ -71,6 +71,26 @@ class Options:
         for name, shape in self.usual.items():
             if not _are_whole(shape):
                 raise EdgerunError(f"the usual shape of {name!r} is none", got=shape, wanted="a tuple of whole numbers")
+
+    def check(self, inputs: Sequence[TensorSpec]) -> None:
+        """Raise EdgerunError where they say something of an input, or of an open dimension, that there is none of, or
+        of an input's shape what it cannot be."""
+        names = [spec.name for spec in inputs]
+        dims = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
+        for kind, given, known in (("input", self.usual, names), ("open dimension", self.sizes, dims)):
+            if surplus := set(given) - set(known):
+                raise unknown(kind, min(surplus), known)
+        for spec in inputs:
+            if not _fits(spec, shape := self.usual.get(spec.name, spec.shape)):
+                got = f"{spec.name}: {list(shape)}"
+                raise EdgerunError("the usual shapes do not fit the model", got=got, wanted=str(spec))
+
+
+def _fits(spec: TensorSpec, shape: Sequence[int | str]) -> bool:
+    pairs = zip(spec.shape, shape, strict=False)
+    return len(spec.shape) == len(shape) and all(
+        have == want if isinstance(want, int) else not isinstance(have, int) or have >= 0 for want, have in pairs
+    )
 
 
 def _is_whole(value: object) -> bool:

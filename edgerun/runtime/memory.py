@@ -37,7 +37,7 @@ class Bound:
                 "this process holds more memory than it may before a model is open", got=text(now),
                 wanted=f"at most {text(most)}", do="allow more; isolated=True gives the model a process of its own",
             )  # fmt: skip
-
+        self.began = text(now)
         self.begin()
 
     def begin(self) -> None:
@@ -51,7 +51,8 @@ class Bound:
             return
         raise GateFailed(
             f"the process held more memory than it may {when}",
-            got=f"{text(peak())} at its fullest, {text(held())} now", wanted=f"at most {text(self.most)}", do=do,
+            got=f"{text(peak())} at its fullest, {text(held())} now, {self.began} before the model was opened",
+            wanted=f"at most {text(self.most)}", do=do,
         )  # fmt: skip
 
     def _exceeded(self) -> bool:

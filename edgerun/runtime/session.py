@@ -42,7 +42,10 @@ class Session(ABC):
     `_start` where it has threads of its own; this class checks what goes in, so that no backend has to.
     """
 
-    saves = "smaller feeds, fewer streams, or a model that edgerun compress made smaller"  # what would hold less memory
+    opens = (
+        "a model that edgerun compress made smaller, fewer streams, or a larger bound"  # what would hold less memory
+    )
+    saves = f"smaller feeds, {opens}"  # in a run
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1) -> None:
         self.inputs, self.outputs, self.streams = inputs, outputs, streams
@@ -199,7 +202,7 @@ class Session(ABC):
     def within(self, bound: Bound) -> Self:
         """Hold every run from now on to `bound`. Raises GateFailed, the session closed, where opening it went above."""
         try:
-            bound.require("when it opened the model", self.saves)
+            bound.require("when it opened the model", self.opens)
         except GateFailed:
             self.close()
             raise

@@ -124,11 +124,10 @@ def _kept(name: str) -> SelfCheck | None:
 def _compared(engine: Engine, options: Options, feeds: Sequence[Feeds]) -> SelfCheck:
     from edgerun.model import Model
     from edgerun.verbs.compile import built, self_check
-    from edgerun.verbs.load import check_names
 
     payload, options = engine.payload, replace(options, max_rss=0)  # which only what is given out has to keep
     model = Model.from_bytes(payload) if isinstance(payload, bytes) else Model.load(payload)
-    check_names(options, model.inputs)
+    options.check(model.inputs)
     # What the target would compute otherwise without a word, as far as that is known, is refused as compile does.
     usual = built(model, engine.target, options).usual
     listener()("comparing with the reference", 0, 0)

@@ -22,7 +22,6 @@ from edgerun.runtime.progress import listener
 from edgerun.verbs import work
 from edgerun.verbs.auto import AUTO, candidates, first
 from edgerun.verbs.judging import REAL, Pair, advice, apart
-from edgerun.verbs.load import check_names
 from edgerun.verbs.truths import HEAVY, Truth, truths
 from edgerun.verbs.written_out import or_written_out
 
@@ -126,7 +125,7 @@ def _made(
         check_output(Path(output), registry.written(target), target, force)
         options = _written(found, Path(output), options, device)
     model = model if isinstance(model, Model) else Model.load(model)
-    check_names(options, model.inputs)
+    options.check(model.inputs)
     if reason := found.runnable():
         hint = ", or write a recipe that it finishes: -o NAME.recipe" if isinstance(found, Finishing) else ""
         raise Unsupported(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgerun import distribution, files, guard, registry
 from edgerun.errors import EdgerunError, unknown
-from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
+from edgerun.runtime import Engine, Options, Session, machine
 
 if TYPE_CHECKING:
     from edgerun.target import Feeds
@@ -106,15 +106,6 @@ def _on(
     return name, replace(options, extra={**options.extra, key: str(device)})
 
 
-def check_names(options: Options, inputs: Sequence[TensorSpec]) -> None:
-    """Raise EdgerunError where `options` say something of an input, or of an open dimension, that there is none of."""
-    names = [spec.name for spec in inputs]
-    dims = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
-    for kind, given, known in (("input", options.usual, names), ("open dimension", options.sizes, dims)):
-        if surplus := set(given) - set(known):
-            raise unknown(kind, min(surplus), known)
-
-
 def _bounded(engine: Engine, options: Options) -> Session:
     if not options.max_rss:
         return _opened(engine, options)
@@ -127,7 +118,7 @@ def _bounded(engine: Engine, options: Options) -> Session:
 def _opened(engine: Engine, options: Options) -> Session:
     session = registry.target(engine.target).load(engine, options)
     try:
-        check_names(options, session.inputs)
+        options.check(session.inputs)
     except EdgerunError:
         session.close()
         raise

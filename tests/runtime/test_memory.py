@@ -131,6 +131,24 @@ def test_a_process_that_holds_too_much_is_told_before_anything_opens(wide: Path)
         Options(max_rss=-1)
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_opening_above_the_bound_says_what_it_took(tmp_path: Path, target: str) -> None:
+    """108 MB of weights within 100 MB: the limit is named, and nobody is told to feed less where nothing was fed."""
+    if reason := registry.target(target, usable=False).available():
+        pytest.skip(reason)
+    nodes = [helper.make_node("MatMul", [f"h{i}" if i else "x", f"w{i}"], [f"h{i + 1}"]) for i in range(3)]
+    weights = [numpy_helper.from_array(np.full((3000, 3000), i, np.float32), f"w{i}") for i in range(3)]
+    door = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3000]) for name in ("x", "h3"))
+    graph = helper.make_graph(nodes, "deep", [next(door)], [next(door)], weights)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "deep.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(GateFailed, match="when it opened the model") as error:
+        edgerun.load(tmp_path / "deep.onnx", target, Options(1, max_rss=100 * MB), isolated=True)
+    peak, now, before = (float(part.split(" MB")[0]) for part in str(error.value.got).split(", "))
+    assert before < 100 < 108 < peak and before < now <= peak and error.value.wanted == "at most 100.0 MB"
+    assert "a larger bound" in str(error.value.do) and "feeds" not in str(error.value.do)
+
+
 def test_the_command_writes_nothing_above_the_bound(wide: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=rows(100)["x"])
     arguments = ["run", str(wide), "--feeds", str(tmp_path / "x.npz"), "-o", str(tmp_path / "y.npz"), "--max-rss"]

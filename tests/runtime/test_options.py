@@ -78,3 +78,21 @@ def test_names_that_the_model_has_not_are_refused(
         edgerun.compile(tmp_path / "m.onnx", target, Options(1, **wrong))
     with edgerun.load(dense, target, Options(1, sizes={"batch": (1, 2, 4)}, usual={"x": (2, 3)})) as session:
         assert session.run({"x": np.ones((2, 3), np.float32), "c": np.ones(4, np.float32)})["y"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("target", HERE)
+@pytest.mark.parametrize(
+    ("usual", "told"),
+    [
+        ({"x": (1, 7)}, "the usual shapes do not fit the model\n  got: x: [1, 7]\n  wanted: x:float32["),
+        ({"x": (1, 2, 3)}, "the usual shapes do not fit the model\n  got: x: [1, 2, 3]"),
+        ({"z": (1, 6)}, "unknown input 'z'"),
+    ],
+    ids=str,
+)
+def test_usual_shapes_fit_the_model_whatever_the_target(
+    dense: bytes, target: str, usual: dict[str, tuple[int, ...]], told: str
+) -> None:
+    with pytest.raises(EdgerunError) as error:
+        edgerun.load(dense, target, Options(1, usual=usual))
+    assert str(error.value).startswith(told)

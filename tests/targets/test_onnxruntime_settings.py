@@ -126,3 +126,43 @@ def test_keys_of_arm_kernels_are_taken_where_there_are_any(
         return
     with pytest.raises(Unsupported, match=message):
         arm.require(runtime, key, "1")
+
+
+@pytest.mark.parametrize(
+    ("key", "do"),
+    [
+        ("session.intra_op.allow_spining", "did you mean session.intra_op.allow_spinning"),
+        ("optimization.enable_gelu_aproximation", "did you mean optimization.enable_gelu_approximation?"),
+        ("session.nothing_like_it", "leave it out"),
+    ],
+)
+def test_a_key_that_the_runtime_has_not_is_refused(dense: Model, key: str, do: str) -> None:
+    """ONNX Runtime takes every key without a word, and does nothing."""
+    with pytest.raises(EdgerunError, match="has no option") as error:
+        edgerun.load(target.compile(dense, Options(1)), options=Options(1, {key: "1"}))
+    assert str(error.value.do).startswith(do)
+
+
+# Of ONNX Runtime's onnxruntime_session_options_config_keys.h: those of every release from 1.20 on.
+KNOWN = """session.disable_prepacking session.use_env_allocators session.load_model_format session.save_model_format
+session.set_denormal_as_zero session.disable_quant_qdq session.disable_double_qdq_remover
+session.enable_quant_qdq_cleanup optimization.enable_gelu_approximation session.disable_aot_function_inlining
+optimization.disable_specified_optimizers session.use_device_allocator_for_initializers
+session.inter_op.allow_spinning session.intra_op.allow_spinning session.use_ort_model_bytes_for_initializers
+session.qdqisint8allowed optimization.minimal_build_optimizations session.dynamic_block_base
+session.force_spinning_stop session.strict_shape_type_inference session.allow_released_opsets_only
+session.node_partition_config_file session.intra_op_thread_affinities session.debug_layout_transformation
+session.disable_cpu_ep_fallback session.optimized_model_external_initializers_file_name
+session.optimized_model_external_initializers_min_size_in_bytes session.use_memory_mapped_ort_model
+session.model_external_initializers_file_folder_path session.qdq_matmulnbits_accuracy_level"""
+
+
+def test_every_key_that_it_has_is_taken() -> None:
+    runtime = target._runtime()
+    for key in KNOWN.split():
+        said = setting.settings(runtime, Options(1, {key: "0"}))
+        assert said.get_session_config_entry(key) == "0"
+
+
+def test_a_library_that_tells_of_no_keys_refuses_none(board: Any) -> None:
+    setting._require_known(board(set(), b"built elsewhere"), "session.nothing_like_it")

@@ -106,7 +106,7 @@ def test_external_weights_count(place: Any) -> None:
         ("text.onnx", b"this is no model", "not an ONNX model"),
         ("model.recipe", b"PK\x03\x04", "this reads ONNX"),
         ("nope.xml", None, "does not exist"),
-        ("model.xml", b"<net/>", "OpenVINO refuses the model"),
+        ("model.xml", b"<net></net>", "OpenVINO refuses the IR"),
         ("model.ort", b"nothing of the kind", "not in ONNX Runtime's format"),
     ],
 )

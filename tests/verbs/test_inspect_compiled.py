@@ -127,3 +127,40 @@ def test_weights_of_another_age(cli: Cli, model: Path, tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(bytes(data))
     ran = cli("inspect", tmp_path / "m.xml")
     assert ran.code == 2 and "the weights are not this graph's" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no bin", "the weights of the IR are missing\n  got: no "),
+        ("short bin", "m.bin: 1000 bytes\n  wanted: SIZE bytes, as m.xml says"),
+        ("another's bin", "m.bin: 64 bytes\n  wanted: SIZE bytes, as m.xml says"),
+        ("short xml", "the graph of the IR is cut off"),
+        ("no xml", "this is no OpenVINO IR"),
+        ("an op of nobody's", "edgerun compile it again with the OpenVINO that is here"),
+    ],
+)
+def test_what_is_broken_of_an_ir_is_told_by_every_command(
+    cli: Cli, model: Path, tmp_path: Path, damage: str, message: str
+) -> None:
+    """An IR cannot be converted, so nobody is sent to do that. The .bin has 32·27 + 32·4 floats, and a few shapes."""
+    needs("openvino")
+    assert cli("compile", model, "--target", "openvino", "-o", tmp_path / "m.xml").code == 0
+    xml, weights = tmp_path / "m.xml", tmp_path / "m.bin"
+    message, size = message.replace("SIZE", str(weights.stat().st_size)), weights.stat().st_size
+    assert 4 * (32 * 27 + 32 * 4) <= size < 4 * (32 * 27 + 32 * 4) + 200
+    if damage == "no bin":
+        weights.unlink()
+    elif damage.endswith("bin"):
+        weights.write_bytes(weights.read_bytes()[: 1000 if damage == "short bin" else 64])
+    elif damage == "short xml":
+        xml.write_bytes(xml.read_bytes()[:2000])
+    else:
+        found = xml.read_bytes()
+        xml.write_bytes(b"hello" if damage == "no xml" else found.replace(b'type="Convolution"', b'type="Nobody"'))
+    np.savez(tmp_path / "x.npz", x=np.zeros((1, 3, 8, 8), np.float32))
+    for arguments in (
+        ("inspect", xml), ("bench", xml), ("run", xml, "--feeds", tmp_path / "x.npz", "-o", tmp_path / "y.npz")
+    ):  # fmt: skip
+        ran = cli(*arguments)
+        assert ran.code == 2 and message in ran.err and "edgerun convert" not in ran.err, (arguments, ran.err)

@@ -115,7 +115,7 @@ def test_what_has_no_choice_says_so(model: Path) -> None:
         edgerun.load(model, "auto", device="GPU")
     with pytest.raises(EdgerunError, match="two devices are asked for"):
         edgerun.load(model, "openvino", Options(extra={"DEVICE": "CPU"}), device="GPU")
-    with pytest.raises(EdgerunError, match="unknown execution provider 'GPU'"):
+    with pytest.raises(EdgerunError, match="takes an execution provider, not hardware"):
         edgerun.load(model, device="GPU")
     with pytest.raises((EdgerunError, Unsupported), match="cannot read the device"):
         edgerun.load(model, device="missing.toml")
@@ -125,3 +125,29 @@ def test_a_board_that_is_misspelt_is_told_its_neighbours(model: Path) -> None:
     with pytest.raises(EdgerunError, match="unknown device 'raspberry-pi-6'") as told:
         edgerun.load(model, device="raspberry-pi-6")
     assert "raspberry-pi" in str(told.value.do) and "raspberry-pi" in str(told.value.wanted)
+
+
+@pytest.mark.parametrize(
+    ("target", "device", "told", "not_told"),
+    [
+        (
+            "onnxruntime",
+            "GPU",
+            "PROVIDER=CUDA (NVIDIA's), PROVIDER=TENSORRT (NVIDIA's), PROVIDER=OPENVINO with",
+            "CPU'",
+        ),
+        ("onnxruntime", "gpu", "PROVIDER=OPENVINO with DEVICE=GPU, PROVIDER=QNN with DEVICE=GPU", "CPU'"),
+        ("onnxruntime", "NPU", "wanted: PROVIDER=OPENVINO with DEVICE=NPU", "CPU'"),
+        ("onnxruntime", "TPU", "one of ACL, CPU", "did you mean"),
+        ("onnxruntime", "cuda", "did you mean 'CUDA'?", "DEVICE"),
+        ("onnxruntime", "cpu", "did you mean 'CPU'?", "DEVICE"),
+        ("openvino", "gpu", "did you mean 'GPU'?", "the CPU"),
+        ("openvino", "NPU", "install Intel's driver of the NPU", "did you mean"),
+    ],
+)
+def test_no_gpu_is_taken_for_a_mistyped_cpu(model: Path, target: str, device: str, told: str, not_told: str) -> None:
+    if reason := registry.target(target, usable=False).available():
+        pytest.skip(reason)
+    with pytest.raises(EdgerunError) as error:
+        edgerun.load(model, target, device=device)
+    assert told in str(error.value) and not_told not in str(error.value)
