@@ -108,7 +108,7 @@ def _require_kernels(runtime: Any, key: str, value: str) -> None:
 
 
 def _require_known(runtime: Any, key: str) -> None:
-    """Raise EdgerunError for a key that stands nowhere in the runtime's own library, which would take it without a word.
+    """Raise EdgerunError for a key that is nowhere in the runtime's own library, which takes it without a word.
 
     A library that tells of no key at all has them elsewhere: then every one is taken.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgerun.verbs.clock import Speed
 
 SQNR, JUDGED = "calibration SQNR (dB)", "calibration SQNR"  # in the history
+SMALLER = 0.99  # times the size before: what is less of a difference is no gain
 SCHEMES = (
     "w8a8: static INT8. w8a8_dynamic: INT8, activations quantized as they come. "
     "w8a16, w4a16_b32, fp16: weights in 8, 4 or 16 bits; smaller, no faster. "
@@ -109,7 +110,7 @@ def command(
     before, after = stored(model), stored(output)
     for warning in step.options.get("calibration", {}).get("warnings", ()):
         click.echo(f"calibration data: {warning}", err=True)
-    warnings = [*_far_off(step.options, model, output), *_larger(result, output, before, after)]
+    warnings = [*_far_off(step.options, model, output), *_no_gain(result, model, output, before, after, speeds)]
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
     if as_json:
@@ -125,7 +126,7 @@ def command(
     for line in _decided(found):
         click.echo(line)
     for speed in speeds:
-        _echo_speed(speed)
+        _echo_speed(speed, smaller=after < before)
     if "max drop" in found:
         _echo_search(found["max drop"])
     if found["random data"]:
@@ -151,32 +152,56 @@ def _far_off(found: Mapping[str, Any], model: Path, output: Path) -> Iterator[st
     yield "\n  ".join(lines)
 
 
-def _larger(result: Model, output: Path, before: int, after: int) -> Iterator[str]:
-    """That the file grew, and what of it are weights."""
-    if after <= before:
+def _no_gain(
+    result: Model, model: Path, output: Path, before: int, after: int, speeds: Iterable[Speed]
+) -> Iterator[str]:
+    """That the file is larger, or hardly smaller and not surely faster, and what of it are weights."""
+    answers = {speed.answer for speed in speeds}
+    if after <= before and ("faster" in answers or after < SMALLER * before):
         return
-    from edgerun import external
+    from edgerun import external, registry
     from edgerun.cli._table import size
+    from edgerun.passes import Faster
 
-    own = output.with_suffix(".bin")
+    own, had = output.with_suffix(".bin"), _weight_bytes(model)
     weights = own.stat().st_size if output.suffix == ".xml" else external.weight_bytes(result.ir)
-    yield (
-        f"larger than the {size(before)} before: of {size(after)} only {size(weights)} are weights; the other "
-        f"{size(max(0, after - weights))} say in {output.suffix} what is computed and how it was made, "
-        "which so few weights do not make up for"
-    )
+    change = f"larger than the {size(before)} before"
+    if after <= before:
+        change = f"{100 * (before - after) / before:.2g} % smaller than the {size(before)} before"
+    promised = isinstance(registry.quantizer(result.history[-1].name.rpartition("/")[2]), Faster)
+    told = f"{change}, and its time was not taken" if promised else f"nothing was gained: {change}, and no faster"
+    if answers - {"not timed"}:
+        told = change if "faster" in answers else f"nothing was gained: {change}, and not surely faster"
+    if weights >= had:
+        why = "they were smaller before" if weights * SMALLER > had else "they were as small before, or stay in float"
+        yield f"{told}: its weights took {size(had)} and take {size(weights)}: {why}"
+    elif after <= before:
+        yield f"{told}: of its {size(had)} of weights the scheme makes {size(had - weights)} less"
+    else:
+        yield (
+            f"{told}: of {size(after)} only {size(weights)} are weights; the other {size(after - weights)} say in "
+            f"{output.suffix} what is computed and how it was made, which so few weights do not make up for"
+        )
+
+
+def _weight_bytes(model: Path) -> int:
+    from edgerun import external
+    from edgerun.model import Model
+
+    return external.weight_bytes(Model.load(model).ir)
 
 
 def _on(found: Mapping[str, Any]) -> str:
     return f" on {found['device']}" if "device" in found else ""
 
 
-def _echo_speed(speed: Speed) -> None:
+def _echo_speed(speed: Speed, *, smaller: bool) -> None:
     """What the clock said; what is less than hoped for goes to stderr."""
     click.echo(f"{speed}{', timed earlier' if speed.earlier else ''}", err=speed.speedup is None)
     if speed.answer in ("slower", "no difference"):
         told = "slower than fp32" if speed.answer == "slower" else "not surely faster than fp32"
-        click.echo(f"{told}: smaller is all that it surely is (edgerun why-slow says where time goes)", err=True)
+        left = ": smaller is all that it surely is" if smaller else ""
+        click.echo(f"{told}{left} (edgerun why-slow says where time goes)", err=True)
     if speed.speedup is not None and speed.reason:
         click.echo(f"timings are not kept, and will be taken again: {speed.reason}", err=True)
     if speed.kept:

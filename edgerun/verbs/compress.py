@@ -140,7 +140,7 @@ def _timed(
     if (space := making.search()) is None:
         return made
     if made[0].history[-1].options.get("integer nodes") == 0:  # halves are refused by their pass
-        what = "nothing of the model runs on integers there: it is smaller, and as fast as float"
+        what = "nothing of the model runs on integers there: it is as fast as float"
         clocked(clock.not_timed(EdgerunError(what)))
         return made
     try:

@@ -15,7 +15,7 @@ from edgerun.metrics import Interval, paired_drop
 from edgerun.model import Model, Step
 from edgerun.quantize.diagnosis import Diagnosis
 from edgerun.quantize.diagnosis.trials import Measured, Trials
-from edgerun.quantize.diagnosis.verdict import Finding
+from edgerun.quantize.diagnosis.verdict import FLOAT_DB, PAYS, Finding
 from edgerun.quantize.graphs.quantizers import Activation
 from edgerun.quantize.numerics import causes, noise
 
@@ -121,7 +121,7 @@ def diagnosed(
     return Diagnosed(
         judged.samples, data, found.quantized.sqnr_db, found.counterpart_db, points(truth, found.quantized.hits),
         tuple(rows), count, apart is not None, found.kept, None if after is None else after.sqnr_db, gains[0],
-        None if after is None else points(true, after.hits), unfixed(rows, found.kept, found.floats, count),
+        None if after is None else points(true, after.hits), unfixed(rows, found, count),
         found.floats, gains[1], again, notes,
     )  # fmt: skip
 
@@ -195,20 +195,29 @@ def points(better: np.ndarray | None, worse: np.ndarray | None) -> Gain | None:
     return Gain(100 * (lost - gained) / n, Interval(100 * interval.low, 100 * interval.high))
 
 
-def unfixed(rows: Sequence[Row], kept: Sequence[str], spared: Sequence[str], samples: int) -> str | None:
-    """Why no fix is kept, None where one is; `spared` are the layers that float would surely help."""
-    if kept:
+def unfixed(rows: Sequence[Row], found: Diagnosis, samples: int) -> str | None:
+    """Why no fix is kept, None where one is; where the best one surely gains, why that is too little, or too dear."""
+    if found.kept:
         return None
     gains = [row for row in rows if row.gain_db is not None and row.gain_db.value > 0]
     odd = any(row.cause not in (causes.ROUNDING, causes.SLIGHT) for row in rows)
     left = "" if odd else ": what is left is rounding"
-    if spared:
+    if found.floats:
         return f"no fix pays that leaves all on integers{left}"
     if not gains:
         return f"no fix pays{left}"
-    best = max(gains, key=lambda row: row.gain_db.value if row.gain_db else 0.0)
+    best = max(gains, key=lambda row: (_surely(row), row.gain_db.value if row.gain_db else 0.0))
     which = f"the best, {best.fix} ({best.layer}), gains {best.gain_db} dB, n={samples}"
-    return f"no fix pays{left}; {which}" if best.trade else f"no fix surely pays: {which}"
+    if not _surely(best):
+        return f"no fix pays{left}; {which}" if best.trade else f"no fix surely pays: {which}"
+    if not best.trade:
+        return f"no fix pays: {which}, which is less than {100 * (1 - PAYS):.0f} % of the noise"
+    why = found.unspared or f"that is less than the {FLOAT_DB:g} dB that float must bring"
+    return f"no fix pays that leaves all on integers{left}; {which}, but {why}"
+
+
+def _surely(row: Row) -> bool:
+    return row.gain_db is not None and row.gain_db.interval.low > 0
 
 
 def step(quantized: Model) -> Step | None:

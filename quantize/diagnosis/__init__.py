@@ -47,7 +47,8 @@ class Diagnosis:
 
     `quantized` is measured on the samples of the diagnosis; `apart` too, and `after` with the fixes that were `kept`,
     on the samples that judge fixes. `floats`: layers whose rounding to 8 bits is what costs most, which only float
-    spares, and `spared` what the model measures there with them in float.
+    spares, and `spared` what the model measures there with them in float; `unspared` says why what float would surely
+    help is not among them.
     """
 
     findings: tuple[Finding, ...]
@@ -60,6 +61,7 @@ class Diagnosis:
     after: Measured | None
     floats: tuple[str, ...]
     spared: Measured | None
+    unspared: str
     notes: tuple[str, ...]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PAYS = 0.99  # noise must fall below this share, and surely fall, for a fix to be kept
 FLOAT_DB = 1.0  # that float must bring a layer, and surely some, to be worth its time
+NOTHING, MANY = "it leaves nothing quantized: that is the float model", "it leaves most layers in float"
 MOST = 1 / 3  # of the layers with integers may be told to stay in float: with more, little is left of the model's speed
 
 
@@ -71,25 +72,32 @@ def repaired(
 
 def spared(
     case: Case, rows: Sequence[Finding], before: Measured, known: Collection[str]
-) -> tuple[tuple[str, ...], Measured | None]:
-    """The layers that only float spares, by their names in the float model (`known`), and the model with them in float.
+) -> tuple[tuple[str, ...], Measured | None, str]:
+    """The layers that only float spares, by their names in the float model (`known`), and the model with them in float;
+    where there are none, why those that float would surely help are no advice ("": there are none of these either).
 
     As compressing again and keeping them in float would have it: with their weights and what they alone read.
     """
     all_ = {q.layer for q in case.quantizers if isinstance(q, Constant | Loop) and q.kind != "bias"}
-    layers: dict[str, None] = {}
+    most = min(max(1, MOST * len(all_)), len(all_) - 1)  # of a float model there is no use
+    layers, why = dict[str, None](), ""
     for row in sorted(rows, key=lambda row: -row.gain[0] if row.gain else 0.0):
         if _traded(row) and row.gain is not None and row.gain[0] > FLOAT_DB and surely(row.gain):
             more = dict.fromkeys((*layers, *_layers(case, row)))
-            layers = more if len(more) <= max(1, MOST * len(all_)) else layers
+            if len(more) <= most:
+                layers = more
+            else:
+                why = why or (NOTHING if len(more) >= len(all_) else MANY)
     named = [case.counterpart.named.get(name, name) for name in layers]
-    if not layers or not all(name in known for name in named):
-        return (), None
+    if not layers:
+        return (), None, why
+    if not all(name in known for name in named):
+        return (), None, "the float model has no layer of that name"
     model = case.model.clone()
     repairs.leave_float(model.graph, case.counterpart, [q for q in case.quantizers if _only_in(q, layers)])
     drop_unused(model)
     measured = case.apart.measure(model)
-    return (tuple(named), measured) if _pays(before, measured) else ((), None)
+    return (tuple(named), measured, "") if _pays(before, measured) else ((), None, "the whole layer in float does not")
 
 
 def surely(gain: tuple[float, float, float] | None) -> bool:

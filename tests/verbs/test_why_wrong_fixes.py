@@ -191,3 +191,47 @@ def test_a_device_says_whether_its_sums_saturate(tmp_path: Path, cli: Any) -> No
 
     assert causes("--device", "xeon-avx2") == causes("--saturating") != causes("--not-saturating")
     assert causes("--device", "xeon-avx512-vnni") == causes("--not-saturating")
+
+
+ONE = """<ir_version: 8, opset_import: ["": 17]> net (float[n,16] x) => (float[n,32] y) { y = Gemm(x, w1, b1) }"""
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])
+def test_no_command_leaves_nothing_quantized(tmp_path: Path, cli: Any, scheme: str) -> None:
+    """One layer, which float would surely help: to keep it in float is the float model, and compress refuses that."""
+    model = network(tmp_path / "float.onnx", ONE, differ=True)
+    np.savez(tmp_path / "data.npz", x=samples(1, 128))
+    small, data = tmp_path / "small.onnx", tmp_path / "data.npz"
+    edgerun.compress(model, scheme=scheme, calibration=data, placement="rules", output=small)
+    found = why_wrong(model, small, data)
+    assert found.rows[0].trade and found.rows[0].gain_db is not None and found.rows[0].gain_db.interval.low > 30
+    assert found.command is None and found.keep_float == ()
+    assert found.unfixed is not None and found.unfixed.endswith("leaves nothing quantized: that is the float model")
+    assert found.unfixed.startswith("no fix pays that leaves all on integers")
+    ran = cli("why-wrong", model, small, "--data", data, "--fix", tmp_path / "fixed.onnx")
+    assert ran.code == 1 and "--keep-float" not in ran.out + ran.err and found.unfixed in ran.out
+
+
+def test_what_surely_gains_and_is_not_kept_says_why(tmp_path: Path) -> None:
+    """Four layers: one surely gains in float, by about 0.3 dB, and float must bring 1."""
+    draw, names = np.random.default_rng(1), "abcd"
+    body = " ".join(
+        f"{name} = MatMul({names[i - 1] + 'r' if i else 'x'}, w{name}) {name}r = Relu({name})"
+        for i, name in enumerate(names)
+    )
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> net (float[n,32] x) => (float[n,32] dr) {{ {body} }}'
+    )
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    for name in names:
+        weight = draw.standard_normal((32, 32)).astype(np.float32) / 4
+        proto.graph.initializer.append(numpy_helper.from_array(weight, f"w{name}"))
+    onnx.save(proto, tmp_path / "float.onnx")
+    x = {"x": draw.standard_normal((256, 32)).astype(np.float32)}
+    edgerun.compress(tmp_path / "float.onnx", calibration=x, placement="rules", output=tmp_path / "small.onnx")
+    found = why_wrong(tmp_path / "float.onnx", tmp_path / "small.onnx", x, limit=96)
+    sure = [row.gain_db for row in found.rows if row.gain_db is not None and row.gain_db.interval.low > 0]
+    assert sure and max(gain.value for gain in sure) < 1 and found.fixes == found.keep_float == ()
+    assert found.unfixed is not None and found.unfixed.startswith("no fix pays that leaves all on integers")
+    assert found.unfixed.endswith("dB, n=96, but that is less than the 1 dB that float must bring")
