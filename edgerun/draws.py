@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.runtime.spec import TensorSpec
+from edgerun.sources import WORDS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 SIZES = (16, 32, 64, 224, 256)  # tried in turn for symbolic dimensions that are not the batch
+NUMERALS = ("0", "1", "-2", "7")
 LONG = (1024, 16384)  # and then, where no input has two of them, as a signal's length
 
 
@@ -38,17 +40,18 @@ def larger(specs: Sequence[TensorSpec]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Range:
-    """What an input may hold: numbers in [low, high), `whole` ones or any."""
+    """What an input may hold: numbers in [low, high), `whole` ones or any; of strings, these `words`."""
 
     low: float
     high: float
     whole: bool = True
+    words: tuple[str, ...] = ()
 
 
 def feeds(
     specs: Sequence[TensorSpec], dims: Mapping[str, int], seed: int, within: Mapping[str, Range] | None = None
 ) -> dict[str, np.ndarray]:
-    """Feeds of the given sizes: floats from N(0, 1), booleans fair, integers uniform in [0, 2).
+    """Feeds of the given sizes: floats from N(0, 1), booleans fair, integers uniform in [0, 2), strings out of WORDS.
 
     An input that `within` names is uniform in its range, whatever its dtype: indices into a table, a number of repeats.
     """
@@ -56,7 +59,10 @@ def feeds(
     drawn: dict[str, np.ndarray] = {}
     for spec in specs:
         shape, known = spec.with_dims(dims), (within or {}).get(spec.name)
-        if known is not None and not known.whole:
+        if spec.dtype == "object":
+            words = np.array(known.words if known is not None else WORDS, object)
+            drawn[spec.name] = words[rng.integers(0, len(words), shape)]
+        elif known is not None and not known.whole:
             drawn[spec.name] = rng.uniform(known.low, known.high, shape).astype(spec.dtype)
         elif known is None and spec.dtype.startswith("float"):
             drawn[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
@@ -142,14 +148,48 @@ _PASS_INDICES = frozenset({"Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze",
 
 def ranges(model: ir.Model) -> dict[str, Range]:
     """For every graph input that only selects rows of constant tables: numbers below the smallest one's row count; for
-    one that says a size: those of SIZES_SAID."""
+    one that says a size: those of SIZES_SAID. For one of strings: words that the model knows, and others."""
     found: dict[str, Range] = {}
     for value in model.graph.inputs:
+        if value.name and value.dtype is not None and value.dtype.name == "STRING":
+            found[value.name] = Range(0, 0, words=_words(value))
+            continue
         told = list(_told(value))
         if value.name and told:
             low, high = max(r.low for r in told), min(r.high for r in told)
             found[value.name] = Range(low, high, all(r.whole for r in told)) if low < high else told[0]
     return found
+
+
+def _words(value: ir.Value) -> tuple[str, ...]:
+    """Those that its readers know, and WORDS unless one refuses what it does not know; numbers where one reads them."""
+    readers = list(_readers(value))
+    if any(node.op_type == "Cast" for node in readers):
+        return NUMERALS
+    own = [word for node in readers for word in _strings(node)]
+    closed = any(node.op_type == "OneHotEncoder" and not node.attributes.get_int("zeros", 1) for node in readers)
+    return tuple(dict.fromkeys(own if own and closed else (*own, *WORDS)))
+
+
+def _readers(value: ir.Value) -> Iterator[ir.Node]:
+    for node, slot in value.uses():
+        if node.op_type in MOVES - {"Cast", "CastLike"} and slot == 0:
+            yield from _readers(node.outputs[0])
+        else:
+            yield node
+
+
+def _strings(node: ir.Node) -> Iterator[str]:
+    """The texts in its attributes' lists and its constants."""
+    for attribute in node.attributes.values():
+        if attribute.type.name == "STRINGS":
+            yield from attribute.as_strings()
+    for value in node.inputs:
+        constant = None if value is None else value.const_value
+        if constant is not None and constant.dtype.name == "STRING":
+            yield from (
+                word.decode() if isinstance(word, bytes) else str(word) for word in constant.numpy().reshape(-1)
+            )
 
 
 def _told(value: ir.Value) -> Iterator[Range]:

@@ -52,10 +52,15 @@ class Difference:
 
     @classmethod
     def of(cls, reference: np.ndarray, value: np.ndarray) -> Difference:
-        """The sums of one pair of arrays of the same shape. Raises EdgerunError when the shapes differ."""
+        """The sums of one pair of arrays of the same shape; strings are 1 where they are equal, and 0 for 1 elsewhere.
+
+        Raises EdgerunError when the shapes differ.
+        """
         r, v = np.asarray(reference), np.asarray(value)
         if r.shape != v.shape:
             raise EdgerunError("two results of different shape cannot be compared", got=v.shape, wanted=str(r.shape))
+        if r.dtype.kind in "OU":
+            r, v = np.ones(r.shape), np.asarray(r == v)
         r, v = r.reshape(-1), v.reshape(-1)
         blocks = [cls._of(r[at : at + BLOCK], v[at : at + BLOCK]) for at in range(0, max(1, r.size), BLOCK)]
         return sum(blocks[1:], blocks[0])

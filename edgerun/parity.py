@@ -162,7 +162,8 @@ def check(
     if parts is not None:
         outputs = tuple(replace(output, bound=None) for output in outputs)
     shapes = tuple(", ".join(f"{n}{list(a.shape)}" for n, a in inputs.items()) for inputs, _ in drawn)
-    data = data or f"random, seed {seed}: floats N(0, 1), integers uniform"
+    words = ", words that the model knows and others" * any(spec.dtype == "object" for spec in model.inputs)
+    data = data or f"random, seed {seed}: floats N(0, 1), integers uniform{words}"
     if not parts and not any(total[0].count for total in totals.values()):
         data = f"{data}; {NOTHING}"
     return Parity("float64" if exact else "source", data, shapes, outputs, _pieces(parts or ()), exact)
@@ -272,7 +273,8 @@ def accepted(model: Model, source: Runner, seed: int = 0) -> list[tuple[Feeds, M
         return empty
     raise EdgerunError(
         "the source refuses every random input that was tried", got=str(refusal)[:400],
-        wanted=", ".join(map(str, model.inputs)), do="give --input with fixed sizes that the model takes",
+        wanted=", ".join(map(str, model.inputs)),
+        do="give --input with fixed sizes that the model takes, or --data FILE with inputs that it takes",
     ) from refusal  # fmt: skip
 
 

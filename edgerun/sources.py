@@ -20,6 +20,7 @@ from edgerun.npy import Stored, damaged, read_npy, read_npz
 from edgerun.preprocess import Preprocessing
 
 LABELS = ("labels", "y")
+WORDS = ("", "a", "b", "ab", "Word", "two words", "1", "ü")  # where strings are drawn
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 Chunk = tuple[str, dict[str, np.ndarray]]
 Axes = Mapping[str, int]  # input name -> number of axes of one sample
@@ -152,7 +153,7 @@ class Pictures:
 
 
 class Random:
-    """Seeded noise: floats from the normal distribution, integers and bools 0 or 1. For smoke tests only."""
+    """Seeded noise: floats from the normal distribution, integers and bools 0 or 1, WORDS. For smoke tests only."""
 
     def __init__(self, samples: int, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
         self.samples: int | None = samples
@@ -282,4 +283,6 @@ def open_picture(path: Path) -> np.ndarray:
 def _noise(generator: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     if np.dtype(dtype).kind == "f":
         return generator.standard_normal((1, *shape)).astype(dtype)
+    if dtype == "object":
+        return np.array(WORDS, object)[generator.integers(0, len(WORDS), (1, *shape))]
     return generator.integers(0, 2, (1, *shape)).astype(dtype)

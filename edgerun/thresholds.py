@@ -77,7 +77,8 @@ def at_steps(feeds: Mapping[str, np.ndarray], told: Decided) -> dict[str, np.nda
 def tied(feeds: Mapping[str, np.ndarray], told: Decided) -> dict[str, np.ndarray]:
     """The feeds with one value all over where a model compares, orders or rounds, of which TopK takes two, and with
     two boxes that overlap by just the threshold where it suppresses them."""
-    found = dict(feeds) | {name: np.full_like(feeds[name], LEVEL) for name in told.values}
+    numbers = [name for name in told.values if feeds[name].dtype.kind != "O"]
+    found = dict(feeds) | {name: np.full_like(feeds[name], LEVEL) for name in numbers}
     found |= {name: np.full_like(feeds[name], 2) for name in told.counts}
     for each in told.boxes:
         boxes, scores = found[each.boxes].copy(), found[each.scores].copy()

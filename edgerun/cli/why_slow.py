@@ -16,7 +16,8 @@ import click
 @click.option("--batch", type=click.IntRange(min=1), help="Samples per run, where the models leave it open (1).")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True,
-              help="Time and profile for about so long; opening and reading profiles come on top.")  # fmt: skip
+              help="Time and profile for about so long. On top come nine times opening both, the fewest profiled runs "
+              "and reading profiles: 15 s or more for a small model, over a minute for a ResNet-50.")  # fmt: skip
 @click.option("--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",
               help="Fixes dynamic dimensions, as image:[1,3,224,224].")  # fmt: skip
 @click.option(

@@ -73,7 +73,7 @@ def truths(
         raise EdgerunError(
             "no reference runs this model, so the engine cannot be checked",
             got="; ".join(reasons),
-            do="give compile() real feeds: feeds=[...]",
+            do="give real inputs: --data FILE, in Python feeds=[…]",
         )
 
 
@@ -178,8 +178,8 @@ def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int
 
     Sizes lie within `ranges`, where a dimension has one.
     """
-    if any(spec.dtype not in DTYPES or spec.kind != "tensor" for spec in model.inputs):
-        raise EdgerunError("only numbers can be drawn", got=", ".join(map(str, model.inputs)))
+    if any(spec.dtype not in (*DTYPES, "object") or spec.kind != "tensor" for spec in model.inputs):
+        raise EdgerunError("only numbers and strings can be drawn", got=", ".join(map(str, model.inputs)))
     below, refusal = draws.ranges(model.ir), EdgerunError("")
     told, moved = thresholds.decided(model.ir), draws.moved(model.ir)
     special = {2: lambda feed: thresholds.at_steps(feed, told),

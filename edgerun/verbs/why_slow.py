@@ -154,8 +154,9 @@ def why_slow(
     """Time and profile the float model `fp32` and the quantized `int8` on one target, and align their kernels.
 
     Nine times both are opened anew in a drawn order, timed interleaved without profiler, profiled in turns, and timed
-    again; `seconds` are shared by timing and profiling (opening and reading profiles come on top). Beside them run
-    chains of nodes that do next to nothing, by which it is known what the runtime takes between kernels. Without
+    again; `seconds` are shared by timing and profiling. On top come opening, the fewest profiled runs of each session
+    (ten), and reading profiles: 15 s or more for a small model, over a minute for a ResNet-50. Beside them run chains
+    of nodes that do next to nothing, by which it is known what the runtime takes between kernels. Without
     `target` it is the one that `int8`'s kind of file runs on. With `device`, a known one or a file, nothing is timed
     unless this machine may be it. The feed is that of `benchmark`, with the same `data`, `batch` and `shapes`.
     Both models know its shapes (`Options.usual`), whatever their files tell: what differs is the quantization alone.

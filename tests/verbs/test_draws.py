@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 
 import edgerun
-from edgerun import draws, registry
+from edgerun import draws, parity, registry
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.model import Model
 from edgerun.parity import Parity
@@ -128,3 +128,71 @@ def test_a_cast_that_clamps_infinities_is_found(target: str, source: str, to: st
         return
     check = edgerun.compile(model, target, edgerun.Options(threads=1)).check
     assert check is not None and check.runs == 4 and check.relative_error < 1e-6
+
+
+TEXT = onnx.TensorProto.STRING
+ENCODED = {"keys_strings": ["zebra", "yak", "ant"], "default_float": -1.0}
+
+
+def of_text(path: Path, kind: str, **changed: Any) -> Path:
+    """Strings in, of the `kind`: encoded, one-hot, joined (strings out as well), parsed as numbers, compared."""
+    node, float_ = onnx.helper.make_node, onnx.TensorProto.FLOAT
+    inputs, output, shape = {"s": ["n", 1]}, float_, ["n", 1]
+    ml = {"domain": "ai.onnx.ml"}
+    if kind == "encoded":
+        nodes = [node("LabelEncoder", ["s"], ["y"], **ml, **ENCODED, **{"values_floats": [1.0, 2.0, 3.0], **changed})]
+    elif kind == "one-hot":  # which refuses words that it does not know
+        nodes, shape = [node("OneHotEncoder", ["s"], ["y"], **ml, cats_strings=["zebra", "yak"], zeros=0)], ["n", 1, 2]
+    elif kind == "joined":
+        inputs, output = {"s": ["n", 1], "t": ["n", 1]}, TEXT
+        nodes = [node("StringConcat", changed.get("order", ["s", "t"]), ["y"])]
+    elif kind == "parsed":
+        nodes = [node("Cast", ["s"], ["y"], to=float_)]
+    else:
+        nodes = [node("Equal", ["s", "known"], ["e"]), node("Cast", ["e"], ["y"], to=float_)]
+    known = [onnx.helper.make_tensor("known", TEXT, [1], [b"zebra"])] if kind == "compared" else []
+    graph = onnx.helper.make_graph(
+        nodes, kind, [onnx.helper.make_tensor_value_info(name, TEXT, dims) for name, dims in inputs.items()],
+        [onnx.helper.make_tensor_value_info("y", output, shape)], known,
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["encoded", "one-hot", "joined", "parsed", "compared"])
+def test_inputs_of_text_are_drawn_and_proven(tmp_path: Path, cli: Any, kind: str) -> None:
+    """convert and compile run them without --data, with words that the model knows among them."""
+    path = of_text(tmp_path / "m.onnx", kind)
+    converted = cli("convert", path, "-o", tmp_path / "converted.onnx")
+    assert converted.code == 0 and "3 draws" in converted.out and "words that the model knows" in converted.out
+    compiled = cli("compile", path, "-o", tmp_path / "compiled.onnx", "--target", "onnxruntime")
+    assert compiled.code == 0 and "on 4 feeds: relative error 0" in compiled.out, compiled.err
+    model = Model.load(path)
+    drawn = draws.feeds(model.inputs, {"n": 64}, 0, draws.ranges(model.ir))["s"]
+    known = {"encoded": {"zebra", "yak", "ant"}, "one-hot": {"zebra", "yak"}, "compared": {"zebra"}}.get(kind, set())
+    assert drawn.dtype == object and known <= set(drawn.flat) and all(isinstance(word, str) for word in drawn.flat)
+
+
+def test_a_conversion_that_takes_one_word_for_another_fails(tmp_path: Path) -> None:
+    """Drawn words are what finds it: `ant` means 3 in the source, and 4 in what is said to be its conversion."""
+    right = of_text(tmp_path / "right.onnx", "encoded")
+    wrong = of_text(tmp_path / "wrong.onnx", "encoded", values_floats=[1.0, 2.0, 4.0])
+    with edgerun.load(right) as source, edgerun.load(wrong) as converted:
+        judged = parity.check(Model.load(right), converted.run, source.run, None)
+        assert not judged.passed and judged.outputs[0].max_abs_error == 1
+        assert parity.check(Model.load(right), source.run, source.run, None).passed
+
+
+def test_texts_that_come_out_are_compared(tmp_path: Path, cli: Any) -> None:
+    """Joined the other way around: of four rows two differ, which is 10·log10(4 / 2) dB."""
+    a = of_text(tmp_path / "a.onnx", "joined")
+    b = of_text(tmp_path / "b.onnx", "joined", order=["t", "s"])
+    s, t = (np.array(column)[:, None] for column in (["a", "b", "ab", ""], ["a", "c", "a", "x"]))
+    np.savez(tmp_path / "d.npz", s=s, t=t)
+    found = edgerun.compare(a, b, {"s": s.astype(object), "t": t.astype(object)}).outputs[0]
+    assert found.sqnr_db == pytest.approx(10 * np.log10(4 / 2)) and found.max_abs_error == 1
+    same = cli("compare", a, a, "--data", tmp_path / "d.npz")
+    assert same.code == 0 and "inf" in same.out
+    apart = cli("compare", a, b, "--data", tmp_path / "d.npz", "--min-sqnr", "20")
+    assert apart.code == 1 and "3.01 dB" in apart.err
