@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.runtime.spec import TensorSpec
-from edgerun.sources import WORDS
+from edgerun.runtime.spec import WORDS, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir

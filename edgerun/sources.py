@@ -18,9 +18,9 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.npy import Stored, damaged, read_npy, read_npz
 from edgerun.preprocess import Preprocessing
+from edgerun.runtime.spec import WORDS
 
 LABELS = ("labels", "y")
-WORDS = ("", "a", "b", "ab", "Word", "two words", "1", "ü")  # where strings are drawn
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 Chunk = tuple[str, dict[str, np.ndarray]]
 Axes = Mapping[str, int]  # input name -> number of axes of one sample

@@ -14,6 +14,7 @@ from edgerun.runtime import dtypes
 Dim = int | str
 # Compiled when it is asked for: who opens a model writes no specs.
 _SPEC = r"^(?:(?P<name>[^:\[\]]+):)?(?:(?P<dtype>[a-z]+[0-9]*))?\[(?P<shape>[^\[\]]*)\]$"
+WORDS = ("", "a", "b", "ab", "Word", "two words", "1", "ü")  # of which strings are drawn
 DTYPES = (
     "float32",
     "float16",

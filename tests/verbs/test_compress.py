@@ -201,7 +201,8 @@ def test_nothing_gained_is_told_with_why(
 ) -> None:
     """On stderr and in the JSON. 128·128 floats, 65,536 bytes, are 16,384 bytes and 128 scales of 4 in 8 bits."""
     path, weights = tmp_path / "square.onnx", {"w": SQUARE}
-    nodes, output = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"], "product")], ["n", 128]
+    nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"], "product")]
+    output: list[str | int | None] = ["n", 128]
     if more == ("beside a large constant",):
         weights = {"w": SQUARE[:, :10], "t": np.ones((1000, 1, 1017), np.float32)}
         nodes[0].output[0] = "m"

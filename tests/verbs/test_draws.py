@@ -131,28 +131,29 @@ def test_a_cast_that_clamps_infinities_is_found(target: str, source: str, to: st
 
 
 TEXT = onnx.TensorProto.STRING
-ENCODED = {"keys_strings": ["zebra", "yak", "ant"], "default_float": -1.0}
+ENCODED: dict[str, Any] = {"keys_strings": ["zebra", "yak", "ant"], "default_float": -1.0}
 
 
 def of_text(path: Path, kind: str, **changed: Any) -> Path:
     """Strings in, of the `kind`: encoded, one-hot, joined (strings out as well), parsed as numbers, compared."""
     node, float_ = onnx.helper.make_node, onnx.TensorProto.FLOAT
-    inputs, output, shape = {"s": ["n", 1]}, float_, ["n", 1]
+    inputs, output = ["s"], float_
+    shape: list[str | int | None] = ["n", 1]
     ml = {"domain": "ai.onnx.ml"}
     if kind == "encoded":
         nodes = [node("LabelEncoder", ["s"], ["y"], **ml, **ENCODED, **{"values_floats": [1.0, 2.0, 3.0], **changed})]
     elif kind == "one-hot":  # which refuses words that it does not know
         nodes, shape = [node("OneHotEncoder", ["s"], ["y"], **ml, cats_strings=["zebra", "yak"], zeros=0)], ["n", 1, 2]
     elif kind == "joined":
-        inputs, output = {"s": ["n", 1], "t": ["n", 1]}, TEXT
+        inputs, output = ["s", "t"], TEXT
         nodes = [node("StringConcat", changed.get("order", ["s", "t"]), ["y"])]
     elif kind == "parsed":
         nodes = [node("Cast", ["s"], ["y"], to=float_)]
     else:
         nodes = [node("Equal", ["s", "known"], ["e"]), node("Cast", ["e"], ["y"], to=float_)]
-    known = [onnx.helper.make_tensor("known", TEXT, [1], [b"zebra"])] if kind == "compared" else []
+    known = [onnx.numpy_helper.from_array(np.array(["zebra"], object), "known")] if kind == "compared" else []
     graph = onnx.helper.make_graph(
-        nodes, kind, [onnx.helper.make_tensor_value_info(name, TEXT, dims) for name, dims in inputs.items()],
+        nodes, kind, [onnx.helper.make_tensor_value_info(name, TEXT, ["n", 1]) for name in inputs],
         [onnx.helper.make_tensor_value_info("y", output, shape)], known,
     )  # fmt: skip
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
