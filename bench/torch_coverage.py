@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import cpu_ratio, torch_families, torch_nets, torch_page
-from edgerun import draws, files
+from edgerun import draws, files, input_ranges
 from edgerun.converters import _ort, _torch_export
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
@@ -92,7 +92,7 @@ def feeds(model: Any) -> dict[str, Any]:
 
     Token ids are below what the model's table holds.
     """
-    below, run, drawn = draws.ranges(model.ir), _ort.runner(model.to_bytes()), dict[str, Any]()
+    below, run, drawn = input_ranges.ranges(model.ir), _ort.runner(model.to_bytes()), dict[str, Any]()
     for batch, other in itertools.product((1, 2), (32, *draws.SIZES[2:], 2048)):
         drawn = draws.feeds(model.inputs, draws.sizes(model.inputs, batch, other), 0, below)
         with contextlib.suppress(Exception):  # the model's own complaint about a size

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import draws
+from edgerun import draws, input_ranges
 from edgerun.converters._tflite_files import Net
 from edgerun.converters._tflite_source import Source
 from edgerun.errors import GateFailed
@@ -56,7 +56,7 @@ def difference(model: Model, hybrid: Source, exact: Source) -> dict[str, Any]:
 
     Raises GateFailed beyond NEARBY.
     """
-    feeds = draws.feeds(model.inputs, draws.sizes(model.inputs, 1, 32), 0, draws.ranges(model.ir))
+    feeds = draws.feeds(model.inputs, draws.sizes(model.inputs, 1, 32), 0, input_ranges.ranges(model.ir))
     got, wanted = hybrid.run(feeds), exact.run(feeds)
     far = {
         name: float(np.sqrt(np.square(got[name] - want, dtype=np.float64).mean() / max(_power(want), 1e-30)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun import draws, parity
+from edgerun import draws, input_ranges, parity
 from edgerun.converters import _ort
 from edgerun.converters._tflite_files import Net, Quant, shifted
 from edgerun.converters._tflite_graph import RULES, Value
@@ -41,7 +41,7 @@ def coded(net: Net) -> bool:
 
 def feeds(net: Net, model: Model) -> list[Feeds]:
     """Three draws, batches of 1, 3 and 2 where the batch is open; codes, and what becomes codes, over their range."""
-    below, found = draws.ranges(model.ir), list[Feeds]()
+    below, found = input_ranges.ranges(model.ir), list[Feeds]()
     for number, batch in enumerate((1, 3, 2)):
         drawn = draws.feeds(model.inputs, draws.sizes(model.inputs, batch, 32), number, below)
         rng = np.random.default_rng(number)
@@ -97,7 +97,7 @@ def both_ways(net: Net, model: Model, source: Source) -> list[Feeds]:
         before = {index: set(ways) for index, ways in went.items()}
         sizes = [array.shape for array in found[seed % parity.DRAWS].values()]
         specs = [replace(spec, shape=shape) for spec, shape in zip(model.inputs, sizes, strict=True)]
-        watched(fed := draws.feeds(specs, {}, seed, draws.ranges(model.ir)))
+        watched(fed := draws.feeds(specs, {}, seed, input_ranges.ranges(model.ir)))
         found += [fed] if went != before else []
     for index, ways in went.items():
         if len(ways) < 2:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import draws
+from edgerun import draws, input_ranges
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import Difference
 from edgerun.passes import Feeds, Runner
@@ -246,7 +246,7 @@ def accepted(model: Model, source: Runner, seed: int = 0) -> list[tuple[Feeds, M
     Batch 1 may be refused (one node in a graph has no other to be joined to): then larger ones are drawn. Where a
     signal is shorter than the source's window, outputs may be empty: larger sizes come before such a group.
     """
-    below = draws.ranges(model.ir)
+    below = input_ranges.ranges(model.ir)
     refusal: Exception | None = None
     empty: list[tuple[Feeds, Mapping[str, np.ndarray]]] = []
     for other, batches in itertools.product(draws.larger(model.inputs), ((1, 3, 2), (4, 6, 5))):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.draws import MOVES
+from edgerun.input_ranges import MOVES
 
 if TYPE_CHECKING:
     import onnx_ir as ir

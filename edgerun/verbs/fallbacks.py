@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgerun import draws, registry
+from edgerun import draws, input_ranges, registry
 from edgerun.errors import EdgerunError
 from edgerun.measure.stats import Estimate, median
 from edgerun.passes import Feeds, NodeTime, Quantization
@@ -86,7 +86,7 @@ def _cost(
 def _taken(model: Model, target: str) -> Feeds:
     """Drawn feeds that the target takes, at the first of the usual sizes for open dimensions."""
     chosen, options, refusal = registry.target(target), Options(threads=1), EdgerunError("")
-    below = draws.ranges(model.ir)
+    below = input_ranges.ranges(model.ir)
     for other in draws.SIZES:
         feed = draws.feeds(model.inputs, draws.sizes(model.inputs, 1, other), 0, below)
         try:

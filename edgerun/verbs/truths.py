@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun import draws, registry, thresholds
+from edgerun import input_ranges as ends
 from edgerun.batches import cuttable, fitted
 from edgerun.errors import EdgerunError
 from edgerun.passes import Feeds
@@ -144,7 +145,7 @@ def _singles(feeds: Sequence[Feeds], usual: Shapes, model: Model) -> Sequence[Fe
     feeds = [feed for feed in feeds if cuttable(feed, usual, model.inputs)]
     if not feeds:
         specs = [replace(spec, shape=tuple(usual[spec.name])) for spec in model.inputs]
-        return [draws.feeds(specs, {}, seed, draws.ranges(model.ir)) for seed in range(SINGLES)]
+        return [draws.feeds(specs, {}, seed, ends.ranges(model.ir)) for seed in range(SINGLES)]
     turns = (divmod(number, len(feeds)) for number in range(max(SINGLES, len(feeds))))
     return [fitted(feeds[index], usual, place) for place, index in turns]
 
@@ -180,10 +181,10 @@ def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int
     """
     if any(spec.dtype not in (*DTYPES, "object") or spec.kind != "tensor" for spec in model.inputs):
         raise EdgerunError("only numbers and strings can be drawn", got=", ".join(map(str, model.inputs)))
-    below, refusal = draws.ranges(model.ir), EdgerunError("")
-    told, moved = thresholds.decided(model.ir), draws.moved(model.ir)
+    below, refusal = ends.ranges(model.ir), EdgerunError("")
+    told, moved = thresholds.decided(model.ir), ends.moved(model.ir)
     special = {2: lambda feed: thresholds.at_steps(feed, told),
-               3: lambda feed: draws.extreme(draws.masked(thresholds.tied(feed, told)), moved)}  # fmt: skip
+               3: lambda feed: ends.extreme(ends.masked(thresholds.tied(feed, told)), moved)}  # fmt: skip
     for other in draws.SIZES:
         try:
             found: list[Pair] = []

@@ -11,7 +11,7 @@ pytest.importorskip("onnx")
 import onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from edgerun import registry  # noqa: E402
+from edgerun import input_ranges, registry  # noqa: E402
 from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.passes import Conversion  # noqa: E402
 from edgerun.runtime import TensorSpec  # noqa: E402
@@ -154,7 +154,7 @@ def test_integer_inputs_reach_every_row_of_a_table(tmp_path: Path) -> None:
     from edgerun import draws
 
     model = _convert(tmp_path / "m.onnx").model
-    bounds = draws.ranges(model.ir)
+    bounds = input_ranges.ranges(model.ir)
     assert bounds == {"ids": draws.Range(0, 30)}
     ids = draws.feeds(model.inputs, {"batch": 3, "length": 200}, 0, bounds)["ids"]
     assert ids.min() == 0 and ids.max() == 29

@@ -12,7 +12,7 @@ import onnx.parser
 import pytest
 
 import edgerun
-from edgerun import draws, parity, registry
+from edgerun import draws, input_ranges, parity, registry
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.model import Model
 from edgerun.parity import Parity
@@ -40,7 +40,7 @@ def _model(text: str, opset: int = 17) -> Model:
 )  # fmt: skip
 def test_what_says_a_size_is_never_drawn_as_none(text: str, name: str, low: int, high: int) -> None:
     model = _model(text)
-    ranges = draws.ranges(model.ir)
+    ranges = input_ranges.ranges(model.ir)
     seen = {int(v) for seed in range(40) for v in draws.feeds(model.inputs, {}, seed, ranges)[name]}
     assert (min(seen), max(seen)) == (low, high)
 
@@ -81,7 +81,7 @@ def test_a_check_that_compared_nothing_says_so(text: str, target: str, tmp_path:
 
 def test_a_mask_that_hides_a_row_is_among_the_draws() -> None:
     given = {"mask": np.ones((2, 3, 4), bool), "flag": np.ones(3, bool), "x": np.ones((2, 2), np.float32)}
-    found = draws.masked(given)
+    found = input_ranges.masked(given)
     assert not found["mask"][0, 0].any() and found["mask"].sum() == 20
     assert found["flag"].all() and found["x"] is given["x"] and given["mask"].all()
 
@@ -111,8 +111,8 @@ def _cast(source: str, to: str, number: int, more: str = "") -> str:
 )  # fmt: skip
 def test_infinities_stand_where_nothing_is_computed(text: str, moved: set[str]) -> None:
     model = _model(text, 19)
-    assert draws.moved(model.ir) == moved
-    feeds = draws.extreme(draws.feeds(model.inputs, {}, 0), moved)
+    assert input_ranges.moved(model.ir) == moved
+    feeds = input_ranges.extreme(draws.feeds(model.inputs, {}, 0), moved)
     for name, array in feeds.items():
         assert np.isfinite(array[3:]).all() and np.isfinite(array[:3]).any() == (name not in moved)
 
@@ -170,7 +170,7 @@ def test_inputs_of_text_are_drawn_and_proven(tmp_path: Path, cli: Any, kind: str
     compiled = cli("compile", path, "-o", tmp_path / "compiled.onnx", "--target", "onnxruntime")
     assert compiled.code == 0 and "on 4 feeds: relative error 0" in compiled.out, compiled.err
     model = Model.load(path)
-    drawn = draws.feeds(model.inputs, {"n": 64}, 0, draws.ranges(model.ir))["s"]
+    drawn = draws.feeds(model.inputs, {"n": 64}, 0, input_ranges.ranges(model.ir))["s"]
     known = {"encoded": {"zebra", "yak", "ant"}, "one-hot": {"zebra", "yak"}, "compared": {"zebra"}}.get(kind, set())
     assert drawn.dtype == object and known <= set(drawn.flat) and all(isinstance(word, str) for word in drawn.flat)
 
