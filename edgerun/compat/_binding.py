@@ -37,6 +37,12 @@ class IOBinding:
         """Read an OrtValue on the CPU."""
         self.feeds[self._known("input", name)] = array(ortvalue)
 
+    def bind_ortvalue_output(self, name: str, ortvalue: Any) -> None:
+        """Write to the memory of an OrtValue on the CPU."""
+        if ortvalue.data_type() == "tensor(string)":
+            raise Unsupported("strings have no address", got=name, do="bind_output(name)")
+        self.places[self._known("output", name)] = array(ortvalue)
+
     def bind_input(
         self, name: str, device_type: str, device_id: int, element_type: Any, shape: Sequence[int], buffer_ptr: int
     ) -> None:
@@ -76,6 +82,10 @@ class IOBinding:
     def get_outputs(self) -> list[Any]:
         """The same as OrtValues."""
         return [ort_value(result) for result in self.results]
+
+    def get_outputs_as_ortvaluevector(self) -> list[Any]:
+        """Raises Unsupported: onnxruntime's vectors do not hold the arrays whose memory they point to."""
+        raise Unsupported("outputs are arrays, which no OrtValueVector holds", do="get_outputs()")
 
     def _known(self, door: str, name: str) -> str:
         if name not in self._names[door]:
@@ -130,7 +140,13 @@ def _at(device_type: str, element_type: Any, shape: Sequence[int], address: int)
     """The caller's memory as an array."""
     _on_cpu(device_type)
     if isinstance(element_type, int):
-        raise Unsupported("numpy has no type of this number", got=f"element_type {element_type}", wanted="a numpy type")
+        from edgerun.targets._onnxruntime_ort import TYPES
+
+        if element_type not in TYPES:
+            raise Unsupported(
+                "numpy has no type of this number", got=f"element_type {element_type}", wanted="a numpy type"
+            )
+        element_type = TYPES[element_type]
     dtype = np.dtype(element_type)
     if dtype.hasobject:
         raise Unsupported("strings have no address", got=str(dtype), do="bind_cpu_input")

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgerun import registry
+from edgerun.compat import _asked as asked
 from edgerun.compat import _binding as binding
 from edgerun.errors import EdgerunError, Unsupported, unknown
-from edgerun.runtime import Options, Session, TensorSpec, machine
-from edgerun.verbs.load import load
+from edgerun.runtime import Options, Session, TensorSpec, dtypes
+from edgerun.runtime.door import named
+from edgerun.verbs.load import engine_of, load
 
 __all__ = ["InferenceSession", "ModelMetadata", "NodeArg"]
 
-TARGETS = {
-    "CPUExecutionProvider": "onnxruntime",
-    "CUDAExecutionProvider": "onnxruntime",
-    "OpenVINOExecutionProvider": "openvino",
-    "TensorrtExecutionProvider": "tensorrt",
-}
-CUDA = "CUDAExecutionProvider"
-EXTRA = {CUDA: {"PROVIDER": "CUDA"}}  # what its target is told besides
-SWITCHES = {"use_tf32": "TF32", "enable_cuda_graph": "CUDA_GRAPH"}  # of CUDA's options, by ours
-FIRST = {"device_id": "0"}  # what is so anyway
-LEVELS = {"ORT_DISABLE_ALL": "off", "ORT_ENABLE_BASIC": "basic", "ORT_ENABLE_EXTENDED": "extended"}
 # numpy's names, as ONNX Runtime writes them
 TYPES = {
     "float32": "float", "float64": "double", "object": "string", "float8_e4m3fn": "float8e4m3fn",
@@ -38,11 +30,11 @@ TYPES = {
 
 @dataclass(frozen=True)
 class NodeArg:
-    """An input or output: its name, its type as `tensor(float)`, its shape with words for open dimensions."""
+    """An input or output: its name, its type as `tensor(float)`, its shape with words, or None, for open dimensions."""
 
     name: str
     type: str
-    shape: list[int | str]
+    shape: list[int | str | None]
 
     @classmethod
     def of(cls, spec: TensorSpec) -> NodeArg:
@@ -66,49 +58,74 @@ class ModelMetadata:
     version: int
 
 
-REFUSED = {  # of SessionOptions, what can be read there and is not done
-    "enable_profiling": "edgerun why-slow tells what each kernel takes",
-    "optimized_model_filepath": "edgerun compile -o NAME.ort writes an optimized model",
-}
+def _passed(name: str) -> Callable[..., Any]:
+    """A method that ONNX Runtime's own session answers, where it is that which runs."""
+
+    def method(self: InferenceSession, *args: Any, **words: Any) -> Any:
+        return getattr(self._theirs(name), name)(*args, **words)
+
+    method.__name__, method.__doc__ = name, f"As onnxruntime's `{name}`. Raises Unsupported on OpenVINO and TensorRT."
+    return method
 
 
 class InferenceSession:
     """A model that runs: `run(output_names, input_feed)` gives the outputs as a list, in that order.
 
-    `providers` names where to run, the first of them that edgerun has a target for (`TARGETS`); edgerun never falls
-    back to another one. CUDAExecutionProvider is left out, with a warning, where the installed onnxruntime is built
-    without it; where it has it, it runs, or is refused with the reason. Of `sess_options` (onnxruntime's own, or
-    anything with its attributes) the threads and the level of optimization count; config entries, initializers and
-    sizes that were added cannot be read there and are not seen: `edgerun.load` takes entries as `Options(extra=…)`.
-    Raises EdgerunError for bad input, Unsupported for providers and options that edgerun lacks.
+    `providers` names where to run, the first of them that edgerun has a target for; edgerun never falls back to
+    another one. CUDAExecutionProvider is left out, with a warning, where the installed onnxruntime is built without
+    it; where it has it, it runs, or is refused with the reason. On these two providers onnxruntime's own `sess_options`
+    are used themselves, with all that was added to them; threads, and two entries, are set in them where they leave
+    them open. Of anything else, and on OpenVINO and TensorRT, the threads and the level of optimization count, and a
+    warning says so. Raises EdgerunError for bad input, Unsupported for providers and options that edgerun lacks.
     """
 
     def __init__(
         self,
         path_or_bytes: str | os.PathLike[str] | bytes,
         sess_options: Any = None,
-        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+        providers: Sequence[str | asked.Provider] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        enable_fallback: int = 0,
+        disabled_optimizers: Sequence[str] = (),
     ) -> None:
-        if provider_options is not None:
-            raise Unsupported("provider_options cannot be honoured", got=provider_options, do="leave them out")
-        name, given = _chosen(providers or ["CPUExecutionProvider"])
+        asked.check_providers(sess_options)
+        if disabled_optimizers:
+            do = 'add_session_config_entry("optimization.disable_specified_optimizers", "one;other")'
+            raise Unsupported(
+                "disabled_optimizers cannot be honoured", got=disabled_optimizers, do=f"SessionOptions.{do}"
+            )
         source = path_or_bytes if isinstance(path_or_bytes, bytes) else Path(path_or_bytes)
-        options = _options(sess_options, TARGETS[name])
-        extra = {**options.extra, **EXTRA.get(name, {}), **_switches(name, given)}
-        self.session: Session = load(source, TARGETS[name], replace(options, extra=extra))
-        if TARGETS[name] == "onnxruntime":  # OpenVINO may read behind an input's memory where sizes do not fit
+        self._path = source if isinstance(source, Path) else None  # bytes are not held
+        self._asked = sess_options
+        self._open(source, asked.listed(providers, provider_options))
+        if enable_fallback:
+            self.enable_fallback()
+
+    def _open(self, source: Path | bytes, listed: Sequence[asked.Provider]) -> None:
+        name, given = asked.chosen(listed)
+        target, extra = asked.TARGETS[name], asked.switches(name, given)
+        if target == "onnxruntime" and asked.native(self._asked):
+            runtime: Any = registry.target(target)
+            self.session: Session = runtime.load(engine_of(source, target), Options(extra=extra), self._asked)
+        else:
+            options = asked.options(self._asked, target)
+            self.session = load(source, target, replace(options, extra={**options.extra, **extra}))
+        if target == "onnxruntime":  # OpenVINO may read behind an input's memory where sizes do not fit
             self.session.loosen()
-        self._provider, self._asked = name, sess_options
+        self._provider = name
         self._outputs = [spec.name for spec in self.session.outputs]
+        doors = (*self.session.inputs, *self.session.defaults)
+        self._arrays = {spec.name: spec.dtype for spec in doors if "sequence" not in spec.kind}
+        self._absent = {spec.name: None for spec in doors if "optional" in spec.kind}
 
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
     ) -> list[Any]:
-        """The named outputs, or all of them, as a list. `run_options` may say their defaults and no more."""
-        binding.check_run_options(run_options)
+        """The named outputs, or all of them, as a list. An optional input, or one with a value in the model, may be
+        left out or None. OpenVINO and TensorRT honour no `run_options` but their defaults."""
         names = self._named(output_names)
-        outputs = self.session.run(input_feed)
+        outputs = self._ran(names, self._fed(input_feed), run_options)
         return [outputs[name] for name in names]
 
     def run_async(
@@ -117,15 +134,14 @@ class InferenceSession:
     ) -> None:  # fmt: skip
         """`run` on a thread of the session's, which then calls `callback(outputs, user_data, error)`: the outputs and
         "", or [] and what was refused. Waits while two runs are in flight."""
-        binding.check_run_options(run_options)
-        names = self._named(output_names)
+        names, feeds = self._named(output_names), self._fed(input_feed)
 
         def ended(future: Future[Any]) -> None:
             error = future.exception()
             results = [] if error else [future.result()[name] for name in names]
             callback(results, user_data, str(error) if error else "")
 
-        self.session.run_async(input_feed).add_done_callback(ended)
+        self.session.submit(lambda: self._ran(names, feeds, run_options)).add_done_callback(ended)
 
     def run_with_ort_values(
         self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, Any], run_options: Any = None
@@ -136,53 +152,116 @@ class InferenceSession:
 
     def io_binding(self) -> binding.IOBinding:
         """A new binding of arrays in host memory."""
-        return binding.IOBinding(self.session.inputs, self.session.outputs)
+        return binding.IOBinding((*self.session.inputs, *self.session.defaults), self.session.outputs)
 
     def run_with_iobinding(self, iobinding: binding.IOBinding, run_options: Any = None) -> None:
         """Run with the arrays that are bound. Raises EdgerunError where an input or every output is missing."""
-        binding.check_run_options(run_options)
         if not iobinding.places:
             raise EdgerunError("no output is bound", wanted=", ".join(self._outputs), do="bind_output(name)")
         places = {name: place for name, place in iobinding.places.items() if place is not None}
-        outputs = self.session.run(iobinding.feeds, places or None)
+        outputs = self._ran(list(iobinding.places), {**self._absent, **iobinding.feeds}, run_options, places)
         iobinding.results = [outputs[name] for name in iobinding.places]
 
     def get_modelmeta(self) -> ModelMetadata:
         """What the file says of the model. Raises Unsupported on targets whose runtime does not tell."""
-        told = getattr(self.session, "model_metadata", None)
-        if told is None:
-            what = f"what runs {self._provider} tells no more of a model than its metadata_props"
-            raise Unsupported(what, do="read session.session.metadata")
+        told = self._theirs("more than metadata_props", "read session.session.metadata").get_modelmeta()
         names = [field.name for field in fields(ModelMetadata)]
         return ModelMetadata(**{name: getattr(told, name) for name in names})
 
     def get_session_options(self) -> Any:
-        """The `sess_options` that were given; else onnxruntime's own, with what this session runs by."""
-        if self._asked is None:
-            try:
-                from onnxruntime import SessionOptions  # type: ignore[import-untyped]
-            except ImportError as error:
-                raise Unsupported("SessionOptions are onnxruntime's", got=str(error)) from error
-            self._asked = SessionOptions()
-            self._asked.intra_op_num_threads = machine.threads(0, 1)
-        return self._asked
+        """What this session runs by; on OpenVINO and TensorRT the `sess_options` that were given."""
+        if (theirs := getattr(self.session, "native", None)) is not None:
+            return theirs.get_session_options()
+        return self._theirs("SessionOptions") if self._asked is None else self._asked
 
     def get_provider_options(self) -> dict[str, dict[str, str]]:
         """The options of each provider in use, as onnxruntime tells them; none of other runtimes'."""
-        told = getattr(self.session, "provider_options", None)
-        return {self._provider: {}} if told is None else {name: dict(options) for name, options in told.items()}
+        theirs = getattr(self.session, "native", None)
+        return {self._provider: {}} if theirs is None else theirs.get_provider_options()
 
     def get_inputs(self) -> list[NodeArg]:
-        """Every input, in the model's order."""
-        return [NodeArg.of(spec) for spec in self.session.inputs]
+        """Every input that has to be fed, or is optional, in the model's order."""
+        return self._doors("get_inputs", self.session.inputs)
 
     def get_outputs(self) -> list[NodeArg]:
         """Every output, in the model's order."""
-        return [NodeArg.of(spec) for spec in self.session.outputs]
+        return self._doors("get_outputs", self.session.outputs)
+
+    def get_overridable_initializers(self) -> list[NodeArg]:
+        """Inputs that have a value in the model where they are not fed; on OpenVINO and TensorRT they cannot be."""
+        return self._doors("get_overridable_initializers", self.session.defaults)
 
     def get_providers(self) -> list[str]:
         """Where it runs: one name."""
         return [self._provider]
+
+    def set_providers(
+        self, providers: Sequence[str | asked.Provider] | None = None,
+        provider_options: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:  # fmt: skip
+        """Open the model's file anew on these. Raises Unsupported where it was given as bytes: they are gone."""
+        if self._path is None:
+            do = "open another InferenceSession"
+            raise Unsupported("the bytes of the model are not kept for other providers", got=providers, do=do)
+        before = self.session
+        self._open(self._path, asked.listed(providers, provider_options))
+        before.close()
+
+    def disable_fallback(self) -> None:
+        """Nothing to do: edgerun never falls back."""
+
+    def enable_fallback(self) -> None:
+        """Nothing to do on the CPU, behind which there is nothing. Raises Unsupported elsewhere."""
+        if self._provider != asked.CPU:
+            raise Unsupported(
+                "edgerun never falls back to another provider", got=self._provider, do="disable_fallback()"
+            )
+
+    end_profiling = _passed("end_profiling")
+    create_ortvalue_from_shape_and_type = _passed("create_ortvalue_from_shape_and_type")
+    get_input_epdevices = _passed("get_input_epdevices")
+    get_input_memory_infos = _passed("get_input_memory_infos")
+    get_output_memory_infos = _passed("get_output_memory_infos")
+    get_profiling_start_time_ns = _passed("get_profiling_start_time_ns")
+    get_provider_graph_assignment_info = _passed("get_provider_graph_assignment_info")
+    get_tuning_results = _passed("get_tuning_results")
+    release_captured_graph = _passed("release_captured_graph")
+    run_with_ortvaluevector = _passed("run_with_ortvaluevector")
+    set_ep_dynamic_options = _passed("set_ep_dynamic_options")
+    set_tuning_results = _passed("set_tuning_results")
+
+    def _theirs(self, what: str, do: str = "name CPUExecutionProvider, or leave it out") -> Any:
+        """ONNX Runtime's own session. Raises Unsupported where another runtime has the model."""
+        if (found := getattr(self.session, "native", None)) is None:
+            raise Unsupported(f"{what} is onnxruntime's alone", got=self._provider, do=do)
+        return found
+
+    def _doors(self, name: str, specs: Sequence[TensorSpec]) -> list[NodeArg]:
+        theirs = getattr(self.session, "native", None)
+        if theirs is None:
+            return [NodeArg.of(spec) for spec in specs]
+        return [NodeArg(door.name, door.type, list(door.shape)) for door in getattr(theirs, name)()]
+
+    def _fed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As onnxruntime reads feeds: what is None was not given, a list becomes an array of the input's type."""
+        named(given, "input_feed")
+        found: dict[str, Any] = dict(self._absent)
+        for name, value in given.items():
+            if type(value) is list and name in self._arrays:
+                value = np.asarray(value, dtypes.dtype(self._arrays[name]))
+            if value is not None:
+                found[name] = value
+        return found
+
+    def _ran(
+        self, names: Sequence[str], feeds: Mapping[str, Any], how: Any, out: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        run_by = getattr(self.session, "run_by", None)
+        if how is not None and run_by is not None and asked.native(how):
+            outputs: dict[str, Any] = run_by(how, feeds, out, names)
+            return outputs
+        binding.check_run_options(how)
+        return self.session.run(feeds, out or None)
 
     def _named(self, asked: Sequence[str] | None) -> list[str]:
         if isinstance(asked, str):
@@ -192,55 +271,3 @@ class InferenceSession:
             if name not in self._outputs:
                 raise unknown("output", name, self._outputs)
         return names
-
-
-def _chosen(asked: Sequence[str | tuple[str, Mapping[str, Any]]]) -> tuple[str, Mapping[str, Any]]:
-    """The first provider that can be honoured, and its options; the others before it are warned of."""
-    listed = [(one, {}) if isinstance(one, str) else (one[0], one[1]) for one in asked]
-    if all(name not in TARGETS for name, _ in listed):
-        raise unknown("execution provider", listed[0][0], TARGETS)
-    built = _built() if any(name == CUDA for name, _ in listed) else ()
-    for name, given in listed:
-        if name in TARGETS and (name != CUDA or name in built):
-            return name, given
-        there = ", ".join(known for known in TARGETS if known != CUDA or known in built)
-        told = f"Specified provider {name!r} is not in available provider names. Available providers: {there}"
-        warnings.warn(told, stacklevel=3)
-    do = "pip install 'onnxruntime-gpu[cuda,cudnn]' in place of onnxruntime, or name CPUExecutionProvider too"
-    raise Unsupported("the installed onnxruntime is built without it", got=CUDA, do=do)
-
-
-def _built() -> Sequence[str]:
-    """The providers that the installed onnxruntime is built with; none where there is none."""
-    try:
-        runtime: Any = importlib.import_module("onnxruntime")
-    except ImportError:
-        return ()
-    return list(runtime.get_available_providers())
-
-
-def _switches(name: str, given: Mapping[str, Any]) -> dict[str, str]:
-    """A provider's options in our keys. Raises Unsupported for one that nothing here stands for."""
-    found = {}
-    for key, value in given.items():
-        if name == CUDA and key in SWITCHES:
-            found[SWITCHES[key]] = str(int(str(value).lower() in ("1", "true")))
-        elif name != CUDA or str(value) != FIRST.get(key):
-            raise Unsupported(f"an option of {name} cannot be honoured", got=f"{key}={value}", do="leave it out")
-    return found
-
-
-def _options(asked: Any, target: str) -> Options:
-    if asked is None:
-        return Options()
-    extra = {}
-    level = getattr(getattr(asked, "graph_optimization_level", None), "name", "")
-    if level in LEVELS and target == "onnxruntime":
-        extra["graph_optimization_level"] = LEVELS[level]
-    threads = int(getattr(asked, "intra_op_num_threads", 0))
-    if getattr(getattr(asked, "execution_mode", None), "name", "ORT_SEQUENTIAL") != "ORT_SEQUENTIAL":
-        raise EdgerunError("nodes run one after the other", got="ORT_PARALLEL", do="leave execution_mode as it is")
-    for name, do in REFUSED.items():
-        if given := getattr(asked, name, None):
-            raise Unsupported(f"SessionOptions.{name} cannot be honoured", got=given, do=do)
-    return Options(threads=threads, extra=extra)
