@@ -29,7 +29,7 @@ HERE = ("version", "arch", "isa")  # of a fingerprint: to what
 MAPPED = {"session.use_memory_mapped_ort_model": "1", "session.use_ort_model_bytes_for_initializers": "1"}
 INT8 = "session.qdqisint8allowed"  # whether the optimizer makes integer ops of int8 activations: on ARM
 # TensorProto's types by number, in numpy's names: a device has no onnx.
-TYPES = {
+_TYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "object", 9: "bool",
     10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16", 17: "float8_e4m3fn",
     18: "float8_e4m3fnuz", 19: "float8_e5m2", 20: "float8_e5m2fnuz", 21: "uint4", 22: "int4",
@@ -133,7 +133,7 @@ def contents(path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSp
         for key in ("edgerun.preprocessing", "edgerun.postprocessing", KEY)
     )
     ops, stored = ort_file.parts(path)
-    named = {TYPES.get(kind, f"type {kind}"): Weights(*counts) for kind, counts in stored.items()}
+    named = {_TYPES.get(kind, f"type {kind}"): Weights(*counts) for kind, counts in stored.items()}
     return Contents(
         str(path), "onnxruntime", "ONNX Runtime's own (.ort)", path.stat().st_size, (about or {}).get("digest", ""),
         inputs, outputs, before, after, steps(json.loads(props.get("edgerun.history", "[]"))), ops, named,

@@ -71,23 +71,23 @@ class OrtSession(Session):
         return self._session
 
     def run_by(
-        self, how: Any, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None, names: Sequence[str] = ()
+        self, how: Any, feeds: Mapping[str, Any], out: Mapping[str, Any], names: Sequence[str]
     ) -> dict[str, Any]:
-        """`run` by the runtime's RunOptions `how`, of the outputs `names` alone where there are any."""
+        """`run` of the outputs `names` by the runtime's own RunOptions `how`."""
         self._check_open()
         if self._graphs:
             raise Unsupported("a CUDA graph runs as it was captured", got="RunOptions", do="leave them out")
         checked = self._door.taken(feeds)
-        into = arrays.places(self.outputs, out or {}, checked, self._door.view)
-        return {**copied(self._ran_by(how, checked, list(names) or self._names), into), **(out or {})}
+        into = arrays.places(self.outputs, out, checked, self._door.view)
+        return {**copied(self._run(checked, how, names), into), **out}
 
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self._ran_by(self._how, feeds, self._names)
-
-    def _ran_by(self, how: Any, feeds: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    def _run(
+        self, feeds: Mapping[str, np.ndarray], how: Any = None, names: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
+        names, how = list(names) or self._names, how or self._how
         try:
             if self._narrow:
-                return self._run_narrow(how, feeds, names)
+                return self._run_narrow(feeds, how)
             found = self._graphs.run(feeds) if self._graphs else self._session.run(names, feeds, how)
             return dict(zip(names, found, strict=True))
         except self._errors as error:
@@ -111,15 +111,14 @@ class OrtSession(Session):
 
         return call
 
-    def _run_narrow(self, how: Any, feeds: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    def _run_narrow(self, feeds: Mapping[str, np.ndarray], how: Any) -> dict[str, np.ndarray]:
         """Values of types that numpy alone does not have go in and out as their bytes, 4 and 2 bits packed."""
         value = self._runtime.OrtValue.ortvalue_from_numpy
-        doors = {spec.name: spec for spec in (*self.inputs, *self.defaults)}
-        given = {name: self._value(doors[name], array) if doors[name].dtype in NUMBERS
-                 else value(np.ascontiguousarray(array)) for name, array in feeds.items()}  # fmt: skip
-        results = self._session.run_with_ort_values(names, given, how)
-        specs = {spec.name: spec for spec in self.outputs}
-        return {name: _array(specs[name], result) for name, result in zip(names, results, strict=True)}
+        given = {spec.name: self._value(spec, feeds[spec.name]) if spec.dtype in NUMBERS
+                 else value(np.ascontiguousarray(feeds[spec.name]))
+                 for spec in (*self.inputs, *self.defaults) if spec.name in feeds}  # fmt: skip
+        results = self._session.run_with_ort_values(self._names, given, how)
+        return {spec.name: _array(spec, result) for spec, result in zip(self.outputs, results, strict=True)}
 
     def _value(self, spec: TensorSpec, array: np.ndarray) -> Any:
         data = dtypes.packed(array, dtypes.NARROW[spec.dtype])
@@ -139,10 +138,6 @@ class OrtSession(Session):
         if self._graphs:
             self._graphs.close()
         self._session = self._graphs = None
-
-    def end_profiling(self) -> str:
-        """Stop the profiler; the file that it wrote."""
-        return str(self._session.end_profiling())
 
 
 def _array(spec: TensorSpec, value: Any) -> np.ndarray:

@@ -49,10 +49,8 @@ TAKES = {
 
 
 def settings(runtime: Any, options: Options, own: Any = None) -> Any:
-    """SessionOptions of `runtime`: new ones, or the caller's `own`, in which what they leave open is set.
-
-    Raises EdgerunError for a key or value that there is none of.
-    """
+    """SessionOptions of `runtime`, or the caller's `own`, where what is left open is set. Raises EdgerunError for a key
+    or value that there is none of."""
     found = runtime.SessionOptions() if own is None else own
     if not found.intra_op_num_threads:
         found.intra_op_num_threads = machine.threads(options.threads, options.streams)
@@ -61,7 +59,7 @@ def settings(runtime: Any, options: Options, own: Any = None) -> Any:
         found.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
         found.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
     for key, do in REFUSED.items():
-        if said(found, key) == "1":
+        if leave(found, key, "0") != "0":
             raise Unsupported(f"{key} is not safe from Python", got="1", do=do)
     # 4-bit weights in Q/DQ form are multiplied in float32, as the model says; else it rounds their inputs to 8 bits.
     leave(found, BLOCKED_MATH, "1")
@@ -94,18 +92,13 @@ def settings(runtime: Any, options: Options, own: Any = None) -> Any:
     return found
 
 
-def said(settings: Any, key: str) -> str | None:
-    """The entry `key`; None where there is none."""
+def leave(settings: Any, key: str, value: str) -> str:
+    """The entry `key`, which is set where nothing was said of it: saying it twice is warned of."""
     try:
         return str(settings.get_session_config_entry(key))
     except RuntimeError:
-        return None
-
-
-def leave(settings: Any, key: str, value: str) -> None:
-    """Set the entry `key` where nothing was said of it: saying it twice is warned of."""
-    if said(settings, key) is None:
         settings.add_session_config_entry(key, value)
+        return value
 
 
 def unpacked(settings: Any, options: Options) -> None:

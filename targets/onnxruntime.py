@@ -165,7 +165,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
                 session.run(feed)
                 if index % TURN == TURN - 1:
                     chains.run(TURN)
-            events, model = trace.events(session), None if optimized.is_one(engine.payload) else engine.payload
+            events, model = trace.events(session.native), None if optimized.is_one(engine.payload) else engine.payload
         return trace.kernels(events, model, written, lambda: chains.overhead(trace.by_run))
 
 

@@ -1,4 +1,4 @@
-"""`onnxruntime.IOBinding` on a CPU, OrtValues, and what of RunOptions can be honoured: for InferenceSession."""
+"""`onnxruntime.IOBinding` on a CPU, and OrtValues: for InferenceSession."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.runtime import TensorSpec
-
-# Entries that the library holds (1.31, the build for CPUs): a RunOptions does not list its own.
-ENTRIES = ("memory.enable_memory_arena_shrinkage", "disable_synchronize_execution_providers", "gpu_graph_id")
-DEFAULTS = {"terminate": False, "only_execute_path_to_fetches": False, "log_verbosity_level": 0, "logid": ""}
-SEVERITIES = (-1, 2)  # of log_severity_level: the session's, and ONNX Runtime's own default
 
 
 class IOBinding:
@@ -84,7 +79,7 @@ class IOBinding:
         return [ort_value(result) for result in self.results]
 
     def get_outputs_as_ortvaluevector(self) -> list[Any]:
-        """Raises Unsupported: onnxruntime's vectors do not hold the arrays whose memory they point to."""
+        """Raises Unsupported: such a vector does not hold the arrays that it points to."""
         raise Unsupported("outputs are arrays, which no OrtValueVector holds", do="get_outputs()")
 
     def _known(self, door: str, name: str) -> str:
@@ -113,23 +108,6 @@ def ort_value(result: Any) -> Any:
         raise Unsupported("onnxruntime has no OrtValue of this", got=str(error), do="run() gives arrays") from error
 
 
-def check_run_options(asked: Any) -> None:
-    """Raise Unsupported where RunOptions say anything else than their defaults: nothing of them can be honoured."""
-    if asked is None:
-        return
-    said = {name: getattr(asked, name) for name, usual in DEFAULTS.items() if getattr(asked, name, usual) != usual}
-    if (severity := getattr(asked, "log_severity_level", -1)) not in SEVERITIES:
-        said["log_severity_level"] = severity
-    for key in ENTRIES if hasattr(asked, "get_run_config_entry") else ():
-        try:
-            said[key] = asked.get_run_config_entry(key)
-        except RuntimeError:
-            continue  # that is how one says that there is none
-    if said:
-        told = ", ".join(f"{name}={value!r}" for name, value in said.items())
-        raise Unsupported("run_options cannot be honoured", got=told, do="leave them out")
-
-
 def _on_cpu(device_type: str) -> None:
     if device_type.lower() not in ("cpu", "default"):
         raise Unsupported("only arrays in host memory can be bound", got=device_type, wanted="cpu",
@@ -140,13 +118,7 @@ def _at(device_type: str, element_type: Any, shape: Sequence[int], address: int)
     """The caller's memory as an array."""
     _on_cpu(device_type)
     if isinstance(element_type, int):
-        from edgerun.targets._onnxruntime_ort import TYPES
-
-        if element_type not in TYPES:
-            raise Unsupported(
-                "numpy has no type of this number", got=f"element_type {element_type}", wanted="a numpy type"
-            )
-        element_type = TYPES[element_type]
+        raise Unsupported("numpy has no type of this number", got=f"element_type {element_type}", wanted="a numpy type")
     dtype = np.dtype(element_type)
     if dtype.hasobject:
         raise Unsupported("strings have no address", got=str(dtype), do="bind_cpu_input")

@@ -125,7 +125,7 @@ class Session(ABC):
         return self.submit(lambda: self.run(feeds, out))
 
     def submit(self, call: Callable[[], Outputs]) -> Future[Outputs]:
-        """A Future of `call`, which runs this session, on a thread of its own. Waits as `run_async` does."""
+        """A Future of `call`, which runs this session. Waits as `run_async` does."""
         return self._started().submit(call)
 
     def stream(self, feeds: Iterable[Mapping[str, Any]], in_flight: int | None = None) -> Iterator[Outputs]:
