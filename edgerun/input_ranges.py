@@ -88,7 +88,8 @@ _PASS_INDICES = frozenset({"Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze",
 
 def ranges(model: ir.Model) -> dict[str, Range]:
     """For every graph input that only selects rows of constant tables: numbers below the smallest one's row count; for
-    one that says a size: those of SIZES_SAID. For one of strings: words that the model knows, and others."""
+    one that says which of many, or a size: those that there are, or those of SIZES_SAID. For one of strings: words that
+    the model knows, and others."""
     found: dict[str, Range] = {}
     for value in model.graph.inputs:
         if value.name and value.dtype is not None and value.dtype.name == "STRING":
@@ -140,5 +141,21 @@ def _told(value: ir.Value) -> Iterator[Range]:
                 yield Range(0, table.shape.numpy()[axis])
         elif said := SIZES_SAID.get((node.op_type, slot)):
             yield said
+        elif known := _hot(node, slot):
+            yield known
         elif node.op_type in _PASS_INDICES and slot == 0:
             yield from _told(node.outputs[0])
+
+
+def _hot(node: ir.Node, slot: int) -> Range | None:
+    """What numbers are told apart that become a one of many: by OneHot, or by Equal with every one that there is."""
+    if (node.op_type, slot) != ("OneHot", 0) and node.op_type != "Equal":
+        return None
+    other = node.inputs[1 - slot]
+    if other is None or other.const_value is None:
+        return None
+    held = np.unique(other.const_value.numpy())
+    if node.op_type == "OneHot":
+        return Range(0, int(held[-1]))
+    table = held.dtype.kind in "iu" and len(held) > 2 and held[-1] - held[0] == len(held) - 1
+    return Range(int(held[0]), int(held[-1]) + 1) if table else None

@@ -118,7 +118,11 @@ def _step(node: ir.Node, slot: int) -> tuple[float, ...] | None:
     if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type in COMPARING:
-        return tuple(number for number in [_number(node.inputs[1 - slot])] if number is not None)
+        other = node.inputs[1 - slot]
+        number = _number(other)
+        # A table that it is looked up in, as a one of many is made: what is one everywhere is no usual input.
+        table = number is None and other is not None and other.const_value is not None
+        return None if table else () if number is None else (number,)
     if node.op_type in BENDS:
         name, usual = BENDS[node.op_type]
         at = node.attributes.get_float(name, usual)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import Truth, batches
-from edgerun.quantize._ranges import ERROR, gained
+from edgerun.quantize._scores import ERROR, gained
 from edgerun.quantize._stream import Totals, by_sample
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize import _ranges, _steps
+from edgerun.quantize import _ranges, _scores, _steps
 from edgerun.quantize._stream import Stream, Totals, telling
 from edgerun.quantize.graphs import correction, edit, factors, placement, work
 from edgerun.quantize.graphs.activation import Activation
@@ -87,11 +87,11 @@ class Cheap:
         if not self.plans:
             return []
         few = _ranges.looked_at(seen, stream, request) or _ranges.RACE
-        if _ranges.surely(reached(plan, seen, stream, request, few)) >= FLOOR:
+        if _scores.surely(reached(plan, seen, stream, request, few)) >= FLOOR:
             return []
         scores = reached(plan, seen, stream, request)
         few_tell = 2 * sum(telling(scores)) < len(scores)
-        return scores if (_ranges.surely if few_tell else _ranges.sqnr)(scores) < FLOOR else []
+        return scores if (_scores.surely if few_tell else _scores.sqnr)(scores) < FLOOR else []
 
     def spared(self, made: Placed, scores: list[Totals], judge: Judge, request: Request) -> Placed:
         """`made`, which loses `scores`, with each kind of layers in float that brings WORTH dB by the `judge`, one kind
@@ -104,16 +104,16 @@ class Cheap:
             trial = kept | names
             if trial == kept or trial not in self.plans:
                 continue
-            if kind not in ("stem", "depthwise") and _ranges.surely(scores) >= FLOOR:
+            if kind not in ("stem", "depthwise") and _scores.surely(scores) >= FLOOR:
                 break
             own = replace(request, keep_float=request.keep_float | trial, found={})
             other = self._without(made, trial)
             after = judge(other, own, scores)
-            gain = _ranges.sqnr(after) - _ranges.sqnr(scores)
+            gain = _scores.sqnr(after) - _scores.sqnr(scores)
             request.found.setdefault("dB won in float", {})[kind] = round(gain, 2)
             # Samples that say nothing are not run again.
             run = [(old, new) for old, new in zip(scores, after, strict=True) if new is not old]
-            mean, surely = _ranges.gained([old for old, _ in run], [new for _, new in run], _ranges.ERROR)
+            mean, surely = _scores.gained([old for old, _ in run], [new for _, new in run], _scores.ERROR)
             _steps.tell(
                 request,
                 _steps.FLOAT,

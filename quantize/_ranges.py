@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.metrics import Difference
-from edgerun.quantize import _steps
+from edgerun.quantize import _clipping, _steps
 from edgerun.quantize._observation import Truth
+from edgerun.quantize._scores import ERROR, gained, sqnr
 from edgerun.quantize._stream import Intervals, Stream, Totals
 from edgerun.quantize.graphs import placement, qdq
 from edgerun.quantize.graphs.activation import Activation
-from edgerun.quantize.numerics import grid, paired, ranges
+from edgerun.quantize.numerics import grid, ranges
 
 if TYPE_CHECKING:
     from edgerun.passes import Request
@@ -27,7 +27,6 @@ HEAVY = 8e6  # above, fewer of them tell as much
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5
 UNLIKELY = 0.25  # error of being better halfway that ends a trial
-ERROR = 0.05  # of taking a candidate that is no better than the extremes
 LEAST_GAIN = 0.01  # dB, the same
 
 
@@ -105,7 +104,7 @@ def choose(
         name, spans = _tried(plan, seen, stream, request)
     else:
         spans = intervals(plan, seen, name, request.rules.symmetric, request.rules.mirrored)
-    return name, _refined(spans, stream, request) if request.effort.refine else spans
+    return name, _refined(plan, seen, spans, stream, request) if request.effort.refine else spans
 
 
 def _tried(
@@ -138,10 +137,37 @@ def _tried(
         told |= {name: (*gained(again["minmax"], again[name], ERROR), len(again[name])) for name in left}
         left = [name for name in left if gained(again["minmax"], again[name], UNLIKELY)[1] > 0]
     # What is not surely better is taken for chance: extremes clip nothing of what was seen.
-    sure = {name: gain for name, (gain, surely) in gains.items() if surely > 0}
-    best = max(sure, key=lambda name: sure[name], default="minmax")
+    best, sure = "minmax", [name for name, (_, surely) in gains.items() if surely > 0]
+    for name in sorted(sure, key=lambda name: -gains[name][0]):
+        pair, scores = (spans["minmax"], spans[name]), (again["minmax"], again[name])
+        verdict = _everywhere(plan, seen, pair, scores, samples, stream, request)
+        if verdict.holds:
+            best = name
+            break
+        told[name] = min(verdict.mean, verdict.gain), -math.inf, told[name][2]
     _tell(told, best, request)
     return best, spans[best]
+
+
+def _everywhere(
+    plan: placement.Plan,
+    seen: Mapping[str, Activation],
+    pair: tuple[Intervals, Intervals],
+    scores: tuple[list[Totals], list[Totals]],
+    samples: int,
+    stream: Stream,
+    request: Request,
+) -> _clipping.Verdict:
+    """Does what the second of the `pair` gains over the first on the `samples` that judged them hold in all data? A
+    few batches are run of those where it clips more than in these."""
+    far = _clipping.farther(plan, seen, pair, stream.judging(samples, samples))
+    strata, batches = _clipping.strata(far), len(next(iter(seen.values())).highs)
+    between = stream.between(pair, strata, samples, "looking at what is clipped") if strata else {}
+    shares = [(count / batches, between[batch]) for batch, count in strata.items()]
+    verdict = _clipping.weighed(*scores, shares)
+    request.found["clipped farther"] = {"batches": len(far), "of": batches, "holds": verdict.holds,
+                                        "gain (dB)": [round(verdict.mean, 2), round(verdict.total, 2)]}  # fmt: skip
+    return verdict
 
 
 def _tell(told: Mapping[str, tuple[float, float, int]], best: str, request: Request) -> None:
@@ -151,7 +177,9 @@ def _tell(told: Mapping[str, tuple[float, float, int]], best: str, request: Requ
     _steps.tell(request, _steps.RANGES, gain, surely, n=n, measured=_steps.OUTPUT, kept=nearest == best, choice=nearest)
 
 
-def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
+def _refined(
+    plan: placement.Plan, seen: Mapping[str, Activation], spans: Intervals, stream: Stream, request: Request
+) -> Intervals:
     """Tighten one group after the other as long as the outputs likely come nearer; kept if that holds on later samples.
 
     Coordinate descent: groups × FACTORS runs at most over the samples of the search.
@@ -168,52 +196,12 @@ def _refined(spans: Intervals, stream: Stream, request: Request) -> Intervals:
                 break
             found, reached, changed[group] = trial, scores, factor
         request.progress(stage, index, len(spans))
-    before, after = (stream.judged(s, request.effort.first // 2, "checking ranges") for s in (spans, found))
+    later = request.effort.first // 2
+    before, after = (stream.judged(s, later, "checking ranges") for s in (spans, found))
     gain, surely = gained(before, after, ERROR)
+    pays = surely > 0 and _everywhere(plan, seen, (spans, found), (before, after), later, stream, request).holds
     if changed:
-        _steps.tell(request, _steps.REFINED, gain, surely, n=len(before), measured=_steps.OUTPUT, kept=surely > 0)
+        _steps.tell(request, _steps.REFINED, gain, surely, n=len(before), measured=_steps.OUTPUT, kept=pays)
     request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),
                                 "gain, surely (dB)": [round(gain, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
-    return found if surely > 0 else spans
-
-
-def gained(before: list[Totals], after: list[Totals], error: float = 0.5) -> tuple[float, float]:
-    """How many dB nearer to float a sample is on average, and surely."""
-    first, second = (np.clip([decibels(total) for total in scores], -120, 120) for scores in (before, after))
-    return paired.gain(first, second, error)
-
-
-def sqnr(scores: list[Totals]) -> float:
-    """SQNR (dB) over all samples, the mean over outputs."""
-    return decibels({name: sum((score[name] for score in scores), Difference()) for name in scores[0]})
-
-
-def surely(scores: list[Totals], error: float = ERROR) -> float:
-    """What `sqnr` is at least on other samples, but for `error`: a few samples may make most of the noise.
-
-    Student's bound, its standard error from leaving out one sample at a time (jackknife); −∞ for one.
-    """
-    n = len(scores)
-    return -math.inf if n < 2 else sqnr(scores) - paired.student(1 - error, n - 1) * _spread(scores)
-
-
-def interval(scores: list[Totals], confidence: float = 0.95) -> tuple[float, float] | None:
-    """The two-sided interval (dB) of `sqnr` on other samples like these, by the same error; None for one sample, and
-    where a sample's error is not finite."""
-    n, middle = len(scores), sqnr(scores)
-    if n < 2 or not math.isfinite(middle):
-        return None
-    reach = paired.student((1 + confidence) / 2, n - 1) * _spread(scores)
-    return (middle - reach, middle + reach) if math.isfinite(reach) else None
-
-
-def _spread(scores: list[Totals]) -> float:
-    """The standard error of `sqnr`, in dB."""
-    n = len(scores)
-    left_out = np.array([sqnr(scores[:i] + scores[i + 1 :]) for i in range(n)])
-    return paired.jackknife(left_out)
-
-
-def decibels(totals: Mapping[str, Difference]) -> float:
-    """The mean over outputs; an exact output counts as 120 dB."""
-    return float(np.mean([min(total.sqnr_db, 120.0) for total in totals.values()]))
+    return found if pays else spans

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgerun.metrics import Difference
-from edgerun.quantize._ranges import interval, sqnr
+from edgerun.quantize._scores import interval, sqnr
 from edgerun.quantize._stream import Totals
 
 if TYPE_CHECKING:

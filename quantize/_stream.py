@@ -13,7 +13,7 @@ from edgerun import cache
 from edgerun.checkpoint import Memo
 from edgerun.metrics import Difference
 from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize._observation import LEAST, Truth, batches
+from edgerun.quantize._observation import LEAST, Truth, batches, samples_in
 from edgerun.quantize.graphs import correction, qdq
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
@@ -143,6 +143,38 @@ class Stream:
             return as_array(list(itertools.chain.from_iterable(known[:wanted])))
 
         return as_totals(self._memo.get(cache.key(f"{samples} {apart}", *ends), find), list(self._truths[0].outputs))
+
+    def judging(self, samples: int, apart: int) -> frozenset[int]:
+        """The batches on which `judged` judges."""
+        used = self._whole(apart)
+        skip = used if used < self.samples else 0
+        return self._batches(skip + samples, skip)
+
+    def between(
+        self, pair: tuple[Intervals, Intervals], wanted: Collection[int], apart: int, stage: str
+    ) -> dict[int, list[Totals]]:
+        """How far the outputs of the second spans are from those of the first in each sample of the batches `wanted`,
+        also where the float model's are not known; with the shifts of each, found on `apart` samples."""
+        first, second = (self._apart(spans, self.missing(spans, apart, stage), wanted) for spans in pair)
+        outputs, found = list(self._truths[0].outputs), dict[int, list[Totals]]()
+        for index, (rows, one), (_, other) in zip(sorted(wanted), first, second, strict=True):
+            found[index] = [*by_sample(Truth(rows, {name: one[name] for name in outputs}, {}), other)]
+        return found
+
+    def _apart(
+        self, spans: Intervals, shifts: Shifts, wanted: Collection[int]
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """The rows of every batch of those `wanted`, in order, and what it gives: each layer moved by its shift."""
+        given = qdq.open_feeds(self.grids(spans)) | {correction.SHARE: np.array(0.0, np.float32)}
+        fixed = {layer.fixed: shift for layer, shift in shifts.items()}
+        means = {layer.mean: self._truths[0].means[layer.mean] for layer in shifts}  # have no share in it
+        held = enumerate(itertools.islice(batches(self._request, None, ""), max(wanted) + 1))
+        items = (feeds for index, feeds in held if index in wanted)
+        runs = in_lanes(
+            lambda feeds: self._session.run({**feeds, **means, **given, **fixed}), items, self._request.lanes
+        )
+        for feeds, out in runs:
+            yield samples_in(feeds, self._request), out
 
     def _outputs(
         self, spans: Intervals, shifts: Shifts, share: float, wanted: Collection[int], stage: str

@@ -10,7 +10,8 @@ import numpy as np
 from edgerun.quantize import _finished, _reached, _steps, _without, static_int8
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._prepared import Prepared
-from edgerun.quantize._ranges import ERROR, gained, intervals, sqnr
+from edgerun.quantize._ranges import intervals
+from edgerun.quantize._scores import ERROR, gained, sqnr
 from edgerun.quantize._stream import Stream
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import correction, edit, opsets, placement, qdq

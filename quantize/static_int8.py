@@ -30,7 +30,8 @@ from edgerun.quantize import (
 from edgerun.quantize._observation import Truth, observe
 from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._prepared import Observed, Prepared
-from edgerun.quantize._ranges import ERROR, checked, choose, corrected_on, gained, intervals
+from edgerun.quantize._ranges import checked, choose, corrected_on, intervals
+from edgerun.quantize._scores import ERROR, gained
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgerun import _wire
 from edgerun.runtime import Engine
+from edgerun.targets import _onnxruntime_settings as setting
 
 NAME, NUMBER = "float8_e4m3fn", 17  # numpy's, and TensorProto's
 UNFUSED = "session.disable_quant_qdq"
@@ -31,10 +32,7 @@ def present(engine: Engine) -> bool:
 
 def tamed(settings: Any) -> list[str]:
     """Keep Q/DQ as they are in session `settings`; the optimizers that are to be disabled as well."""
-    try:
-        settings.get_session_config_entry(UNFUSED)
-    except RuntimeError:  # not said yet; saying it twice is warned of
-        settings.add_session_config_entry(UNFUSED, "1")
+    setting.leave(settings, UNFUSED, "1")
     return FAULTY
 
 

@@ -34,11 +34,11 @@ class Graphs:
     def __init__(self, runtime: Any, session: Any, names: Sequence[str]) -> None:
         self._runtime, self._names = runtime, list(names)
         self._session: Any = session
-        self._graphs, self._lock = dict[tuple[tuple[int, ...], ...], _Graph](), threading.Lock()
+        self._graphs, self._lock = dict[tuple[tuple[str, tuple[int, ...]], ...], _Graph](), threading.Lock()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs in the order of the names."""
-        key = tuple(feeds[name].shape for name in sorted(feeds))
+        key = tuple((name, feeds[name].shape) for name in sorted(feeds))
         with self._lock:
             if key not in self._graphs:
                 plain: list[np.ndarray] = self._session.run(self._names, feeds, self._options(NONE))

@@ -94,7 +94,7 @@ def mapped(settings: Any, options: Options) -> None:
     """Let session `settings` map a file instead of copying it, unless `options` say otherwise."""
     for key, value in MAPPED.items():
         if key not in options.extra:
-            settings.add_session_config_entry(key, value)
+            setting.leave(settings, key, value)
 
 
 def admit(payload: bytes | Path, here: Mapping[str, str]) -> None:

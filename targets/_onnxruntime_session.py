@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
-from edgerun.runtime import Session, TensorSpec, dtypes
+from edgerun.runtime import Session, TensorSpec, arrays, dtypes
+from edgerun.runtime.session import copied
 
 if TYPE_CHECKING:
     from edgerun.target import Issue
@@ -50,11 +51,12 @@ class OrtSession(Session):
         self, runtime: Any, session: Any, errors: tuple[type[Exception], ...], streams: int = 1,
         graphs: Graphs | None = None, left: Sequence[Issue] = (), how: Any = None,
     ) -> None:  # fmt: skip
-        super().__init__(specs(session.get_inputs()), specs(session.get_outputs()), streams)
+        defaults = specs(session.get_overridable_initializers())
+        super().__init__(specs(session.get_inputs()), specs(session.get_outputs()), streams, defaults)
         self._session: Any = session
         self._runtime, self._errors = runtime, errors
         self._names = [spec.name for spec in self.outputs]
-        self._narrow = any(spec.dtype in dtypes.NARROW for spec in (*self.inputs, *self.outputs))
+        self._narrow = any(spec.dtype in dtypes.NARROW for spec in (*self.inputs, *defaults, *self.outputs))
         self._in_place = not self._narrow and session.get_providers() == HOST
         self._graphs, self.left, self._how = graphs, left, how
 
@@ -64,28 +66,36 @@ class OrtSession(Session):
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     @property
-    def model_metadata(self) -> Any:
-        """The runtime's own `ModelMetadata`: who made the model, its graph's name, versions and texts."""
+    def native(self) -> Any:
+        """ONNX Runtime's own session."""
         self._check_open()
-        return self._session.get_modelmeta()
+        return self._session
 
-    @property
-    def provider_options(self) -> Mapping[str, Mapping[str, str]]:
-        """The options of every execution provider that the session has, as the runtime tells them."""
+    def run_by(
+        self, how: Any, feeds: Mapping[str, Any], out: Mapping[str, Any], names: Sequence[str]
+    ) -> dict[str, Any]:
+        """`run` of the outputs `names` by the runtime's own RunOptions `how`."""
         self._check_open()
-        return dict(self._session.get_provider_options())
+        if self._graphs:
+            raise Unsupported("a CUDA graph runs as it was captured", got="RunOptions", do="leave them out")
+        checked = self._door.taken(feeds)
+        into = arrays.places(self.outputs, out, checked, self._door.view)
+        return {**copied(self._run(checked, how, names), into), **out}
 
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run(
+        self, feeds: Mapping[str, np.ndarray], how: Any = None, names: Sequence[str] = ()
+    ) -> dict[str, np.ndarray]:
+        names, how = list(names) or self._names, how or self._how
         try:
             if self._narrow:
-                return self._run_narrow(feeds)
-            found = self._graphs.run(feeds) if self._graphs else self._session.run(self._names, feeds, self._how)
-            return dict(zip(self._names, found, strict=True))
+                return self._run_narrow(feeds, how)
+            found = self._graphs.run(feeds) if self._graphs else self._session.run(names, feeds, how)
+            return dict(zip(names, found, strict=True))
         except self._errors as error:
             raise refused(error) from error
 
     def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
-        if not self._in_place:
+        if not self._in_place or len(feeds) > len(self.inputs):  # the runtime binds no default's place
             return None
         binding, run, how = self._session.io_binding(), self._session.run_with_iobinding, self._how
         errors: tuple[type[Exception], ...] = (*self._errors, RuntimeError)
@@ -102,12 +112,13 @@ class OrtSession(Session):
 
         return call
 
-    def _run_narrow(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _run_narrow(self, feeds: Mapping[str, np.ndarray], how: Any) -> dict[str, np.ndarray]:
         """Values of types that numpy alone does not have go in and out as their bytes, 4 and 2 bits packed."""
         value = self._runtime.OrtValue.ortvalue_from_numpy
         given = {spec.name: self._value(spec, feeds[spec.name]) if spec.dtype in NUMBERS
-                 else value(np.ascontiguousarray(feeds[spec.name])) for spec in self.inputs}  # fmt: skip
-        results = self._session.run_with_ort_values(self._names, given, self._how)
+                 else value(np.ascontiguousarray(feeds[spec.name]))
+                 for spec in (*self.inputs, *self.defaults) if spec.name in feeds}  # fmt: skip
+        results = self._session.run_with_ort_values(self._names, given, how)
         return {spec.name: _array(spec, result) for spec, result in zip(self.outputs, results, strict=True)}
 
     def _value(self, spec: TensorSpec, array: np.ndarray) -> Any:
@@ -128,10 +139,6 @@ class OrtSession(Session):
         if self._graphs:
             self._graphs.close()
         self._session = self._graphs = None
-
-    def end_profiling(self) -> str:
-        """Stop the profiler; the file that it wrote."""
-        return str(self._session.end_profiling())
 
 
 def _array(spec: TensorSpec, value: Any) -> np.ndarray:

@@ -52,20 +52,26 @@ TAKES = {
 }
 
 
-def settings(runtime: Any, options: Options) -> Any:
-    """SessionOptions of `runtime`. Raises EdgerunError for a key or value that there is none of."""
-    found = runtime.SessionOptions()
-    found.intra_op_num_threads = machine.threads(options.threads, options.streams)
-    found.inter_op_num_threads = 1
-    found.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-    found.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
+def settings(runtime: Any, options: Options, own: Any = None) -> Any:
+    """SessionOptions of `runtime`, or the caller's `own`, where what is left open is set. Raises EdgerunError for a key
+    or value that there is none of."""
+    found = runtime.SessionOptions() if own is None else own
+    if not found.intra_op_num_threads:
+        found.intra_op_num_threads = machine.threads(options.threads, options.streams)
+    if own is None:
+        found.inter_op_num_threads = 1
+        found.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+        found.log_severity_level = 4  # errors come back as exceptions; the log would only repeat them
+    for key, do in REFUSED.items():
+        if leave(found, key, "0") != "0":
+            raise Unsupported(f"{key} is not safe from Python", got="1", do=do)
     # 4-bit weights in Q/DQ form are multiplied in float32, as the model says; else it rounds their inputs to 8 bits.
-    found.add_session_config_entry(BLOCKED_MATH, "1")
+    leave(found, BLOCKED_MATH, "1")
     # A spinning thread spends the quota that the others need; one thread alone has none to wait for.
     if found.intra_op_num_threads > 1 and machine.quota() < max(machine.visible(), found.intra_op_num_threads):
-        found.add_session_config_entry(SPINS[0], "0")
+        leave(found, SPINS[0], "0")
     if providers.choice(options).key != "CPU":
-        found.add_session_config_entry(providers.RECORD, "1")
+        leave(found, providers.RECORD, "1")
         runtime.set_default_logger_severity(4)
     for key, value in options.extra.items():
         if key in providers.KEYS or (key == FORMAT and value in FORMATS) or (key, value) == (MEMORY, SMALL):
@@ -89,6 +95,15 @@ def settings(runtime: Any, options: Options) -> Any:
         else:
             raise EdgerunError(f"ONNX Runtime has no option {key}={value}", wanted=", ".join(TAKES))
     return found
+
+
+def leave(settings: Any, key: str, value: str) -> str:
+    """The entry `key`, which is set where nothing was said of it: saying it twice is warned of."""
+    try:
+        return str(settings.get_session_config_entry(key))
+    except RuntimeError:
+        settings.add_session_config_entry(key, value)
+        return value
 
 
 def unpacked(settings: Any, options: Options) -> None:

@@ -128,12 +128,13 @@ def contents(path: Path) -> Contents:
         return optimized.contents(path, session.inputs, session.outputs)
 
 
-def load(engine: Engine, options: Options) -> Session:
+def load(engine: Engine, options: Options, own: Any = None) -> Session:
     """A session on the CPU provider alone, or on the one of `options.extra`, whose nodes on the CPU are told.
 
+    `own` is a SessionOptions of the caller's, which is used itself: what it leaves open is set in it.
     Raises EdgerunError when the model is refused, and Unsupported where the provider cannot run: it never falls back.
     """
-    return _session(_open(engine, options), options)
+    return _session(_open(engine, options, setting.settings(_runtime(), options, own)), options)
 
 
 def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[NodeTime]:
@@ -164,7 +165,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
                 session.run(feed)
                 if index % TURN == TURN - 1:
                     chains.run(TURN)
-            events, model = trace.events(session), None if optimized.is_one(engine.payload) else engine.payload
+            events, model = trace.events(session.native), None if optimized.is_one(engine.payload) else engine.payload
         return trace.kernels(events, model, written, lambda: chains.overhead(trace.by_run))
 
 

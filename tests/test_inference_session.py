@@ -64,30 +64,12 @@ def test_what_it_does_not_do_is_refused(model: bytes) -> None:
     session = InferenceSession(model)
     with pytest.raises(EdgerunError, match="unknown output 'dd'.*"):
         session.run(["dd"], FEEDS)
-    terminated, entry, severe = onnxruntime.RunOptions(), onnxruntime.RunOptions(), onnxruntime.RunOptions()
-    terminated.terminate = True
-    entry.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    severe.log_severity_level = 0
-    for told in (terminated, entry, severe):
-        with pytest.raises(Unsupported, match="run_options"):
-            session.run(None, FEEDS, told)
     with pytest.raises(Unsupported, match="arena_extend_strategy"):
         InferenceSession(model, providers=[(CPU[0], {"arena_extend_strategy": "kSameAsRequested"})])
-    with pytest.raises(Unsupported, match="provider_options"):
-        InferenceSession(model, None, CPU, [{}])
     with pytest.raises(EdgerunError, match="unknown execution provider 'QNNExecutionProvider'"):
         InferenceSession(model, providers=["QNNExecutionProvider"])
     with pytest.raises(EdgerunError, match="output names are a list"):
         session.run("y", FEEDS)
-    for name, value in (("enable_profiling", True), ("optimized_model_filepath", "there.onnx")):
-        asked = onnxruntime.SessionOptions()
-        setattr(asked, name, value)
-        with pytest.raises(Unsupported, match=f"SessionOptions.{name} cannot be honoured"):
-            InferenceSession(model, asked, CPU)
-    parallel = onnxruntime.SessionOptions()
-    parallel.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
-    with pytest.raises(EdgerunError, match="one after the other"):
-        InferenceSession(model, parallel)
 
 
 @pytest.mark.skipif(registry.target("openvino", usable=False).available() is not None, reason="no openvino")
@@ -243,7 +225,7 @@ def _strings(session: InferenceSession) -> Any:
 def test_options_are_told(model: bytes, both: Both) -> None:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
-    assert InferenceSession(model, settings).get_session_options() is settings
+    assert InferenceSession(model, settings).get_session_options().intra_op_num_threads == 1
     assert both[1].get_session_options().intra_op_num_threads >= 1
     assert set(both[1].get_provider_options()) == set(both[0].get_provider_options()) == set(CPU)
 

@@ -1,4 +1,4 @@
-"""`onnxruntime.IOBinding` on a CPU, OrtValues, and what of RunOptions can be honoured: for InferenceSession."""
+"""`onnxruntime.IOBinding` on a CPU, and OrtValues: for InferenceSession."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.runtime import TensorSpec
-
-# Entries that the library holds (1.31, the build for CPUs): a RunOptions does not list its own.
-ENTRIES = ("memory.enable_memory_arena_shrinkage", "disable_synchronize_execution_providers", "gpu_graph_id")
-DEFAULTS = {"terminate": False, "only_execute_path_to_fetches": False, "log_verbosity_level": 0, "logid": ""}
-SEVERITIES = (-1, 2)  # of log_severity_level: the session's, and ONNX Runtime's own default
 
 
 class IOBinding:
@@ -36,6 +31,12 @@ class IOBinding:
     def bind_ortvalue_input(self, name: str, ortvalue: Any) -> None:
         """Read an OrtValue on the CPU."""
         self.feeds[self._known("input", name)] = array(ortvalue)
+
+    def bind_ortvalue_output(self, name: str, ortvalue: Any) -> None:
+        """Write to the memory of an OrtValue on the CPU."""
+        if ortvalue.data_type() == "tensor(string)":
+            raise Unsupported("strings have no address", got=name, do="bind_output(name)")
+        self.places[self._known("output", name)] = array(ortvalue)
 
     def bind_input(
         self, name: str, device_type: str, device_id: int, element_type: Any, shape: Sequence[int], buffer_ptr: int
@@ -77,6 +78,10 @@ class IOBinding:
         """The same as OrtValues."""
         return [ort_value(result) for result in self.results]
 
+    def get_outputs_as_ortvaluevector(self) -> list[Any]:
+        """Raises Unsupported: such a vector does not hold the arrays that it points to."""
+        raise Unsupported("outputs are arrays, which no OrtValueVector holds", do="get_outputs()")
+
     def _known(self, door: str, name: str) -> str:
         if name not in self._names[door]:
             raise unknown(door, name, self._names[door])
@@ -101,23 +106,6 @@ def ort_value(result: Any) -> Any:
         return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(result))
     except (RuntimeError, ValueError, TypeError) as error:
         raise Unsupported("onnxruntime has no OrtValue of this", got=str(error), do="run() gives arrays") from error
-
-
-def check_run_options(asked: Any) -> None:
-    """Raise Unsupported where RunOptions say anything else than their defaults: nothing of them can be honoured."""
-    if asked is None:
-        return
-    said = {name: getattr(asked, name) for name, usual in DEFAULTS.items() if getattr(asked, name, usual) != usual}
-    if (severity := getattr(asked, "log_severity_level", -1)) not in SEVERITIES:
-        said["log_severity_level"] = severity
-    for key in ENTRIES if hasattr(asked, "get_run_config_entry") else ():
-        try:
-            said[key] = asked.get_run_config_entry(key)
-        except RuntimeError:
-            continue  # that is how one says that there is none
-    if said:
-        told = ", ".join(f"{name}={value!r}" for name, value in said.items())
-        raise Unsupported("run_options cannot be honoured", got=told, do="leave them out")
 
 
 def _on_cpu(device_type: str) -> None:

@@ -7,28 +7,31 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgerun import registry
 from edgerun.compat import _binding as binding
 from edgerun.errors import EdgerunError, Unsupported, unknown
-from edgerun.runtime import Options, Session, TensorSpec, machine
-from edgerun.verbs.load import load
+from edgerun.runtime import Options, Session, TensorSpec, dtypes
+from edgerun.runtime.door import named
+from edgerun.verbs.load import engine_of, load
 
-__all__ = ["InferenceSession", "ModelMetadata", "NodeArg"]
+__all__ = ["InferenceSession", "NodeArg"]
 
+Provider = str | tuple[str, Mapping[str, Any]]  # and its options
 TARGETS = {
     "CPUExecutionProvider": "onnxruntime",
     "CUDAExecutionProvider": "onnxruntime",
     "OpenVINOExecutionProvider": "openvino",
     "TensorrtExecutionProvider": "tensorrt",
 }
-CUDA = "CUDAExecutionProvider"
-EXTRA = {CUDA: {"PROVIDER": "CUDA"}}  # what its target is told besides
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SWITCHES = {"use_tf32": "TF32", "enable_cuda_graph": "CUDA_GRAPH"}  # of CUDA's options, by ours
 FIRST = {"device_id": "0"}  # what is so anyway
-LEVELS = {"ORT_DISABLE_ALL": "off", "ORT_ENABLE_BASIC": "basic", "ORT_ENABLE_EXTENDED": "extended"}
 # numpy's names, as ONNX Runtime writes them
 TYPES = {
     "float32": "float", "float64": "double", "object": "string", "float8_e4m3fn": "float8e4m3fn",
@@ -53,23 +56,17 @@ class NodeArg:
         return cls(spec.name, text, list(spec.shape))
 
 
-@dataclass(frozen=True)
-class ModelMetadata:
-    """Who made the model, its graph's name, its texts and version, and its `metadata_props`, as strings."""
+class _Passed:
+    """What onnxruntime's own session answers. Raises Unsupported on OpenVINO and TensorRT."""
 
-    custom_metadata_map: Mapping[str, str]
-    producer_name: str
-    graph_name: str
-    domain: str
-    description: str
-    graph_description: str
-    version: int
+    def __set_name__(self, owner: type, name: str) -> None:
+        def method(session: InferenceSession, *args: Any, **words: Any) -> Any:
+            return getattr(session._theirs(name), name)(*args, **words)
+
+        setattr(owner, name, method)
 
 
-REFUSED = {  # of SessionOptions, what can be read there and is not done
-    "enable_profiling": "edgerun why-slow tells what each kernel takes",
-    "optimized_model_filepath": "edgerun compile -o NAME.ort writes an optimized model",
-}
+_passed: Any = _Passed()
 
 
 class InferenceSession:
@@ -77,9 +74,8 @@ class InferenceSession:
 
     `providers` names where to run, the first of them that edgerun has a target for (`TARGETS`); edgerun never falls
     back to another one. CUDAExecutionProvider is left out, with a warning, where the installed onnxruntime is built
-    without it; where it has it, it runs, or is refused with the reason. Of `sess_options` (onnxruntime's own, or
-    anything with its attributes) the threads and the level of optimization count; config entries, initializers and
-    sizes that were added cannot be read there and are not seen: `edgerun.load` takes entries as `Options(extra=…)`.
+    without it; where it has it, it runs, or is refused with the reason. There and on the CPU `sess_options` are handed
+    on, with all that was added to them, once threads and entries that they leave open are set in them.
     Raises EdgerunError for bad input, Unsupported for providers and options that edgerun lacks.
     """
 
@@ -87,28 +83,51 @@ class InferenceSession:
         self,
         path_or_bytes: str | os.PathLike[str] | bytes,
         sess_options: Any = None,
-        providers: Sequence[str | tuple[str, Mapping[str, Any]]] | None = None,
+        providers: Sequence[Provider] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        if provider_options is not None:
-            raise Unsupported("provider_options cannot be honoured", got=provider_options, do="leave them out")
-        name, given = _chosen(providers or ["CPUExecutionProvider"])
-        source = path_or_bytes if isinstance(path_or_bytes, bytes) else Path(path_or_bytes)
-        options = _options(sess_options, TARGETS[name])
-        extra = {**options.extra, **EXTRA.get(name, {}), **_switches(name, given)}
-        self.session: Session = load(source, TARGETS[name], replace(options, extra=extra))
-        if TARGETS[name] == "onnxruntime":  # OpenVINO may read behind an input's memory where sizes do not fit
-            self.session.loosen()
-        self._provider, self._asked = name, sess_options
-        self._outputs = [spec.name for spec in self.session.outputs]
+        given = path_or_bytes if isinstance(path_or_bytes, bytes) else Path(path_or_bytes)
+        self._source: Path | bytes | None = given
+        self._asked = sess_options
+        self.set_providers(providers, provider_options)
+        if isinstance(self._source, bytes):
+            self._source = None
+
+    def set_providers(
+        self, providers: Sequence[Provider] | None = None, provider_options: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        """Open the model's file anew on these. Raises Unsupported where it was given as bytes, which are not held."""
+        if self._source is None:
+            raise Unsupported("the bytes of the model are not kept", do="open another InferenceSession")
+        listed = [(one, {}) if isinstance(one, str) else one for one in providers or [CPU]]
+        more = [{} for _ in listed] if provider_options is None else provider_options
+        if len(more) != len(listed):
+            raise EdgerunError("provider_options are one dict for each provider", got=provider_options)
+        name, given = _chosen([(name, {**given, **other}) for (name, given), other in zip(listed, more, strict=True)])
+        target, extra, asked = TARGETS[name], _switches(name, given), self._asked
+        if target == "onnxruntime":
+            if getattr(asked, "has_providers", bool)():  # onnxruntime 1.22 has it
+                raise Unsupported("providers in SessionOptions cannot be honoured", do="providers=[…] beside them")
+            runtime: Any = registry.target(target)
+            session: Session = runtime.load(engine_of(self._source, target), Options(extra=extra), asked)
+            session.loosen()  # OpenVINO may read behind an input's memory where sizes do not fit
+        else:
+            if asked is not None:
+                warnings.warn(f"of SessionOptions, {target} takes the threads and sees nothing else", stacklevel=3)
+            session = load(self._source, target, Options(asked.intra_op_num_threads if asked else 0, extra))
+        self.session, self._provider = session, name
+        self._outputs = [spec.name for spec in session.outputs]
+        doors = (*session.inputs, *session.defaults)
+        self._arrays = {spec.name: spec.dtype for spec in doors if "sequence" not in spec.kind}
+        self._absent = {spec.name: None for spec in doors if "optional" in spec.kind}
 
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
     ) -> list[Any]:
-        """The named outputs, or all of them, as a list. `run_options` may say their defaults and no more."""
-        binding.check_run_options(run_options)
+        """The named outputs, or all of them, as a list. An input that is optional, or has a value in the model, may be
+        left out or None."""
         names = self._named(output_names)
-        outputs = self.session.run(input_feed)
+        outputs = self._ran(names, self._fed(input_feed), run_options)
         return [outputs[name] for name in names]
 
     def run_async(
@@ -117,72 +136,107 @@ class InferenceSession:
     ) -> None:  # fmt: skip
         """`run` on a thread of the session's, which then calls `callback(outputs, user_data, error)`: the outputs and
         "", or [] and what was refused. Waits while two runs are in flight."""
-        binding.check_run_options(run_options)
-        names = self._named(output_names)
+        names, feeds = self._named(output_names), self._fed(input_feed)
 
         def ended(future: Future[Any]) -> None:
             error = future.exception()
             results = [] if error else [future.result()[name] for name in names]
             callback(results, user_data, str(error) if error else "")
 
-        self.session.run_async(input_feed).add_done_callback(ended)
+        self.session.submit(lambda: self._ran(names, feeds, run_options)).add_done_callback(ended)
 
     def run_with_ort_values(
         self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, Any], run_options: Any = None
     ) -> list[Any]:
-        """`run` with onnxruntime's OrtValues in host memory, in and out."""
+        """`run` with onnxruntime's OrtValues, in and out."""
+        if self._native is not None:
+            return list(self._native.run_with_ort_values(output_names, input_dict_ort_values, run_options))
         feeds = {name: binding.array(value) for name, value in input_dict_ort_values.items()}
         return [binding.ort_value(result) for result in self.run(output_names, feeds, run_options)]
 
     def io_binding(self) -> binding.IOBinding:
         """A new binding of arrays in host memory."""
-        return binding.IOBinding(self.session.inputs, self.session.outputs)
+        return binding.IOBinding((*self.session.inputs, *self.session.defaults), self.session.outputs)
 
     def run_with_iobinding(self, iobinding: binding.IOBinding, run_options: Any = None) -> None:
         """Run with the arrays that are bound. Raises EdgerunError where an input or every output is missing."""
-        binding.check_run_options(run_options)
         if not iobinding.places:
             raise EdgerunError("no output is bound", wanted=", ".join(self._outputs), do="bind_output(name)")
         places = {name: place for name, place in iobinding.places.items() if place is not None}
-        outputs = self.session.run(iobinding.feeds, places or None)
+        outputs = self._ran(list(iobinding.places), {**self._absent, **iobinding.feeds}, run_options, places)
         iobinding.results = [outputs[name] for name in iobinding.places]
 
-    def get_modelmeta(self) -> ModelMetadata:
-        """What the file says of the model. Raises Unsupported on targets whose runtime does not tell."""
-        told = getattr(self.session, "model_metadata", None)
-        if told is None:
-            what = f"what runs {self._provider} tells no more of a model than its metadata_props"
-            raise Unsupported(what, do="read session.session.metadata")
-        names = [field.name for field in fields(ModelMetadata)]
-        return ModelMetadata(**{name: getattr(told, name) for name in names})
-
     def get_session_options(self) -> Any:
-        """The `sess_options` that were given; else onnxruntime's own, with what this session runs by."""
-        if self._asked is None:
-            try:
-                from onnxruntime import SessionOptions  # type: ignore[import-untyped]
-            except ImportError as error:
-                raise Unsupported("SessionOptions are onnxruntime's", got=str(error)) from error
-            self._asked = SessionOptions()
-            self._asked.intra_op_num_threads = machine.threads(0, 1)
-        return self._asked
+        """What onnxruntime's session runs by; elsewhere the `sess_options` that were given."""
+        return self._asked if self._native is None else self._native.get_session_options()
 
     def get_provider_options(self) -> dict[str, dict[str, str]]:
         """The options of each provider in use, as onnxruntime tells them; none of other runtimes'."""
-        told = getattr(self.session, "provider_options", None)
-        return {self._provider: {}} if told is None else {name: dict(options) for name, options in told.items()}
+        return {self._provider: {}} if self._native is None else self._native.get_provider_options()
 
-    def get_inputs(self) -> list[NodeArg]:
-        """Every input, in the model's order."""
-        return [NodeArg.of(spec) for spec in self.session.inputs]
+    def get_inputs(self) -> list[Any]:
+        """Every input that has to be fed or is optional, in the model's order: onnxruntime's, or a NodeArg."""
+        return self._doors("get_inputs", self.session.inputs)
 
-    def get_outputs(self) -> list[NodeArg]:
+    def get_outputs(self) -> list[Any]:
         """Every output, in the model's order."""
-        return [NodeArg.of(spec) for spec in self.session.outputs]
+        return self._doors("get_outputs", self.session.outputs)
+
+    def get_overridable_initializers(self) -> list[Any]:
+        """Inputs that have a value in the model where they are not fed; OpenVINO and TensorRT take none."""
+        return self._doors("get_overridable_initializers", ())
 
     def get_providers(self) -> list[str]:
         """Where it runs: one name."""
         return [self._provider]
+
+    def disable_fallback(self) -> None:
+        """Nothing to do: edgerun never falls back."""
+
+    def enable_fallback(self) -> None:
+        """Raises Unsupported but on the CPU, which has none to fall back to."""
+        if self._provider != CPU:
+            raise Unsupported("edgerun never falls back to another provider", got=self._provider)
+
+    get_modelmeta = get_provider_graph_assignment_info = get_tuning_results = set_tuning_results = _passed
+    get_input_epdevices = get_input_memory_infos = get_output_memory_infos = set_ep_dynamic_options = _passed
+    create_ortvalue_from_shape_and_type = run_with_ortvaluevector = release_captured_graph = _passed
+    end_profiling = get_profiling_start_time_ns = _passed
+
+    @property
+    def _native(self) -> Any:
+        """onnxruntime's own session; None where another runtime has the model."""
+        return getattr(self.session, "native", None)
+
+    def _doors(self, name: str, specs: Sequence[TensorSpec]) -> list[Any]:
+        return [*(map(NodeArg.of, specs) if self._native is None else getattr(self._native, name)())]
+
+    def _theirs(self, what: str) -> Any:
+        if self._native is None:
+            raise Unsupported(f"{what} is onnxruntime's alone", got=self._provider, wanted=CPU)
+        return self._native
+
+    def _fed(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As onnxruntime reads feeds: what is None was not given, a list becomes an array of the input's type."""
+        named(given, "input_feed")
+        found: dict[str, Any] = dict(self._absent)
+        for name, value in given.items():
+            if type(value) is list and name in self._arrays:
+                value = np.asarray(value, dtypes.dtype(self._arrays[name]))
+            if value is not None:
+                found[name] = value
+        return found
+
+    def _ran(
+        self, names: Sequence[str], feeds: Mapping[str, Any], how: Any, out: Mapping[str, Any] | None = None
+    ) -> Any:
+        if how is not None and self._native is None:
+            warnings.warn(f"nothing of RunOptions is seen on {self._provider}", stacklevel=3)
+            how = None
+        if how is None:
+            return self.session.run(feeds, out or None)
+        session: Any = self.session
+        return session.run_by(how, feeds, out or {}, names)
 
     def _named(self, asked: Sequence[str] | None) -> list[str]:
         if isinstance(asked, str):
@@ -194,9 +248,8 @@ class InferenceSession:
         return names
 
 
-def _chosen(asked: Sequence[str | tuple[str, Mapping[str, Any]]]) -> tuple[str, Mapping[str, Any]]:
+def _chosen(listed: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, Mapping[str, Any]]:
     """The first provider that can be honoured, and its options; the others before it are warned of."""
-    listed = [(one, {}) if isinstance(one, str) else (one[0], one[1]) for one in asked]
     if all(name not in TARGETS for name, _ in listed):
         raise unknown("execution provider", listed[0][0], TARGETS)
     built = _built() if any(name == CUDA for name, _ in listed) else ()
@@ -205,7 +258,7 @@ def _chosen(asked: Sequence[str | tuple[str, Mapping[str, Any]]]) -> tuple[str, 
             return name, given
         there = ", ".join(known for known in TARGETS if known != CUDA or known in built)
         told = f"Specified provider {name!r} is not in available provider names. Available providers: {there}"
-        warnings.warn(told, stacklevel=3)
+        warnings.warn(told, stacklevel=4)
     do = "pip install 'onnxruntime-gpu[cuda,cudnn]' in place of onnxruntime, or name CPUExecutionProvider too"
     raise Unsupported("the installed onnxruntime is built without it", got=CUDA, do=do)
 
@@ -221,26 +274,10 @@ def _built() -> Sequence[str]:
 
 def _switches(name: str, given: Mapping[str, Any]) -> dict[str, str]:
     """A provider's options in our keys. Raises Unsupported for one that nothing here stands for."""
-    found = {}
+    found = {"PROVIDER": "CUDA"} if name == CUDA else {}
     for key, value in given.items():
         if name == CUDA and key in SWITCHES:
             found[SWITCHES[key]] = str(int(str(value).lower() in ("1", "true")))
         elif name != CUDA or str(value) != FIRST.get(key):
             raise Unsupported(f"an option of {name} cannot be honoured", got=f"{key}={value}", do="leave it out")
     return found
-
-
-def _options(asked: Any, target: str) -> Options:
-    if asked is None:
-        return Options()
-    extra = {}
-    level = getattr(getattr(asked, "graph_optimization_level", None), "name", "")
-    if level in LEVELS and target == "onnxruntime":
-        extra["graph_optimization_level"] = LEVELS[level]
-    threads = int(getattr(asked, "intra_op_num_threads", 0))
-    if getattr(getattr(asked, "execution_mode", None), "name", "ORT_SEQUENTIAL") != "ORT_SEQUENTIAL":
-        raise EdgerunError("nodes run one after the other", got="ORT_PARALLEL", do="leave execution_mode as it is")
-    for name, do in REFUSED.items():
-        if given := getattr(asked, name, None):
-            raise Unsupported(f"SessionOptions.{name} cannot be honoured", got=given, do=do)
-    return Options(threads=threads, extra=extra)

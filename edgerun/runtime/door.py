@@ -16,8 +16,11 @@ from edgerun.runtime.spec import TensorSpec
 class Door:
     """The inputs of a model; `taken` is called in every run, and costs about a microsecond."""
 
-    def __init__(self, specs: Sequence[TensorSpec], view: arrays.View = arrays.viewed) -> None:
-        self._all, self._inputs = tuple(specs), [_Input(spec) for spec in specs]
+    def __init__(
+        self, specs: Sequence[TensorSpec], view: arrays.View = arrays.viewed, defaults: Sequence[TensorSpec] = ()
+    ) -> None:
+        self._all, self._inputs = tuple(specs), [_Input(spec) for spec in (*specs, *defaults)]
+        self._defaults = {spec.name for spec in defaults}  # of the inputs, those that may be left out
         self.view = view
         self._tied = _tied(specs)
         self._refuses = True
@@ -35,6 +38,8 @@ class Door:
                 checked[name] = arrays.structured(door.spec, value, self.view)
                 continue
             if value is None:
+                if name in self._defaults and name not in feeds:
+                    continue
                 raise EdgerunError(f"input {name!r} is missing", got=sorted(feeds), wanted=str(self))
             array = value if type(value) is np.ndarray else arrays.taken(door.spec, value, self.view)
             shape, dtype = array.shape, array.dtype

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from edgerun.runtime.memory import Bound
 
 Outputs = dict[str, np.ndarray]
+Specs = tuple[TensorSpec, ...]
+Named = Iterable[tuple[str, Any]]
 LARGE = 1 << 20  # bytes of outputs: to copy less takes less time than to tell a runtime of new arrays
 
 
@@ -38,21 +40,20 @@ class Session(ABC):
     session keeps the last ones, and the feeds that came with them, until other ones come or it is closed.
 
     `streams` runs are under way at once, each on its share of the threads; more take turns.
+    `defaults` may be fed beside `inputs`, and have a value in the model: initializers that a target lets be overridden.
     Subclasses implement `_run` and `_close`, `_bind` or `_fill` where the runtime can write into given memory, and
     `_start` where it has threads of its own; this class checks what goes in, so that no backend has to.
     """
 
-    opens = (
-        "a model that edgerun compress made smaller, fewer streams, or a larger bound"  # what would hold less memory
-    )
+    opens = "a model that edgerun compress made smaller, fewer streams, or a larger bound"  # what holds less memory
     saves = f"smaller feeds, {opens}"  # in a run
 
-    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], streams: int = 1) -> None:
-        self.inputs, self.outputs, self.streams = inputs, outputs, streams
+    def __init__(self, inputs: Specs, outputs: Specs, streams: int = 1, defaults: Specs = ()) -> None:
+        self.inputs, self.outputs, self.streams, self.defaults = inputs, outputs, streams, defaults
         self._metadata: Mapping[str, str] = {}  # of a target that reads it when it opens the file
         self._closed = False
         self._rss: Bound | None = None
-        self._door = Door(inputs)
+        self._door = Door(inputs, defaults=defaults)
         self._bound: list[_Bound] = []
         self._met: list[weakref.ref[Any]] = []  # the arrays of the last run that was not bound before
         self._lanes: Lanes | None = None
@@ -122,7 +123,11 @@ class Session(ABC):
 
     def run_async(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None = None) -> Future[Outputs]:
         """A Future of `run`. Waits while two runs a stream are in flight, so that no queue grows."""
-        return self._started().submit(lambda: self.run(feeds, out))
+        return self.submit(lambda: self.run(feeds, out))
+
+    def submit(self, call: Callable[[], Outputs]) -> Future[Outputs]:
+        """A Future of `call`, which runs this session. Waits as `run_async` does."""
+        return self._started().submit(call)
 
     def stream(self, feeds: Iterable[Mapping[str, Any]], in_flight: int | None = None) -> Iterator[Outputs]:
         """Outputs of every feed, in order. At most `in_flight` (two a stream) are taken from `feeds` ahead of the
@@ -263,10 +268,7 @@ class _Bound:
 
     __slots__ = ("call", "inputs", "kept", "outputs")
 
-    def __init__(
-        self, inputs: Iterable[tuple[str, Any]], outputs: Iterable[tuple[str, Any]],
-        call: Callable[[], Outputs], *, kept: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, inputs: Named, outputs: Named, call: Callable[[], Outputs], *, kept: bool = False) -> None:
         self.inputs = tuple((name, array, getattr(array, "shape", None)) for name, array in inputs)
         self.outputs, self.call, self.kept = tuple(outputs), call, kept
 

@@ -68,7 +68,7 @@ def load(
     feeds = tuple(checked) if not isinstance(checked, bool) else ()
     if not isinstance(source, Engine) and (target == "auto" or not isinstance(target, str | None)):
         source, target = _chosen(source, target, replace(options, max_rss=0), feeds), None
-    engine = _engine(source, target)
+    engine = engine_of(source, target)
     if checked is False:
         return _bounded(engine, options)
     if distribution.lacks("verbs.checked"):
@@ -125,7 +125,7 @@ def _opened(engine: Engine, options: Options) -> Session:
     return session
 
 
-def _engine(source: str | Path | bytes | Engine, target: str | Sequence[str] | None) -> Engine:
+def engine_of(source: str | Path | bytes | Engine, target: str | Sequence[str] | None) -> Engine:
     """`source` as what its target opens, once the static guard has seen it."""
     if isinstance(source, Engine):
         if target not in (None, source.target):

@@ -116,9 +116,10 @@ class Activation:
     vectors: Vectors = Vectors()
 
     def scaled(self, factors: np.ndarray) -> Activation:
-        """Of f∘x, for positive f `[C]`; the extremes of single batches are known no more, and those of all stand in."""
+        """Of f∘x, for positive f `[C]`; the extremes of single batches are known no more but by their place in those of
+        all."""
         channels = self.channels.scaled(factors)
-        ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
+        ends = [self._placed(end, channels) for end in (self.lows, self.highs)]
         sample = self.sample * factors[self.owner].astype(np.float32)
         vectors = self.vectors.scaled(factors)
         return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1], vectors=vectors)
@@ -151,10 +152,17 @@ class Activation:
         power = self.varying.power + (mean - offsets) ** 2
         lows, highs = (end - offsets for end in (self.channels.lows, self.channels.highs))
         channels = replace(self.channels, lows=lows, highs=highs, power=power)
-        ends = [np.full_like(self.lows, e) for e in (channels.low.min(), channels.high.max())]
+        ends = [self._placed(end, channels) for end in (self.lows, self.highs)]
         sample = self.sample - offsets[self.owner].astype(np.float32)
         vectors = self.vectors.moved(offsets)
         return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1], vectors=vectors)
+
+    def _placed(self, ends: np.ndarray, channels: Channels) -> np.ndarray:
+        """`ends` `[batches]` where they lie between these channels' extremes as they do between this one's."""
+        low, high = float(self.channels.low.min()), float(self.channels.high.max())
+        lowest, highest = float(channels.low.min()), float(channels.high.max())
+        placed: np.ndarray = lowest + (ends - low) * ((highest - lowest) / (high - low) if high > low else 0.0)
+        return placed
 
     def within(self, low: float, high: float) -> Activation:
         """Of min(max(x, low), high); the mean squares and the vectors stay those of x."""

@@ -161,6 +161,6 @@ def test_feeds_go_into_the_buffers_of_their_shapes(rounded: Model, monkeypatch: 
         feeds = {"x": rng.standard_normal((6, batch)).astype(np.float32).T}  # not contiguous
         (found,) = graphs.run(feeds)
         np.testing.assert_array_equal(found, session.run(["y"], feeds)[0])
-    assert [key for key in graphs._graphs] == [((1, 6),), ((2, 6),)]
+    assert [key for key in graphs._graphs] == [(("x", (1, 6)),), (("x", (2, 6)),)]
     graphs.close()
     assert not graphs._graphs

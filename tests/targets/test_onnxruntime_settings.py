@@ -14,6 +14,7 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import Options, machine
 from edgerun.targets import _onnxruntime_arm as arm
+from edgerun.targets import _onnxruntime_session as ort_session
 from edgerun.targets import _onnxruntime_settings as setting
 from edgerun.targets import onnxruntime as target
 
@@ -166,3 +167,13 @@ def test_every_key_that_it_has_is_taken() -> None:
 
 def test_a_library_that_tells_of_no_keys_refuses_none(board: Any) -> None:
     setting._require_known(board(set(), b"built elsewhere"), "session.nothing_like_it")
+
+
+def test_an_arena_that_ends_while_a_model_opens_names_the_bound() -> None:
+    """Nothing was fed then, so that smaller feeds are no advice; in a run they are."""
+    ended = RuntimeError("Available memory of 2000000 is smaller than requested bytes of 36000000")
+    opening, running = ort_session.too_little(ended, 300_000_000), ort_session.too_little(ended)
+    assert opening is not None and "opening it was stopped" in opening.what and "feeds" not in str(opening.do)
+    assert opening.wanted == "within the 300.0 MB of Options.max_rss (--max-rss)"
+    assert opening.got == "36.0 MB asked for, 2.0 MB left"
+    assert running is not None and "a run was stopped" in running.what and "smaller feeds" in str(running.do)

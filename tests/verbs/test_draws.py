@@ -36,9 +36,13 @@ def _model(text: str, opset: int = 17) -> Model:
         ("c (int64[2] s) => (float[a, b] y) { y = ConstantOfShape(s) }", "s", 1, 4),
         ("s (float[9] x, int64[1] b, int64[1] e) => (float[n] y) { y = Slice(x, b, e) }", "e", 1, 3),
         ("i (float[9] x, int32[1] k) => (float[n] y, int64[n] j) { l = Cast<to=7>(k) y, j = TopK(x, l) }", "k", 1, 2),
+        ("o (int64[9] k) => (float[9, 5] y) <int64 d = {5}, float[2] v = {0, 1}> { y = OneHot(k, d, v) }", "k", 0, 4),
+        ("e (int32[9] k) => (bool[9, 4] y) <int64[1] a = {-1}, int32[1, 4] t = {2, 3, 4, 5}>"
+         " { u = Unsqueeze(k, a) y = Equal(u, t) }", "k", 2, 5),
+        ("p (int32[9] k) => (bool[9] y) <int32[1] t = {7}> { y = Equal(k, t) }", "k", 0, 1),
     ],
 )  # fmt: skip
-def test_what_says_a_size_is_never_drawn_as_none(text: str, name: str, low: int, high: int) -> None:
+def test_what_says_a_size_or_one_of_many_is_drawn_from_these(text: str, name: str, low: int, high: int) -> None:
     model = _model(text)
     ranges = input_ranges.ranges(model.ir)
     seen = {int(v) for seed in range(40) for v in draws.feeds(model.inputs, {}, seed, ranges)[name]}

@@ -35,6 +35,8 @@ def _model(text: str, opset: int = 17) -> Model:
         ("c (float[9] x) => (bool[9] y, float[9] z) { y = Greater(x, x)  z = Log(x) }", {}),
         ("s (float[9] x) => (float[9] y) { y = Shrink<lambd = 0.75>(x) }", {"x": (0.75, -0.75)}),
         ("r (float[9] x) => (float[9] y) { a = Exp(x)  y = Round(a) }", {}),
+        ("h (int32[9] x) => (bool[9, 3] y) <int64[1] a = {-1}, int32[1, 3] t = {0, 1, 2}>"
+         " { u = Unsqueeze(x, a) y = Equal(u, t) }", {}),
     ],
 )  # fmt: skip
 def test_inputs_that_are_only_moved_to_what_steps(text: str, values: dict[str, tuple[float, ...]]) -> None:
