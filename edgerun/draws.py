@@ -7,20 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgerun.runtime.spec import WORDS, TensorSpec
+from edgerun.runtime.spec import WORDS, TensorSpec, batch_dims
 
 SIZES = (16, 32, 64, 224, 256)  # tried in turn for symbolic dimensions that are not the batch
 LONG = (1024, 16384)  # and then, where no input has two of them, as a signal's length
 
 
 def sizes(specs: Sequence[TensorSpec], batch: int, other: int) -> dict[str, int]:
-    """A size for every symbolic dimension: `batch` where it leads an input of more than one axis, `other` elsewhere.
-
-    A name that leads one input and stands inside another counts as batch. A lone axis that is symbolic is a batch too
-    when every input has one axis.
-    """
-    flat = all(len(spec.shape) <= 1 for spec in specs)
-    leading = {spec.shape[0] for spec in specs if len(spec.shape) > (0 if flat else 1)}
+    """A size for every symbolic dimension: `batch` for those of `batch_dims`, `other` elsewhere."""
+    leading = batch_dims(specs)
     names = {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
     return {name: batch if name in leading else other for name in sorted(names)}
 

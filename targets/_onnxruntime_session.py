@@ -45,7 +45,6 @@ class OrtSession(Session):
     """
 
     opens = f"an .ort file (edgerun compile), which is mapped, not copied; {Session.opens}"
-    saves = f"smaller feeds; {opens}"
 
     def __init__(
         self, runtime: Any, session: Any, errors: tuple[type[Exception], ...], streams: int = 1,
@@ -182,9 +181,10 @@ def too_little(error: Exception, most: int = 0) -> GateFailed | None:
 
     left, asked = (memory.text(int(number)) for number in found.groups())
     when, bound = ("opening it", f"the {memory.text(most)} of ") if most else ("a run", "")
+    do = OrtSession.opens if most else f"smaller feeds, {OrtSession.opens}"
     return GateFailed(
         f"the model needs more memory than it may have: {when} was stopped", got=f"{asked} asked for, {left} left",
-        wanted=f"within {bound}Options.max_rss (--max-rss)", do=OrtSession.opens if most else OrtSession.saves,
+        wanted=f"within {bound}Options.max_rss (--max-rss)", do=do,
     )  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun import draws
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.runtime import Options, TensorSpec
 from edgerun.runtime.progress import listener
+from edgerun.runtime.spec import batch_dims
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import _tensorrt_refit as refit
@@ -221,7 +221,7 @@ def sizes(inputs: Sequence[TensorSpec], given: Mapping[str, Range]) -> dict[str,
         if not open_dims:
             raise EdgerunError("the model has no open dimension", got=f"a size of {surplus[0]!r}", do="leave it out")
         raise unknown("open dimension", surplus[0], open_dims)
-    known = {dim: BATCH for dim, size in draws.sizes(inputs, 1, 0).items() if size} | dict(given)
+    known = dict.fromkeys(batch_dims(inputs), BATCH) | dict(given)
     if wanting := sorted(open_dims - set(known)):
         raise EdgerunError(
             f"TensorRT compiles for a range of sizes, and {wanting[0]!r} has none",

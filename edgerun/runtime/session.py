@@ -46,7 +46,6 @@ class Session(ABC):
     """
 
     opens = "a model that edgerun compress made smaller, fewer streams, or a larger bound"  # what holds less memory
-    saves = f"smaller feeds, {opens}"  # in a run
 
     def __init__(self, inputs: Specs, outputs: Specs, streams: int = 1, defaults: Specs = ()) -> None:
         self.inputs, self.outputs, self.streams, self.defaults = inputs, outputs, streams, defaults
@@ -102,7 +101,7 @@ class Session(ABC):
             return self._ran(feeds, out)
         self._rss.begin()
         outputs = self._ran(feeds, out)
-        self._rss.require("in a run", self.saves)
+        self._rss.require("in a run", f"smaller feeds, {self.opens}")
         return outputs
 
     def _ran(self, feeds: Mapping[str, Any], out: Mapping[str, Any] | None) -> Outputs:

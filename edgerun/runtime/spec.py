@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,3 +84,12 @@ class TensorSpec:
             raise EdgerunError(
                 f"{door} {self.name!r} has the wrong shape", got=list(array.shape), wanted=str(list(self.shape))
             )
+
+
+def batch_dims(specs: Sequence[TensorSpec]) -> set[str]:
+    """The symbolic dimensions that count as a batch: those that lead an input of more than one axis.
+
+    A name that leads one input and stands inside another is one of them, and a lone axis where every input has one.
+    """
+    least = min(2, max((len(spec.shape) for spec in specs), default=0))
+    return {dim for spec in specs if len(spec.shape) >= least > 0 for dim in spec.shape[:1] if isinstance(dim, str)}
