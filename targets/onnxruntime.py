@@ -128,12 +128,16 @@ def contents(path: Path) -> Contents:
         return optimized.contents(path, session.inputs, session.outputs)
 
 
-def load(engine: Engine, options: Options, own: Any = None) -> Session:
+def load(engine: Engine, options: Options) -> Session:
     """A session on the CPU provider alone, or on the one of `options.extra`, whose nodes on the CPU are told.
 
-    `own` is a SessionOptions of the caller's, which is used itself: what it leaves open is set in it.
     Raises EdgerunError when the model is refused, and Unsupported where the provider cannot run: it never falls back.
     """
+    return load_by(engine, options, None)
+
+
+def load_by(engine: Engine, options: Options, own: Any) -> Session:
+    """`load` by a SessionOptions of the caller's, which is used itself: what it leaves open is set in it."""
     return _session(_open(engine, options, setting.settings(_runtime(), options, own)), options)
 
 

@@ -109,7 +109,7 @@ class InferenceSession:
             if getattr(asked, "has_providers", bool)():  # onnxruntime 1.22 has it
                 raise Unsupported("providers in SessionOptions cannot be honoured", do="providers=[…] beside them")
             runtime: Any = registry.target(target)
-            session: Session = runtime.load(engine_of(self._source, target), Options(extra=extra), asked)
+            session: Session = runtime.load_by(engine_of(self._source, target), Options(extra=extra), asked)
             session.loosen()  # OpenVINO may read behind an input's memory where sizes do not fit
         else:
             if asked is not None:
