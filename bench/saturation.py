@@ -117,7 +117,10 @@ def quantized(name: str, way: str) -> tuple[Model, dict[str, Any]]:
 
     repair = saturation.repair
     chosen = all_63 if way == "63 steps" else repair
-    with mock.patch.object(target, "quantization", lambda: rules), mock.patch.object(saturation, "repair", chosen):
+    with (
+        mock.patch.object(target, "quantization", lambda device="": rules),
+        mock.patch.object(saturation, "repair", chosen),
+    ):
         made = edgerun.compress(model, target="openvino", calibration=calibration, ranges="minmax", placement="rules")
     return made, made.history[-1].options["saturation"]
 

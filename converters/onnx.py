@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun import guard
-from edgerun.converters import _normalize, _ort
+from edgerun.converters import _normalize, _ort, _zipmap
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Conversion
@@ -16,6 +17,7 @@ from edgerun.runtime import TensorSpec
 if TYPE_CHECKING:
     import onnx
 
+log = logging.getLogger("edgerun")
 summary = "ONNX files: checked, normalized, in the opset of the target"
 requires: tuple[str, ...] = ("onnx", "onnx_ir", "onnxruntime")
 extra = "compress"
@@ -28,7 +30,7 @@ def recognises(source: Any) -> bool:
 
 
 def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, opset: int) -> Conversion:
-    """Read an ONNX file; `inputs` may fix or name dimensions of its inputs.
+    """Read an ONNX file; `inputs` may fix or name dimensions of its inputs. Dictionaries (ZipMap) become tables.
 
     The opset stays when it lies between 13 and `opset`. Raises EdgerunError for a file that onnx.checker, strict shape
     inference or ONNX Runtime refuses, and Unsupported for one that cannot be brought to an opset that the target reads.
@@ -48,7 +50,14 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     if any([_normalize.repair_names(proto.graph), _normalize.repair_dims(proto.graph)]):
         given = onnx.ModelProto()
         given.CopyFrom(proto)
-    run = _ort.runner(given)
+    run, maps = _ort.runner(given), _zipmap.classes(proto.graph)
+    if maps:
+        run = _zipmap.runner(run, maps)
+        _zipmap.as_tables(proto, maps)
+        given = onnx.ModelProto()
+        given.CopyFrom(proto)
+        for name, keys in maps.items():
+            log.info("%s is a table, its columns in this order: %s", name, ", ".join(map(str, keys[:20])))
     for value in (*proto.graph.input, *proto.graph.output):
         if not value.type.HasField("tensor_type"):
             raise Unsupported(f"{value.name!r} is no tensor", got=value.type.WhichOneof("value"),

@@ -15,7 +15,7 @@ import numpy as np
 from edgerun import distribution, files, guard
 from edgerun.errors import EdgerunError, Unsupported, out_of_memory
 from edgerun.runtime.spec import TensorSpec
-from edgerun.specs import specs
+from edgerun.specs import require_arrays, specs
 
 if TYPE_CHECKING:
     import onnx
@@ -135,6 +135,7 @@ class Model:
         """Take an `onnx.ModelProto`; its arrays are shared until something changes them."""
         import onnx_ir as ir
 
+        require_arrays(proto)
         return cls.of(ir.from_proto(proto))
 
     def to_proto(self) -> onnx.ModelProto:
@@ -264,6 +265,7 @@ def _read(path: Path) -> onnx_ir.Model:
     import onnx_ir as ir
 
     proto, arrays = onnx.load_model(path, load_external_data=False), {}
+    require_arrays(proto)
     for tensor in proto.graph.initializer:
         if len(tensor.raw_data) >= 1024 and tensor.data_type in WHOLE_BYTES:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)

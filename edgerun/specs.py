@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime.spec import TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def specs(values: Any) -> tuple[TensorSpec, ...]:
@@ -31,3 +34,14 @@ def _kind(found: Any) -> str:
         kinds.append(name)
         found = found.elem_type
     return " ".join(kinds) or "tensor"
+
+
+def require_arrays(proto: onnx.ModelProto) -> None:
+    """Raise Unsupported for outputs that hold dictionaries, as exporters of scikit-learn write them."""
+    for value in proto.graph.output:
+        held = value.type.sequence_type.elem_type if value.type.HasField("sequence_type") else value.type
+        if held.HasField("map_type"):
+            raise Unsupported(
+                f"output {value.name!r} holds dictionaries (ZipMap)",
+                do="edgerun convert the model: they become a table",
+            )

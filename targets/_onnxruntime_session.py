@@ -158,7 +158,8 @@ def specs(arguments: Any) -> tuple[TensorSpec, ...]:
         if dtype is None:
             dtype, kind = _structured(text)
         if dtype is None:
-            raise Unsupported(f"{name!r} is no array", got=text, do="remove it from the model's outputs")
+            do = "edgerun convert the model: it becomes a table" if "map(" in text else "leave it out of the model"
+            raise Unsupported(f"{name!r} is no array", got=text, do=do)
         dims = [f"{name}_{i}" if dim is None or dim == "" else dim for i, dim in enumerate(argument.shape)]
         found.append(TensorSpec(name, dtype, tuple(dims) if "sequence" not in kind else (), kind))
     return tuple(found)
