@@ -11,6 +11,8 @@ MaxPool with ceil_mode keeps a last window that lies in the padding alone, which
 A Loop of no iteration leaves what it collects as the last run had it: there that is cut to nothing. (Not
 within another op's body, which is not looked into.)
 
+A Range whose end lies behind its begin counts on all the same, where ONNX has nothing.
+
 A NaN becomes 6 as an E2M1, the 4-bit float, and -0 in ONNX's own cases.
 """
 
@@ -42,7 +44,8 @@ def mend(ops: Mapping[str, list[Any]], payload: bytes | Path) -> int:
     pools = [node for node in ops.get("MaxPool", []) if _ends_in_padding(node.get_attributes())]
     casts = [node for kind in ("Convert", "ConvertLike") for node in ops.get(kind, []) if _to_e2m1(node)]
     loops = [node for node in ops.get("Loop", []) if _may_not_run(node)]
-    pairs = (reductions, _bound), (tiles, _tile), (pools, _pool), (casts, _no_number), (loops, _loop)
+    spans = [node for node in ops.get("Range", []) if _told_by_data(node)]
+    pairs = (reductions, _bound), (tiles, _tile), (pools, _pool), (casts, _no_number), (loops, _loop), (spans, _range)
     for nodes, how in pairs:
         for node in nodes:
             how(node)
@@ -70,6 +73,27 @@ def _loop(node: Any) -> None:
                 reader.replace_source_output(cut)
             result.get_tensor().set_names(set())
             cut.get_tensor().set_names(names)
+
+
+def _told_by_data(node: Any) -> bool:
+    """Whether anything but constants and the sizes of arrays says where it begins and ends."""
+    left, seen = list(node.input_values()), set[str]()
+    while left and len(seen) < FARTHEST:
+        source = left.pop().get_node()
+        if source.get_type_name() == "Parameter":
+            return True
+        if source.get_name() not in seen and source.get_type_name() != "ShapeOf":
+            left += source.input_values()
+        seen.add(source.get_name())
+    return bool(left)
+
+
+def _range(node: Any) -> None:
+    make = ir.runtime().opset13
+    start, stop, step = node.input_values()
+    zero = make.convert_like(make.constant(np.float32(0)), step)
+    end = make.select(make.greater(step, zero), make.maximum(start, stop), make.minimum(start, stop))
+    node.input(1).replace_source_output(end.output(0))
 
 
 def _to_e2m1(node: Any) -> bool:

@@ -22,6 +22,7 @@ from edgerun.targets import _openvino_ir as ir
 ONE = edgerun.Options(threads=1)
 INF = np.float32(np.inf)
 LEAST = {"float": -3.4028235e38, "float16": -65504.0, "bfloat16": -3.3895314e38}  # finite
+RANGE = "r ({0} a, {0} b, {0} c) => ({0}[n] y) {{ y = Range(a, b, c) }}"
 
 
 def _model(text: str) -> Model:
@@ -194,6 +195,16 @@ def test_integers_of_more_than_32_bits_are_refused() -> None:
                 session.run_async({"x": x}).result()
 
 
+@pytest.mark.parametrize("kind", ["int64", "int32", "float"])
+def test_a_range_that_ends_behind_its_begin_is_empty(kind: str) -> None:
+    dtype = np.dtype("float32" if kind == "float" else kind)
+    cases = [(0, -2, 1), (0, 2, -1), (5, 5, 1), (0, 4, 1), (4, 0, -1), (3, -7, 2), (1, 8, 3)]
+    with edgerun.load(_model(RANGE.format(kind)).to_bytes(), "openvino", ONE) as session:
+        for case in cases:
+            feeds = {name: np.array(number, dtype) for name, number in zip("abc", case, strict=True)}
+            np.testing.assert_array_equal(session.run(feeds)["y"], np.arange(*case, dtype=dtype))
+
+
 @pytest.mark.parametrize(
     ("text", "mended"),
     [
@@ -212,8 +223,11 @@ def test_integers_of_more_than_32_bits_are_refused() -> None:
         (LOOP, 1),
         (LOOP.replace("int64 trips, bool first, ", "").replace("(trips", "(three").replace(", first", ", yes").replace(
             "sums) {", "sums) <int64 three = {3}, bool yes = {1}> {", 1), 0),
+        (RANGE.format("int64"), 1),
+        ("""r (float[n, 4] x) => (int64[n] y) <int64 begin = {0}, int64 step = {1}, int64 first = {0}> {
+            s = Shape(x) n = Gather(s, first) y = Range(begin, n, step) }""", 0),
     ],
-    ids=["given", "finite", "mask", "elsewhere", "integers", "constant", "loop", "three times"],
+    ids=["given", "finite", "mask", "elsewhere", "integers", "constant", "loop", "three times", "range", "size"],
 )  # fmt: skip
 def test_what_is_mended(text: str, mended: int) -> None:
     assert _mended(text) == mended
