@@ -62,6 +62,8 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
         if not value.type.HasField("tensor_type"):
             raise Unsupported(f"{value.name!r} is no tensor", got=value.type.WhichOneof("value"),
                               do="export the model with tensors at its door")  # fmt: skip
+    if not _normalize.opset_of(proto):  # operators of other domains alone, as trees of XGBoost
+        proto.opset_import.add(version=opset)
     if _normalize.opset_of(proto) != (wish := _normalize.fitting_opset(_normalize.opset_of(proto), opset)):
         proto = _normalize.to_opset(proto, wish)
     _set_inputs(proto, inputs)

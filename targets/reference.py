@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import platform
 from collections.abc import Iterable, Mapping
@@ -135,9 +136,23 @@ def _parsed(data: bytes) -> Any:
     return proto
 
 
+@functools.cache
+def _loop() -> Any:
+    """The evaluator's Loop, which without a condition ran no iteration (onnx 1.23) in place of all."""
+    loop: Any = importlib.import_module("onnx.reference.ops.op_loop").Loop
+
+    class Loop(loop):  # type: ignore[misc]
+        op_domain = ""
+
+        def _run(self, trips: Any, condition: Any, *args: Any, **words: Any) -> Any:
+            return super()._run(trips, np.array(True) if condition is None else condition, *args, **words)
+
+    return Loop
+
+
 def _evaluator(proto: Any) -> Any:
     try:
-        return importlib.import_module("onnx.reference").ReferenceEvaluator(proto)
+        return importlib.import_module("onnx.reference").ReferenceEvaluator(proto, new_ops=[_loop()])
     except Exception as error:  # RuntimeContextError, NotImplementedError and others, by op
         raise Unsupported("the reference cannot take the model", got=error) from error
 

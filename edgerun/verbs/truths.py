@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgerun.model import Model
 
 LIGHT, HEAVY = ("reference", Options()), ("onnxruntime", Options(extra={"graph_optimization_level": "off"}))
+THIRD = "openvino", Options()  # where ONNX Runtime itself is in question, and the evaluator
 BATCHES = (1, 3)
 SINGLES = 4  # feeds of usual shapes that are cut out of others
 Shapes = Mapping[str, Sequence[int]]
@@ -46,14 +47,16 @@ def truths(
     model: Model, engine: Engine, options: Options, feeds: Sequence[Feeds], whole: bool = True
 ) -> Iterator[Truth]:
     """What each reference that takes the model and the feeds computes: the ONNX evaluator (not for a heavy model, if
-    another can), then unoptimized ONNX Runtime. Without `whole` the given feeds are cut to the usual shapes, where the
-    engine has such, and one of another shape joins them. Raises EdgerunError when there is none.
+    another can), then unoptimized ONNX Runtime; for an engine of that one OpenVINO, where it runs. Without `whole` the
+    given feeds are cut to the usual shapes, where the engine has such, and one of another shape joins them. Raises
+    EdgerunError when there is none.
 
     One that is the engine itself proves nothing, and one that contradicts the model's declared outputs comes last.
     """
     reasons, misfits, given = [], [], False
     heavy = work.heavy(model)
-    for name, own in (HEAVY, LIGHT) if heavy else (LIGHT, HEAVY):
+    third = [THIRD] if engine.target == HEAVY[0] and not registry.target(THIRD[0], usable=False).available() else []
+    for name, own in (HEAVY, LIGHT) if heavy else (LIGHT, HEAVY, *third):
         if name == engine.target and dict(own.extra) == dict(options.extra):
             continue
         try:
