@@ -14,10 +14,16 @@ LONG = (1024, 16384)  # and then, where no input has two of them, as a signal's 
 
 
 def sizes(specs: Sequence[TensorSpec], batch: int, other: int) -> dict[str, int]:
-    """A size for every symbolic dimension: `batch` for those of `batch_dims`, `other` elsewhere."""
+    """A size for every symbolic dimension: `batch` for those of `batch_dims`, `other` elsewhere; what is named as a sum
+    of others, "past + new", has their sum."""
     leading = batch_dims(specs)
     names = {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
-    return {name: batch if name in leading else other for name in sorted(names)}
+    found = {name: batch if name in leading else other for name in sorted(names)}
+    for name in names:
+        terms = [term.strip() for term in name.split("+")]
+        if len(terms) > 1 and all(term.isdigit() or term in found for term in terms):
+            found[name] = sum(int(term) if term.isdigit() else found[term] for term in terms)
+    return found
 
 
 def larger(specs: Sequence[TensorSpec]) -> tuple[int, ...]:

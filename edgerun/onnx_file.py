@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgerun import _wire, guard
+from edgerun.runtime.spec import named
 
 # Field numbers of onnx.proto.
 GRAPH, METADATA = 7, 14  # of ModelProto
@@ -53,7 +54,7 @@ def _named(value: memoryview) -> dict[str, tuple[str, ...]]:
             for shape in _inside(_inside([_wire.message(part)], TENSOR), SHAPE):
                 dims += ["".join(_wire.text(text) for kind, text in _wire.fields(dim) if kind == NAME)
                          for dim in _inside([shape], 1)]  # fmt: skip
-    return {name: tuple(dims)}
+    return {name: tuple(dim if named(dim) else "" for dim in dims)}
 
 
 def _inside(messages: list[memoryview], number: int) -> list[memoryview]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.runtime.spec import TensorSpec
+from edgerun.runtime.spec import TensorSpec, named
 
 if TYPE_CHECKING:
     import onnx
@@ -18,12 +18,17 @@ def specs(values: Any) -> tuple[TensorSpec, ...]:
         kind = _kind(value.type)
         if value.dtype is None or (kind == "tensor" and value.shape is None):
             raise EdgerunError(f"{value.name!r} has no dtype or no shape", do="run edgerun convert on the model first")
-        dims = tuple(
-            d if isinstance(d, int) else str(d.value) if d.value else f"{value.name}_{i}"
-            for i, d in enumerate(value.shape if kind in ("tensor", "optional") and value.shape is not None else ())
-        )
+        shape = value.shape if kind in ("tensor", "optional") and value.shape is not None else ()
+        dims = tuple(_dim(dim, f"{value.name}_{i}") for i, dim in enumerate(shape))
         found.append(TensorSpec(value.name, value.dtype.numpy().name, dims, kind))
     return tuple(found)
+
+
+def _dim(dim: Any, own: str) -> int | str:
+    """A size, its name, or `own` where it has none."""
+    if isinstance(dim, int):
+        return dim if dim >= 0 else own
+    return str(dim.value) if named(dim.value) else own
 
 
 def _kind(found: Any) -> str:

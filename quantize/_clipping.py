@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgerun.quantize.graphs.placement import Plan
 
 FARTHER = 0.05  # of a range: where so much more is clipped than in judged samples, these say nothing of it
+NEAR, MAY_LOSE = 20.0, 3.0  # dB of all samples together, and what these may lose below
 
 
 def farther(
@@ -56,20 +57,24 @@ def strata(batches: Sequence[int]) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """dB that `spans` bring over the extremes in all data: to a sample on average, and to all of them together."""
+    """dB in all data: what spans bring over the extremes to a sample on average, and how near to float all samples
+    together come, `before` and with them."""
 
     mean: float
-    total: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether both together say so: many gain little where few lose all, and the loudest few decide a sum."""
-        return self.mean > 0 and self.gain > 0
+    before: float
+    after: float
 
     @property
     def gain(self) -> float:
-        """Half of each."""
-        return (self.mean + self.total) / 2
+        """Half of what a sample gains, and half of what the sum does."""
+        return (self.mean + self.after - self.before) / 2
+
+    @property
+    def holds(self) -> bool:
+        """Whether both together say so: many gain little where few lose all, and the loudest few decide a sum, which
+        may not lose much where it is not near."""
+        kept = self.after >= min(self.before, NEAR) - MAY_LOSE
+        return self.mean > 0 and self.gain > 0 and kept
 
 
 def weighed(extremes: list[Totals], spans: list[Totals], between: Sequence[tuple[float, list[Totals]]]) -> Verdict:
@@ -91,7 +96,7 @@ def weighed(extremes: list[Totals], spans: list[Totals], between: Sequence[tuple
         parts.append((share, before, after))
     mean = sum(weight * gained(b, a)[0] for weight, b, a in parts)
     first, second = (sqnr([_mean(part[i], weight) for weight, *part in parts]) for i in (0, 1))
-    return Verdict(mean, second - first)
+    return Verdict(mean, first, second)
 
 
 def _mean(scores: Sequence[Totals], weight: float) -> Totals:

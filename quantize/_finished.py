@@ -42,11 +42,13 @@ def lost_of(quantized: ir.Model, known: list[tuple[Feeds, Truth]], request: Requ
 def compared(
     models: tuple[ir.Model, ir.Model], truths: list[Truth], samples: int, request: Request
 ) -> tuple[list[Totals], list[Totals]]:
-    """What each of two models loses of every one of `samples`: of fewer where these say surely who is nearer."""
+    """What each of two models loses of every one of `samples`: of fewer where these say surely who is nearer, and a
+    run is not so light that all are to be had."""
     plain, moved, known = list[Totals](), list[Totals](), 0
+    looks = LOOKS if samples <= request.effort.check else LOOKS[-1:]
     with ExitStack() as stack:
         sessions = [stack.enter_context(request.open(model, lanes=request.lanes)) for model in models]
-        for share in LOOKS:
+        for share in looks:
             look = min(samples, max(FEWEST, samples // share))
             for session, scores in zip(sessions, (plain, moved), strict=True):
                 scores += _scores(session, truths, look, request, known)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FLOOR = 20.0  # dB: a model that is farther off gets float layers, until it is surely as near
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
-WIDER = (0.15, 0.25, 0.4)  # that the first convolutions may have of a model that is not there yet
+WIDER = (0.15, 0.25, 0.4)  # that the first layers may have of a model that is not there yet
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
 
 
@@ -62,7 +62,7 @@ class Cheap:
     def of(cls, model: ir.Model, plan: placement.Plan, request: Request) -> Cheap:
         """Those of a float model."""
         kinds = {"stem": work.stem(plan, SHARE), "depthwise": work.depthwise(plan, SHARE)}
-        kinds |= {f"first {share:.0%}": work.pictures(plan, share) for share in WIDER}
+        kinds |= {f"first {share:.0%}": work.front(plan, share) for share in WIDER}
         sets = {names | other for names in kinds.values() for other in (frozenset(), kinds["depthwise"])}
         plans = {
             names: placement.plan(model.graph, request.rules, request.keep_float | names) for names in sets if names
@@ -97,7 +97,7 @@ class Cheap:
         """`made`, which loses `scores`, with each kind of layers in float that brings WORTH dB by the `judge`, one kind
         after the other.
 
-        Ever more of the first convolutions are tried as long as the model is not surely FLOOR dB near.
+        Ever more of the first layers are tried as long as the model is not surely FLOOR dB near.
         """
         best, kept = made, frozenset[str]()
         for kind, names in self.kinds.items():

@@ -166,7 +166,8 @@ def _everywhere(
     shares = [(count / batches, between[batch]) for batch, count in strata.items()]
     verdict = _clipping.weighed(*scores, shares)
     request.found["clipped farther"] = {"batches": len(far), "of": batches, "holds": verdict.holds,
-                                        "gain (dB)": [round(verdict.mean, 2), round(verdict.total, 2)]}  # fmt: skip
+                                        "gain (dB)": [round(verdict.mean, 2), round(verdict.after - verdict.before, 2)],
+                                        "all (dB)": round(verdict.after, 2)}  # fmt: skip
     return verdict
 
 

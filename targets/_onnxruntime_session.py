@@ -12,6 +12,7 @@ import numpy as np
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.runtime import Session, TensorSpec, arrays, dtypes
 from edgerun.runtime.session import copied
+from edgerun.runtime.spec import named
 
 if TYPE_CHECKING:
     from edgerun.target import Issue
@@ -160,7 +161,8 @@ def specs(arguments: Any) -> tuple[TensorSpec, ...]:
         if dtype is None:
             do = "edgerun convert the model: it becomes a table" if "map(" in text else "leave it out of the model"
             raise Unsupported(f"{name!r} is no array", got=text, do=do)
-        dims = [f"{name}_{i}" if dim is None or dim == "" else dim for i, dim in enumerate(argument.shape)]
+        sizes = enumerate(argument.shape)
+        dims = [dim if isinstance(dim, int) or named(dim) else f"{name}_{i}" for i, dim in sizes]
         found.append(TensorSpec(name, dtype, tuple(dims) if "sequence" not in kind else (), kind))
     return tuple(found)
 

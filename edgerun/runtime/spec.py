@@ -93,3 +93,8 @@ def batch_dims(specs: Sequence[TensorSpec]) -> set[str]:
     """
     least = min(2, max((len(spec.shape) for spec in specs), default=0))
     return {dim for spec in specs if len(spec.shape) >= least > 0 for dim in spec.shape[:1] if isinstance(dim, str)}
+
+
+def named(dim: object) -> bool:
+    """Whether an open dimension has a name of its own: "?" is none, which several have that differ, nor is -1."""
+    return isinstance(dim, str) and any(map(str.isalnum, dim))

@@ -45,7 +45,7 @@ def run(
     guard.check_file(feeds)
     stored = read_npz(feeds)
     with opened(model, target, options, device, checked) as session:
-        wanted = {spec.name for spec in session.inputs}
+        wanted = {spec.name for spec in (*session.inputs, *session.defaults)}
         # A surplus array is named by the session and is not read: it may be large.
         arrays = {name: array.whole() if name in wanted else np.empty(0) for name, array in stored.items()}
         outputs = session.run(arrays)
@@ -58,6 +58,8 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays as an `.npz` that `numpy.load` reads: uncompressed, atomic, the same bytes for the same arrays."""
     with files.replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         for name, array in arrays.items():
+            if isinstance(array, np.ndarray) and array.dtype.kind == "O" and all(type(a) is str for a in array.flat):
+                array = array.astype(str)  # of fixed width, which needs no pickle
             if not isinstance(array, np.ndarray) or array.dtype.kind in "OV":
                 kind = array.dtype.name if isinstance(array, np.ndarray) else "a sequence, or nothing"
                 what = "an .npz holds no such output"

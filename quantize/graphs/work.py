@@ -44,14 +44,18 @@ def integers(model: Model, rules: Quantization, keep_float: frozenset[str] = fro
     return [str(n.name) for n in folded.graph if n.name in loops or (n.name in found and n.op_type in ops)]
 
 
+FRONT = (frozenset({"Conv"}), frozenset({"Gemm", "MatMul"}))
+
+
 def stem(plan: placement.Plan, share: float) -> frozenset[str]:
     """The first of the plan's integer layers, in graph order: as many as are at most `share` of the work of all."""
     return _within(plan, plan.compute, share)
 
 
-def pictures(plan: placement.Plan, share: float) -> frozenset[str]:
-    """The same of the convolutions that all others come behind."""
-    return _within(plan, list(itertools.takewhile(lambda node: node.op_type == "Conv", plan.compute)), share)
+def front(plan: placement.Plan, share: float) -> frozenset[str]:
+    """The same of the convolutions, or products with a matrix, that all other kinds come behind."""
+    kind = next((kind for kind in FRONT for node in plan.compute[:1] if node.op_type in kind), frozenset[str]())
+    return _within(plan, list(itertools.takewhile(lambda node: node.op_type in kind, plan.compute)), share)
 
 
 def depthwise(plan: placement.Plan, share: float) -> frozenset[str]:

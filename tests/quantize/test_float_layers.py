@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgerun.metrics import sqnr_db
 from edgerun.verbs.compress import compress
 
 PICTURES = "(float[n,8,16,16] x) => (float[n,8,14,14] y) { %s y = Conv(c, last) }"
@@ -54,3 +55,18 @@ def test_trials_run_the_samples_that_say_something(net: Any) -> None:
     assert steps[1.0]["n"] == 40 and steps[1e-5]["n"] == 5
     assert told[1e-5]["float layers"] == told[1.0]["float layers"]
     assert told[1e-5]["dB won in float"]["stem"] > 10
+
+
+def test_the_first_product_with_a_matrix_stays_float_whose_columns_differ(net: Any, evaluate: Any) -> None:
+    """Columns of a table from 0.01 to 1,000, all of the same weight: in one grid for all the small ones are nothing."""
+    generator = np.random.default_rng(0)
+    spread = np.geomspace(0.01, 1000, 16).astype(np.float32)
+    w = (generator.standard_normal((16, 64)) / spread[:, None]).astype(np.float32)
+    v, u = ((generator.standard_normal(shape) / 8).astype(np.float32) for shape in ((64, 64), (64, 4)))
+    model = net("(float[n,16] x) => (float[n,4] y) { a = Gemm(x, w) r = Relu(a) b = Gemm(r, v) s = Relu(b)"
+                " y = Gemm(s, u) }", w=w, v=v, u=u)  # fmt: skip
+    x = (generator.standard_normal((256, 16)) * spread).astype(np.float32)
+    result = compress(model, calibration={"x": x[:128]}, placement="rules", memory_cap=1)
+    assert result.history[-1].options["float layers"] == ["a"]
+    (reference,), (value,) = (evaluate(one, {"x": x[128:]}) for one in (model, result))
+    assert sqnr_db(reference, value) > 30
