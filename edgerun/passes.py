@@ -117,7 +117,8 @@ class Request:
     pass over the data goes on, how many samples do not repeat others (empty: not known).
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history. In `telling` it leaves the places
-    of batches whose outputs are not next to nothing, for who compares models on them (empty: not known).
+    of batches whose outputs are not next to nothing, for who compares models on them (empty: not known); in `later`
+    what else is known of the float model's outputs, for the check.
     """
 
     rules: Quantization
@@ -132,6 +133,7 @@ class Request:
     found: dict[str, Any] = field(default_factory=dict)
     fresh: Sequence[int] = ()
     telling: Sequence[int] = ()
+    later: Sequence[Any] = ()
 
 
 class Pass(Protocol):

@@ -32,6 +32,14 @@ def lost(quantized: ir.Model, truths: list[Truth], samples: int, request: Reques
         return _scores(session, truths, samples, request)
 
 
+def later(quantized: ir.Model, truths: list[Truth], request: Request) -> list[Totals]:
+    """What a finished model loses of each sample behind the `truths` of which the float model's outputs are known."""
+    if not request.later:
+        return []
+    behind = itertools.islice(batches(request, None, ""), len(truths), None)
+    return lost_of(quantized, list(zip(behind, request.later, strict=False)), request)
+
+
 def lost_of(quantized: ir.Model, known: list[tuple[Feeds, Truth]], request: Request) -> list[Totals]:
     """What a finished model loses of each sample of these batches."""
     with request.open(quantized, lanes=request.lanes) as session:

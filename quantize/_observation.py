@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("edgerun")
 SAMPLE_BUDGET = 1 << 16  # elements kept of each activation
 UNIT = 8  # samples
+LIGHT = 1e6  # elements of all activations of a sample: below, a run takes so little that more samples can be looked at
+LATER = 128, 1 << 25  # of a light model, samples whose outputs are kept for the check alone, and their bytes
 LEAST = 1e-4  # of all signal or all noise: a sample with less of both says nothing
 
 
@@ -93,10 +95,13 @@ def observe(
         gc.collect()
     if not told.settled and (more := next(data, None)) is not None:
         points = [str(value.name) for value in plan.points]
-        with request.open(watch.graph(full=False), lanes=request.lanes) as session:
+        light = sum(seen.size for seen in watch.activations().values()) < LIGHT * sum(t.rows for t in told.truths)
+        with request.open(watch.graph(full=False, outputs=light), lanes=request.lanes) as session:
             rest = itertools.chain([more], data)
             for (feeds, digest), out in (runs := in_lanes(lambda item: session.run(item[0]), rest, request.lanes)):
                 told.add(out, samples_in(feeds, request), digest)
+                if light:
+                    told.keep({name: out[name] for name in outputs}, samples_in(feeds, request))
                 enough = told.rows >= request.effort.settled and verdict(*_extremes(watch, points), request).enough
                 told.settled = bool(enough)
                 if enough:
@@ -107,7 +112,7 @@ def observe(
     _keep(told, request, whole=True)
     for _ in data:
         continue
-    request.found["samples run"] = told.rows
+    request.found["samples run"], request.later = told.rows, told.later
     seen = watch.activations()
     for name, activation in seen.items():
         if not all(np.isfinite(a).all() for a in vars(activation.channels).values()):
@@ -135,6 +140,7 @@ class _Told:
 
     watch: Watch
     truths: list[Truth] = field(default_factory=list)
+    later: list[Truth] = field(default_factory=list)  # behind these, without the layers' means
     rows: int = 0
     batches: int = 0
     settled: bool = False
@@ -144,13 +150,19 @@ class _Told:
         self.watch.add(out)
         self.rows, self.batches, self.digest = self.rows + rows, self.batches + 1, digest
 
+    def keep(self, outputs: Mapping[str, np.ndarray], rows: int) -> None:
+        """Remember the outputs of `rows` samples behind the truths, up to LATER."""
+        samples, size = sum(t.rows for t in self.later), sum(a.nbytes for t in self.later for a in t.outputs.values())
+        if samples < LATER[0] and size + sum(array.nbytes for array in outputs.values()) <= LATER[1]:
+            self.later.append(Truth(rows, {name: array.copy() for name, array in outputs.items()}, {}))
+
     def state(self) -> dict[str, np.ndarray]:
         found = {f"watch/{key}": array for key, array in self.watch.state().items()}
-        for index, truth in enumerate(self.truths):
+        for index, truth in enumerate([*self.truths, *self.later]):
             found[f"rows/{index}"] = np.array(truth.rows)
             for kind in ("outputs", "means"):
                 found |= {f"{kind}/{index}/{name}": array for name, array in getattr(truth, kind).items()}
-        counts = np.array([self.rows, self.batches, self.settled, len(self.truths)])
+        counts = np.array([self.rows, self.batches, self.settled, len(self.truths), len(self.later)])
         return found | {"counts": counts, "digest": np.frombuffer(bytes.fromhex(self.digest), np.uint8)}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
@@ -158,14 +170,15 @@ class _Told:
             return {key[len(prefix) :]: array for key, array in state.items() if key.startswith(prefix)}
 
         self.watch.restore(below("watch/"))
-        self.rows, self.batches, settled, truths = (int(n) for n in state["counts"])
+        self.rows, self.batches, settled, truths, later = (int(n) for n in state["counts"])
         self.settled, self.digest = bool(settled), state["digest"].tobytes().hex()
-        for index in range(truths):
+        for index in range(truths + later):
             outputs, means = (
                 {name: array.copy() for name, array in below(f"{kind}/{index}/").items()}
                 for kind in ("outputs", "means")
             )
-            self.truths.append(Truth(int(state[f"rows/{index}"]), outputs, means))
+            kept = self.truths if index < truths else self.later
+            kept.append(Truth(int(state[f"rows/{index}"]), outputs, means))
 
 
 def _keep(told: _Told, request: Request, whole: bool = False) -> None:

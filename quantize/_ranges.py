@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import _clipping, _steps
-from edgerun.quantize._observation import Truth
+from edgerun.quantize._observation import LIGHT, Truth
 from edgerun.quantize._scores import ERROR, gained, sqnr
 from edgerun.quantize._stream import Intervals, Stream, Totals
 from edgerun.quantize.graphs import placement, qdq
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
-LIGHT = 1e6  # elements of all activations of a sample: below, every candidate can see more of them
 HEAVY = 8e6  # above, fewer of them tell as much
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5

@@ -16,9 +16,9 @@ import numpy as np
 from edgerun.checkpoint import Memo
 from edgerun.effort import Effort
 from edgerun.quantize import _finished, _steps
-from edgerun.quantize._observation import Truth, batches
+from edgerun.quantize._observation import LIGHT, Truth, batches
 from edgerun.quantize._prepared import Observed, Prepared
-from edgerun.quantize._ranges import HEAVY, LIGHT, activations
+from edgerun.quantize._ranges import HEAVY, activations
 from edgerun.quantize._scores import ERROR, gained
 from edgerun.quantize._stream import Totals, as_array, as_totals, parts
 from edgerun.quantize.graphs.statistics import APART

@@ -142,7 +142,7 @@ def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.M
         made = cheap.spared(made, lost, judge, request)
         with _streaming(made, truths, request, begun) as stream:
             settled = _settled(made.plan, seen, stream, request)
-    return _written(made, *settled, truths, checked(seen, truths, request), request)
+    return _written(made, *settled, truths, checked(seen, truths, request), request, more=spare)
 
 
 @contextmanager
@@ -173,21 +173,24 @@ def _written(
     truths: list[Truth],
     samples: int,
     request: Request,
+    more: bool,
 ) -> ir.Model:
-    """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`."""
+    """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`; `more` are
+    looked at for what it reaches, where they are known."""
     biased = {} if request.rules.float_bias else made.stored
     plain, moved = (_quantized(made.model.clone(), made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
     without, corrected = _finished.compared((plain, moved), truths, samples, request)
     gain, surely = gained(without, corrected, ERROR)
     pays = gain > 0  # each sample counts alike: in a sum the loudest one decides
-    _reached.tell(made.model.graph, corrected if pays else without, request)
+    result = moved if pays else plain
+    known = [*(corrected if pays else without), *(_finished.later(result, truths, request) if more else ())]
+    _reached.tell(made.model.graph, known, request)
     _steps.tell(request, _steps.BIAS, gain, surely, n=len(without), measured=_steps.OUTPUT, kept=pays)
     request.found |= {
         "bias correction": pays,
         "integer nodes": len(made.plan.compute),
         "quantized activations": len(made.plan.points),
     }
-    result = moved if pays else plain
     repaired = sum(weight.repaired for weight in made.stored.values())
     request.found["saturation"] = saturation.certificate(result.graph, repaired)
     return result

@@ -41,9 +41,9 @@ class Watch:
         values = {v.name: v for v in [*model.graph.inputs, *(o for node in model.graph for o in node.outputs)]}
         self._seen = {name: _Seen(values[name], per_batch, (vectors or {}).get(name)) for name in names}
 
-    def graph(self, full: bool) -> ir.Model:
-        """A clone of the model with the probes that `add` reads."""
-        probes = _Probes(self._model, keep_outputs=full)
+    def graph(self, full: bool, outputs: bool = False) -> ir.Model:
+        """A clone of the model with the probes that `add` reads, and its own `outputs` or not, where it is not full."""
+        probes = _Probes(self._model, keep_outputs=full or outputs)
         for name, seen in self._seen.items():
             value, own = probes.values[name], PREFIX + name
             probes.extremes(value, seen, own)
