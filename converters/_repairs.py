@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, MutableSequence, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgerun.converters import _normalize
-from edgerun.converters._ort import first_line
+from edgerun.converters import _normalize, _ort
 from edgerun.errors import EdgerunError
 from edgerun.runtime import TensorSpec
 
@@ -93,23 +93,33 @@ def dtype(tensor: onnx.TypeProto.Tensor) -> str | None:
     return helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if known else None
 
 
-def outputs(proto: onnx.ModelProto) -> None:
-    """Give the outputs without a shape the one that inference finds. Raises EdgerunError where it finds none."""
-    bare = [value for value in proto.graph.output if _is_bare(value)]
-    if not bare:
+def outputs(proto: onnx.ModelProto, source: Path | onnx.ModelProto) -> None:
+    """Give the outputs without a shape the one that inference finds, onnx's or else that of ONNX Runtime, which takes
+    `source`. Raises EdgerunError where neither finds one."""
+    from onnx import helper
+
+    if not any(map(_is_bare, proto.graph.output)):
         return
     try:
         graph = _normalize.infer_shapes(weightless(proto)).graph
     except Exception as error:  # inference raises classes of its own and bare RuntimeError
-        raise EdgerunError("no shapes can be inferred", got=first_line(error), do="export the model again") from error
-    found = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output) if not _is_bare(value)}
+        raise EdgerunError(
+            "no shapes can be inferred", got=_ort.first_line(error), do="export the model again"
+        ) from error
+    found = {value.name: value.type for value in graph.output if not _is_bare(value)}
+    bare = [value for value in proto.graph.output if _is_bare(value)]
+    other = {} if found.keys() >= {value.name for value in bare} else _ort.shapes(source)
     for value in bare:
-        if value.name not in found:
+        if value.name in found:
+            value.type.CopyFrom(found[value.name])
+        elif value.name in other and value.type.tensor_type.elem_type:
+            dtype = value.type.tensor_type.elem_type
+            value.type.CopyFrom(helper.make_tensor_type_proto(dtype, other[value.name]))
+        else:
             raise EdgerunError(
-                f"output {value.name!r} has no shape, and none can be inferred", got=value.name,
+                f"output {value.name!r} has no shape, and none can be inferred",
                 do="export the model with the shapes of its outputs; --input with fixed sizes may help inference",
-            )  # fmt: skip
-        value.type.CopyFrom(found[value.name].type)
+            )
 
 
 def weightless(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -88,7 +88,7 @@ def _read(path: Path, inputs: Sequence[TensorSpec]) -> tuple[onnx.ModelProto, Pa
         _repairs.order(proto.graph.node)
         _repairs.ranks(proto.graph, inputs)
         _set_inputs(proto, inputs)
-        _repairs.outputs(proto)
+        _repairs.outputs(proto, given)
         whole = not external.beside(proto) and proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF
         if refused := _refusal(proto if whole else _repairs.weightless(proto)):
             raise refused
