@@ -60,13 +60,15 @@ def ir_version(opset: int) -> int:
 def normalize(model: ir.Model) -> ir.Model:
     """Inline functions, lift Constants, drop Identity, dead nodes and weights, and name every node once.
 
-    Changes `model` in place and returns it. A model with branches or loops keeps its Identity nodes.
+    Changes `model` in place and returns it. A model with branches or loops keeps its Identity nodes. An output that is
+    an input stays so: a node between would need another name at one of the doors.
     """
     import onnx_ir.passes.common as common
     from onnx_ir.passes import Sequential
 
     _name_nodes(model)
     common.InlinePass()(model)
+    passed = _without_passed(model.graph)
     # A branch may return a value of the graph around it only through an Identity.
     branches = len({id(node.graph) for node in model.graph.all_nodes()}) > 1
     clean = Sequential(
@@ -88,31 +90,20 @@ def normalize(model: ir.Model) -> ir.Model:
         raise EdgerunError(
             "the graph cannot be normalized", got=first_line(cause), do="check it with onnx.checker"
         ) from error
+    for place, value in passed:
+        model.graph.outputs.insert(place, value)
     _name_nodes(model)
     return model
 
 
-def repair_names(graph: onnx.GraphProto) -> bool:
-    """Take the name from every node that repeats one, which ONNX Runtime refuses; was there any?"""
-    seen: set[str] = set()
-    repeated = False
-    for node in graph.node:
-        if node.name in seen:
-            node.name, repeated = "", True
-        elif node.name:
-            seen.add(node.name)
-    return repeated
-
-
-def repair_dims(graph: onnx.GraphProto) -> bool:
-    """Leave out dimensions that stand for no size (-1, or called ?), so that they are open; were there any?"""
-    repaired = False
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_value < 0 or dim.dim_param in ("?", "-1"):
-                dim.Clear()
-                repaired = True
-    return repaired
+def _without_passed(graph: ir.Graph) -> list[tuple[int, ir.Value]]:
+    """Take off the outputs that are inputs, which OutputFixPass would rename; each with its place, the first first."""
+    passed = [
+        (n, value) for n, value in enumerate(graph.outputs) if value.is_graph_input() and value.const_value is None
+    ]
+    for place, _ in reversed(passed):
+        del graph.outputs[place]
+    return passed
 
 
 def _name_nodes(model: ir.Model) -> None:

@@ -38,6 +38,12 @@ def runner(model: Path | bytes | onnx.ModelProto) -> Runner:
     return sandbox.ending(run) if _loops(model) else run
 
 
+def shapes(model: Path | onnx.ModelProto) -> dict[str, list[int | str | None]]:
+    """The shape of every output whose number of dimensions ONNX Runtime infers, and is not 0: of no shape and of a
+    scalar's it tells the same. It knows its own operators, onnx does not."""
+    return {output.name: output.shape for output in _session(_source(model)).get_outputs() if output.shape}
+
+
 def _loops(model: Path | bytes | onnx.ModelProto) -> bool:
     """Has the model a Loop, in a branch or a function maybe? Only one that has the word is parsed."""
     import onnx

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun import guard
-from edgerun.converters import _normalize, _ort, _zipmap
+from edgerun.converters import _normalize, _ort, _repairs, _zipmap
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Conversion
@@ -40,16 +40,9 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     import onnx
     import onnx_ir as ir
 
-    from edgerun import external
-
     path = Path(source)
     guard.check_onnx(path)
-    _checked(path)
-    proto = external.read(path)
-    given: Path | onnx.ModelProto = path
-    if any([_normalize.repair_names(proto.graph), _normalize.repair_dims(proto.graph)]):
-        given = onnx.ModelProto()
-        given.CopyFrom(proto)
+    proto, given = _read(path, inputs)
     run, maps = _ort.runner(given), _zipmap.classes(proto.graph)
     if maps:
         run = _zipmap.runner(run, maps)
@@ -75,21 +68,51 @@ def convert(source: Any, *, inputs: Sequence[TensorSpec], factory: str | None, o
     return Conversion(Model.from_proto(clean), run, taps=[_ort.inside(given)], foreign=given)
 
 
-def _checked(path: Path) -> None:
+def _read(path: Path, inputs: Sequence[TensorSpec]) -> tuple[onnx.ModelProto, Path | onnx.ModelProto]:
+    """The model, and what ONNX Runtime runs of it. Only one that the checker refuses is repaired for the checker, and
+    then checked again; ONNX Runtime runs the file itself wherever it can."""
+    import onnx
+
+    from edgerun import external
+
+    refused = _refusal(str(path))
+    try:
+        proto = external.read(path)
+    except Exception:  # what the checker has refused may not be readable at all
+        if refused is None:
+            raise
+        raise refused from refused.__cause__
+    given: Path | onnx.ModelProto = path
+    if any([_repairs.names(proto.graph), _repairs.dims(proto.graph)]):
+        given = onnx.ModelProto()
+        given.CopyFrom(proto)
+    if refused is not None:
+        _repairs.order(proto.graph.node)
+        _repairs.ranks(proto.graph, inputs)
+        _set_inputs(proto, inputs)
+        _repairs.outputs(proto, given)
+        whole = not external.beside(proto) and proto.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF
+        if refused := _refusal(proto if whole else _repairs.weightless(proto)):
+            raise refused
+        log.info("onnx.checker refuses the file as it is; repaired, it takes it")
+    return proto, given
+
+
+def _refusal(model: str | onnx.ModelProto) -> EdgerunError | None:
+    """Why onnx.checker or strict inference does not take the model, of a path or in memory."""
     import onnx
 
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # checker and inference raise classes of their own and bare RuntimeError
-        raise EdgerunError(
-            "onnx.checker refuses the model", got=_ort.first_line(error), do="export the model again"
-        ) from error
+        found = EdgerunError("onnx.checker refuses the model", got=_ort.first_line(error), do="export the model again")
+        found.__cause__ = error
+        return found
+    return None
 
 
 def _set_inputs(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
     """Write the dimensions that the user asked for; a fixed dimension cannot become another one."""
-    from onnx import helper
-
     weights = {tensor.name for tensor in proto.graph.initializer}
     values = {value.name: value for value in proto.graph.input if value.name not in weights}
     for spec in inputs:
@@ -97,9 +120,8 @@ def _set_inputs(proto: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
         if name not in values:
             raise EdgerunError(f"the model has no input {name!r}", got=str(spec), wanted=f"one of {', '.join(values)}")
         tensor = values[name].type.tensor_type
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        if dtype != spec.dtype:
-            raise EdgerunError(f"input {name!r} has another dtype", got=spec.dtype, wanted=dtype)
+        if (dtype := _repairs.dtype(tensor)) != spec.dtype:
+            raise EdgerunError(f"input {name!r} has another dtype", got=spec.dtype, wanted=dtype or "no tensor")
         have = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
         fits = len(have) == len(spec.shape) and all(
             not isinstance(h, int) or h == want for h, want in zip(have, spec.shape, strict=True)

@@ -97,7 +97,7 @@ def attach(model: ir.Model) -> None:
 def read(path: Path) -> onnx.ModelProto:
     """The model at `path`, with the weights beside it; in a large model they are named by their absolute path."""
     proto, folder = onnx.load_model(path, load_external_data=False), path.resolve().parent
-    kept = [tensor for tensor, _ in named(proto) if _bytes(tensor) >= LEAST] if beside(proto) > ABOVE else []
+    kept = [tensor for tensor, _ in named(proto) if size(tensor) >= LEAST] if beside(proto) > ABOVE else []
     for tensor in kept:
         tensor.ClearField("data_location")
     load_external_data_for_model(proto, str(folder))
@@ -111,10 +111,11 @@ def read(path: Path) -> onnx.ModelProto:
 
 def beside(proto: onnx.ModelProto) -> int:
     """Bytes of the initializers that `proto` names as external."""
-    return sum(_bytes(tensor) for tensor, _ in named(proto))
+    return sum(size(tensor) for tensor, _ in named(proto))
 
 
-def _bytes(tensor: onnx.TensorProto) -> int:
+def size(tensor: onnx.TensorProto) -> int:
+    """Bytes of its content, wherever that is; a text counts as one."""
     return (int(math.prod(tensor.dims)) * guard.BITS.get(tensor.data_type, 8) + 7) // 8
 
 

@@ -155,6 +155,8 @@ def test_a_file_that_grew_says_so(tmp_path: Path, cli: Any) -> None:
     told = json.loads(done.out)
     assert done.code == 0 and told["bytes"] > told["bytes before"]
     weights = f"{(tmp_path / 't.bin').stat().st_size / 1000:.3g} kB"
-    assert "warning: nothing was gained: larger than" in done.err and f"only {weights} are weights" in told["warnings"][0]
+    assert (
+        "warning: nothing was gained: larger than" in done.err and f"only {weights} are weights" in told["warnings"][0]
+    )
     done = cli("compress", model, *words, tmp_path / "t.onnx")
     assert json.loads(done.out)["warnings"] == [] and "warning" not in done.err

@@ -45,11 +45,11 @@ def test_dictionaries_become_a_table(attribute: str, keys: list[Any], tmp_path: 
     told = cli("convert", path, "-o", made)
     assert told.code == 0 and f"in this order: {', '.join(map(str, keys))}" in told.err, told.err
     assert "ZipMap" not in {node.op_type for node in onnx.load(made).graph.node}
-    (rows,) = onnxruntime.InferenceSession(path).run(None, {"x": X})
+    results: Any = onnxruntime.InferenceSession(path).run(None, {"x": X})
     with edgerun.load(made) as session:
         scores = session.run({"x": X})["scores"]
         assert json.loads(session.metadata["classes"]) == keys
-    assert scores.tolist() == [[row[key] for key in keys] for row in rows]
+    assert scores.tolist() == [[row[key] for key in keys] for row in results[0]]
 
 
 def test_other_verbs_say_that_convert_makes_tables(tmp_path: Path, cli: Callable[..., Any]) -> None:
