@@ -26,7 +26,8 @@ def saved(path: Path, text: str, imports: str = '"" : 17') -> Path:
 
 
 def theirs(path: Path, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    found: list[np.ndarray] = onnxruntime.InferenceSession(path).run(None, feeds)
+    session: Any = onnxruntime.InferenceSession(path)
+    found: list[np.ndarray] = session.run(None, feeds)
     return found
 
 
