@@ -65,7 +65,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> EdgerunError:
 
     names = sorted(filter(None, known))
     folded = {known.casefold(): known for known in names}
-    cutoff = 0.6 if len(name) > 3 else 0.7  # two of three letters are another name: GPU is no CPU
+    cutoff = 0.7 if len(name) == 3 else 0.6  # two of three letters are another name: GPU is no CPU
     near = [folded[found] for found in get_close_matches(name.casefold(), folded, 1, cutoff)]
     return EdgerunError(
         f"unknown {kind} {name!r}",

@@ -22,22 +22,22 @@ from edgerun.runtime import Options
 from edgerun.verbs.compress import compress
 from edgerun.verbs.looks import Looks
 
-TEXT = """<ir_version: 8, opset_import: ["": 17]> net (float[{batch},16] x) => (float[{batch},5] y) {{
+TEXT = """<ir_version: 8, opset_import: ["": 17]> net (float[{batch},48] x) => (float[{batch},5] y) {{
     a = Gemm(x, wa, ba) r = Relu(a) b = Gemm(r, wb, bb) s = Relu(b) y = Gemm(s, wc, bc) }}"""
 OUTLIER = 600.0
 
 
 def samples(seed: int, n: int) -> np.ndarray:
-    """float32 [n, 16]; input 0 is always zero."""
-    x = np.random.default_rng(seed).standard_normal((n, 16)).astype(np.float32)
+    """float32 [n, 48]; input 0 is always zero."""
+    x = np.random.default_rng(seed).standard_normal((n, 48)).astype(np.float32)
     x[:, 0] = 0
     return x
 
 
 def network(path: Path, *, outlier: float = OUTLIER, batch: str = "n") -> Path:
-    """x [batch, 16] -> y [batch, 5] through Gemm `a`, `b`, `y`; the planted entry of `a` is `outlier`."""
+    """x [batch, 48] -> y [batch, 5] through Gemm `a`, `b`, `y`; the planted entry of `a` is `outlier`."""
     generator = np.random.default_rng(5)
-    shapes = {"wa": (16, 24), "ba": (24,), "wb": (24, 24), "bb": (24,), "wc": (24, 5), "bc": (5,)}
+    shapes = {"wa": (48, 24), "ba": (24,), "wb": (24, 24), "bb": (24,), "wc": (24, 5), "bc": (5,)}
     arrays = {name: generator.standard_normal(shape).astype(np.float32) * 0.4 for name, shape in shapes.items()}
     arrays["wa"][0] = outlier
     proto = onnx.parser.parse_model(TEXT.format(batch=batch))
@@ -79,7 +79,7 @@ def test_the_lost_layer_stays_in_float(tmp_path: Path, model: Path, cli: Any, ta
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)["max drop"]
     assert list(told["kept float"]) == ["a"] and told["layers"] == 3 and told["samples"] == 3000
-    assert told["kept float"]["a"] == pytest.approx(16 / 45, abs=1e-3)  # 16*24 of 16*24 + 24*24 + 24*5 products
+    assert told["kept float"]["a"] == pytest.approx(48 / 77, abs=1e-3)  # 48*24 of 48*24 + 24*24 + 24*5 products
     first, *_, last = told["trials"]
     # All on integers, hopeless at the first look: an eighth of the data, in whole batches.
     assert first["kept"] == 0 and first["answer"] == "given up" and first["samples"] <= 375
