@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgerun.converters import _normalize, _ort
 from edgerun.errors import EdgerunError
 from edgerun.runtime import TensorSpec
+from edgerun.runtime.spec import named
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +34,7 @@ def dims(graph: onnx.GraphProto) -> bool:
     for part in (graph, *_inner(graph.node)):
         for value in (*part.input, *part.value_info, *part.output):
             for dim in value.type.tensor_type.shape.dim:
-                if dim.dim_value < 0 or dim.dim_param in ("?", "-1"):
+                if dim.dim_value < 0 or (dim.dim_param and not named(dim.dim_param)):
                     dim.Clear()
                     repaired = True
     return repaired

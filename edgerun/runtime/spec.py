@@ -96,5 +96,5 @@ def batch_dims(specs: Sequence[TensorSpec]) -> set[str]:
 
 
 def named(dim: object) -> bool:
-    """Whether an open dimension has a name of its own: "?" is none, which several have that differ, nor is -1."""
-    return isinstance(dim, str) and any(map(str.isalnum, dim))
+    """Whether an open dimension has a name of its own: "?" is none, which several have that differ, nor is "-1"."""
+    return isinstance(dim, str) and any(map(str.isalpha, dim))
