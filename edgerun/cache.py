@@ -57,7 +57,7 @@ def write(kind: str, name: str, data: bytes | Iterator[bytes]) -> None:
     except OSError as error:
         raise EdgerunError("the cache cannot be written", got=f"{path.parent}: {error.strerror}") from error
     hashed = hashlib.sha256()
-    with files.replacing(path) as temporary, open(temporary, "wb") as file:
+    with files.replacing(path, told=False) as temporary, open(temporary, "wb") as file:
         file.write(MAGIC + hashed.digest())  # its place; the data's own is known in the end
         for piece in [data] if isinstance(data, bytes) else data:
             hashed.update(piece)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgerun.errors import EdgerunError
 
+_placed: dict[Path, int] = {}  # the inode of what `replacing` puts there; of what comes too late, another's is found
 lasting = True  # False in a limited child: what it leaves, its parent writes anew or moves, by `replacing`
 
 
@@ -51,20 +52,22 @@ def refuse_same(output: Path, *sources: object) -> None:
                 raise EdgerunError(what, got=output, wanted="a file of its own", do="give it another name")
 
 
+def placed() -> list[Path]:
+    """What `replacing` has put in place in this process: who is interrupted at any instruction is told so."""
+    return [path for path, inode in _placed.items() if path.exists() and path.stat().st_ino == inode]
+
+
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, told: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` when the block ends well, delete it otherwise.
 
-    The bytes are synced before the rename, so that a power cut leaves the old file or the new one.
+    `told`: `placed` tells of it. The bytes are synced before the rename, so that a power cut leaves the old file or the new one.
     A full disk becomes an EdgerunError that names the place.
     """
-    import tempfile  # which a device that only reads need not load
-
-    temporary: Path | None = None
+    # Its name is known before it is there: who is interrupted while it is made leaves nothing, either.
+    temporary = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}{path.suffix}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         yield temporary
         if lasting:
             with open(temporary, "rb+") as file:
@@ -72,17 +75,18 @@ def replacing(path: Path) -> Iterator[Path]:
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
+        if told:
+            _placed[path] = temporary.stat().st_ino
         temporary.replace(path)
     except OSError as error:
         raise EdgerunError(
             f"could not write {path}", got=error.strerror or str(error), do="free space or choose another place"
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` atomically."""
-    with replacing(Path(path)) as temporary:
+def write_bytes(path: str | Path, data: bytes, *, told: bool = True) -> None:
+    """Write `data` to `path` atomically; `told` as in `replacing`."""
+    with replacing(Path(path), told=told) as temporary:
         temporary.write_bytes(data)

@@ -47,7 +47,7 @@ class Kernels:
             return
         with suppress(EdgerunError):  # a place that cannot be written costs the next opening time, and nothing else
             if self._path is not None:
-                files.write_bytes(self._path, data)
+                files.write_bytes(self._path, data, told=False)
             else:
                 folder.write(KIND, self._name, data)
 

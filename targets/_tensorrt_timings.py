@@ -38,7 +38,7 @@ def keep(trt: Any, cache: Any, path: Path | None) -> None:
         return
     data = bytes(cache.serialize())
     if path is not None:
-        files.write_bytes(path, data)
+        files.write_bytes(path, data, told=False)
         return
     with suppress(EdgerunError):  # a folder that cannot be written costs the next build time, and nothing else
         folder.write(KIND, _name(trt), data)

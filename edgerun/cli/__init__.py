@@ -10,7 +10,7 @@ import sys
 import click
 
 from edgerun import __all__ as OFFERED
-from edgerun import __version__, _late, distribution
+from edgerun import __version__, _late, distribution, files
 from edgerun.errors import EdgerunError, Unsupported, out_of_memory
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -54,7 +54,8 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: nothing was written", err=True)
+        there = ", ".join(map(str, files.placed()))
+        click.echo(f"interrupted: {f'{there} had been written' if there else 'nothing was written'}", err=True)
         sys.exit(130)
     except EdgerunError as error:
         click.echo(f"error: {error}", err=True)

@@ -33,13 +33,13 @@ folder, arguments, trials = json.loads(sys.argv[1])
 
 def child(kind, event):
     sys.argv = ["edgerun", *arguments]
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1), os.dup2(null, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(folder + "/told", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     left = [event]
     def audit(name, args):
         if left[0] is not None and args and str(args[0]).startswith(folder + "/out"):
             left[0] -= 1
-            if left[0] < 0:
+            if left[0] == -1:
                 os.kill(os.getpid(), kind)
     if event is not None:
         sys.addaudithook(audit)
@@ -66,7 +66,8 @@ for kind, event, delay in trials:
             os.unlink(os.path.join(folder, "out", name))
     with open(os.path.join(folder, "out", "small.onnx"), "wb") as file:
         file.write(b"old")
-    print(json.dumps([os.waitstatus_to_exitcode(status), state]), flush=True)
+    told = open(folder + "/told").read() if os.path.exists(folder + "/told") else ""
+    print(json.dumps([os.waitstatus_to_exitcode(status), state, told]), flush=True)
 """
 
 
@@ -84,43 +85,50 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(place: Path, trials: list[tuple[int, int | None, float | None]]) -> list[tuple[int, dict[str, bytes]]]:
-    """Exit code and the content of `out` after each trial (signal, event, delay in seconds)."""
+def run(place: Path, trials: list[tuple[int, int | None, float | None]]) -> list[tuple[int, dict[str, bytes], str]]:
+    """Exit code, the content of `out` and stderr after each trial (signal, event, delay in seconds)."""
     arguments = ["compress", str(place / "m.onnx"), "-o", str(place / "out" / "small.onnx"), "--force"]
     arguments += ["--calibration", str(place / "c.npz"), "--ranges", "minmax"]
     told = json.dumps([str(place), arguments, trials])
     done = subprocess.run([sys.executable, "-c", TRIALS, told], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: list[Any] = [json.loads(line) for line in done.stdout.splitlines()]
-    return [(code, {name: bytes.fromhex(content) for name, content in state.items()}) for code, state in found]
+    return [(code, {name: bytes.fromhex(each) for name, each in state.items()}, told) for code, state, told in found]
 
 
 def test_killed_at_every_step_of_the_writing(place: Path) -> None:
     """SIGKILL at each of the first dozen events in the output's folder, and at drawn times: old bytes or new ones."""
     whole = run(place, [(signal.SIGKILL, 10_000, None)])[0]
     new = whole[1]["small.onnx"]
-    assert whole == (0, {"small.onnx": new}) and len(new) > 500
+    assert whole[:2] == (0, {"small.onnx": new}) and len(new) > 500
     generator = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     steps: list[tuple[int, int | None, float | None]] = [(signal.SIGKILL, event, None) for event in range(12)]
     times: list[tuple[int, int | None, float | None]] = [
         (signal.SIGKILL, None, float(t)) for t in generator.uniform(0, 0.5, 4)
     ]
     results = run(place, steps + times)
-    codes = [code for code, _ in results]
+    codes = [code for code, *_ in results]
     assert set(codes) <= {0, -signal.SIGKILL}
     assert codes[:6] == [-signal.SIGKILL] * 6, "the output is checked, opened, written, synced and renamed"
-    kept = [state["small.onnx"] for _, state in results]
+    kept = [state["small.onnx"] for _, state, _ in results]
     assert set(kept) == {b"old", new}, "half a file"
     assert kept[0] == b"old"
 
 
 def test_interrupted_at_any_time(place: Path) -> None:
-    """SIGINT: exit 130, the old bytes, and no temporary file; or it came too late."""
+    """SIGINT at drawn times and at each step of the writing: exit 130, the old bytes, and no temporary file; or it came
+    too late, and what is said then is what is there."""
     new = run(place, [(signal.SIGKILL, 10_000, None)])[0][1]["small.onnx"]
     generator = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
-    results = run(place, [(signal.SIGINT, None, float(t)) for t in generator.uniform(0.005, 0.4, 6)])
-    for code, state in results:
-        assert (code, state) in ((130, {"small.onnx": b"old"}), (0, {"small.onnx": new}))
+    times: list[tuple[int, int | None, float | None]] = [
+        (signal.SIGINT, None, float(t)) for t in generator.uniform(0.005, 0.4, 6)
+    ]
+    steps: list[tuple[int, int | None, float | None]] = [(signal.SIGINT, event, None) for event in range(15)]
+    for code, state, told in run(place, times + steps):
+        if code == 130 and "nothing was written" in told:
+            assert state == {"small.onnx": b"old"}
+        else:
+            assert state == {"small.onnx": new} and (code == 0 or "small.onnx had been written" in told), (code, told)
 
 
 SLOW = """
