@@ -61,8 +61,8 @@ def placed() -> list[Path]:
 def replacing(path: Path, *, told: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` when the block ends well, delete it otherwise.
 
-    `told`: `placed` tells of it. The bytes are synced before the rename, so that a power cut leaves the old file or the new one.
-    A full disk becomes an EdgerunError that names the place.
+    The bytes are synced before the rename, so that a power cut leaves the old file or the new one. `told`: `placed`
+    tells of it. A full disk becomes an EdgerunError that names the place.
     """
     # Its name is known before it is there: who is interrupted while it is made leaves nothing, either.
     temporary = path.with_name(f".{path.name[:100]}.{os.urandom(8).hex()}{path.suffix}")
