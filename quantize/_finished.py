@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgerun.quantize._lanes import in_lanes
@@ -47,11 +48,23 @@ def lost_of(quantized: ir.Model, known: list[tuple[Feeds, Truth]], request: Requ
         return [lost for (_, truth), out in runs for lost in by_sample(truth, out)]
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Two models, `plain` and `moved`: which is nearer to float, by how many dB a sample on average, and surely, on how
+    many samples; and what the nearer one loses of each of its own."""
+
+    pays: bool
+    gain: float
+    surely: float
+    samples: int
+    scores: list[Totals]
+
+
 def compared(
-    models: tuple[ir.Model, ir.Model], truths: list[Truth], samples: int, request: Request
-) -> tuple[list[Totals], list[Totals]]:
-    """What each of two models loses of every one of `samples`: of fewer where these say surely who is nearer, and a
-    run is not so light that all are to be had."""
+    models: tuple[ir.Model, ir.Model], truths: list[Truth], samples: int, reported: int, request: Request
+) -> Compared:
+    """Which of two models is nearer to float on so many samples: on fewer where these say it surely, and a run is not
+    so light that all are to be had. What the nearer one loses is told of `reported` samples."""
     plain, moved, known = list[Totals](), list[Totals](), 0
     looks = LOOKS if samples <= request.effort.check else LOOKS[-1:]
     with ExitStack() as stack:
@@ -63,7 +76,11 @@ def compared(
             if gained(plain, moved, ERROR)[1] > 0 or gained(moved, plain, ERROR)[1] > 0:
                 break
             known = look
-    return plain, moved
+        gain, surely = gained(plain, moved, ERROR)
+        pays, judged = gain > 0, len(plain)  # each sample counts alike: in a sum the loudest one decides
+        scores = moved if pays else plain
+        rest = _scores(sessions[pays], truths, reported, request, look) if reported > look else []
+    return Compared(pays, gain, surely, judged, scores + rest)
 
 
 def _scores(session: Session, truths: list[Truth], samples: int, request: Request, known: int = 0) -> list[Totals]:

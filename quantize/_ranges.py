@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CAP_SLACK = 1.25
 SEARCH = ("minmax", "shrink90", "shrink80", "mse", "percentile")  # what `auto` tries, in this order
 FACTORS = (0.9, 0.8, 0.65, 0.5)  # of a range that was chosen, one after the other while they pay
+REPORTED = 3e8  # activations that are computed to tell what a finished model reaches
 HEAVY = 8e6  # above, fewer of them tell as much
 RACE = 4  # every candidate sees this part of the search's samples; those that are CLEAR dB behind by then are out
 CLEAR = 0.5
@@ -78,6 +79,12 @@ def checked(seen: Mapping[str, Activation], truths: list[Truth], request: Reques
     """The samples on which the finished model is judged: of a light model, all whose truth is known."""
     light = activations(seen, sum(truth.rows for truth in truths)) < LIGHT
     return request.effort.first if light else request.effort.check
+
+
+def reported(seen: Mapping[str, Activation], truths: list[Truth], request: Request) -> int:
+    """The samples on which what the finished model reaches is told: more of them where a run takes little."""
+    size = activations(seen, sum(truth.rows for truth in truths))
+    return min(request.effort.first, max(request.effort.check, int(REPORTED / max(size, 1))))
 
 
 def corrected_on(seen: Mapping[str, Activation], stream: Stream, request: Request) -> int:

@@ -30,8 +30,7 @@ from edgerun.quantize import (
 from edgerun.quantize._observation import Truth, observe
 from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._prepared import Observed, Prepared
-from edgerun.quantize._ranges import checked, choose, corrected_on, intervals
-from edgerun.quantize._scores import ERROR, gained
+from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
@@ -142,7 +141,8 @@ def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.M
         made = cheap.spared(made, lost, judge, request)
         with _streaming(made, truths, request, begun) as stream:
             settled = _settled(made.plan, seen, stream, request)
-    return _written(made, *settled, truths, checked(seen, truths, request), request, more=spare)
+    samples = checked(seen, truths, request), reported(seen, truths, request) if spare else 0
+    return _written(made, *settled, truths, samples, request, more=spare)
 
 
 @contextmanager
@@ -171,21 +171,20 @@ def _written(
     grids: dict[str, Grid],
     shifts: dict[str, np.ndarray],
     truths: list[Truth],
-    samples: int,
+    samples: tuple[int, int],
     request: Request,
     more: bool,
 ) -> ir.Model:
-    """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`; `more` are
-    looked at for what it reaches, where they are known."""
+    """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`; what it
+    reaches is looked at on the second of them, and on `more`, where they are known."""
     biased = {} if request.rules.float_bias else made.stored
     plain, moved = (_quantized(made.model.clone(), made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
-    without, corrected = _finished.compared((plain, moved), truths, samples, request)
-    gain, surely = gained(without, corrected, ERROR)
-    pays = gain > 0  # each sample counts alike: in a sum the loudest one decides
+    found = _finished.compared((plain, moved), truths, *samples, request)
+    pays, n = found.pays, found.samples
     result = moved if pays else plain
-    known = [*(corrected if pays else without), *(_finished.later(result, truths, request) if more else ())]
+    known = [*found.scores, *(_finished.later(result, truths, request) if more else ())]
     _reached.tell(made.model.graph, known, request)
-    _steps.tell(request, _steps.BIAS, gain, surely, n=len(without), measured=_steps.OUTPUT, kept=pays)
+    _steps.tell(request, _steps.BIAS, found.gain, found.surely, n=n, measured=_steps.OUTPUT, kept=pays)
     request.found |= {
         "bias correction": pays,
         "integer nodes": len(made.plan.compute),
