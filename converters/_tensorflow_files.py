@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import _calls, guard
+from edgerun import _calls, guard, guard_source
 from edgerun.converters._ort import first_line
 from edgerun.converters._tensorflow_graph import Source, Tensor, tensor
 from edgerun.converters._tensorflow_ops import called, node_of, reached, refuse
@@ -21,7 +21,7 @@ from edgerun.converters._tensorflow_sizes import refuse_larger
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.passes import Feeds
 
-GRAPH = guard.SAVED_MODEL
+GRAPH = guard_source.SAVED_MODEL
 _SERVE, _DEFAULT, _INIT = "serve", "serving_default", "__saved_model_init_op"
 # What a checkpoint loader is made of; anything else behind the restoring operator is not run.
 _LOADER = frozenset(
@@ -39,7 +39,7 @@ def load(folder: Path, wanted: str = "") -> Source:
     Raises EdgerunError for damage or a graph that asks for more than to compute, Unsupported naming every operator
     without an ONNX form.
     """
-    guard.check_folder(folder)
+    guard_source.check_folder(folder)
     meta = _meta_graph(folder)
     name, signature = _signature(meta, wanted)
     inputs = [tensor(key, info.name, info.dtype, info.tensor_shape) for key, info in _sorted(signature.inputs)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import guard
+from edgerun import guard_source
 from edgerun.converters._ort import first_line
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import TensorSpec
@@ -29,7 +29,7 @@ log = logging.getLogger("edgerun")
 
 def is_folder(path: Path) -> bool:
     """Does `path` hold a config and weights?"""
-    return (path / guard.HF_CONFIG).is_file() and any(path.glob("*.safetensors"))
+    return (path / guard_source.HF_CONFIG).is_file() and any(path.glob("*.safetensors"))
 
 
 def tensors(path: Path) -> dict[str, Any]:
@@ -111,13 +111,13 @@ def _is_model(found: Any, base: type) -> bool:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads((path / guard.HF_CONFIG).read_bytes())
+        told = json.loads((path / guard_source.HF_CONFIG).read_bytes())
     except (ValueError, RecursionError) as error:
         raise EdgerunError("the config is no JSON", got=str(error)[:200]) from error
     if not isinstance(told, dict):
         raise EdgerunError("the config is no table", got=type(told).__name__)
     if "quantization_config" in told:
-        raise Unsupported("the folder's weights are quantized by another tool", got=guard.HF_CONFIG,
+        raise Unsupported("the folder's weights are quantized by another tool", got=guard_source.HF_CONFIG,
                           do="give the float model: edgerun compress quantizes it")  # fmt: skip
     return told
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import guard, sandbox
+from edgerun import guard_source, sandbox
 from edgerun.converters import _door, _normalize
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
@@ -34,7 +34,7 @@ _LAYERED = {"keras.src.models.functional.Functional", "keras.src.models.sequenti
 def recognises(source: Any) -> bool:
     """A folder that holds saved_model.pb, or an object of TensorFlow's; Keras models with a layer graph are not."""
     if isinstance(source, (str, Path)):
-        return (Path(source) / guard.SAVED_MODEL).is_file()
+        return (Path(source) / guard_source.SAVED_MODEL).is_file()
     kinds = {f"{c.__module__}.{c.__qualname__}" for c in type(source).__mro__}
     return bool(kinds & _KINDS) and not kinds & _LAYERED
 

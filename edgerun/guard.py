@@ -12,9 +12,6 @@ from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
 NEWEST_IR = 14
-SAVED_MODEL = "saved_model.pb"  # what makes a folder a model: this one,
-HF_CONFIG = "config.json"  # or this one beside weights
-_MOST_FILES = 10_000  # in such a folder
 _SHORT = 64  # bytes of an attribute that may stand at many nodes
 DEEPEST = 40  # nested subgraphs; protobuf's own parsers stop at 100 messages
 # onnx.TensorProto.DataType -> bits of one element; strings (8) have no fixed size
@@ -35,40 +32,12 @@ def check_file(path: Path) -> None:
         raise EdgerunError("not a file", got=path, wanted="a model file")
     if found.st_size == 0:
         raise EdgerunError("the file is empty", got=path, do="export or download it again")
+    _check_pointer(path, found.st_size)
 
 
-def check_source(path: Path) -> None:
-    """Raise unless `path` is what a converter may read: an ordinary file, an archive without tricks, or the folder of
-    a SavedModel or of Hugging Face's."""
-    import zipfile  # with what it needs, a tenth of opening a model, which is no archive
-
-    from edgerun import _zip
-
-    files.check_name(path)
-    if (path / SAVED_MODEL).exists() or (path / HF_CONFIG).exists():
-        check_folder(path)
-        return
-    check_file(path)
-    if path.suffix.lower() != ".onnx" and zipfile.is_zipfile(path):
-        _zip.check(path)
-
-
-def check_folder(path: Path) -> None:
-    """Raise unless `path` holds only folders and ordinary files, none of which leads out of it.
-
-    A link to elsewhere, or a hard link, could bring another file of this machine into what is made of the folder.
-    """
-    top, count = path.resolve(), 0
-    for part in path.rglob("*"):
-        count += 1
-        if count > _MOST_FILES:
-            raise EdgerunError(f"{path}: the folder holds too much", wanted=f"at most {_MOST_FILES} files")
-        if not part.resolve().is_relative_to(top):
-            raise EdgerunError(f"{path}: a link leaves the folder", got=part.relative_to(path), do="copy it: cp -rL")
-        if not part.is_dir() and not part.is_file():
-            raise EdgerunError(f"{path}: neither file nor folder", got=part.relative_to(path), do="remove it")
-        if part.is_file() and part.stat().st_nlink > 1:
-            raise EdgerunError(f"{path}: a hard link to another file", got=part.relative_to(path), do="copy it: cp -rL")
+def _check_pointer(path: Path, size: int) -> None:
+    if size < 1000 and path.read_bytes().startswith(b"version https://git-lfs"):
+        raise EdgerunError("Git LFS's pointer to a file, not the file", got=path, do="git lfs pull")
 
 
 def check_onnx(path: Path) -> frozenset[int]:
@@ -292,6 +261,7 @@ class _Model:
         except ValueError:
             raise self.refuse(f"the range of tensor {name!r} is no number", got=str(entries)) from None
         if offset < 0 or length < 0 or offset + length > stored:
+            _check_pointer(file, stored)
             got, wanted = f"bytes {offset}..{offset + length}", f"within {stored} bytes of {location}"
             raise self.refuse(f"the weights of {name!r} reach beyond their file", got=got, wanted=wanted)
         if size >= 0 and length < size:

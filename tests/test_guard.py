@@ -15,7 +15,7 @@ pytest.importorskip("onnx")
 import onnx  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from edgerun import guard  # noqa: E402
+from edgerun import guard, guard_source  # noqa: E402
 from edgerun.errors import EdgerunError, Unsupported  # noqa: E402
 from edgerun.model import Model  # noqa: E402
 
@@ -78,6 +78,17 @@ def test_missing_folder_and_empty(tmp_path: Path) -> None:
         with pytest.raises(EdgerunError, match=message) as caught:
             guard.check_onnx(path)
         assert caught.value.exit_code == 2
+
+
+def test_the_pointer_that_git_leaves_in_place_of_a_file(tmp_path: Path) -> None:
+    """In place of the model, and of the weights beside one."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d' * 32}\nsize 12345678\n"
+    (tmp_path / "m.onnx").write_text(pointer)
+    with pytest.raises(EdgerunError, match="(?s)Git LFS.*git lfs pull"):
+        guard.check_onnx(tmp_path / "m.onnx")
+    (tmp_path / "w.bin").write_text(pointer)
+    with pytest.raises(EdgerunError, match=r"(?s)Git LFS.*w\.bin.*git lfs pull"):
+        guard.check_onnx(_external(tmp_path / "m.onnx", "w.bin", offset=5000))
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
@@ -238,7 +249,7 @@ def test_a_saved_model_is_a_folder_that_nothing_leaves(tmp_path: Path) -> None:
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_bytes(b"x")
     (folder / "variables" / "inside").symlink_to("../saved_model.pb")
-    guard.check_source(folder)
+    guard_source.check(folder)
     (tmp_path / "secret").write_bytes(b"secret")
     leads: dict[str, Callable[[Path], object]] = {
         "link": lambda path: path.symlink_to(tmp_path / "secret"),
@@ -249,12 +260,12 @@ def test_a_saved_model_is_a_folder_that_nothing_leaves(tmp_path: Path) -> None:
     for name, make in leads.items():
         make(folder / "variables" / name)
         with pytest.raises(EdgerunError, match="leaves the folder|hard link|neither file nor folder"):
-            guard.check_source(folder)
+            guard_source.check(folder)
         (folder / "variables" / name).unlink()
-    guard.check_source(folder)
+    guard_source.check(folder)
     (folder / "saved_model.pb").unlink()
     with pytest.raises(EdgerunError, match="not a file"):
-        guard.check_source(folder)
+        guard_source.check(folder)
 
 
 def test_guard_needs_no_onnx() -> None:

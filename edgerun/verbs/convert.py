@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import __version__, answers, contracts, files, guard, registry, sandbox
+from edgerun import __version__, answers, contracts, files, guard_source, registry, sandbox
 from edgerun.converters._normalize import OLDEST_OPSET
 from edgerun.devices import Device
 from edgerun.errors import EdgerunError, Unsupported
@@ -252,7 +252,7 @@ def _reader(source: Any, converter: str | None) -> str:
     """The converter that reads `source`: the one asked for, else the first that recognises it. Raises EdgerunError for
     a file that is none of anybody's, Unsupported when what the converter needs is not installed."""
     if _is_file(source):
-        guard.check_source(Path(source))
+        guard_source.check(Path(source))
     name = converter or _recognised(source)
     reads = registry.converter(name)
     if _is_file(source) and Path(source).is_dir() and not reads.recognises(source):

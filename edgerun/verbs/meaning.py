@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgerun import answers, contracts, guard
+from edgerun import answers, contracts, guard_source
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
 from edgerun.postprocess import Postprocessing
@@ -44,7 +44,7 @@ def with_meaning(model: Model, given: Mapping[str, Any] | None, source: Any) -> 
         "post-processing",
         {
             "the metadata": lambda: answers.of(model),
-            guard.HF_CONFIG: lambda: _beside(source, guard.HF_CONFIG, "post-processing", classes),
+            guard_source.HF_CONFIG: lambda: _beside(source, guard_source.HF_CONFIG, "post-processing", classes),
         },
     )
     return model.answering(None if found is None else found.to_json())

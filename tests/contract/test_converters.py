@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgerun
-from edgerun import guard, registry
+from edgerun import guard, guard_source, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.parity import Parity
 from edgerun.passes import Converter
@@ -249,7 +249,7 @@ def test_converts_and_says_so(name: str, sample: Path, tmp_path: Path) -> None:
 
 def test_damage_is_one_clear_error(sample: Path, converter: Converter, tmp_path: Path) -> None:
     """Nonsense and half a file, under the name that the converter trusts."""
-    file = sample / guard.SAVED_MODEL if sample.is_dir() else sample
+    file = sample / guard_source.SAVED_MODEL if sample.is_dir() else sample
     whole = file.read_bytes()
     for content in (b"nonsense" * 100, whole[: len(whole) // 2]):
         file.write_bytes(content)
