@@ -50,7 +50,7 @@ class Data:
     ) -> None:  # fmt: skip
         self.inputs, self.batch = tuple(inputs), batch
         self.random = isinstance(source, sources.Random)
-        self._source, self._fixed, self._limit = source, fixed, limit
+        self.source, self._fixed, self._limit = source, fixed, limit
         self._samples, self._digest, self._uniform = source.samples, "", False
         self._hashed = Digest(self.inputs)
         self._labels: np.ndarray | None = None
@@ -61,11 +61,15 @@ class Data:
     def in_batches(self, batch: int) -> Data:
         """The same samples in batches of `batch`, where the model leaves its batch open."""
         size = self.batch if self.batch is None or self._fixed else batch
-        return Data(self._source, self.inputs, size, self._fixed, self._limit)
+        return Data(self.source, self.inputs, size, self._fixed, self._limit)
+
+    def over(self, source: sources.Source) -> Data:
+        """The same of another source."""
+        return Data(source, self.inputs, self.batch, self._fixed, self._limit)
 
     def first(self, samples: int) -> Data:
         """The first `samples` samples, or all where there are no more."""
-        return Data(self._source, self.inputs, self.batch, self._fixed, min(samples, self._limit or samples))
+        return Data(self.source, self.inputs, self.batch, self._fixed, min(samples, self._limit or samples))
 
     @property
     def samples(self) -> int | None:
@@ -141,7 +145,7 @@ class Data:
         names of a picture folder's subfolders (numbers, else their places in name order).
         """
         if self._labels is None:
-            found = self._source.labels()
+            found = self.source.labels()
             self._labels = None if found is None else self._checked_labels(found)
         return self._labels
 
@@ -152,7 +156,7 @@ class Data:
             raise EdgerunError(
                 "labels are not class numbers", got=got, wanted="integers [n]", do="one-hot: argmax first"
             )
-        total = self._source.samples if self._source.samples is not None else len(labels)
+        total = self.source.samples if self.source.samples is not None else len(labels)
         if len(labels) != total:
             raise EdgerunError("labels and samples differ in number", got=len(labels), wanted=str(total))
         usable = min(total, self._limit or total)
@@ -166,8 +170,9 @@ class Data:
     def _checked(self) -> Iterator[Feeds]:
         """Chunks as rows, cut at the limit; raises EdgerunError for the first sample that cannot be fed."""
         first = 0
-        for where, raw in self._source.chunks(self.batch or 1):
-            chunk = {s.name: _rows(raw[s.name], s, self.batch is not None, where, first) for s in self.inputs}
+        for where, raw in self.source.chunks(self.batch or 1):
+            number = getattr(self.source, "number", first)  # where the source has another order
+            chunk = {s.name: _rows(raw[s.name], s, self.batch is not None, where, number) for s in self.inputs}
             counts = {len(array) for array in chunk.values()}
             if len(counts) > 1:
                 shapes = {name: list(array.shape) for name, array in raw.items()}

@@ -35,6 +35,7 @@ class Stored:
     fortran: bool
     open: Open
     ended: Callable[[], None] = lambda: None  # told when all of it was read
+    packed: bool = False  # rows cannot be read at any place
 
     def rows(self, count: int, *, axes: int) -> Iterator[np.ndarray]:
         """At most `count` rows at a time, each array [rows, …]; an array of only `axes` axes is a single row.
@@ -55,6 +56,19 @@ class Stored:
                 for start in range(0, self.shape[0], count):
                     yield self._read(file, (min(count, self.shape[0] - start), *self.shape[1:]), "C")
                 self.ended()
+        except _DAMAGE as error:
+            damaged(self.where, error)
+
+    def row(self, index: int, *, axes: int) -> np.ndarray:
+        """One row `[1, …]` of what is neither packed nor columns-first; errors as `rows`."""
+        if len(self.shape) <= axes:
+            return next(self.rows(1, axes=axes))
+        shape = (1, *self.shape[1:])
+        try:
+            with self.open() as file:
+                _header(file)
+                file.seek(index * math.prod(shape) * self.dtype.itemsize, os.SEEK_CUR)
+                return self._read(file, shape, "C")
         except _DAMAGE as error:
             damaged(self.where, error)
 
@@ -94,7 +108,8 @@ def read_npz(path: Path) -> dict[str, Stored]:
                 if name in arrays:
                     raise EdgerunError("an .npz holds a name twice", got=f"{name!r} in {path}", do="write it again")
                 member = _Member(path, info)
-                arrays[name] = _stored(f"{path}: {name!r}", member.opened, info.file_size, member.ended)
+                packed = info.compress_type != zipfile.ZIP_STORED
+                arrays[name] = _stored(f"{path}: {name!r}", member.opened, info.file_size, member.ended, packed)
     except _DAMAGE as error:
         damaged(str(path), error)
     return arrays
@@ -127,7 +142,9 @@ class _Member:
         return status.st_mtime_ns, status.st_size
 
 
-def _stored(where: str, opened: Open, size: int, ended: Callable[[], None] = lambda: None) -> Stored:
+def _stored(
+    where: str, opened: Open, size: int, ended: Callable[[], None] = lambda: None, packed: bool = False
+) -> Stored:
     with opened() as file:
         start, shape, fortran, dtype = _header(file)
     if dtype.kind not in "fiubU":
@@ -136,7 +153,7 @@ def _stored(where: str, opened: Open, size: int, ended: Callable[[], None] = lam
     # A header may promise more than the file holds: that would only show after a huge allocation.
     if start + math.prod(shape) * dtype.itemsize > size:
         raise EOFError("the header promises more than the file holds")
-    return Stored(where, shape, dtype, fortran, opened, ended)
+    return Stored(where, shape, dtype, fortran, opened, ended, packed)
 
 
 def _header(file: IO[bytes]) -> tuple[int, tuple[int, ...], bool, np.dtype[np.generic]]:

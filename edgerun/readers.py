@@ -32,7 +32,7 @@ class Reader:
     """
 
     def __init__(self, reader: GivesNext, axes: sources.Axes) -> None:
-        self._reader, self._axes = reader, axes
+        self._reader, self.axes = reader, axes
         self.samples: int | None = None
         self._kept: list[list[str]] = []  # the names in every file of the folder
         self._rewind = getattr(reader, "rewind", None)
@@ -47,7 +47,7 @@ class Reader:
             self._rewind()
         for index, item in enumerate(self._drained() if self._folder is None else self._stored(self._folder.name)):
             where = f"the calibration data reader, item {index}"
-            yield where, sources.pick(item, list(self._axes), where)
+            yield where, sources.pick(item, list(self.axes), where)
 
     def labels(self) -> None:
         return None

@@ -39,7 +39,7 @@ class Files:
     """Stored arrays, several parts one after the other; every part holds all inputs with as many rows each."""
 
     def __init__(self, parts: Sequence[Mapping[str, Stored]], labels: Stored | None, axes: Axes) -> None:
-        self._parts, self._labels, self._axes = parts, labels, axes
+        self.parts, self._labels, self.axes = parts, labels, axes
         self.samples: int | None = 0
         for part in parts:
             counts = {s.shape[0] if len(s.shape) > axes[name] else 1 for name, s in part.items()}
@@ -49,9 +49,9 @@ class Files:
             self.samples += counts.pop()
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
-        for part in self._parts:
+        for part in self.parts:
             where = next(iter(part.values())).where
-            streams = [stored.rows(rows, axes=self._axes[name]) for name, stored in part.items()]
+            streams = [stored.rows(rows, axes=self.axes[name]) for name, stored in part.items()]
             for arrays in zip(*streams, strict=True):
                 yield where, dict(zip(part, arrays, strict=True))
 
@@ -64,7 +64,7 @@ class Arrays:
 
     def __init__(self, arrays: Mapping[str, Any], axes: Axes) -> None:
         values = {name: np.asarray(value) for name, value in arrays.items()}
-        self._arrays = {name: _rows(array, axes[name]) for name, array in pick(values, list(axes)).items()}
+        self._arrays = {name: rows(array, axes[name]) for name, array in pick(values, list(axes)).items()}
         self._labels = next((values[name] for name in LABELS if name in values and name not in axes), None)
         counts = {len(array) for array in self._arrays.values()}
         if len(counts) > 1:
@@ -74,7 +74,10 @@ class Arrays:
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         for start in range(0, self.samples or 0, rows):
-            yield "the arrays given", {name: array[start : start + rows] for name, array in self._arrays.items()}
+            yield self.at(start, rows)
+
+    def at(self, index: int, rows: int = 1) -> Chunk:
+        return "the arrays given", {name: array[index : index + rows] for name, array in self._arrays.items()}
 
     def labels(self) -> np.ndarray | None:
         return self._labels
@@ -85,17 +88,17 @@ class Called:
     tuples of arrays in the inputs' order; or what has get_next() or get_inference_data() (edgerun.readers)."""
 
     def __init__(self, name: str, function: Callable[[], Iterable[Any]], axes: Axes) -> None:
-        self._name, self._function, self._axes = name, function, axes
+        self._name, self._function, self.axes = name, function, axes
         self.samples: int | None = None
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         for where, values in self._items():
-            yield where, pick(values, list(self._axes))
+            yield where, pick(values, list(self.axes))
 
     def labels(self) -> np.ndarray | None:
         found: list[np.ndarray] = []
         for _, values in self._items():
-            label = next((values[name] for name in LABELS if name in values and name not in self._axes), None)
+            label = next((values[name] for name in LABELS if name in values and name not in self.axes), None)
             if label is None:
                 return None
             found.append(np.atleast_1d(label))
@@ -121,7 +124,7 @@ class Called:
             raise EdgerunError(f"{self._name} gave no data", got=type(items).__name__, wanted="an iterable of feeds")
         for index, item in enumerate(items):
             where = f"{self._name}, item {index}"
-            yield where, {name: np.asarray(value) for name, value in _named(item, self._axes, where).items()}
+            yield where, {name: np.asarray(value) for name, value in _named(item, self.axes, where).items()}
 
 
 class Pictures:
@@ -137,8 +140,12 @@ class Pictures:
         self.samples: int | None = len(self._files)
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
-        for path in self._files:
-            yield str(path), {self._input: self._contract.apply(open_picture(path))[None]}
+        for index in range(len(self._files)):
+            yield self.at(index)
+
+    def at(self, index: int) -> Chunk:
+        path = self._files[index]
+        return str(path), {self._input: self._contract.apply(open_picture(path))[None]}
 
     def labels(self) -> np.ndarray | None:
         """`labels.npy` in the folder, else the subfolders: their numbers, or their places in name order."""
@@ -263,7 +270,8 @@ def _missing(name: str, got: Sequence[str], wanted: Sequence[str], where: str) -
     )
 
 
-def _rows(array: np.ndarray, axes: int) -> np.ndarray:
+def rows(array: np.ndarray, axes: int) -> np.ndarray:
+    """An array as rows of samples, of `axes` each."""
     return array[None] if array.ndim <= axes else array
 
 

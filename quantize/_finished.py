@@ -65,7 +65,7 @@ def compared(
 ) -> Compared:
     """Which of two models is nearer to float on so many samples: on fewer where these say it surely, and a run is not
     so light that all are to be had. What the nearer one loses is told of `reported` samples."""
-    plain, moved, known = list[Totals](), list[Totals](), 0
+    plain, moved, known, look = list[Totals](), list[Totals](), 0, 0
     looks = LOOKS if samples <= request.effort.check else LOOKS[-1:]
     with ExitStack() as stack:
         sessions = [stack.enter_context(request.open(model, lanes=request.lanes)) for model in models]

@@ -15,6 +15,7 @@ from edgerun.data import Data
 from edgerun.devices import Device
 from edgerun.effort import DEFAULT, PRESETS
 from edgerun.errors import EdgerunError
+from edgerun.mixed import mixed
 from edgerun.model import Model
 from edgerun.passes import Faster, Request
 from edgerun.preprocess import Preprocessing
@@ -199,7 +200,7 @@ def _data(
         for dim, size in zip(spec.shape, first[spec.name].shape, strict=True)
         if isinstance(dim, str)
     }
-    return data.in_batches(_batch(model, memory_cap, sizes))
+    return mixed(data).in_batches(_batch(model, memory_cap, sizes))
 
 
 def _batch(model: Model, memory_cap: int, sizes: Mapping[str, int]) -> int:

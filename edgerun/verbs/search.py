@@ -23,6 +23,7 @@ from edgerun.checkpoint import Checkpoint, Memo
 from edgerun.data import Data, Feeds
 from edgerun.errors import GateFailed, Unsupported
 from edgerun.metrics import Difference
+from edgerun.mixed import mixed
 from edgerun.model import Model
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.numerics import sequential
@@ -57,7 +58,7 @@ def looks_at(
     """
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
     data = feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch, outputs=model.outputs)
-    looks = Looks(data, output, calibration)
+    looks = Looks(mixed(data), output, calibration)
     fewest = sequential.fewest_samples(max_drop / 100, sequential.critical_value(STRAIGHT))
     if looks.samples < fewest:
         raise GateFailed(

@@ -164,7 +164,7 @@ def _rescale(graph: ir.Graph, stored: Mapping[ir.Node, _Stored]) -> int:
         written = {node: index for index, c in enumerate(chains) for node in c.writers}
         read = {node: index for index, c in enumerate(chains) for node in c.readers}
         ties = [
-            Tie(*ratio, written.get(node, -1), read.get(node, -1), _groups(node))
+            _tie(node, ratio, chains, written.get(node, -1), read.get(node, -1))
             for node, ratio in zip(nodes, ratios, strict=True)
         ]
         logs, precision = rescaling.solve(ties, [c.channels for c in chains])
@@ -177,6 +177,16 @@ def _rescale(graph: ir.Graph, stored: Mapping[ir.Node, _Stored]) -> int:
     for chain, log in zip(chains, logs, strict=True):
         equalize.rescale(graph, chain, np.exp(log))
     return len(chains)
+
+
+def _tie(
+    node: ir.Node, ratio: tuple[np.ndarray, np.ndarray], chains: Sequence[equalize.Chain], writes: int, reads: int
+) -> Tie:
+    """What `node` says of the chains that it writes and reads (-1: none)."""
+    none = np.zeros(0, np.int64)
+    rows = none if writes < 0 else chains[writes].writers[node]
+    columns = none if reads < 0 else chains[reads].readers[node]
+    return Tie(*ratio, writes, reads, _groups(node), rows, columns)
 
 
 def _recentre(graph: ir.Graph, quantized: ir.Graph, constants: Sequence[Constant], nodes: Mapping[str, ir.Node]) -> int:

@@ -21,15 +21,24 @@ HOMOGENEOUS = frozenset(
 )
 
 
+Places = np.ndarray  # int64 [C]: which of a chain's scales each channel of a value has
+
+
 @dataclass
 class Chain:
-    """Values tied to one scale per channel, the layers that write them and the layers that read them."""
+    """Values whose channels are tied to `channels` scales, the layers that write them and the layers that read them,
+    each with the places of its own channels among these: a Concat puts the scales of several values side by side."""
 
-    channels: int
-    values: dict[ir.Value, None] = field(default_factory=dict)
-    writers: dict[ir.Node, None] = field(default_factory=dict)
-    readers: dict[ir.Node, None] = field(default_factory=dict)
-    clips: dict[ir.Node, None] = field(default_factory=dict)
+    channels: int = 0
+    values: dict[ir.Value, Places] = field(default_factory=dict)
+    writers: dict[ir.Node, Places] = field(default_factory=dict)
+    readers: dict[ir.Node, Places] = field(default_factory=dict)
+    clips: dict[ir.Node, Places] = field(default_factory=dict)
+
+    def more(self, channels: int) -> Places:
+        """So many scales of their own."""
+        self.channels += channels
+        return np.arange(self.channels - channels, self.channels)
 
 
 def chains(graph: ir.Graph) -> list[Chain]:
@@ -39,9 +48,8 @@ def chains(graph: ir.Graph) -> list[Chain]:
     for node in graph:
         if not is_layer(node) or node.outputs[0] in seen:
             continue
-        channels = output_channels(node)
-        chain = Chain(channels)
-        closed = _collect(chain, node.outputs[0])
+        chain = Chain()
+        closed = _collect(chain, node.outputs[0], chain.more(output_channels(node)))
         seen.update(chain.values)
         if closed and chain.readers:
             found.append(chain)
@@ -65,50 +73,83 @@ def output_channels(node: ir.Node) -> int:
     return int(weight.shape[0 if rows else 1])
 
 
-def _collect(chain: Chain, start: ir.Value) -> bool:
+Pending = list[tuple["ir.Value", Places]]
+
+
+def _collect(chain: Chain, start: ir.Value, places: Places) -> bool:
     """Grow the chain over everything tied to `start`; False when something ties it to what cannot be rescaled."""
-    pending = [start]
+    pending: Pending = [(start, places)]
     while pending:
-        value = pending.pop()
+        value, places = pending.pop()
         if value in chain.values:
+            if not np.array_equal(chain.values[value], places):
+                return False  # two scales would have to be one
             continue
-        chain.values[value] = None
+        chain.values[value] = places
         node = value.producer()
         if value.is_graph_output() or node is None:
             return False
         if is_layer(node):
-            if output_channels(node) != chain.channels:
+            if output_channels(node) != len(places):
                 return False
-            chain.writers[node] = None
-        elif not _tie(chain, node, pending):
+            chain.writers[node] = places
+        elif not _tie(chain, node, places, pending):
             return False
         for reader, index in value.uses():
             if is_layer(reader) and index == 0:
-                if not reads_channels(reader, chain.channels):
+                if not reads_channels(reader, len(places)):
                     return False
-                chain.readers[reader] = None
-            elif not _tie(chain, reader, pending):
+                chain.readers[reader] = places
+            elif not _tie(chain, reader, places, pending, value):
                 return False
     return True
 
 
-def _tie(chain: Chain, node: ir.Node, pending: list[ir.Value]) -> bool:
+def _tie(chain: Chain, node: ir.Node, places: Places, pending: Pending, read: ir.Value | None = None) -> bool:
+    """Go on through `node`, whose output has these places, or where it is `read`, that input."""
     if node.domain != "":
         return False
     source, result = node.inputs[0], node.outputs[0]
     if source is None or source.shape is None or result.shape is None or len(node.outputs) != 1:
         return False
+    if node.op_type == "Concat":
+        return _join(chain, node, places, pending, read)
     if node.op_type == "Add":
         other = node.inputs[1]
         if other is None or constant(other) is not None or constant(source) is not None or other.shape != source.shape:
             return False
-        pending.extend([source, other, result])
+        pending.extend((value, places) for value in (source, other, result))
         return True
     if _is_relu_clip(node):
-        chain.clips[node] = None
+        chain.clips[node] = places
     elif not (node.op_type in HOMOGENEOUS or _averages_positions(node) or _keeps_channels(node)):
         return False
-    pending.extend([source, result])
+    pending.extend((value, places) for value in (source, result))
+    return True
+
+
+def _join(chain: Chain, node: ir.Node, places: Places, pending: Pending, read: ir.Value | None) -> bool:
+    """Through a Concat of channels: its output has the scales of its inputs, side by side."""
+    result, inputs = node.outputs[0], list(node.inputs)
+    sizes = [value.shape[1] if value is not None and value.shape is not None and len(value.shape) > 1 else None
+             for value in inputs]  # fmt: skip
+    rank = len(result.shape or ())
+    if node.attributes.get_int("axis", 0) not in (1, 1 - rank) or not all(isinstance(size, int) for size in sizes):
+        return False
+    known = {**dict(pending), **chain.values, **({} if read is None else {read: places})}
+    whole = places if read is None else known.get(result)
+    at = 0
+    for value, size in zip(inputs, sizes, strict=True):
+        assert value is not None and isinstance(size, int)
+        if whole is not None:
+            known.setdefault(value, whole[at : at + size])
+        elif value not in known:
+            known[value] = chain.more(size)
+        at += size
+    if any(len(known[value]) != size for value, size in zip(inputs, sizes, strict=True)):  # type: ignore[index]
+        return False
+    pending.extend((value, known[value]) for value in inputs)  # type: ignore[index, misc]
+    pending.append((result, np.concatenate([known[value] for value in inputs])))  # type: ignore[index]
     return True
 
 
@@ -158,34 +199,36 @@ def equalize(
     changed, gains = dict[str, float](), list[float]()
     factors_of: dict[str, np.ndarray] = {}
     for chain in found:
-        names = [str(v.name) for v in chain.values if v.name in seen]
+        names = {str(v.name): places for v, places in chain.values.items() if v.name in seen}
         layers = (*chain.writers, *chain.readers)
         if not names or any(shared(node.inputs[1]) for node in layers):
             continue
-        factors, exponent, gain = scales([_read(chain, name, seen[name]) for name in names])
+        if any(seen[name].peaks.shape[1] != len(places) for name, places in names.items()):
+            continue
+        factors, exponent, gain = scales([_read(chain, name, at, seen[name]) for name, at in names.items()])
         if exponent == 0.0:
             continue
-        changed[names[0]] = exponent
+        changed[next(iter(names))] = exponent
         gains.append(gain)
-        factors_of |= {str(value.name): factors for value in chain.values}
+        factors_of |= {str(value.name): factors[places] for value, places in chain.values.items()}
         rescale(graph, chain, factors)
     return changed, gains, factors_of
 
 
-def _read(chain: Chain, name: str, channels: Channels) -> Read:
+def _read(chain: Chain, name: str, places: Places, channels: Channels) -> Read:
     """What was seen of a value of the chain, and the layers of the chain that read it."""
     readers = [reader(node) for node in chain.readers if node.inputs[0].name == name]  # type: ignore[union-attr]
-    return Read(channels.peaks, channels.power, channels.count, readers)
+    return Read(channels.peaks, channels.power, channels.count, readers, places)
 
 
 def rescale(graph: ir.Graph, chain: Chain, factors: np.ndarray) -> None:
-    """Multiply the chain's channels by `factors` `[C]` (> 0) where they are written; divide where they are read."""
-    for node in chain.writers:
-        scale_output(graph, node, factors)
-    for node in chain.readers:
-        scale_input(graph, node, 1 / factors)
-    for node in chain.clips:
-        _scale_clip(graph, node, factors)
+    """Multiply the chain's channels by its `factors` (> 0) where they are written; divide where they are read."""
+    for node, places in chain.writers.items():
+        scale_output(graph, node, factors[places])
+    for node, places in chain.readers.items():
+        scale_input(graph, node, 1 / factors[places])
+    for node, places in chain.clips.items():
+        _scale_clip(graph, node, factors[places])
 
 
 def reader(node: ir.Node) -> Reader:

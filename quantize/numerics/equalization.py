@@ -33,17 +33,19 @@ class Read:
     """A value that is quantized, and the layers that read it.
 
     `peaks` `[parts, C]` is max |x| of every part of the data, `power` `[C]` the mean square, `count` the elements of a
-    channel that there were.
+    channel that there were. `at` are the places of its channels among all that are scaled together, int64 `[C]`.
     """
 
     peaks: np.ndarray
     power: np.ndarray
     count: float
     readers: Sequence[Reader]
+    at: np.ndarray
 
 
 def scales(reads: Sequence[Read]) -> tuple[np.ndarray, float, float]:
-    """Factors f `[C]` for the layers before (the readers' weights are divided by them), α, and the noise won in dB.
+    """Factors f `[K]` of all channels (`Read.at`) for the layers before, by which the readers' weights are divided, α,
+    and the noise won in dB.
 
     Of f_c ∝ r_c^−α over α ∈ {0, ¼, ½, ¾, 1} (α = 1: every channel fills the tensor's range) the one that minimises the
     relative noise Σ_j N_j / P_j at the readers' outputs, with rounding taken as uniform noise:
@@ -56,28 +58,38 @@ def scales(reads: Sequence[Read]) -> tuple[np.ndarray, float, float]:
     The factors are normalised to keep the largest range unchanged. After Nagel et al. 2019 (section 4.1), with the
     activation's and the weight's noise weighed by data in place of equal ranges.
     """
-    sizes = np.max([read.peaks.max(axis=0) for read in reads], axis=0)
+    sizes = _largest([read.peaks.max(axis=0) for read in reads], reads)
     if not float(sizes.max(initial=0.0)) > 0 or not np.isfinite(sizes).all():
         return np.ones_like(sizes), 0.0, 0.0
     outside = [others(read.peaks) for read in reads]
-    rest = np.max(outside, axis=0)
+    rest = _largest(outside, reads)
 
     def of_values(exponent: float) -> float:
         factors, held = _factors(sizes, exponent), _factors(rest, exponent)
         total = 0.0
         for read, out in zip(reads, outside, strict=True):
-            step = float((read.peaks * factors).max()) / 255
-            lost = clipped([read.peaks], held, read.count, [out])
-            total += _of_values(step, factors, read.power, read.readers, lost)
+            own = factors[read.at]
+            step = float((read.peaks * own).max()) / 255
+            lost = clipped([read.peaks], held[..., read.at], read.count, [out])
+            total += _of_values(step, own, read.power, read.readers, lost)
         return total
 
     def of_weights(exponent: float) -> float:
         factors = _factors(sizes, exponent)
-        return sum(_of_weights(factors, read.power, read.readers) for read in reads)
+        return sum(_of_weights(factors[read.at], read.power, read.readers) for read in reads)
 
     plain = of_values(0.0) + of_weights(0.0)
     noise, best = _least(((of_values(a), a) for a in EXPONENTS[1:]), of_weights, (plain, 0.0))
     return _factors(sizes, best), best, 10 * float(np.log10(plain / noise)) if noise > 0 else 0.0
+
+
+def _largest(of_reads: Sequence[np.ndarray], reads: Sequence[Read]) -> np.ndarray:
+    """The largest that any read has of each channel, `[…, K]` of `[…, C]` each."""
+    found = np.zeros((*of_reads[0].shape[:-1], 1 + max(int(read.at.max()) for read in reads)))
+    for own, read in zip(of_reads, reads, strict=True):
+        with np.errstate(invalid="ignore"):  # a broken channel makes the whole no number
+            np.maximum.at(found.T, read.at, own.T)
+    return found
 
 
 def _least(tried: Iterable[tuple[float, T]], rest: Callable[[T], float], plain: tuple[float, T]) -> tuple[float, T]:

@@ -15,13 +15,15 @@ ALMOST_ONE = 0.02
 @dataclass(frozen=True)
 class Tie:
     """What one layer says: `logs` l and `precision` p `[O, I / groups]`, and which unknowns (-1: none) it `writes`, as
-    rows, and `reads`, as columns."""
+    rows, and `reads`, as columns; `rows` and `columns` are the places of these in the unknowns, int64 `[O]`, `[I]`."""
 
     logs: np.ndarray
     precision: np.ndarray
     writes: int
     reads: int
-    groups: int = 1
+    groups: int
+    rows: np.ndarray
+    columns: np.ndarray
 
 
 def log_ratios(weight: np.ndarray, stored: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -59,16 +61,16 @@ def solve(ties: Sequence[Tie], sizes: Sequence[int]) -> tuple[list[np.ndarray], 
     for tie in ties:
         _scatter(tie, tie.precision * tie.logs, right)
         if tie.writes >= 0:
-            diagonal[tie.writes] += tie.precision.sum(axis=1)
+            np.add.at(diagonal[tie.writes], tie.rows, tie.precision.sum(axis=1))
         if tie.reads >= 0:
-            diagonal[tie.reads] += _columns(tie.precision, tie.groups)
+            np.add.at(diagonal[tie.reads], tie.columns, _columns(tie.precision, tie.groups))
 
     def product(x: Sequence[np.ndarray]) -> list[np.ndarray]:
         result = [np.zeros(size) for size in sizes]
         for tie in ties:
-            difference = x[tie.writes][:, None] if tie.writes >= 0 else 0.0
+            difference = x[tie.writes][tie.rows][:, None] if tie.writes >= 0 else 0.0
             if tie.reads >= 0:
-                difference = difference - _spread(x[tie.reads], tie)
+                difference = difference - _spread(x[tie.reads][tie.columns], tie)
             _scatter(tie, tie.precision * difference, result)
         return result
 
@@ -77,9 +79,9 @@ def solve(ties: Sequence[Tie], sizes: Sequence[int]) -> tuple[list[np.ndarray], 
 
 def _scatter(tie: Tie, amounts: np.ndarray, into: list[np.ndarray]) -> None:
     if tie.writes >= 0:
-        into[tie.writes] += amounts.sum(axis=1)
+        np.add.at(into[tie.writes], tie.rows, amounts.sum(axis=1))
     if tie.reads >= 0:
-        into[tie.reads] -= _columns(amounts, tie.groups)
+        np.subtract.at(into[tie.reads], tie.columns, _columns(amounts, tie.groups))
 
 
 def _columns(array: np.ndarray, groups: int) -> np.ndarray:

@@ -24,9 +24,10 @@ def rescaled(model: Model, *, spread: float = 3.0) -> tuple[Model, Model, dict[s
     generator = np.random.default_rng(5)
     seen: dict[str, Channels] = {}
     for chain in chains:
-        per_channel = np.exp(generator.uniform(-spread, spread, chain.channels))
-        made_up = Channels(-per_channel[None], per_channel[None], per_channel**2 / 3)
-        seen |= {str(value.name): made_up for value in chain.values}
+        every = np.exp(generator.uniform(-spread, spread, chain.channels))
+        for value, places in chain.values.items():
+            own = every[places]
+            seen[str(value.name)] = Channels(-own[None], own[None], own**2 / 3)
     changed, gains, factors = equalize.equalize(graph.graph, chains, seen)
     assert all((f > 0).all() and np.isfinite(f).all() for f in factors.values()) and changed.keys() <= factors.keys()
     assert len(gains) == len(changed) and all(gain > 0 for gain in gains), "what is changed has the least noise"
@@ -78,6 +79,24 @@ CHANGED = {
         FLAT,
         "g = GlobalMaxPool(x) f = Flatten(g) c = Gemm<transB=1>(f, m, b) r = Relu(c) y = Gemm(r, m, b2)",
     ),
+    "side by side": (
+        DOOR, "a = Conv(x, w, b) r = Relu(a) c = Conv(x, w2) j = Concat<axis=1>(r, c) k = Relu(j) y = Conv(k, wide)",
+    ),
+    "side by side, and read alone": (
+        DOOR,
+        "a = Conv(x, w, b) r = Relu(a) c = Conv(r, w2) j = Concat<axis=-3>(c, r) d = Conv(j, wide) e = Conv(r, w3)"
+        " y = Add(d, e)",
+    ),
+    "twice itself": (DOOR, "a = Conv(x, w, b) j = Concat<axis=1>(a, a) y = Conv(j, wide)"),
+    "added to two side by side": (
+        DOOR,
+        "a = Conv(x, w, b) c = Conv(x, w2) j = Concat<axis=1>(a, c) k = Conv(x, tall) s = Add(j, k) y = Conv(s, wide)",
+    ),
+    "joined one by one": (
+        DOOR,
+        "a = Conv(x, w, b) c = Conv(a, w2) j = Concat<axis=1>(a, c) d = Conv(j, wide, b2) i = Concat<axis=1>(j, d)"
+        " y = Conv(i, wider)",
+    ),
     "scalar Gemm bias": (FLAT, "g = GlobalMaxPool(x) f = Flatten(g) c = Gemm(f, m, one) r = Relu(c) y = Gemm(r, m)"),
 }  # fmt: skip
 
@@ -90,6 +109,7 @@ def parts(weights: Any) -> dict[str, np.ndarray]:
         "b2": weights(5, 8), "dw": weights(6, 8, 1, 3, 3), "dm": weights(7, 16, 1, 3, 3), "gw": weights(8, 6, 4, 3, 3),
         "m": weights(9, 8, 8), "six": np.array(0.6, np.float32), "zero": np.array(0, np.float32),
         "one": np.array(0.3, np.float32), "plane": weights(10, 1, 8, 6, 6),
+        "wide": weights(13, 8, 16, 1, 1), "tall": weights(14, 16, 8, 1, 1), "wider": weights(15, 8, 24, 1, 1),
     }  # fmt: skip
 
 
@@ -124,13 +144,17 @@ LEFT = {
     "the value is a graph output": ("(float[n,8,6,6] x) => (float[n,8,6,6] r, float[n,8,6,6] y)",
                                     "a = Conv(x, w) r = Relu(a) y = Conv(r, w2)"),
     "Sigmoid between": (DOOR, "a = Conv(x, w) s = Sigmoid(a) y = Conv(s, w2)"),
-    "Concat": (DOOR, "a = Conv(x, w) k = Conv(x, w2) c = Concat<axis=0>(a, k) y = Conv(c, w3)"),
+    "Concat of samples": (DOOR, "a = Conv(x, w) k = Conv(x, w2) c = Concat<axis=0>(a, k) y = Conv(c, w3)"),
+    "two joined in both orders": (
+        DOOR, "a = Conv(x, w) k = Conv(x, w2) c = Concat<axis=1>(a, k) d = Concat<axis=1>(k, a) e = Add(c, d)"
+              " y = Conv(e, wide)"),
+    "joined with an input": (DOOR, "a = Conv(x, w) c = Concat<axis=1>(a, x) y = Conv(c, wide)"),
     "added to an input": (DOOR, "a = Conv(x, w) s = Add(a, x) y = Conv(s, w2)"),
     "added to a constant": (DOOR, "a = Conv(x, w) s = Add(a, plane) y = Conv(s, w2)"),
     "read by something else too": (DOOR, "a = Conv(x, w) r = Relu(a) s = Sigmoid(r) c = Conv(r, w2) y = Add(c, s)"),
     "Clip from below zero": (DOOR, "a = Conv(x, w) n = Neg(six) "
                                    "r = Clip(a, n, six) y = Conv(r, w2)"),
-    "positions become features": (FLAT, "a = Conv(x, w) f = Flatten(a) y = Gemm(f, wide)"),
+    "positions become features": (FLAT, "a = Conv(x, w) f = Flatten(a) y = Gemm(f, flat)"),
     "no layer behind": (DOOR, "a = Conv(x, w) y = Relu(a)"),
     "alpha": (FLAT, "g = GlobalMaxPool(x) f = Flatten(g) c = Gemm<alpha=0.5>(f, m) y = Gemm(c, m)"),
 }  # fmt: skip
@@ -139,7 +163,7 @@ LEFT = {
 @pytest.mark.parametrize("case", LEFT)
 def test_what_cannot_be_rescaled_is_left_alone(net: Any, weights: Any, parts: dict[str, np.ndarray], case: str) -> None:
     door, text = LEFT[case]
-    arrays = used({**parts, "wide": weights(12, 288, 4)}, text)
+    arrays = used({**parts, "flat": weights(12, 288, 4)}, text)
     before, after, changed = rescaled(net(f"{door} {{ {text} }}", **arrays))
     assert changed == {} and after.digest() == before.digest()
 

@@ -37,11 +37,16 @@ def noise(factors: np.ndarray, ranges: np.ndarray, power: np.ndarray, readers: l
     return total
 
 
+def read(peaks: np.ndarray, power: np.ndarray, count: float, readers: list[Reader]) -> Read:
+    """A value that has all channels."""
+    return Read(peaks, power, count, readers, np.arange(peaks.shape[1]))
+
+
 @PLAIN
 @given(st.integers(0, 9999), st.integers(1, 12), st.floats(0.0, 4.0), st.integers(1, 3))
 def test_the_chosen_exponent_has_the_least_noise(seed: int, channels: int, spread: float, readers: int) -> None:
     ranges, power, found = problem(seed, channels, spread, readers)
-    factors, exponent, gain = scales([Read(ranges[None], power, 1e9, found)])
+    factors, exponent, gain = scales([read(ranges[None], power, 1e9, found)])
     shares = np.maximum(ranges / ranges.max(), FLOOR)
     np.testing.assert_allclose(factors, shares**-exponent, rtol=1e-12)
     assert exponent in EXPONENTS and (factors > 0).all() and np.isfinite(factors).all()
@@ -55,14 +60,14 @@ def test_the_chosen_exponent_has_the_least_noise(seed: int, channels: int, sprea
 @given(st.integers(0, 9999), st.integers(1, 12))
 def test_equal_ranges_are_left_alone(seed: int, channels: int) -> None:
     _, power, found = problem(seed, channels, 1.0, 2)
-    factors, exponent, gain = scales([Read(np.full((1, channels), 3.0), power, 1e9, found)])
+    factors, exponent, gain = scales([read(np.full((1, channels), 3.0), power, 1e9, found)])
     assert exponent == gain == 0.0 and (factors == 1).all()
 
 
 def test_a_depthwise_reader_takes_everything() -> None:
     """Its weights have a scale for each channel: filling the activation's range costs nothing."""
     ranges = np.array([1.0, 0.05, 0.2])
-    factors, exponent, gain = scales([Read(ranges[None], ranges**2 / 3, 1e9, [Reader(np.ones(3), None, 9)])])
+    factors, exponent, gain = scales([read(ranges[None], ranges**2 / 3, 1e9, [Reader(np.ones(3), None, 9)])])
     assert exponent == 1.0
     np.testing.assert_allclose(ranges * factors, 1.0)
 
@@ -73,7 +78,7 @@ def test_dead_and_broken_channels_get_finite_factors(ranges: list[float]) -> Non
     array = np.array(ranges)
     weight = np.abs(np.random.default_rng(0).standard_normal((4, 2)))
     power, readers = np.nan_to_num(array, posinf=1.0) ** 2, [Reader((weight**2).sum(0), weight, 1)]
-    factors, exponent, gain = scales([Read(np.stack([array, array]), power, 1e9, readers)])
+    factors, exponent, gain = scales([read(np.stack([array, array]), power, 1e9, readers)])
     assert np.isfinite(factors).all() and (factors > 0).all() and factors.max() <= 1 / FLOOR * (1 + 1e-9)
     if not array.any() or not np.isfinite(array).all():
         assert exponent == gain == 0.0 and (factors == 1).all()
@@ -140,7 +145,7 @@ def test_rare_channels_are_not_made_edges_of_the_grid() -> None:
 
     seen, unseen = drawn(64), drawn(6400)
     peaks, power, reader = seen.reshape(8, 8, 400).max(axis=1), (seen**2).mean(axis=0), Reader(np.ones(400), None, 1)
-    chosen, exponent, _ = scales([Read(peaks, power, 64.0, [reader])])
+    chosen, exponent, _ = scales([read(peaks, power, 64.0, [reader])])
     lost, cut = dict[float, float](), 0.0
     for a in EXPONENTS:  # the last is 1
         by = factors(peaks.max(axis=0), a)
@@ -150,7 +155,7 @@ def test_rare_channels_are_not_made_edges_of_the_grid() -> None:
     told = float(clipped([peaks], factors(others(peaks), 1.0), 64.0).sum())
     assert 0.4 < told / cut < 2.5
     assert lost[exponent] <= 1.5 * min(lost.values()) and exponent < 1.0
-    assert scales([Read(peaks[:1], power, 64.0, [reader])])[1] == 1.0, "where nothing is known of new data"
+    assert scales([read(peaks[:1], power, 64.0, [reader])])[1] == 1.0, "where nothing is known of new data"
 
 
 def test_what_other_parts_reach() -> None:

@@ -17,6 +17,12 @@ def _rounded(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(weight / step) * step, np.broadcast_to(step, weight.shape)
 
 
+def tie(logs: np.ndarray, precision: np.ndarray, writes: int, reads: int, groups: int = 1) -> Tie:
+    """A layer that writes all of an unknown, and reads all of another."""
+    rows, columns = np.arange(len(logs)), np.arange(logs.shape[1] * groups)
+    return Tie(logs, precision, writes, reads, groups, rows, columns)
+
+
 def _ties(factors: list[np.ndarray], rounded: bool, seed: int = 0) -> list[Tie]:
     """Three layers in a row, 16 -> 32 -> 24 channels; `factors` belong to the two tensors between them."""
     draw = np.random.default_rng(seed)
@@ -28,7 +34,7 @@ def _ties(factors: list[np.ndarray], rounded: bool, seed: int = 0) -> list[Tie]:
         stored = weight * outputs[:, None, None] * inputs[None, :, None]
         values, steps = _rounded(stored) if rounded else (stored, np.full(stored.shape, 1e-6))
         logs, precision = rescaling.log_ratios(weight, values, steps)
-        ties.append(Tie(logs, precision, index if index < 2 else -1, index - 1))
+        ties.append(tie(logs, precision, index if index < 2 else -1, index - 1))
     return ties
 
 
@@ -54,10 +60,27 @@ def test_grouped_layers_tie_their_own_channels() -> None:
         by = inputs[None, :, None] if groups == 1 else inputs[:, None, None]
         stored = weight * outputs[:, None, None] * by
         ratios = rescaling.log_ratios(weight, stored, np.full(stored.shape, 1e-6))
-        ties.append(Tie(*ratios, writes, reads, groups))
+        ties.append(tie(*ratios, writes, reads, groups))
     logs, _ = rescaling.solve(ties, [12, 12])
     np.testing.assert_allclose(np.exp(logs[0]), before, rtol=1e-6)
     np.testing.assert_allclose(np.exp(logs[1]), behind, rtol=1e-6)
+
+
+def test_a_layer_behind_two_values_side_by_side() -> None:
+    """8 and 6 channels in one unknown, written apart and read together."""
+    draw = np.random.default_rng(4)
+    factors = np.exp(draw.uniform(-2, 2, 14))
+    ties = []
+    for rows, columns in ((np.arange(8), None), (np.arange(8, 14), None), (None, np.arange(14))):
+        outputs, inputs = (np.ones(5) if at is None else factors[at] for at in (rows, columns))
+        weight = draw.standard_normal((len(outputs), len(inputs), 9))
+        stored = weight * outputs[:, None, None] / inputs[None, :, None]
+        told = rescaling.log_ratios(weight, stored, np.full(stored.shape, 1e-6))
+        none = np.zeros(0, np.int64)
+        ends = (-1 if rows is None else 0, -1 if columns is None else 0)
+        ties.append(Tie(*told, *ends, 1, none if rows is None else rows, none if columns is None else columns))
+    logs, _ = rescaling.solve(ties, [14])
+    np.testing.assert_allclose(np.exp(logs[0]), factors, rtol=1e-6)
 
 
 def test_a_channel_of_zeros_is_told_by_its_reader() -> None:
@@ -66,7 +89,7 @@ def test_a_channel_of_zeros_is_told_by_its_reader() -> None:
     ties = _ties(factors, rounded=False)
     precision = ties[0].precision.copy()
     precision[3] = 0
-    ties[0] = Tie(ties[0].logs, precision, 0, -1)
+    ties[0] = tie(ties[0].logs, precision, 0, -1)
     logs, _ = rescaling.solve(ties, [32, 24])
     assert np.exp(logs[0][3]) == pytest.approx(2.0, rel=1e-6)
 
