@@ -52,6 +52,13 @@ def chosen(candidates: Iterable[ir.Node], request: Request, what: str) -> list[i
     return [node for node in nodes if node.name not in request.keep_float]
 
 
+def all_kept(request: Request) -> Unsupported:
+    """The refusal where nothing is left to do since all of it is to stay in float."""
+    names = sorted(request.keep_float)
+    got = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return Unsupported("--keep-float leaves nothing that this scheme would change", got=got, do="name fewer nodes")
+
+
 def finite(node: ir.Node, weight: np.ndarray) -> np.ndarray:
     """`weight` itself. Raises EdgerunError when it holds a NaN or an infinity."""
     if not np.isfinite(weight).all():
