@@ -39,10 +39,13 @@ def begin(model: ir.Model, request: Request) -> ir.Model:
     return model.clone()
 
 
-def chosen(candidates: Iterable[ir.Node], request: Request, what: str) -> list[ir.Node]:
-    """The candidates that are not to be kept in float. Raises Unsupported when there is nothing to do."""
+def chosen(candidates: Iterable[ir.Node], request: Request, what: str, beside: Iterable[ir.Node] = ()) -> list[ir.Node]:
+    """The candidates that are not to be kept in float. Raises Unsupported when there is nothing to do.
+
+    What stands `beside` them may be kept too.
+    """
     nodes = list(candidates)
-    names = {str(node.name) for node in nodes}
+    names = {str(node.name) for node in (*nodes, *beside)}
     for name in request.keep_float:
         if name not in names:
             raise EdgerunError(f"keeping {name!r} in float has no effect: this scheme leaves it alone",

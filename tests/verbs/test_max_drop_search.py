@@ -131,7 +131,7 @@ def test_an_output_of_one_number_has_no_top_1(shape: str) -> None:
     """Whatever its labels are: floats of a regression among them."""
     rows = "y = MatMul(x, w)" if "1" in shape else "m = MatMul(x, w) y = Squeeze(m, one)"
     proto = onnx.parser.parse_model(
-        f'''<ir_version: 8, opset_import: ["": 17]> net (float[n,8] x) => (float[{shape}] y) {{ {rows} }}'''
+        f"""<ir_version: 8, opset_import: ["": 17]> net (float[n,8] x) => (float[{shape}] y) {{ {rows} }}"""
     )
     proto.graph.initializer.append(numpy_helper.from_array(np.ones((8, 1), np.float32), "w"))
     if "1" not in shape:
