@@ -193,7 +193,7 @@ def _written(
         "quantized activations": len(made.plan.points),
     }
     repaired = sum(weight.repaired for weight in made.stored.values())
-    request.found["saturation"] = saturation.certificate(result.graph, repaired)
+    request.found["saturation"] = saturation.certificate(result.graph, repaired, request.rules.paired)
     return result
 
 
