@@ -156,9 +156,8 @@ def predicted(logits: np.ndarray) -> np.ndarray:
     Raises EdgerunError when there are fewer than two classes: then there is nothing to choose.
     """
     if logits.ndim < 2 or logits.shape[-1] < 2:
-        raise EdgerunError(
-            "an output has no classes to choose from", got=list(logits.shape), wanted="[n, classes >= 2]"
-        )
+        raise EdgerunError("an output has no classes to choose from", got=list(logits.shape),
+                           wanted="[n, classes >= 2]", do="edgerun compare measures any output")  # fmt: skip
     classes: np.ndarray = logits.argmax(axis=-1).astype(np.int64)
     if logits.dtype.kind == "f":
         classes = np.where(np.isnan(logits).any(axis=-1), -1, classes)

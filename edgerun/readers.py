@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,16 +38,17 @@ class Reader:
         self.samples: int | None = None
         self._kept: list[list[str]] = []  # the names in every file of the folder
         self._rewind = getattr(reader, "rewind", None)
-        self._folder = tempfile.TemporaryDirectory() if self._rewind is None else None
-        if self._folder is not None:
+        self._folder = tempfile.mkdtemp() if self._rewind is None else ""
+        if self._folder:
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             for index, item in enumerate(self._drained()):
                 self._kept.append(list(item))
-                np.savez(Path(self._folder.name) / f"{index}.npz", *item.values())
+                np.savez(Path(self._folder) / f"{index}.npz", *item.values())
 
     def chunks(self, rows: int) -> Iterator[sources.Chunk]:
         if self._rewind is not None:
             self._rewind()
-        for index, item in enumerate(self._drained() if self._folder is None else self._stored(self._folder.name)):
+        for index, item in enumerate(self._stored() if self._folder else self._drained()):
             where = f"the calibration data reader, item {index}"
             yield where, sources.pick(item, list(self.axes), where)
 
@@ -59,9 +62,9 @@ class Reader:
                 raise EdgerunError("get_next() gave no feeds", got=got, wanted="a dict by input name, or None")
             yield {str(name): np.asarray(value) for name, value in item.items()}
 
-    def _stored(self, folder: str) -> Iterator[dict[str, np.ndarray]]:
+    def _stored(self) -> Iterator[dict[str, np.ndarray]]:
         for index, names in enumerate(self._kept):
-            with np.load(Path(folder) / f"{index}.npz", allow_pickle=False) as arrays:
+            with np.load(Path(self._folder) / f"{index}.npz", allow_pickle=False) as arrays:
                 yield dict(zip(names, arrays.values(), strict=True))
 
 

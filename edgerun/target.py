@@ -26,7 +26,8 @@ class Quantization:
 
     `activation` is the storage dtype of activations, and `symmetric` says that their zero point is 0; `float_bias` that
     biases stay float32 (else they are int32 in steps of s_x·s_w). `reduced_range` says that sums of two products are
-    cut off at 16 bits (x86 without VNNI or AMX), so that some weights need fewer steps.
+    cut off at 16 bits (x86 without VNNI or AMX), so that some weights need fewer steps; `paired`: the classes of CPU
+    where the target's kernels do so.
     `compute` are the ops whose inputs are quantized because an integer kernel pays there;
     `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
     `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
@@ -57,6 +58,7 @@ class Quantization:
     symmetric: bool = False
     float_bias: bool = False
     reduced_range: bool = False
+    paired: tuple[str, ...] = ("AVX2", "AVX-512")
     compute: frozenset[str] = frozenset()
     through: frozenset[str] = frozenset()
     join: frozenset[str] = frozenset()

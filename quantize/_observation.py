@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.adequacy import FEW
 from edgerun.errors import Unsupported
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import correction, placement
@@ -248,13 +249,15 @@ def _signal(array: np.ndarray) -> float:
 
 
 def tell_coverage(seen: Mapping[str, Activation], request: Request) -> None:
-    """Would more calibration data move the ranges? Into `found`, and among its warnings when it would."""
+    """Would more calibration data move the ranges? Into `found`, and among its warnings when it would, or when nobody
+    can tell and the samples were not called few already."""
     assert request.calibration is not None
     lows, highs = (np.stack(ends, 1) for ends in zip(*((a.lows, a.highs) for a in seen.values()), strict=True))
     found = verdict(lows, highs, request)
     told = request.found.setdefault("calibration", {})
     told["coverage"] = found.to_json(list(seen))
-    if found.enough is False:
+    called_few = told.get("samples", FEW) - told.get("duplicates", 0) < FEW
+    if found.enough is False or (found.enough is None and not called_few):
         looked = int(request.found["samples run"])
         sentence = found.sentence(looked, request.calibration.samples or looked)
         told["warnings"] = [*told.get("warnings", ()), sentence]

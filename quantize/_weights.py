@@ -39,10 +39,13 @@ def begin(model: ir.Model, request: Request) -> ir.Model:
     return model.clone()
 
 
-def chosen(candidates: Iterable[ir.Node], request: Request, what: str) -> list[ir.Node]:
-    """The candidates that are not to be kept in float. Raises Unsupported when there is nothing to do."""
+def chosen(candidates: Iterable[ir.Node], request: Request, what: str, beside: Iterable[ir.Node] = ()) -> list[ir.Node]:
+    """The candidates that are not to be kept in float. Raises Unsupported when there is nothing to do.
+
+    What stands `beside` them may be kept too.
+    """
     nodes = list(candidates)
-    names = {str(node.name) for node in nodes}
+    names = {str(node.name) for node in (*nodes, *beside)}
     for name in request.keep_float:
         if name not in names:
             raise EdgerunError(f"keeping {name!r} in float has no effect: this scheme leaves it alone",
@@ -50,6 +53,13 @@ def chosen(candidates: Iterable[ir.Node], request: Request, what: str) -> list[i
     if not nodes:
         raise Unsupported("this scheme finds nothing to store smaller in the model", wanted=f"a {what}")
     return [node for node in nodes if node.name not in request.keep_float]
+
+
+def all_kept(request: Request) -> Unsupported:
+    """The refusal where nothing is left to do since all of it is to stay in float."""
+    names = sorted(request.keep_float)
+    got = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return Unsupported("--keep-float leaves nothing that this scheme would change", got=got, do="name fewer nodes")
 
 
 def finite(node: ir.Node, weight: np.ndarray) -> np.ndarray:

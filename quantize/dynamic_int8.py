@@ -26,8 +26,10 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
         raise Unsupported("the target has no kernels that quantize while they run")
     original = _weights.begin(model, request)
     graph = model.graph
-    nodes = _weights.chosen([node for node in graph if node.op_type in ops and _fits(node)], request,
-                            f"{', '.join(sorted(ops))} with constant float32 weights")  # fmt: skip
+    what = f"{', '.join(sorted(ops))} with constant float32 weights"
+    able = [node for node in graph if node.op_type in ops and _fits(node)]
+    nodes = _weights.chosen(able, request, what, weight_int8.others(graph))
+    held = _sequences.found(graph, request.keep_float)
     steps = 63 if request.rules.reduced_range else 127
     loops = [node for node in nodes if node.op_type == "LSTM"]
     for node in nodes:
@@ -39,11 +41,18 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
         elif request.calibration is None:
             _sequences.to_integers(model, node, {}, steps)
     stored = weight_int8.tables(graph, request.keep_float)
-    edit.drop_unused(model)
     request.found |= {"integer nodes": len(nodes), "tables in 8 bits": stored}
-    if request.calibration is None or not loops:
+    if request.calibration is None or not held:
+        rest = [node for node in held if node not in loops]
+        for node in rest:
+            weight_int8.store(node, weight_int8.LEAST, request.keep_float)
+        if held:
+            names = {"on integers": loops, "weights in 8 bits": rest}
+            request.found[_sequences.LAYERS] = {key: [str(n.name) for n in group] for key, group in names.items()}
+        edit.drop_unused(model)
         _weights.evidence(original, model, request)
         return model
+    edit.drop_unused(model)
     request.found["integer nodes"] -= len(loops)
     return _sequences.apply(original, model, request, {})
 

@@ -42,6 +42,8 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
             continue
         compressed.expand(value, half)
         stored += 1
+    if not free:
+        raise _weights.all_kept(request)
     if not stored:
         raise Unsupported("no weight of the model fits float16", got=", ".join(kept[:5]))
     edit.drop_unused(model)

@@ -30,13 +30,16 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
     """Run products and what follows them in the rules' `half`. With calibration data, not where it comes near to
     overflowing.
 
-    The door stays float32. How many nodes are in that type, and which overflow, goes into the history.
+    The door stays float32. How many nodes are in that type, and which overflow, goes into the history; without data
+    nobody knows, and it says so.
     """
     original, half = _weights.begin(model, request), HALVES[request.rules.half]
     graph = model.graph
     able = halves.candidates(graph, frozenset(), half)
     products = [node for node in able if node.op_type in halves.PRODUCTS]
     free = _weights.chosen(products, request, "matrix product or convolution")
+    if not free:
+        raise _weights.all_kept(request)
     refused = {str(node.name) for node in products} - {str(node.name) for node in free}
     overflowing = _overflowing(original, able, half, request)
     nodes = halves.candidates(graph, refused | set(overflowing), half)
@@ -50,6 +53,8 @@ def apply(model: ir.Model, request: Request) -> ir.Model:
         halves.narrow(graph, nodes, half)
     edit.drop_unused(model)
     request.found |= {f"nodes in {half.name}": len(nodes), "nodes": total, "overflowing": overflowing}
+    if request.calibration is None:
+        request.found["overflowing"] = "not looked at (no data)"
     _weights.evidence(original, model, request)
     return model
 

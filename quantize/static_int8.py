@@ -32,7 +32,7 @@ from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
-from edgerun.quantize._weights import finite
+from edgerun.quantize._weights import all_kept, finite
 from edgerun.quantize.graphs import (
     correction,
     edit,
@@ -80,6 +80,8 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
     if not plan.compute:
         if original is not None:
             return Prepared(model, original, {}, [], {})
+        if placement.plan(model.graph, request.rules).compute or _sequences.found(model.graph):
+            raise all_kept(request)
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
     seen, fit, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
@@ -191,7 +193,7 @@ def _written(
         "quantized activations": len(made.plan.points),
     }
     repaired = sum(weight.repaired for weight in made.stored.values())
-    request.found["saturation"] = saturation.certificate(result.graph, repaired)
+    request.found["saturation"] = saturation.certificate(result.graph, repaired, request.rules.paired)
     return result
 
 

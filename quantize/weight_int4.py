@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun.checkpoint import Memo
-from edgerun.quantize import _resumed, _spare, _steps, _weights, weight_int8
+from edgerun.quantize import _recurrent, _resumed, _spare, _steps, _weights, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import samples_in
+from edgerun.quantize._sequences import LAYERS as LOOPS
 from edgerun.quantize.graphs import compressed, dynamic, edit, moments
 from edgerun.quantize.graphs.compressed import Blocks, Form
 from edgerun.quantize.numerics import blocks, gptq
@@ -37,11 +38,12 @@ WHAT = "MatMul or Gemm with a constant float32 matrix"
 
 @dataclass(frozen=True)
 class Prepared:
-    """The folded float model, and its products' weights in 4 bits, by the node's name."""
+    """The folded float model, its products' weights in 4 bits, by the node's name, and codes of recurrent weights."""
 
     original: ir.Model
     rounded: dict[str, Rounded]
     form: Form = FORM
+    loops: weight_int8.Rounded = field(default_factory=dict)
 
     def copy(self) -> Prepared:
         """Itself: `finish` changes nothing of it."""
@@ -69,7 +71,10 @@ def prepare(model: ir.Model, request: Request, form: Form = FORM) -> Prepared:
     """Fold, and round the weight of every product that may have 4 bits."""
     original = _weights.begin(model, request)
     nodes = [node for node in _products(original, request) if form.fits(_inputs(node))]
-    return Prepared(original, _rounded(original, nodes, form, request), form)
+    loops = _recurrent.codes(
+        original, [n for n in _others(original, request) if n.name not in request.keep_float], request
+    )
+    return Prepared(original, _rounded(original, nodes, form, request), form, loops)
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
@@ -107,19 +112,28 @@ def stored(prepared: Prepared, request: Request, *, integer: bool) -> ir.Model:
             weight_int8.store_blocked(model, node, FORM.block, 8 - int(narrow), integer=integer)
         else:
             weight_int8.store(node, 0, request.keep_float)
-    tables = weight_int8.tables(model.graph, request.keep_float) if request.rules.tables else 0
+    kept, codes = request.keep_float, prepared.loops
+    others = [n for n in _others(model, request) if weight_int8.store(n, weight_int8.LEAST, kept, rounded=codes)]
+    loops = [str(node.name) for node in others if node.op_type != "Gather"]
+    if loops:
+        request.found[LOOPS] = {"weights in 8 bits": loops}
     edit.drop_unused(model)
     request.found |= {
         "weights in 4 bits": len(nodes) - len(wide),
         "weights in float" if prepared.form.qdq else "weights in 8 bits": len(wide),
-        "tables in 8 bits": tables,
+        "tables in 8 bits": len(others) - len(loops),
     }
     _weights.evidence(original, model, request)
     return model
 
 
 def _products(model: ir.Model, request: Request) -> list[ir.Node]:
-    return _weights.chosen([n for n in model.graph if dynamic.weight(n) is not None], request, WHAT)
+    products = [n for n in model.graph if dynamic.weight(n) is not None]
+    return _weights.chosen(products, request, WHAT, _others(model, request))
+
+
+def _others(model: ir.Model, request: Request) -> list[ir.Node]:
+    return weight_int8.others(model.graph) if request.rules.tables else []
 
 
 def _rounded(model: ir.Model, nodes: list[ir.Node], form: Form, request: Request) -> dict[str, Rounded]:

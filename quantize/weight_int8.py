@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import _recurrent, _spare, _weights
-from edgerun.quantize.graphs import compressed, dynamic, edit
+from edgerun.quantize.graphs import compressed, dynamic, edit, recurrent
 from edgerun.quantize.graphs.compressed import Blocks
 from edgerun.quantize.numerics import blocks
 from edgerun.quantize.numerics.half import halved
@@ -83,6 +83,12 @@ def _size(node: ir.Node) -> int:
     """How many elements its weights have in all."""
     weights = [edit.constant(node.inputs[index]) for index, _ in compressed.weight_inputs(node)]
     return sum(weight.size for weight in weights if weight is not None)
+
+
+def others(graph: ir.Graph) -> list[ir.Node]:
+    """What schemes about other weights store in 8 bits too: large tables, and recurrent layers."""
+    loops = [node for node in graph if node.op_type in recurrent.OPS and _size(node) >= LEAST]
+    return loops + [node for node in graph if node.op_type == "Gather" and _size(node) >= LEAST_TABLE]
 
 
 def tables(graph: ir.Graph, keep_float: frozenset[str]) -> int:

@@ -35,10 +35,10 @@ def flags(device: Device | None) -> set[str]:
 
 
 def halves(flags: Set[str]) -> Quantization:
-    """`RULES`, with arithmetic in bfloat16 where these instruction sets make it fast."""
-    if TILES not in flags:
-        return RULES
-    return replace(RULES, schemes=(*RULES.schemes, "w16a16"), half="bfloat16")
+    """`RULES` of kernels that add in 16 bits on SSE too, with bfloat16 arithmetic where these instruction sets make it
+    fast."""
+    rules = replace(RULES, paired=("SSE4.1", *RULES.paired))
+    return rules if TILES not in flags else replace(rules, schemes=(*rules.schemes, "w16a16"), half="bfloat16")
 
 
 def saturates(flags: Set[str], device: Device | None) -> bool:

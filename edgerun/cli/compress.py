@@ -108,8 +108,6 @@ def command(
         raise
     step = result.history[-1]
     before, after = stored(model), stored(output)
-    for warning in step.options.get("calibration", {}).get("warnings", ()):
-        click.echo(f"calibration data: {warning}", err=True)
     warnings = [*_far_off(step.options, model, output), *_no_gain(result, model, output, before, after, speeds)]
     for warning in warnings:
         click.echo(f"warning: {warning}", err=True)
@@ -129,8 +127,6 @@ def command(
         _echo_speed(speed, smaller=after < before)
     if "max drop" in found:
         _echo_search(found["max drop"])
-    if found["random data"]:
-        click.echo("the calibration data is random noise: expect the accuracy to be lost", err=True)
 
 
 def _far_off(found: Mapping[str, Any], model: Path, output: Path) -> Iterator[str]:

@@ -9,42 +9,58 @@ from typing import Any
 from edgerun import registry
 from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
+from edgerun.quantize import pass_for
 from edgerun.verbs.clock import Speed
 
 
-def keep_float(model: Model, target: str, excluded: Collection[str]) -> list[str]:
-    """Of the nodes named in `excluded`, those that `keep_float` must name; the others are never quantized.
+class Nodes:
+    """The nodes of a model that `target` quantizes in a `scheme`, by the names that they have in it.
 
-    A MatMul that becomes a Gemm with the Add behind it is kept under the Add's name. Raises EdgerunError for a name
-    that the model does not have, and for a node that folding takes away with its name.
+    `left` has name -> op after folding, `source` the op that the model itself has there: a MatMul that becomes a Gemm
+    with the Add behind it goes by the Add's name, and `products` has that by the MatMul's own.
     """
-    from edgerun.quantize.graphs.edit import sole_consumer
 
-    nodes = {str(node.name): node for node in model.ir.graph}
-    rules, left = registry.target(target).quantization(), quantizable(model, target)
-    found = []
-    for name in excluded:
-        if name not in nodes:
-            raise unknown("node", name, nodes)
-        if name in left:
-            found.append(name)
-            continue
-        node = nodes[name]
-        reader = sole_consumer(node.outputs[0]) if node.op_type == "MatMul" else None
-        if reader is not None and str(reader.name) in left:
-            found.append(str(reader.name))
-        elif node.op_type in rules.compute:
-            raise EdgerunError(f"node {name!r} cannot be excluded: folding constants takes it away", do="leave it out")
-    return sorted(set(found))
+    def __init__(self, model: Model, target: str, scheme: str = "w8a8") -> None:
+        from edgerun.quantize import fold, weight_int8
+        from edgerun.quantize.graphs.edit import sole_consumer
 
+        rules = registry.target(target).quantization()
+        graph = fold.apply(model.clone()).graph
+        self.all, after = {str(n.name): n.op_type for n in model.ir.graph}, {str(n.name) for n in graph}
+        if scheme == "w8a8":
+            quantized = {str(n.name) for n in graph if n.op_type in rules.compute | rules.join}
+        else:
+            step: Any = registry.quantizer(pass_for(scheme))
+            quantized = {*step.integers(model, rules, frozenset()), *(str(n.name) for n in weight_int8.others(graph))}
+        self.left = {str(n.name): n.op_type for n in graph if n.name in quantized}
+        readers = {str(n.name): sole_consumer(n.outputs[0]) for n in model.ir.graph if n.op_type == "MatMul"}
+        self.products = {
+            name: str(reader.name)
+            for name, reader in readers.items()
+            if name not in self.left and reader is not None and str(reader.name) in self.left
+        }
+        own = rules.compute | rules.dynamic
+        self._gone = {n for n, op in self.all.items() if op in own and n not in after and n not in self.products}
+        self.source = {name: self.all[name] for name in self.left if name in self.all}
+        self.source |= dict.fromkeys(self.products.values(), "MatMul")
 
-def quantizable(model: Model, target: str) -> dict[str, str]:
-    """Name -> op of the nodes that `target`'s rules quantize, after folding."""
-    from edgerun.quantize import fold
+    def kept(self, excluded: Collection[str]) -> list[str]:
+        """Of the nodes named in `excluded`, those that `keep_float` must name; the others are never quantized.
 
-    rules = registry.target(target).quantization()
-    folded = fold.apply(model.clone())
-    return {str(n.name): n.op_type for n in folded.graph if n.op_type in rules.compute | rules.join}
+        Raises EdgerunError for a name that the model does not have, and for a node that folding takes away.
+        """
+        self.check(excluded)
+        for name in excluded:
+            if name in self._gone:
+                what = f"node {name!r} cannot be excluded: folding constants takes it away"
+                raise EdgerunError(what, do="leave it out")
+        return sorted({self.products.get(name, name) for name in excluded} & set(self.left))
+
+    def check(self, names: Collection[str]) -> None:
+        """Raise EdgerunError for a name that the model does not have."""
+        for name in names:
+            if name not in self.all:
+                raise unknown("node", name, self.all)
 
 
 def member(value: Any, known: Iterable[Any], what: str) -> str:

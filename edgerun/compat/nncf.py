@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from edgerun.compat._nodes import heard, keep_float, member, refuse
+from edgerun.compat._nodes import Nodes, heard, member, refuse
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 
@@ -64,11 +64,11 @@ def quantize(
 ) -> Any:
     """`model` in static INT8 by `edgerun.compress`: an `onnx.ModelProto` becomes one, a path or a Model a Model.
 
-    nncf's own Dataset, IgnoredScope and enums are taken too. `subset_size` counts the dataset's items. Done in
-    edgerun's way: the placement, the signs and the symmetry of activations follow `target`'s fastest kernels under
-    either `preset`; biases are corrected layer by layer whatever `fast_bias_correction` says, and kept where that pays;
-    `model_type` is seen from the graph. The result is timed against the float model on the first sample, as
-    `edgerun compress` does: nodes that do not pay stay float, with a warning.
+    nncf's own Dataset, IgnoredScope and enums are taken too, and for a dataset a list of samples. `subset_size` counts
+    its items. Done in edgerun's way: the placement, the signs and the symmetry of activations follow `target`'s fastest
+    kernels under either `preset`; biases are corrected layer by layer whatever `fast_bias_correction` says, and kept
+    where that pays; `model_type` is seen from the graph. The result is timed against the float model on the first
+    sample, as `edgerun compress` does: nodes that do not pay stay float, with a warning.
 
     Raises Unsupported for what cannot be honoured: models of other frameworks (an `ov.Model` among them: its IR cannot
     be turned back into ONNX), `mode`, GPU and NPU, subgraphs in the ignored scope, `advanced_parameters`; EdgerunError
@@ -90,10 +90,19 @@ def quantize(
         raise EdgerunError("subset_size counts items", got=subset_size, wanted="1 or more")
     excluded = _ignored(loaded, ignored_scope)
     result = compress(
-        loaded, target=target, calibration=_Subset(calibration_dataset, subset_size),
-        keep_float=keep_float(loaded, target, excluded), allow_slower=allow_slower, clocked=heard,
+        loaded, target=target, calibration=_Subset(_dataset(calibration_dataset), subset_size),
+        keep_float=Nodes(loaded, target).kept(excluded), allow_slower=allow_slower, clocked=heard,
     )  # fmt: skip
     return result if isinstance(model, (Model, str, Path)) else result.to_proto()
+
+
+def _dataset(given: Any) -> Any:
+    """A dataset as it is, or one of samples that can be iterated over."""
+    if hasattr(given, "get_inference_data"):
+        return given
+    if isinstance(given, Iterable) and not isinstance(given, (str, Mapping)):
+        return Dataset(given)
+    raise EdgerunError("this is no dataset", got=type(given).__name__, wanted="nncf.Dataset, or a list of samples")
 
 
 class _Subset:

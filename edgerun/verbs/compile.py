@@ -252,7 +252,8 @@ def self_check(
             if not check.runs and not feeds:
                 raise EdgerunError(
                     "nothing was compared: of random inputs every output is empty, or not finite",
-                    got="; ".join(check.shapes), wanted="real inputs", do="give compile() feeds=[...], or --data",
+                    got="; ".join(check.shapes), wanted="real inputs",
+                    do="give --data (compress: --calibration), or compile() feeds=[...]",
                 )  # fmt: skip
             return check
     assert refusal is not None  # _truths gives one at least, or raises

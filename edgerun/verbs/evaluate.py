@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from edgerun.data import Data
 from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import Interval, correct, paired_drop, samples_to_decide, wilson
 from edgerun.preprocess import Preprocessing
-from edgerun.runtime import Options, Session
+from edgerun.runtime import Options, Session, TensorSpec
 from edgerun.verbs.feeds import Runnable, feeds_for, opened, tracked
 
 
@@ -125,7 +125,7 @@ def _hits(
             "the data has no labels",
             wanted="an array `labels` or `y` in the .npz, labels.npy in the folder, or a subfolder per class",
         )
-    names = [logits_name(session, output) for session in sessions]
+    names = [logits_name(session.outputs, output) for session in sessions]
     start = 0
     for feed in tracked(feeds, progress):
         found = [
@@ -136,14 +136,14 @@ def _hits(
         start = stop
 
 
-def logits_name(session: Session, output: str | None) -> str:
+def logits_name(outputs: Sequence[TensorSpec], output: str | None) -> str:
     """The output that holds the logits: `output`, else the one that can. Raises EdgerunError when several can."""
-    names = [spec.name for spec in session.outputs]
+    names = [spec.name for spec in outputs]
     if output is not None:
         if output not in names:
             raise EdgerunError(f"there is no output {output!r}", wanted=f"one of {', '.join(names)}")
         return output
-    likely = [s.name for s in session.outputs if s.dtype.startswith("float") and len(s.shape) >= 2] or names
+    likely = [s.name for s in outputs if s.dtype.startswith("float") and len(s.shape) >= 2] or names
     if len(likely) > 1:
         raise EdgerunError("which output holds the logits?", got=", ".join(likely), do="name one with --output")
     return likely[0]

@@ -61,7 +61,7 @@ class Looks:
 
     def logits(self, session: Session) -> str:
         """The name of the output that holds the logits."""
-        return logits_name(session, self._output)
+        return logits_name(session.outputs, self._output)
 
     def hits(self, session: Session, look: int) -> np.ndarray:
         """bool [rows]: which samples of one look `session` has right, in the data's order."""

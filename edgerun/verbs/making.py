@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from edgerun.verbs.placements import Made, Search
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+log = logging.getLogger("edgerun")
 Progress = Callable[[str, int, int], None]
 Hold = Callable[[Model, Request], Model]  # the compressed model whose drop in accuracy is held
 # A block planned for a whole run takes as much memory as the pieces that the first run was made of, beside them; and in
@@ -91,10 +93,14 @@ class Making:
         """The compressed model with `kept` in float, proven, and its engine."""
         asked = self._request(kept, self.effort)
         asked.checkpoint = Checkpoint({"measured with": dict(registry.target(MEASURER).device())})
-        if self.hold is not None:
-            result = self.hold(self.original.taken(), asked)
-        else:  # no name here keeps the model: its weights are free to go as the pass replaces them
-            result = quantize.apply(self.name, self.original.taken(), asked)
+        try:
+            if self.hold is not None:
+                result = self.hold(self.original.taken(), asked)
+            else:  # no name here keeps the model: its weights are free to go as the pass replaces them
+                result = quantize.apply(self.name, self.original.taken(), asked)
+        finally:
+            if not kept:  # once, and also where the result is refused
+                _tell_data(asked.found)
         made = result, self._proven(result, asked.telling)
         asked.checkpoint.clear()
         return made
@@ -175,6 +181,14 @@ def opened(graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Sessio
     own = LEAN | (EMULATED if emulated else {}) | (MAPPED if external.weight_bytes(graph) > external.ABOVE else {})
     options = Options(max(1, machine.quota() // lanes), own)
     return registry.target(MEASURER).load(Engine(MEASURER, data, weights=weights, folder=folder), options)
+
+
+def _tell_data(found: Mapping[str, Any]) -> None:
+    """Say what is wrong with the calibration data, to whoever compresses."""
+    for warning in found.get("calibration", {}).get("warnings", ()):
+        log.warning("calibration data: %s", warning)
+    if found.get("random data"):
+        log.warning("the calibration data is random noise: expect the accuracy to be lost")
 
 
 def judged(model: Model, data: Data | None) -> Judgement:

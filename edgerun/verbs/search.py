@@ -21,14 +21,14 @@ import numpy as np
 
 from edgerun.checkpoint import Checkpoint, Memo
 from edgerun.data import Data, Feeds
-from edgerun.errors import GateFailed, Unsupported
+from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import Difference
 from edgerun.mixed import mixed
 from edgerun.model import Model
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.numerics import sequential
 from edgerun.quantize.numerics.ladder import changed, holds, ladder
-from edgerun.verbs.evaluate import logit_rows
+from edgerun.verbs.evaluate import logit_rows, logits_name
 from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.looks import Looks
 from edgerun.verbs.trials import Progress, Trial, Trials, Variant
@@ -56,6 +56,7 @@ def looks_at(
     Samples that calibration sees are left out. Raises EdgerunError when it has no labels or no other sample, GateFailed
     when it is too little for any yes.
     """
+    _check_classes(model, output, calibration.batch)  # labels of anything else need not be integers
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
     data = feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch, outputs=model.outputs)
     looks = Looks(mixed(data), output, calibration)
@@ -68,6 +69,17 @@ def looks_at(
             wanted=f"{fewest} at least, and more where the models differ",
         )  # fmt: skip
     return looks
+
+
+def _check_classes(model: Model, output: str | None, batch: int | None) -> None:
+    """Raise EdgerunError where the output is one number of each sample."""
+    name = logits_name(model.outputs, output)
+    (spec,) = (spec for spec in model.outputs if spec.name == name)
+    if spec.shape and all(dim == 1 for dim in spec.shape[batch is not None :]):
+        raise EdgerunError(
+            "--max-drop bounds the drop of top-1 accuracy, and an output of one number has no classes", got=spec,
+            wanted="[n, classes >= 2]", do="leave it out: edgerun compare says how far the outputs are from float ones",
+        )  # fmt: skip
 
 
 def hold(
@@ -171,7 +183,7 @@ def _climbed(trials: Trials, rungs: Sequence[tuple[str, ...]], start: int, layer
             if (whole := trials.whole(trial)).answer == "yes":
                 return whole
     safest = max((trial for trial in trials.made if trial.kept), key=lambda t: len(t.kept), default=trials.made[0])
-    raise _refusal(safest, layers, max_drop)
+    raise _refusal(safest, trials.samples, layers, max_drop)
 
 
 def _descended(trials: Trials, rungs: Sequence[tuple[str, ...]], errors: Errors) -> list[Trial]:
@@ -185,8 +197,10 @@ def _descended(trials: Trials, rungs: Sequence[tuple[str, ...]], errors: Errors)
     return reached
 
 
-def _refusal(safest: Trial, layers: int, max_drop: float) -> GateFailed:
+def _refusal(safest: Trial, samples: int, layers: int, max_drop: float) -> GateFailed:
     got = f"with {len(safest.kept)} of {layers} layers in float, a drop of {safest.points}"
+    if safest.samples < samples:
+        got += f"; a yes had become unlikely after {safest.samples} of {samples} labelled samples"
     wanted = f"surely less than {max_drop:g} points"
     if safest.interval.low > max_drop / 100:
         return GateFailed(
@@ -195,10 +209,15 @@ def _refusal(safest: Trial, layers: int, max_drop: float) -> GateFailed:
         )  # fmt: skip
     critical = sequential.critical_value(SAFE.late)
     needed = sequential.samples_to_hold(safest.lost, safest.gained, safest.samples, max_drop / 100, critical)
-    more = f"about {needed} labelled samples" if needed else "another bound: the drop seen sits on this one"
+    what = "the labelled data does not decide whether the bound can be held"
+    if needed:
+        return GateFailed(f"{what}: needs about {needed} labelled samples", got=got, wanted=wanted)
+    drop = 100 * (safest.lost - safest.gained) / safest.samples
+    more = "more layers in float (--keep-float), " if len(safest.kept) < layers - 1 else ""
     return GateFailed(
-        f"the labelled data does not decide whether the bound can be held: needs {more}", got=got, wanted=wanted
-    )
+        f"{what}: the drop seen, {drop:.2f} points, {'sits on' if drop == max_drop else 'lies above'} it",
+        got=got, wanted=wanted, do=f"another --scheme, {more}or a larger --max-drop",
+    )  # fmt: skip
 
 
 def _told(model: Model, trials: Trials, won: Trial, cost: Mapping[str, float], max_drop: float, looks: Looks) -> Model:

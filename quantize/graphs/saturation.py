@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +14,7 @@ from edgerun.quantize.numerics import saturation
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# Where two u8·s8 products meet in 16 bits, and where each is added to 32.
-PAIRED = ("SSE4.1", "AVX2", "AVX-512")
-EXACT = ("AVX-VNNI", "AVX-512 VNNI", "AMX", "ARM")
+CLASSES = ("SSE4.1", "AVX2", "AVX-512", "AVX-VNNI", "AVX-512 VNNI", "AMX", "ARM")
 BLOCK = 1 << 20  # pairs that are looked at together
 MOVES = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "Identity"})
 TURNS = frozenset({"Transpose", "Identity"})
@@ -63,15 +61,16 @@ def channels(graph: ir.Graph) -> tuple[int, int]:
     return sum(could for _, could, _ in found), sum(total for _, _, total in found)
 
 
-def certificate(graph: ir.Graph, repaired: int) -> dict[str, Any]:
+def certificate(graph: ir.Graph, repaired: int, paired: Collection[str]) -> dict[str, Any]:
     """What a finished Q/DQ graph promises on each class of CPU, for any input, as JSON values.
 
-    `can saturate` is counted in the stored weights; `repaired` says how many channels could before.
+    `can saturate` is counted in the stored weights: on the classes in `paired` two products meet in 16 bits, on the
+    others each is added to 32. `repaired` says how many channels could before.
     """
     could, total = channels(graph)
     return {
         "channels": total,
-        "can saturate": dict.fromkeys(PAIRED, could) | dict.fromkeys(EXACT, 0),
+        "can saturate": {name: could if name in paired else 0 for name in CLASSES},
         "repaired": repaired,
         "holds for": "any input",
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, reference
+from onnx import TensorProto, helper, numpy_helper, parser, reference
 
 import edgerun
 from edgerun.metrics import sqnr_db
@@ -126,3 +126,47 @@ def test_what_weights_read(op: str, directions: int, first: bool, layout: int) -
 def test_what_is_kept_in_float_is_not_rounded() -> None:
     kept = compress(net("LSTM"), scheme="w8a16", calibration=data(8, 1), keep_float=["rec"])
     assert TOLD not in kept.history[-1].options
+
+
+def headed(op: str) -> Model:
+    """The last state of x [T, B, I] through a product, `head`."""
+    proto = net(op, last=True).to_proto()
+    proto.graph.node[0].output[1] = "h"
+    proto.graph.node.add().CopyFrom(helper.make_node("MatMul", ["h", "head"], ["y"], "product"))
+    head = np.random.default_rng(5).standard_normal((HIDDEN, 64)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(head, "head"))
+    return Model.from_proto(proto)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("op", "scheme"), [("LSTM", "w4a16_b32"), ("GRU", "w4a16_b32"), ("RNN", "w4a8"), ("GRU", "w8a8_dynamic")]
+)
+def test_schemes_about_products_store_recurrent_weights_in_8_bits(
+    op: str, scheme: str, target: str, calibrated: bool
+) -> None:
+    """A quarter of their bytes, where no kernel takes them on integers; kept in float, all of them."""
+    model, known, new = headed(op), data(24, 1) if calibrated else None, data(8, 2)
+    options: dict[str, Any] = {"scheme": scheme, "target": target, "calibration": known, "placement": "rules"}
+    made, kept = compress(model, **options), compress(model, keep_float=["rec"], **options)
+    recurrent_bytes = 4 * GATES[op] * HIDDEN * (INPUTS + HIDDEN)
+    saved = kept.weight_bytes() - made.weight_bytes()
+    assert saved == pytest.approx(0.75 * recurrent_bytes, rel=0.1)  # less the scales
+    assert made.history[-1].options["recurrent layers"]["weights in 8 bits"] == ["rec"]
+    assert (TOLD in made.history[-1].options) == calibrated and TOLD not in kept.history[-1].options
+    assert lost(model, made, new) > min(35, lost(model, kept, new) - 3)
+
+
+@pytest.mark.parametrize("scheme", ["w4a16_b32", "w8a8_dynamic"])
+def test_tables_beside_products_may_stay_in_float(scheme: str) -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]> net (int64[n] x) => (float[n,64] y) {
+        [table] a = Gather(t, x) [product] y = MatMul(a, w) }"""
+    proto, rng = parser.parse_model(text), np.random.default_rng(0)
+    for name, shape in {"t": (512, 64), "w": (64, 64)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    told = [
+        compress(Model.from_proto(proto), scheme=scheme, keep_float=kept, placement="rules").history[-1].options
+        for kept in ((), ("table",))
+    ]
+    assert [options["tables in 8 bits"] for options in told] == [1, 0]

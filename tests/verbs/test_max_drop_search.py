@@ -16,6 +16,7 @@ from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import paired_drop
 from edgerun.model import Model, Step
 from edgerun.verbs import search
+from edgerun.verbs.compress import compress
 from edgerun.verbs.looks import Looks
 from edgerun.verbs.trials import Trial
 
@@ -107,6 +108,40 @@ def test_what_cannot_be_held_says_so(tmp_path: Path) -> None:
         )  # fmt: skip
     with pytest.raises(EdgerunError, match="has no labels"):
         Looks(calibration)
+
+
+def test_a_drop_seen_above_the_bound_is_no_want_of_samples() -> None:
+    """3 % are lost, of which the first look says no more than that 2 will hardly be."""
+    original = steered(0)
+    groups = np.random.default_rng(0).integers(0, GROUPS, 1500)
+    dev = open_data({"g": groups, "labels": np.zeros(1500, np.int64)}, original.inputs, batch=1)
+    calibration = open_data({"g": np.arange(16)}, original.inputs, batch=16)
+    with pytest.raises(GateFailed, match=r"the drop seen, \d\.\d\d points, lies above it") as refused:
+        search.hold(
+            original, lambda kept: steered(round(0.03 * GROUPS)), dict.fromkeys("abc", 1 / 3), calibration, Looks(dev),
+            target="onnxruntime", max_drop=2,
+        )  # fmt: skip
+    said = str(refused.value)
+    assert "of 1500 labelled samples" in said and "with 2 of 3 layers in float" in said
+    assert "do: another --scheme, or a larger --max-drop" in said
+
+
+@pytest.mark.parametrize("shape", ["n, 1", "n"])
+def test_an_output_of_one_number_has_no_top_1(shape: str) -> None:
+    """Whatever its labels are: floats of a regression among them."""
+    rows = "y = MatMul(x, w)" if "1" in shape else "m = MatMul(x, w) y = Squeeze(m, one)"
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]> net (float[n,8] x) => (float[{shape}] y) {{ {rows} }}"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((8, 1), np.float32), "w"))
+    if "1" not in shape:
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    x = np.random.default_rng(0).standard_normal((400, 8)).astype(np.float32)
+    for labels in (x.sum(axis=1), (x.sum(axis=1) > 0).astype(np.int64)):
+        with pytest.raises(EdgerunError, match="bounds the drop of top-1 accuracy") as refused:
+            compress(Model.from_proto(proto), calibration={"x": x[:40]}, max_drop=2,
+                     labelled={"x": x[40:], "labels": labels[40:]})  # fmt: skip
+        assert "edgerun compare" in str(refused.value)
 
 
 def test_the_interval_is_evals() -> None:
