@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[type, str]] = {
     "memory_gib": (list, "memory in GiB, by variant"),
     "gpu": (str, "GPU"),
     "capability": (str, "the GPU's CUDA compute capability"),
+    "dla": (int, "cores of NVIDIA's deep learning accelerator"),
     "npu": (str, "neural processing unit"),
     "system": (str, "the system that it ships with"),
     "cuda": (str, "CUDA version of that system"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from edgerun.limits import Issue as Issue
 from edgerun.limits import Limits as Limits
-from edgerun.runtime import Engine, Options, Session, TensorSpec
+from edgerun.runtime import Engine, Options, Session
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
@@ -24,6 +24,7 @@ Feeds = Mapping[str, np.ndarray]
 class Quantization:
     """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement.
 
+    `lacks` are schemes that the target has elsewhere, each with the reason why not on this device.
     `activation` is the storage dtype of activations, and `symmetric` says that their zero point is 0; `float_bias` that
     biases stay float32 (else they are int32 in steps of s_x·s_w). `reduced_range` says that sums of two products are
     cut off at 16 bits (x86 without VNNI or AMX), so that some weights need fewer steps; `paired`: the classes of CPU
@@ -83,6 +84,7 @@ class Quantization:
     early: bool = False
     blocked: bool = False
     half: str = "float16"
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,5 +150,5 @@ class Writing(Target, Protocol):
 class Finishing(Target, Protocol):
     """A Target that finishes recipes: it compiles an `.onnx` file's bytes alone, for open sizes within `ranges`."""
 
-    def ranges(self, inputs: Sequence[TensorSpec], options: Options, device: Device | None) -> Mapping[str, Any]: ...
+    def ranges(self, model: Model, options: Options, device: Device | None) -> Mapping[str, Any]: ...
     def finish(self, engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine: ...

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +19,6 @@ from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import _tensorrt_refit as refit
 from edgerun.targets import _tensorrt_timings as timings
 from edgerun.targets._tensorrt_progress import monitor
-
-if TYPE_CHECKING:
-    from edgerun.devices import Device
 
 log = logging.getLogger("edgerun")
 
@@ -44,6 +40,9 @@ TAKES = {
 }
 Range = tuple[int, int, int]  # least, usual, most
 BATCH: Range = (1, 1, 16)  # of an open batch without a size; another open dimension has to have one
+# On a DLA the three are the same, and types are float16 or int8 (NVIDIA, "DLA Supported Layers and Restrictions").
+ONE: Range = (1, 1, 1)
+FLOAT16 = "compress it first: --scheme w16a16"
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,14 @@ class Plan:
 
 def settings(trt: Any, options: Options) -> Settings:
     """Read `Options.extra`. Raises EdgerunError for a key or a value that there is none of."""
-    found, name = _read(options), tensorrt.name_of(trt)
+    found, name = read(options), tensorrt.name_of(trt)
     default = PORTABLE if name == "tensorrt_rtx" else CURRENT
     found = replace(found, capability=found.capability or default)
-    _check_library(found, name, capabilities(trt))
+    check_library(found, name, capabilities(trt))
     return found
 
 
-def _read(options: Options) -> Settings:
+def read(options: Options) -> Settings:
     """What `Options.extra` says, as far as any library takes it; a capability of which nothing is said is ""."""
     extra = dict(options.extra)
     capability, level, tf32, cache, dla, graph, weights, model, jit = (extra.pop(key, "") for key in KEYS)
@@ -113,7 +112,7 @@ def _read(options: Options) -> Settings:
     )  # fmt: skip
 
 
-def _check_library(found: Settings, name: str, known: Sequence[str]) -> None:
+def check_library(found: Settings, name: str, known: Sequence[str]) -> None:
     """Raise Unsupported for what library `name` cannot do; `known` are its capabilities."""
     rtx = name == "tensorrt_rtx"
     if found.capability not in known:
@@ -124,36 +123,6 @@ def _check_library(found: Settings, name: str, known: Sequence[str]) -> None:
         raise Unsupported("tensorrt compiles its kernels while it builds", got=f"{JIT}={found.jit}", do="leave it out")
     if found.dla is not None and rtx:
         raise Unsupported("tensorrt_rtx builds for no DLA", got=f"{DLA}={found.dla}", do="leave it out")
-
-
-def ranges(inputs: Sequence[TensorSpec], options: Options, device: Device | None) -> dict[str, Range]:
-    """The sizes of open dimensions that an engine takes which `device` builds (None: some other machine).
-
-    Raises EdgerunError for options or sizes that are refused there, whichever library is here.
-    """
-    found, refusal = _read(options), Unsupported("")
-    for name in [n for n in tensorrt.OLDEST if device is not None and device.value(n)] or list(tensorrt.OLDEST):
-        try:
-            _check_library(replace(found, capability=found.capability or PORTABLE), name, _known(name))
-            break
-        except Unsupported as error:
-            refusal = error
-    else:
-        raise refusal
-    there = device.value("capability") if device is not None else None
-    if there and found.capability.startswith("SM") and found.capability[2:] != there.replace(".", ""):
-        raise Unsupported(f"an engine for {found.capability} does not run on compute capability {there}",
-                          got=f"{CAPABILITY}={found.capability}", do="leave it out")  # fmt: skip
-    return sizes(inputs, options.sizes)
-
-
-def _known(name: str) -> tuple[str, ...]:
-    """What COMPUTE_CAPABILITY may be for library `name`, installed or not."""
-    if name != "tensorrt_rtx":
-        return (CURRENT, PORTABLE)
-    if importlib.util.find_spec(name) is None:
-        return (PORTABLE, *tensorrt.RTX_BUILDS)
-    return capabilities(importlib.import_module(name))
 
 
 def capabilities(trt: Any) -> tuple[str, ...]:
@@ -175,7 +144,7 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
     inputs = _door(trt, [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _door(trt, [network.get_output(i) for i in range(network.num_outputs)])
     config = _config(trt, builder, asked)
-    _add_profile(builder, config, inputs, options.sizes)
+    _add_profile(builder, config, inputs, sizes(inputs, options.sizes, asked))
     if asked.dla is not None:
         _onto_dla(trt, builder, config, network, asked.dla)
     kept = timings.recall(trt, config, asked.cache)
@@ -214,14 +183,18 @@ def _config(trt: Any, builder: Any, asked: Settings) -> Any:
     return config
 
 
-def sizes(inputs: Sequence[TensorSpec], given: Mapping[str, Range]) -> dict[str, Range]:
+def sizes(inputs: Sequence[TensorSpec], given: Mapping[str, Range], asked: Settings) -> dict[str, Range]:
     """The least, usual and most of every open dimension. Raises EdgerunError for one without, or for no dimension."""
     open_dims = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
     if surplus := sorted(set(given) - open_dims):
         if not open_dims:
             raise EdgerunError("the model has no open dimension", got=f"a size of {surplus[0]!r}", do="leave it out")
         raise unknown("open dimension", surplus[0], open_dims)
-    known = dict.fromkeys(batch_dims(inputs), BATCH) | dict(given)
+    known = dict.fromkeys(batch_dims(inputs), BATCH if asked.dla is None else ONE) | dict(given)
+    for name, (least, _, most) in known.items():
+        if asked.dla is not None and least != most:
+            do = f"--size {name}={most},{most},{most}, or leave {DLA} out"
+            raise Unsupported(f"a DLA takes one size of {name!r}", got=f"{least} to {most}", do=do)
     if wanting := sorted(open_dims - set(known)):
         raise EdgerunError(
             f"TensorRT compiles for a range of sizes, and {wanting[0]!r} has none",
@@ -233,9 +206,9 @@ def sizes(inputs: Sequence[TensorSpec], given: Mapping[str, Range]) -> dict[str,
     return known
 
 
-def _add_profile(builder: Any, config: Any, inputs: tuple[TensorSpec, ...], given: Mapping[str, Range]) -> None:
+def _add_profile(builder: Any, config: Any, inputs: tuple[TensorSpec, ...], known: Mapping[str, Range]) -> None:
     """One optimization profile for all open dimensions."""
-    if not (known := sizes(inputs, given)):
+    if not known:
         return
     profile = builder.create_optimization_profile()
     for spec in inputs:
@@ -247,13 +220,15 @@ def _add_profile(builder: Any, config: Any, inputs: tuple[TensorSpec, ...], give
 
 
 def _onto_dla(trt: Any, builder: Any, config: Any, network: Any, core: int) -> None:
-    """Give a DLA core all layers that it takes; the others, which stay on the GPU, are told."""
+    """Give a DLA core the layers that it takes (at least one); the others, which stay on the GPU, are told."""
     if core >= (cores := int(builder.num_DLA_cores)):
         raise Unsupported(f"there is no DLA core {core} here", got=f"{cores} cores", do=f"leave {DLA} out")
     config.default_device_type, config.DLA_core = trt.DeviceType.DLA, core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     left = [layer.name for layer in layers if not config.can_run_on_DLA(layer)]
+    if len(left) == len(layers):
+        raise Unsupported("no layer of this model can run on a DLA", do=f"{FLOAT16}, or leave {DLA} out")
     if left:
         names = ", ".join(left[:5]) + (" …" if len(left) > 5 else "")
         log.warning("%d of %d layers run on the GPU, not on the DLA: %s", len(left), len(layers), names)

@@ -97,7 +97,7 @@ def check_key(built: Mapping[str, str], here: Mapping[str, str]) -> None:
     wrong = {key for key in EXACT if built.get(key) != here.get(key)}
     if not _runs_on(built.get("capability", ""), here.get("capability", ""), built.get("runtime", "")):
         wrong.add("capability")
-    if _numbers(here.get("cuda", "")) < _numbers(built.get("cuda", "")):
+    if numbers(here.get("cuda", "")) < numbers(built.get("cuda", "")):
         wrong.add("cuda")
     if wrong:
         listed = [key for key in (*EXACT, "capability", "cuda") if key in wrong]
@@ -111,8 +111,9 @@ def check_key(built: Mapping[str, str], here: Mapping[str, str]) -> None:
 
 def _runs_on(built: str, here: str, runtime: str) -> bool:
     """Plans run on the capability that they were built for; portable ones where the library says."""
-    return tensorrt.portable_runs(runtime, _numbers(here)) if built == "portable" else built == here
+    return tensorrt.portable_runs(runtime, numbers(here)) if built == "portable" else built == here
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """A version as what can be compared."""
     return tuple(int(part) for part in text.split(".") if part.isdigit())

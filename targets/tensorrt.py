@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from edgerun import files, onnx_file
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.runtime import Engine, Options, Session, TensorSpec, dtypes
+from edgerun.runtime import Engine, Options, Session, dtypes
 from edgerun.target import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
@@ -40,6 +40,7 @@ hardware = {"capability": "NVIDIA GPU (a compute capability)"}  # what a device 
 # (10.3: opset 20, 10.15: 24, 11.x: 25), with the IR version of the ONNX release that defined the opset.
 READS = {(11, 0): Limits(13, 25), (10, 15): Limits(12, 24), (10, 3): Limits(9, 20)}
 RTX_READS = Limits(12, 24)  # 1.7 has the parser of the time between
+FLOAT8 = (8, 9)  # the first compute capability with 8-bit floats; for 8.0 and 8.6 tensorrt_rtx 1.7 builds none
 
 
 def available() -> str | None:
@@ -76,11 +77,19 @@ def quantization(device: Device | None = None) -> Quantization:
 
     NVIDIA's advice for Q/DQ: at the inputs of products and at the residual of a sum, not at outputs. Which kernels then
     run on int8 was read from what tensorrt_rtx builds for 8.9: Conv (depthwise too), Gemm and MatMul do, and MaxPool
-    between them; ConvTranspose does not. No other GPU has been looked at, so `device` changes nothing. On 8-bit floats,
-    which 8.9 is the first to have, the same products do.
+    between them; ConvTranspose does not. On 8-bit floats the same products do; a GPU that is known to have none (of
+    `device`, or the one that answers here) lacks `fp8`. No other difference between GPUs has been looked at.
     """
+    lacks = dict[str, str]()
+    if device is not None:
+        there = device.value("capability", "")
+    else:
+        there = "" if cuda.missing() else "{}.{}".format(*cuda.gpu().capability)
+    if there and file.numbers(there) < FLOAT8:
+        lacks["fp8"] = f"the GPU has compute capability {there}, and fp8 needs {FLOAT8[0]}.{FLOAT8[1]}"
     return Quantization(
-        schemes=("w8a8", "fp8", "w4a16_b64", "w16a16"),
+        schemes=tuple(name for name in ("w8a8", "fp8", "w4a16_b64", "w16a16") if name not in lacks),
+        lacks=lacks,
         activation="int8",
         symmetric=True,
         float_bias=True,
@@ -124,10 +133,12 @@ def compile(model: Model, options: Options) -> Engine:
     return finish(engine, options, told)
 
 
-def ranges(inputs: Sequence[TensorSpec], options: Options, device: Device | None) -> Mapping[str, build.Range]:
+def ranges(model: Model, options: Options, device: Device | None) -> Mapping[str, build.Range]:
     """The sizes of open dimensions that an engine takes which `device` finishes. Raises EdgerunError for options or
     sizes that are refused there."""
-    return build.ranges(inputs, options, device)
+    from edgerun.targets import _tensorrt_recipe as recipe
+
+    return recipe.ranges(model, options, device)
 
 
 def finish(engine: Engine, options: Options, told: Mapping[str, Any]) -> Engine:

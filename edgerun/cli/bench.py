@@ -77,7 +77,8 @@ def command(
         told = "".join(f", {key}={value}" for key, value in extra.items())
         batch_text = "whole feeds" if result.batch is None else f"batch {result.batch}"
         feed = ", ".join(result.feed)
-        threads_text = f"threads {threads or 'by the quota'}" + (f", {options.streams} streams" if throughput else "")
+        streams_text = "/".join(map(str, dict.fromkeys(t.streams for t in result.timings)))
+        threads_text = f"threads {threads or 'by the quota'}" + (f", {streams_text} streams" if throughput else "")
         click.echo(
             f"{batch_text}, {threads_text}, {result.sessions} sessions, {result.rounds} interleaved rounds, "
             f"fed {feed}{told}"

@@ -138,7 +138,7 @@ def benchmark(
         timing = _timing(name, where, own, times[name], samples[name], samples[names[0]] if timings else None, same)
         if throughput:
             rate = quantile([1 / session for session in samples[name]], 0.5)
-            timing = replace(timing, streams=own.streams, per_second=rate)
+            timing = replace(timing, streams=opened[name].streams, per_second=rate)
         timings.append(timing)
     done = sum(map(len, samples[names[0]]))
     shown = tuple(str(TensorSpec(name, array.dtype.name, array.shape)) for name, array in feed.items())

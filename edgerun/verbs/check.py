@@ -15,7 +15,7 @@ from edgerun.model import Model
 from edgerun.passes import Issue, Limits, Quantization, Target
 from edgerun.runtime import SelfCheck
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, rewriting, saturating, subgraph
+from edgerun.verbs import devices, fitting, rewriting, saturating, subgraph
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
 
 
@@ -121,10 +121,14 @@ def check(
     loaded, chosen = Model.load(model), registry.target(name)
     limits, whose = _limits(where, name)
     listener()(f"asking {name} which nodes it takes", 0, 0)
-    refused = list(_refused(loaded, chosen, limits, whose))
-    fixed, unfixed = _fixed(loaded, name, limits) if fix is not None and refused else (None, None)
-    current, rules = loaded if fixed is None else fixed.model, devices.rules(where, name)
+    rules = fitting.rules(where, name)
+    refused, unfit = list(_refused(loaded, chosen, limits, whose)), fitting.unfit(loaded, rules)
+    fixed, unfixed = _fixed(loaded, name, limits) if fix is not None and refused and not unfit else (None, None)
+    current, refused = loaded if fixed is None else fixed.model, [*refused, *unfit]
     advice = rewriting.advice(loaded.to_proto(), refused, name, rules) if refused and fixed is None else None
+    if unfit:
+        advice = f"compress the float model with another scheme: {', '.join(fitting.fast(where, name, rules))}"
+        unfixed = "quantizers are not rewritten for another type" if fix is not None else None
     found, unseen, notes = _fell_back(current, name, rules, where, strict, bool(refused) and fixed is None)
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
@@ -172,7 +176,7 @@ def _limits(device: Device | None, target: str) -> tuple[Limits, str]:
     The version here has to read a model to look at its nodes.
     """
     here = registry.target(target).limits()
-    there = devices.limits(device, target)
+    there = fitting.limits(device, target)
     least = Limits(min(there.ir_version, here.ir_version), min(there.opset, here.opset))
     return least, f"on {device.name}" if device is not None and least == there else "here"
 
@@ -208,7 +212,7 @@ def _part(
             return None
         name, fails = new.name or new.output[0], _exceeds(limits)
     elif refused:
-        name, fails = refused[0].node, _is_refused(chosen, refused[0].op)
+        name, fails = refused[0].node, _is_refused(chosen, rules, refused[0].op)
     elif fell_back:
         op = fell_back[0].op
         name, fails = fell_back[0].node, lambda m: op in {f.op for f in _tried(m, target, rules)}
@@ -224,8 +228,8 @@ def _exceeds(limits: Limits) -> subgraph.Fails:
     return lambda model: bool(limits.exceeded(model))
 
 
-def _is_refused(chosen: Target, op: str) -> subgraph.Fails:
-    return lambda model: any(issue.op in ("", op) for issue in chosen.check(model))
+def _is_refused(chosen: Target, rules: Quantization, op: str) -> subgraph.Fails:
+    return lambda model: any(i.op in ("", op) for i in (*chosen.check(model), *fitting.unfit(model, rules)))
 
 
 def _tried(model: Model, target: str, rules: Quantization) -> list[Fallback]:
@@ -238,7 +242,7 @@ def _tried(model: Model, target: str, rules: Quantization) -> list[Fallback]:
 def _looked(device: Device | None, target: str, chosen: Target) -> Iterator[str]:
     """That the nodes were looked at by less than what runs them: another version of the runtime, or no device."""
     told = chosen.device()
-    if device is not None and target == device.target:
+    if device is not None:
         there = next((f"{k} {device.value(k)}" for k in (told["runtime"], target) if device.value(k)), None)
         if there is not None and there != f"{told['runtime']} {told['version']}":
             yield f"looked at with {told['runtime']} {told['version']}; {device.name} has {there}"

@@ -20,6 +20,7 @@ from edgerun.verbs import compile as verb
 from edgerun.verbs import work
 from edgerun.verbs.devices import refuse_without
 from edgerun.verbs.feeds import feeds_for
+from edgerun.verbs.fitting import unfit
 from edgerun.verbs.load import target_for
 from edgerun.verbs.recipe import SUFFIX, Recipe
 
@@ -103,7 +104,9 @@ def _made(
         others = "".join(f", or -o NAME{suffix} with it" for suffix in getattr(found, "writes", ())[:1])
         do = f"-o NAME{found.suffixes[0]} without --device{others}"
         raise Unsupported(f"{name} has nothing to finish on a device: its files run as they are", do=do)
-    ranges = found.ranges(model.inputs, options, device)
+    ranges = found.ranges(model, options, device)
+    if device is not None and (issues := unfit(model, found.quantization(device))):
+        raise verb.unsupported(f"{name} on {device.name}", issues)
     if reason := found.available():
         tried = f"not tried here: {reason}"
     elif issues := found.check(model):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from edgerun.runtime import Engine, Options, Session, machine
 if TYPE_CHECKING:
     from edgerun.target import Feeds
 
+log = logging.getLogger("edgerun")
 WHOLE = "a Model: edgerun.compile(…) it first; an onnx.ModelProto: its SerializeToString()"
 ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX model
 
@@ -122,7 +124,14 @@ def _opened(engine: Engine, options: Options) -> Session:
     except EdgerunError:
         session.close()
         raise
+    if session.streams < options.streams:
+        _warn(engine.target, options.streams)
     return session
+
+
+@cache
+def _warn(target: str, streams: int) -> None:
+    log.warning("%s knows no streams: runs take turns, where %d were to be under way at once", target, streams)
 
 
 def engine_of(source: str | Path | bytes | Engine, target: str | Sequence[str] | None) -> Engine:

@@ -55,6 +55,17 @@ def test_the_target_exists_and_has_the_schemes(device: Device) -> None:
     assert set(device.value("schemes")) <= set(target.quantization(device).schemes)
 
 
+def test_a_gpu_is_fast_in_what_it_has(device: Device) -> None:
+    """NVIDIA's 8-bit floats begin with 8.9; what stands of a GPU stands for it alone."""
+    if "capability" in device.facts:
+        has = tuple(map(int, device.value("capability").split("."))) >= (8, 9)
+        assert ("fp8" in device.value("schemes")) == has
+        assert ("fp8" in registry.target("tensorrt", usable=False).quantization(device).schemes) == has
+        assert 0 <= device.value("dla") <= 2
+    else:
+        assert "dla" not in device.facts
+
+
 def test_ir_and_opset_go_together(device: Device) -> None:
     """An opset without the IR version that carries it would let a file through that is not read."""
     from onnx import helper

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
-from edgerun.runtime import Options
+from edgerun.runtime import Options, TensorSpec
 from edgerun.runtime.progress import listener, told
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
@@ -104,6 +105,35 @@ def test_a_dla_core_that_is_not_there_is_refused() -> None:
     with pytest.raises(Unsupported, match="no DLA core 0 here") as error:
         build._onto_dla(trt, builder, builder.create_builder_config(), None, 0)
     assert error.value.got == "0 cores"
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_a_dla_takes_a_layer_at_least(taken: int, caplog: pytest.LogCaptureFixture) -> None:
+    """By stand-ins for the library, which has no DLA here: of two layers so many can run on one."""
+
+    class Config:
+        def set_flag(self, flag: Any) -> None: ...
+
+        def can_run_on_DLA(self, layer: Any) -> bool:  # noqa: N802 (the library's name)
+            return int(layer.index) < taken
+
+    layers = [SimpleNamespace(index=index, name=f"layer {index}") for index in range(2)]
+    network = SimpleNamespace(num_layers=2, get_layer=layers.__getitem__)
+    kinds = SimpleNamespace(DeviceType=SimpleNamespace(DLA=1), BuilderFlag=SimpleNamespace(GPU_FALLBACK=2))
+    given = (kinds, SimpleNamespace(num_DLA_cores=1), Config(), network, 0)
+    if not taken:
+        with pytest.raises(Unsupported, match="no layer of this model can run on a DLA"):
+            build._onto_dla(*given)
+        return
+    build._onto_dla(*given)
+    assert caplog.text.count("1 of 2 layers run on the GPU, not on the DLA: layer 1") == 2 - taken
+
+
+def test_an_engine_for_a_dla_is_of_one_size() -> None:
+    door, asked = (TensorSpec("x", "float16", ("n", 8)),), build.Settings("current", None, False, None, 0)
+    assert build.sizes(door, {}, asked) == {"n": (1, 1, 1)} and build.sizes(door, {"n": (4, 4, 4)}, asked)
+    with pytest.raises(Unsupported, match="one size of 'n'"):
+        build.sizes(door, {"n": (1, 2, 4)}, asked)
 
 
 def test_an_engine_tells_its_dla_core() -> None:

@@ -118,6 +118,16 @@ def test_the_same_model_with_other_streams(place: Any) -> None:
     assert latency.timings[0].per_second is None
 
 
+def test_a_target_without_streams_says_so(place: Any, cli: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The reference runs one after the other: warned of once, and the table says 1."""
+    ran = cli("bench", place.a, "--target", "reference", "--throughput", "--streams", 3, *QUICK)
+    assert ran.code == 0 and ", 1 streams," in ran.out, ran.out + ran.err
+    told = "reference knows no streams: runs take turns, where 3 were to be under way at once"
+    assert caplog.messages.count(told) == 1, caplog.text
+    mixed = cli("bench", f"{place.a}@onnxruntime", f"{place.a}@reference", "--throughput", "--streams", 2, *QUICK)
+    assert mixed.code == 0 and ", 2/1 streams," in mixed.out, mixed.out + mixed.err
+
+
 def test_misuse(place: Any, cli: Any) -> None:
     for arguments, message in (
         (("--streams", 2), "--streams goes with --throughput"),
