@@ -17,7 +17,7 @@ from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
 from edgerun.passes import Faster, Quantization, Target
 from edgerun.quantize.fold import node_name
-from edgerun.verbs import devices, finite, proof
+from edgerun.verbs import devices, finite, made_for, proof
 
 log = logging.getLogger("edgerun")
 OLDEST_OPSET = 13
@@ -96,7 +96,7 @@ class Aim:
         """Raise EdgerunError for a graph that cannot be quantized, or weights that are not finite, or where no node
         has a name in `keep_float`."""
         _check_graph(model)
-        devices.check_limits(model, self.device, self.target)
+        made_for.check_limits(model, self.device, self.target)
         known = {node_name(node) for node in model.ir.graph}
         for name in keep_float:
             if name not in known:
@@ -113,13 +113,13 @@ def aimed(
     """What was asked for, as it holds here. Raises EdgerunError or Unsupported when its parts do not go together."""
     where, name = devices.chosen(device, target)
     step, chosen = quantize.pass_for(scheme), registry.target(name)
-    rules = devices.rules(where, name)
+    rules = made_for.rules(where, name)
     if scheme not in rules.schemes:
         raise Unsupported(f"{name} has no kernels for {scheme}", wanted=", ".join(rules.schemes))
     kinds = dict.fromkeys((chosen.suffixes[0], ".onnx"))
     if output is not None and Path(output).suffix not in kinds:
         raise EdgerunError(f"{name} does not write this kind of file", got=output, wanted=" or ".join(kinds))
-    devices.check_output(where, name, scheme, output)
+    made_for.check_output(where, name, scheme, output)
     idle = proof.idle(chosen, name, output, max_drop)
     timed = _placement(placement, where, name) == "clock" and not idle
     return Aim(scheme, step, name, rules, where, idle, timed)

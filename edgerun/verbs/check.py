@@ -15,7 +15,7 @@ from edgerun.model import Model
 from edgerun.passes import Issue, Limits, Quantization, Target
 from edgerun.runtime import SelfCheck
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, rewriting, saturating, subgraph
+from edgerun.verbs import devices, made_for, rewriting, saturating, subgraph
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
 
 
@@ -123,7 +123,7 @@ def check(
     listener()(f"asking {name} which nodes it takes", 0, 0)
     refused = list(_refused(loaded, chosen, limits, whose))
     fixed, unfixed = _fixed(loaded, name, limits) if fix is not None and refused else (None, None)
-    current, rules = loaded if fixed is None else fixed.model, devices.rules(where, name)
+    current, rules = loaded if fixed is None else fixed.model, made_for.rules(where, name)
     advice = rewriting.advice(loaded.to_proto(), refused, name, rules) if refused and fixed is None else None
     found, unseen, notes = _fell_back(current, name, rules, where, strict, bool(refused) and fixed is None)
     result = Check(
@@ -172,7 +172,7 @@ def _limits(device: Device | None, target: str) -> tuple[Limits, str]:
     The version here has to read a model to look at its nodes.
     """
     here = registry.target(target).limits()
-    there = devices.limits(device, target)
+    there = made_for.limits(device, target)
     least = Limits(min(there.ir_version, here.ir_version), min(there.opset, here.opset))
     return least, f"on {device.name}" if device is not None and least == there else "here"
 

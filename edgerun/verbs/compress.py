@@ -22,7 +22,7 @@ from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs.work import layers
 from edgerun.readers import GivesInferenceData, GivesNext
 from edgerun.runtime import TensorSpec
-from edgerun.verbs import clock, devices, placements, search
+from edgerun.verbs import clock, made_for, placements, search
 from edgerun.verbs.aim import Aim, aimed, check_bound, refuse_overwrite
 from edgerun.verbs.benchmark import fixed
 from edgerun.verbs.clock import Speed
@@ -126,7 +126,7 @@ def compress(
 def _written(made: Made, aim: Aim, output: str | Path | None, force: bool) -> Model:
     """The model that was made, and `output` of it."""
     result, engine = made
-    devices.check_limits(result, aim.device, aim.target)
+    made_for.check_limits(result, aim.device, aim.target)
     if output is not None:
         refuse_overwrite(output, force)
         result.save(output) if Path(output).suffix == ".onnx" else aim.writer.save(engine, Path(output))

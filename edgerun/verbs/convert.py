@@ -25,7 +25,7 @@ from edgerun.passes import Choosing, Trusting
 from edgerun.postprocess import Postprocessing
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
-from edgerun.verbs import devices, finite, source_files
+from edgerun.verbs import devices, finite, made_for, source_files
 from edgerun.verbs.meaning import with_contract, with_meaning
 
 __all__ = ["Parity", "convert"]
@@ -83,7 +83,7 @@ def convert(
     specs = [TensorSpec.parse(spec) if isinstance(spec, str) else spec for spec in inputs]
     name = _reader(source, converter)
     where, chosen = devices.chosen(device, target)
-    newest, runs = devices.limits(where, chosen), where.name if where else chosen
+    newest, runs = made_for.limits(where, chosen), where.name if where else chosen
     wanted = _opset(runs, newest.opset, opset, registry.converter(name).newest_opset)
     _refuse_needless(name, source, trust, signature)
     asked = {"name": name, "inputs": [str(spec).removeprefix(":") for spec in specs], "factory": factory,

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import platform
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgerun import devices, registry
 from edgerun.devices import KEYS, Device, Fact
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import machine
-from edgerun.target import Limits, Quantization
-
-if TYPE_CHECKING:
-    from edgerun.model import Model
 
 log = logging.getLogger("edgerun")
 DEFAULT_TARGET = "onnxruntime"
@@ -51,44 +46,24 @@ def elsewhere(device: Device | None, target: str) -> str | None:
     return "; ".join(device.differences(here)) or None
 
 
+def tell_elsewhere(device: Device) -> None:
+    """Warn, once, that what is opened for `device` runs on another machine: this one."""
+    if reason := elsewhere(device, device.target):
+        what = "edgerun check tells what saturates or does not run there"
+        _tell(f"note: it runs on this machine, which is not {device.name} ({reason}); {what}")
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    log.warning(text)
+
+
 def here(device: Device | None, target: str) -> None:
     """Raise Unsupported unless this machine may be `device`."""
     if device is not None and (reason := elsewhere(device, target)):
         raise Unsupported(
             f"this machine is not {device.name}, and its times would say nothing about it",
             got=reason, do="run this there, or leave --device out",
-        )  # fmt: skip
-
-
-def rules(device: Device | None, target: str) -> Quantization:
-    """The target's rules on `device`; a clock that is not the device's may not judge."""
-    found = registry.target(target).quantization(device)
-    return replace(found, timed=found.timed and elsewhere(device, target) is None)
-
-
-def limits(device: Device | None, target: str) -> Limits:
-    """The newest IR version and opset that `target` reads on `device`; where that is not known, here."""
-    there = device.limits(target) if device is not None else None
-    return there or registry.target(target).limits()
-
-
-def check_output(device: Device | None, target: str, scheme: str, output: str | Path | None) -> None:
-    """Raise Unsupported for an engine that only this machine's GPU runs; tell of a scheme that is not fast there."""
-    if device is None:
-        return
-    bound = output is not None and Path(output).suffix != ".onnx" and "capability" in registry.target(target).device()
-    if bound and (reason := elsewhere(device, target)):
-        raise Unsupported(f"an engine made here does not run on {device.name}", got=reason, do="write .onnx")
-    if target == device.target and scheme not in (fast := device.value("schemes")):
-        log.info("%s is not among the schemes that are fast on %s: %s", scheme, device.name, ", ".join(fast))
-
-
-def check_limits(model: Model, device: Device | None, target: str) -> None:
-    """Raise Unsupported when `device` does not read the model's IR version or opset."""
-    if device is not None and (issues := limits(device, target).exceeded(model, "there")):
-        raise Unsupported(
-            f"{device.name} does not read the model", got=issues[0].reason,
-            do=f"edgerun check --device {device.name} --fix FILE.onnx, or convert its source with --device",
         )  # fmt: skip
 
 
