@@ -144,8 +144,9 @@ def test_keywords_are_honoured_or_refused(folding: bytes) -> None:
     for value in (0, 1, False, True):
         InferenceSession(folding, enable_fallback=value)
     for word in ("read_config_from_model", "nonsense"):
+        other: dict[str, Any] = {word: 1}
         with pytest.raises(Unsupported, match=f"cannot honour this\n  got: {word}"):
-            InferenceSession(folding, **{word: 1})
+            InferenceSession(folding, **other)
     if registry.target("openvino", usable=False).available() is None:
         elsewhere = ["OpenVINOExecutionProvider"]
         InferenceSession(folding, providers=elsewhere, enable_fallback=0)

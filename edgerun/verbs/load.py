@@ -36,10 +36,10 @@ def load(
     targets, or "auto" for all, mean the first whose engine agrees with the reference: the model is compiled, which
     takes more than a device install has. `device` is a board that is known (`edgerun devices`, or a file that
     `edgerun probe` wrote), whose target is taken unless one is named (that this machine is another is told once, on
-    stderr), or the hardware in its target's own word, "GPU" of openvino: short for what `options.extra` says. With `isolated` the model lives in a
-    process of its own: a crash there is an EdgerunError here, and so is a run of more than `timeout` seconds; the next
-    run starts a new process (`runtime.isolated.IsolatedSession`), and each of `options.streams` has its own, with a
-    model of its own.
+    stderr), or the hardware in its target's own word, "GPU" of openvino: short for what `options.extra` says.
+    With `isolated` the model lives in a process of its own: a crash there is an EdgerunError here, and so is a run of
+    more than `timeout` seconds; the next run starts a new process (`runtime.isolated.IsolatedSession`), and each of
+    `options.streams` has its own, with a model of its own.
     A file is opened as it is. With `checked` it is an `.onnx` that was compared with the reference, as `compile` does,
     before it is given out, on drawn feeds or on those given: the first time here; then it is known by its content, for
     this target, machine and options (`edgerun.verbs.checked`).

@@ -170,8 +170,8 @@ def test_another_machine_s_board_is_told(
     monkeypatch.chdir(model.parent)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr("edgerun.runtime.machine.isa", lambda: ("avx2", "avx512f", "avx512_vnni"))
-    labels = {} if verb == "run" else {"labels": np.zeros(2, np.int64)}
-    np.savez("x.npz", x=X[:2], **labels)
+    arrays: dict[str, Any] = {"x": X[:2]} | ({} if verb == "run" else {"labels": np.zeros(2, np.int64)})
+    np.savez("x.npz", **arrays)
     facts = devices.find("xeon-avx2").toml().replace('"openvino"', '"onnxruntime"', 1)
     own = facts.replace('value = ["avx2"]', 'value = ["avx2", "avx512f", "avx512_vnni"]')
     assert own != facts
