@@ -18,15 +18,17 @@ NAME = TYPE = 2  # TensorShapeProto.Dimension.dim_param; ValueInfoProto.type
 
 @dataclass(frozen=True)
 class Told:
-    """`metadata` by key, and `dims`: the name of every dimension of an input or output ("" where it has none)."""
+    """`metadata` by key, and `dims`: the name of every dimension of an input or output ("" where it has none).
+    `bare` are those without a shape."""
 
     metadata: Mapping[str, str] = field(default_factory=dict)
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    bare: frozenset[str] = frozenset()
 
 
 def told(source: bytes | Path) -> Told:
     """Read a model, in memory or in a file, that the guard has let through."""
-    metadata, dims = dict[str, str](), dict[str, tuple[str, ...]]()
+    metadata, dims, bare = dict[str, str](), dict[str, tuple[str, ...]](), set[str]()
     for number, value in _wire.fields(_wire.view(source)):
         if number == METADATA:
             pair = {key: _wire.text(text) for key, text in _wire.fields(_wire.message(value)) if key in (1, 2)}
@@ -34,8 +36,10 @@ def told(source: bytes | Path) -> Told:
         elif number == GRAPH:
             for kind, part in _wire.fields(_wire.message(value)):
                 if kind in DOORS:
-                    dims |= _named(_wire.message(part))
-    return Told(metadata, dims)
+                    name, shape = _named(_wire.message(part))
+                    dims[name] = shape or ()
+                    bare |= {name} if shape is None else set()
+    return Told(metadata, dims, frozenset(bare))
 
 
 def metadata(path: Path) -> Mapping[str, str]:
@@ -44,17 +48,18 @@ def metadata(path: Path) -> Mapping[str, str]:
     return told(path).metadata
 
 
-def _named(value: memoryview) -> dict[str, tuple[str, ...]]:
-    """The dimensions of one ValueInfoProto that is a tensor, by its name."""
-    name, dims = "", list[str]()
+def _named(value: memoryview) -> tuple[str, tuple[str, ...] | None]:
+    """The name of one ValueInfoProto, and its dimensions where it is a tensor with a shape."""
+    name, dims = "", None
     for number, part in _wire.fields(value):
         if number == 1:
             name = _wire.text(part)
         elif number == TYPE:
             for shape in _inside(_inside([_wire.message(part)], TENSOR), SHAPE):
-                dims += ["".join(_wire.text(text) for kind, text in _wire.fields(dim) if kind == NAME)
+                found = ["".join(_wire.text(text) for kind, text in _wire.fields(dim) if kind == NAME)
                          for dim in _inside([shape], 1)]  # fmt: skip
-    return {name: tuple(dim if named(dim) else "" for dim in dims)}
+                dims = tuple(dim if named(dim) else "" for dim in found)
+    return name, dims
 
 
 def _inside(messages: list[memoryview], number: int) -> list[memoryview]:

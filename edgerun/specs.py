@@ -17,11 +17,19 @@ def specs(values: Any) -> tuple[TensorSpec, ...]:
     for value in values:
         kind = _kind(value.type)
         if value.dtype is None or (kind == "tensor" and value.shape is None):
-            raise EdgerunError(f"{value.name!r} has no dtype or no shape", do="run edgerun convert on the model first")
+            raise _unknown(value)
         shape = value.shape if kind in ("tensor", "optional") and value.shape is not None else ()
         dims = tuple(_dim(dim, f"{value.name}_{i}") for i, dim in enumerate(shape))
         found.append(TensorSpec(value.name, value.dtype.numpy().name, dims, kind))
     return tuple(found)
+
+
+def _unknown(value: Any) -> EdgerunError:
+    """The error for one without dtype or shape: outputs get theirs in converting, inputs from who converts."""
+    do = "edgerun convert MODEL -o NAME.onnx"
+    if value.is_graph_input() and value.dtype is not None:
+        do += f" --input '{value.name}:{value.dtype.numpy().name}[…]', as in [n,3,224,224]"
+    return EdgerunError(f"{value.name!r} has no {'dtype' if value.dtype is None else 'shape'}", do=do)
 
 
 def _dim(dim: Any, own: str) -> int | str:

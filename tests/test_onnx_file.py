@@ -44,7 +44,14 @@ def test_values_that_are_no_tensors_have_no_dimensions() -> None:
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
     graph = helper.make_graph([helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=0)], "g", inputs, outputs)
     told = onnx_file.told(helper.make_model(graph).SerializeToString())
-    assert told.dims == {"s": (), "y": ()} and told.metadata == {}
+    assert told.dims == {"s": (), "y": ()} and told.bare == {"s", "y"} and told.metadata == {}
+
+
+def test_a_scalar_has_a_shape_and_what_has_none_is_told() -> None:
+    doors = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n, shape in (("x", None), ("y", []))]
+    graph = helper.make_graph([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], "g", doors[:1], doors[1:])
+    told = onnx_file.told(helper.make_model(graph).SerializeToString())
+    assert told.dims == {"x": (), "y": ()} and told.bare == {"x"}
 
 
 @pytest.mark.parametrize("target", [name for name in RUNNERS if registry.target(name).runnable() is None])

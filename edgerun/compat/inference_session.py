@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,19 @@ from edgerun.verbs.load import engine_of, load
 __all__ = ["InferenceSession", "NodeArg"]
 
 Provider = str | tuple[str, Mapping[str, Any]]  # and its options
+CPU, CUDA, QNN = "CPUExecutionProvider", "CUDAExecutionProvider", "QNNExecutionProvider"
+BUILT = {  # those that few builds of onnxruntime have, by our PROVIDER
+    CUDA: "CUDA", QNN: "QNN", "XnnpackExecutionProvider": "XNNPACK", "ACLExecutionProvider": "ACL",
+}  # fmt: skip
 TARGETS = {
-    "CPUExecutionProvider": "onnxruntime",
-    "CUDAExecutionProvider": "onnxruntime",
+    **dict.fromkeys((CPU, *BUILT), "onnxruntime"),
     "OpenVINOExecutionProvider": "openvino",
     "TensorrtExecutionProvider": "tensorrt",
 }
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SWITCHES = {"use_tf32": "TF32", "enable_cuda_graph": "CUDA_GRAPH"}  # of CUDA's options, by ours
 FIRST = {"device_id": "0"}  # what is so anyway
+DISABLED = "optimization.disable_specified_optimizers"
+FLOAT8 = 17  # TensorProto's number
 # numpy's names, as ONNX Runtime writes them
 TYPES = {
     "float32": "float", "float64": "double", "object": "string", "float8_e4m3fn": "float8e4m3fn",
@@ -73,9 +77,9 @@ class InferenceSession:
     """A model that runs: `run(output_names, input_feed)` gives the outputs as a list, in that order.
 
     `providers` names where to run, the first of them that edgerun has a target for (`TARGETS`); edgerun never falls
-    back to another one. CUDAExecutionProvider is left out, with a warning, where the installed onnxruntime is built
-    without it; where it has it, it runs, or is refused with the reason. There and on the CPU `sess_options` are handed
-    on, with all that was added to them, once threads and entries that they leave open are set in them.
+    back to another one. Left out, with a warning, is one that the installed onnxruntime is built without, or whose
+    runtime or GPU is missing; what is there runs, or is refused with the reason. On onnxruntime `sess_options` are
+    handed on, with all that was added to them, once threads and entries that they leave open are set in them.
     Raises EdgerunError for bad input, Unsupported for providers and options that edgerun lacks.
     """
 
@@ -85,11 +89,17 @@ class InferenceSession:
         sess_options: Any = None,
         providers: Sequence[Provider] | None = None,
         provider_options: Sequence[Mapping[str, Any]] | None = None,
-    ) -> None:
+        *, enable_fallback: int = 0, disabled_optimizers: Iterable[str] | None = None, **other: Any,
+    ) -> None:  # fmt: skip
+        if other:
+            raise Unsupported("edgerun cannot honour this", got=", ".join(other), do="leave it out")
         given = path_or_bytes if isinstance(path_or_bytes, bytes) else Path(path_or_bytes)
         self._source: Path | bytes | None = given
-        self._asked = sess_options
+        self._asked, self._disabled = sess_options, ";".join(disabled_optimizers or ())
         self.set_providers(providers, provider_options)
+        self._disabled = ""  # it was for this once
+        if enable_fallback:
+            self.enable_fallback()
         if isinstance(self._source, bytes):
             self._source = None
 
@@ -105,11 +115,16 @@ class InferenceSession:
             raise EdgerunError("provider_options are one dict for each provider", got=provider_options)
         name, given = _chosen([(name, {**given, **other}) for (name, given), other in zip(listed, more, strict=True)])
         target, extra, asked = TARGETS[name], _switches(name, given), self._asked
+        if self._disabled:
+            extra[DISABLED] = self._disabled
         if target == "onnxruntime":
             if getattr(asked, "has_providers", bool)():  # onnxruntime 1.22 has it
                 raise Unsupported("providers in SessionOptions cannot be honoured", do="providers=[…] beside them")
             runtime: Any = registry.target(target)
-            session: Session = runtime.load_by(engine_of(self._source, target), Options(extra=extra), asked)
+            engine = engine_of(self._source, target)
+            if self._disabled and FLOAT8 in (engine.elements or ()):  # the target's list would replace it
+                raise Unsupported("a model in 8-bit floats takes no disabled_optimizers", do="leave it out")
+            session: Session = runtime.load_by(engine, Options(extra=extra), asked)
             session.loosen()  # OpenVINO may read behind an input's memory where sizes do not fit
         else:
             if asked is not None:
@@ -249,35 +264,36 @@ class InferenceSession:
 
 
 def _chosen(listed: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, Mapping[str, Any]]:
-    """The first provider that can be honoured, and its options; the others before it are warned of."""
-    if all(name not in TARGETS for name, _ in listed):
+    """The first provider that can be honoured, and its options; the others before it are warned of. Where none can,
+    the first that has a target, which tells why."""
+    known = [one for one in listed if one[0] in TARGETS]
+    if not known:
         raise unknown("execution provider", listed[0][0], TARGETS)
-    built = _built() if any(name == CUDA for name, _ in listed) else ()
-    for name, given in listed:
-        if name in TARGETS and (name != CUDA or name in built):
-            return name, given
-        there = ", ".join(known for known in TARGETS if known != CUDA or known in built)
-        told = f"Specified provider {name!r} is not in available provider names. Available providers: {there}"
-        warnings.warn(told, stacklevel=4)
-    do = "pip install 'onnxruntime-gpu[cuda,cudnn]' in place of onnxruntime, or name CPUExecutionProvider too"
-    raise Unsupported("the installed onnxruntime is built without it", got=CUDA, do=do)
+    for one in listed:
+        if one in known and _ready(one[0]):
+            return one
+        what = "not in available provider names" if one in known else "none that edgerun's InferenceSession opens"
+        there = ", ".join(filter(_ready, TARGETS))
+        warnings.warn(f"Specified provider {one[0]!r} is {what}. Available providers: {there}", stacklevel=4)
+    return known[0]
 
 
-def _built() -> Sequence[str]:
-    """The providers that the installed onnxruntime is built with; none where there is none."""
-    try:
-        runtime: Any = importlib.import_module("onnxruntime")
-    except ImportError:
-        return ()
-    return list(runtime.get_available_providers())
+def _ready(name: str) -> bool:
+    """Whether what runs the provider is here, and a GPU where it needs one of TensorRT's."""
+    target = registry.target(TARGETS[name], usable=False)
+    if target.available() or target.runnable():
+        return False
+    return name not in BUILT or name in importlib.import_module("onnxruntime").get_available_providers()
 
 
 def _switches(name: str, given: Mapping[str, Any]) -> dict[str, str]:
     """A provider's options in our keys. Raises Unsupported for one that nothing here stands for."""
-    found = {"PROVIDER": "CUDA"} if name == CUDA else {}
+    found = {"PROVIDER": BUILT[name]} if name in BUILT else {}
     for key, value in given.items():
         if name == CUDA and key in SWITCHES:
             found[SWITCHES[key]] = str(int(str(value).lower() in ("1", "true")))
+        elif name == QNN and key == "backend_type":
+            found["DEVICE"] = str(value).upper()
         elif name != CUDA or str(value) != FIRST.get(key):
             raise Unsupported(f"an option of {name} cannot be honoured", got=f"{key}={value}", do="leave it out")
     return found

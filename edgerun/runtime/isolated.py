@@ -56,7 +56,7 @@ class IsolatedSession(Session):
         self._idle = _Idle((*[None] * (streams - 1), first))
         self._living = {first}
         self._ends = weakref.finalize(self, _end, self._living, self._arena)
-        super().__init__(first.inputs, first.outputs, streams)
+        super().__init__(first.inputs, first.outputs, streams, first.defaults)
         self._metadata = first.metadata
 
     @property
@@ -178,9 +178,9 @@ class _Worker:
             raise errors.from_json(told["error"])
         self.near = Near(self.process.pid, SHORT if near else 0.0)
         self.metadata: dict[str, str] = told["metadata"]
-        self.inputs, self.outputs = (
+        self.inputs, self.outputs, self.defaults = (
             tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"]), s["kind"]) for s in told[door])
-            for door in ("inputs", "outputs")
+            for door in ("inputs", "outputs", "defaults")
         )
 
     def ended(self, error: BaseException, limit: float | None) -> BaseException:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgerun.errors import GateFailed, Unsupported
 
+own = False  # whether the process is a model's alone
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -33,9 +34,10 @@ class Bound:
     def __init__(self, most: int) -> None:
         self.most = most
         if (now := held()) > most:
+            do = "allow more" if own else "allow more; isolated=True gives the model a process of its own"
             raise GateFailed(
                 "this process holds more memory than it may before a model is open", got=text(now),
-                wanted=f"at most {text(most)}", do="allow more; isolated=True gives the model a process of its own",
+                wanted=f"at most {text(most)}", do=do,
             )  # fmt: skip
         self.began = text(now)
         self.begin()

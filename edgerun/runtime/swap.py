@@ -26,6 +26,7 @@ class HotSwapSession(Session):
     """
 
     def __init__(self, session: Session) -> None:
+        _sides(session)
         super().__init__(session.inputs, session.outputs, session.streams)
         self._changing, self._current = threading.Lock(), _Held(session)
 
@@ -103,7 +104,9 @@ class _Held:
 
 
 def _sides(session: Session) -> tuple[list[TensorSpec], ...]:
-    """Inputs and outputs, open dimensions without names."""
+    """Inputs and outputs, open dimensions without names. Raises EdgerunError for what is no session."""
+    if not isinstance(session, Session):
+        raise EdgerunError("this is no session", got=type(session).__name__, wanted="a Session: edgerun.load(…)")
     return tuple(
         [replace(spec, shape=tuple(dim if isinstance(dim, int) else "" for dim in spec.shape)) for spec in specs]
         for specs in (session.inputs, session.outputs)

@@ -14,20 +14,21 @@ from dataclasses import asdict
 
 from edgerun import errors
 from edgerun.errors import EdgerunError
-from edgerun.runtime import Session
+from edgerun.runtime import Session, memory
 from edgerun.runtime.arena import Looks
 from edgerun.runtime.mailbox import Closed, Mailbox
 
 BOOT = "import sys; sys.path[:] = {path!r}; from edgerun.runtime.worker import work; work({memory!r}, {pipes!r})"
 
 
-def work(memory: Sequence[int], pipes: Sequence[int]) -> None:
+def work(shared: Sequence[int], pipes: Sequence[int]) -> None:
     """The worker's whole life. What it opens comes from its parent through stdin, which stays open as long as that
-    lives; `memory` and `pipes` are descriptors: of feeds, of outputs, and of memory that feeds may lie in already."""
+    lives; `shared` and `pipes` are descriptors: of feeds, of outputs, and of memory that feeds may lie in already."""
+    memory.own = True
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     function, arguments = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    inbox, outbox = Mailbox(memory[0], pipes[0], Looks(memory[2])), Mailbox(memory[1], pipes[1])
+    inbox, outbox = Mailbox(shared[0], pipes[0], Looks(shared[2])), Mailbox(shared[1], pipes[1])
     module, name = function.split(":")
     with suppress(Closed):
         try:
@@ -36,7 +37,7 @@ def work(memory: Sequence[int], pipes: Sequence[int]) -> None:
             outbox.note({"error": errors.to_json(error)})
             return
         with session:
-            doors = {"inputs": session.inputs, "outputs": session.outputs}
+            doors = {"inputs": session.inputs, "outputs": session.outputs, "defaults": session.defaults}
             told = {door: [asdict(spec) for spec in specs] for door, specs in doors.items()}
             outbox.note({**told, "metadata": dict(session.metadata)})
             _serve(session, inbox, outbox)

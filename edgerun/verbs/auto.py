@@ -12,13 +12,14 @@ AUTO = "auto"
 
 
 def candidates() -> list[str]:
-    """The targets that run here and are as fast as their device allows (the reference is not), by name."""
+    """The targets that run here and are as fast as their device allows (the reference is not), by name; before the
+    others those that need hardware of their own, as a GPU, which is here then."""
     found = []
     for name in registry.names("target"):
         target = registry.target(name, usable=False)
         if not target.available() and not target.runnable() and target.quantization().timed:
-            found.append(name)
-    return found
+            found.append((not hasattr(target, "hardware"), name))
+    return [name for _, name in sorted(found)]
 
 
 def first(names: Sequence[str], compile: Callable[[str], Engine], *, near: bool = True) -> Engine:

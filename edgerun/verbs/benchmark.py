@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgerun import registry
+from edgerun import onnx_file, registry
 from edgerun.data import Data, Feeds
 from edgerun.devices import Device
 from edgerun.errors import EdgerunError, GateFailed
@@ -126,7 +126,7 @@ def benchmark(
     }
     with ExitStack() as stack:
         opened = {name: stack.enter_context(opener(checked=checked)) for name, opener in openers.items()}
-        feeds = batch_for(agreed(opened, shapes), places[0][0], data, preprocessing, batch)
+        feeds = batch_for(agreed(opened, shapes, places[0][0]), places[0][0], data, preprocessing, batch)
         feed = next(iter(feeds))
         runs = {name: _Run(openers[name], feed, session.run(feed)) for name, session in opened.items()}
     samples, times = _timed(
@@ -207,9 +207,17 @@ def _names(paths: Sequence[str], targets: Sequence[str]) -> list[str]:
     return names
 
 
-def agreed(sessions: Mapping[str, Session], shapes: Sequence[TensorSpec | str]) -> tuple[TensorSpec, ...]:
-    """The first model's inputs, with dynamic dimensions fixed by `shapes`, else by a later model that fixes them."""
+def agreed(
+    sessions: Mapping[str, Session], shapes: Sequence[TensorSpec | str], path: Path
+) -> tuple[TensorSpec, ...]:  # fmt: skip
+    """The inputs of the first model, in `path`, with dynamic dimensions fixed by `shapes`, else by a later model that
+    fixes them."""
     first = next(iter(sessions.values())).inputs
+    bare = onnx_file.told(path).bare if path.suffix == ".onnx" else ()
+    for spec in first:
+        if spec.name in bare and spec.kind == "tensor":  # which runtimes take for a scalar
+            do = f"edgerun convert {path} -o NAME.onnx --input '{spec.name}:{spec.dtype}[…]', as in [n,3,224,224]"
+            raise EdgerunError(f"input {spec.name!r} has no shape in the file", do=do)
     agreed = {spec.name: spec for spec in fixed(first, shapes)}
     for model, session in sessions.items():
         if [(s.name, s.dtype) for s in session.inputs] != [(s.name, s.dtype) for s in first]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from edgerun.devices import KEYS, Device, Fact
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import machine
 
+log = logging.getLogger("edgerun")
 DEFAULT_TARGET = "onnxruntime"
 _TOLD = ("gpu", "capability", "cuda")  # of a target's fingerprint
 
@@ -41,6 +44,18 @@ def elsewhere(device: Device | None, target: str) -> str | None:
     found = registry.target(target, usable=False)
     here = {} if found.available() else found.device()
     return "; ".join(device.differences(here)) or None
+
+
+def tell_elsewhere(device: Device) -> None:
+    """Warn, once, that what is opened for `device` runs on another machine: this one."""
+    if reason := elsewhere(device, device.target):
+        what = "edgerun check tells what saturates or does not run there"
+        _tell(f"note: it runs on this machine, which is not {device.name} ({reason}); {what}")
+
+
+@functools.cache
+def _tell(text: str) -> None:
+    log.warning(text)
 
 
 def here(device: Device | None, target: str) -> None:

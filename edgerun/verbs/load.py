@@ -37,11 +37,11 @@ def load(
     that writes such files: `.onnx` and `.ort` on onnxruntime, `.xml` on openvino; bytes count as `.onnx`. Several
     targets, or "auto" for all, mean the first whose engine agrees with the reference: the model is compiled, which
     takes more than a device install has. `device` is a board that is known (`edgerun devices`, or a file that
-    `edgerun probe` wrote), whose target is taken unless one is named, or the hardware in its target's own word, "GPU"
-    of openvino, "CUDA" of onnxruntime: short for what `options.extra` says. With `isolated` the model lives in a
-    process of its own: a crash there is an EdgerunError here, and so is a run of more than `timeout` seconds; the next
-    run starts a new process (`runtime.isolated.IsolatedSession`), and each of `options.streams` has its own, with a
-    model of its own.
+    `edgerun probe` wrote), whose target is taken unless one is named (that this machine is another is told once, on
+    stderr), or the hardware in its target's own word, "GPU" of openvino: short for what `options.extra` says.
+    With `isolated` the model lives in a process of its own: a crash there is an EdgerunError here, and so is a run of
+    more than `timeout` seconds; the next run starts a new process (`runtime.isolated.IsolatedSession`), and each of
+    `options.streams` has its own, with a model of its own.
     A file is opened as it is. With `checked` it is an `.onnx` that was compared with the reference, as `compile` does,
     before it is given out, on drawn feeds or on those given: the first time here; then it is known by its content, for
     this target, machine and options (`edgerun.verbs.checked`).
@@ -87,9 +87,12 @@ def _on(
     from difflib import get_close_matches
 
     from edgerun import devices
+    from edgerun.verbs.devices import tell_elsewhere
 
     if Path(device).suffix == ".toml" or str(device) in devices.names():
-        return target or devices.find(device).target, options
+        board = devices.find(device)
+        tell_elsewhere(board)
+        return target or board.target, options
     name = source.target if isinstance(source, Engine) else target
     if name is None:
         assert not isinstance(source, Engine)

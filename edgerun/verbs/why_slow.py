@@ -170,7 +170,7 @@ def why_slow(
     paths, name = _places(fp32, int8, target)
     with ExitStack() as stack:
         opened = {str(i): stack.enter_context(load(path, name, options)) for i, path in enumerate(paths)}
-        feeds = batch_for(agreed(opened, shapes), paths[0], data, preprocessing, batch)
+        feeds = batch_for(agreed(opened, shapes, paths[0]), paths[0], data, preprocessing, batch)
         feed = next(iter(feeds))
         for session in opened.values():
             session.run(feed)

@@ -53,6 +53,18 @@ def test_it_computes_what_a_session_here_computes(isolated: Session, dense: byte
             np.testing.assert_array_equal(isolated.run(given)["y"], here.run(given)["y"])
 
 
+def test_inputs_with_a_value_in_the_model_may_be_fed() -> None:
+    scale = helper.make_tensor("w", TensorProto.FLOAT, [1], [3])
+    doors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xwy"]
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "w"], ["y"])], "g", doors[:2], doors[2:], [scale])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    one, five = np.ones(1, np.float32), np.full(1, 5, np.float32)
+    with _isolated(model) as session, edgerun.load(model, options=ONE) as here:
+        assert session.defaults == here.defaults != ()
+        for given, result in (({"x": one}, 3), ({"x": one, "w": five}, 5), ({"x": five}, 15)):
+            assert session.run(given)["y"].tolist() == here.run(given)["y"].tolist() == [result]
+
+
 def test_outputs_belong_to_the_caller(isolated: Session) -> None:
     first = isolated.run(feeds(1))["y"]
     for value in range(2, 5):

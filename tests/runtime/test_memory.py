@@ -126,7 +126,10 @@ bound.require("now", "nothing")
 def test_a_process_that_holds_too_much_is_told_before_anything_opens(wide: Path) -> None:
     with pytest.raises(GateFailed, match="before a model is open") as error:
         edgerun.load(wide, options=Options(max_rss=MB))
-    assert "isolated" in str(error.value.do)
+    assert "isolated=True" in str(error.value.do)
+    with pytest.raises(GateFailed, match="before a model is open") as error:
+        edgerun.load(wide, options=Options(max_rss=MB), isolated=True)
+    assert error.value.do == "allow more", "it has a process of its own already"
     with pytest.raises(EdgerunError, match="bound on memory"):
         Options(max_rss=-1)
 

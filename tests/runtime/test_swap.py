@@ -49,6 +49,16 @@ def test_what_cannot_serve_does_not_take_the_place() -> None:
         assert int(session.run(one(2))["y"][0]) == 4
 
 
+def test_a_file_is_no_session() -> None:
+    wanted = r"this is no session\n  got: str\n  wanted: a Session: edgerun\.load"
+    with pytest.raises(EdgerunError, match=wanted):
+        HotSwapSession("tiny.onnx")  # type: ignore[arg-type]
+    with HotSwapSession(Doubling()) as session:
+        with pytest.raises(EdgerunError, match=wanted):
+            session.swap("tiny.onnx")  # type: ignore[arg-type]
+        assert int(session.run(one(2))["y"][0]) == 4
+
+
 def test_swapping_under_load_loses_nothing() -> None:
     sessions = [Doubling(streams=4) for _ in range(20)]
     with HotSwapSession(sessions[0]) as session:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -31,6 +33,20 @@ def test_the_candidates_run_here_and_are_no_reference() -> None:
     names = candidates()
     assert "onnxruntime" in names and "reference" not in names
     assert all(registry.target(name).runnable() is None for name in names)
+
+
+def test_a_gpu_that_answers_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else changes its place. The GPU's part is played by ONNX Runtime."""
+    others, gpu, real = candidates(), registry.target("tensorrt", usable=False), registry.target("onnxruntime")
+    if others[0] == "tensorrt":
+        pytest.skip("a GPU answers")
+    for name, played in (("available", lambda: None), ("runnable", lambda: None), ("load", real.load)):
+        monkeypatch.setattr(gpu, name, played)
+    monkeypatch.setattr(gpu, "compile", lambda m, o: replace(real.compile(m, o), target="tensorrt"))
+    assert candidates() == ["tensorrt", *others]
+    assert edgerun.compile(_model("Relu"), "auto", ONE).target == "tensorrt"
+    monkeypatch.setattr(gpu, "runnable", lambda: "no GPU answers")
+    assert edgerun.compile(_model("Relu"), "auto", ONE).target == others[0]
 
 
 @OPENVINO

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 import edgerun
@@ -148,6 +149,23 @@ def test_misuse(place: Any, cli: Any, monkeypatch: pytest.MonkeyPatch, arguments
     place.save(place.folder / "r.onnx", names=("z", "y"))
     ran = cli("bench", *arguments)
     assert ran.code == 2 and message in ran.err and ran.out == ""
+
+
+def test_an_input_without_a_shape_is_no_scalar(place: Any, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ONNX Runtime has it; `convert` gives the shape, in the words that are told."""
+    monkeypatch.chdir(place.folder)
+    bare = onnx.load(place.a)
+    bare.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(bare, "bare.onnx")
+    for more in ((), ("--input-shape", "x:[2,8]"), ("--data", "random:4")):
+        ran = cli("bench", "bare.onnx", *more)
+        assert ran.code == 2 and "input 'x' has no shape in the file" in ran.err and ran.out == ""
+        assert "edgerun convert bare.onnx -o NAME.onnx --input 'x:float32[…]'" in ran.err
+    told = cli("inspect", "bare.onnx")
+    assert told.code == 2 and "'x' has no shape" in told.err
+    assert "do: edgerun convert MODEL -o NAME.onnx --input 'x:float32[…]'" in told.err
+    assert cli("convert", "bare.onnx", "-o", "whole.onnx", "--input", "x:float32[n,8]").code == 0
+    assert cli("inspect", "whole.onnx").code == 0
 
 
 @pytest.mark.usefixtures("fast")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from edgerun import devices, registry
 from edgerun.cli import edgerun as commands
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
-from edgerun.runtime import Options
+from edgerun.runtime import Options, machine
 from tests.verbs.conftest import X, save_linear
 
 
@@ -151,3 +153,39 @@ def test_no_gpu_is_taken_for_a_mistyped_cpu(model: Path, target: str, device: st
     with pytest.raises(EdgerunError) as error:
         edgerun.load(model, target, device=device)
     assert told in str(error.value) and not_told not in str(error.value)
+
+
+VERBS: dict[str, tuple[str, ...]] = {
+    "run": ("--feeds", "x.npz", "-o", "y.npz", "--force"),
+    "eval": ("--baseline", "m.onnx", "--data", "x.npz"),
+    "compare": ("m.onnx", "--data", "x.npz"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_another_machine_s_board_is_told(
+    model: Path, verb: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a board, whatever was opened for it; nothing where this machine may be it."""
+    monkeypatch.chdir(model.parent)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("edgerun.runtime.machine.isa", lambda: ("avx2", "avx512f", "avx512_vnni"))
+    arrays: dict[str, Any] = {"x": X[:2]} | ({} if verb == "run" else {"labels": np.zeros(2, np.int64)})
+    np.savez("x.npz", **arrays)
+    facts = devices.find("xeon-avx2").toml().replace('"openvino"', '"onnxruntime"', 1)
+    own = facts.replace('value = ["avx2"]', 'value = ["avx2", "avx512f", "avx512_vnni"]')
+    assert own != facts
+    for name, text in ((f"old-{verb}", facts), (f"own-{verb}", own)):
+        Path(f"{name}.toml").write_text(text)
+        ran = CliRunner().invoke(commands, [verb, "m.onnx", *VERBS[verb], "--device", f"{name}.toml"])
+        assert ran.exit_code == 0, ran.output
+    (told,) = (record.getMessage() for record in caplog.records if record.name == "edgerun")
+    assert f"runs on this machine, which is not old-{verb} (its instruction sets are avx2" in told
+    assert "edgerun check" in told
+
+
+def test_the_note_goes_to_stderr(model: Path) -> None:
+    device = "raspberry-pi-3" if machine.arch() != "aarch64" else "xeon-avx2"
+    command = [sys.executable, "-m", "edgerun", "compare", str(model), str(model), "--data", "random:2", "--json"]
+    ran = subprocess.run([*command, "--device", device], capture_output=True, text=True, check=True)
+    assert f"note: it runs on this machine, which is not {device}" in ran.stderr and device not in ran.stdout
