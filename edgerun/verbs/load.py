@@ -51,7 +51,7 @@ def load(
         raise EdgerunError("options are no Options", got=type(options).__name__, wanted="edgerun.Options(threads=…)")
     options = options or Options()
     if device is not None:
-        target, options = _on(device, source, target, options)
+        target, options = placed(device, source, target, options)
     if isolated:
         from edgerun.runtime.isolated import IsolatedSession
 
@@ -78,7 +78,7 @@ def load(
     return proof.opened(engine, options, feeds, partial(_bounded, engine, options))
 
 
-def _on(
+def placed(
     device: str | Path, source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options
 ) -> tuple[str | Sequence[str] | None, Options]:
     """Target and options that `device` means: a board's target, else the option by which the target chooses."""
@@ -86,7 +86,7 @@ def _on(
 
     from edgerun import devices
 
-    if Path(device).suffix == ".toml" or str(device) in devices.names():
+    if devices.is_board(device):
         return target or devices.find(device).target, options
     name = source.target if isinstance(source, Engine) else target
     if name is None:
