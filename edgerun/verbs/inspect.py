@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun import distribution, guard, registry
 from edgerun.contents import Contents, Telling, Weights
 from edgerun.errors import Unsupported
+from edgerun.runtime import Options
+from edgerun.verbs import recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,7 +62,7 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection | Contents:
-    """Look into an ONNX file, or into one of the kinds that targets write (`Contents`); nothing is run.
+    """Look into an ONNX file, or into a recipe or one of the kinds that targets write (`Contents`); nothing is run.
 
     Raises Unsupported for ONNX where onnx is not installed, and for a target's file where that target is not; and
     EdgerunError for what is neither.
@@ -78,6 +80,8 @@ def inspect(path: str | Path) -> Inspection | Contents:
         from edgerun.model import Model
     except ImportError as error:
         raise Unsupported("inspect reads ONNX", got=str(error), do=distribution.install("compress")) from error
+    if path.suffix == recipe.SUFFIX:
+        return _recipe(path)
     model = Model.load(path)
     nodes = list(_nodes(model.ir))
     opsets = {domain or "ai.onnx": version for domain, version in model.ir.opset_imports.items()}
@@ -92,13 +96,33 @@ def inspect(path: str | Path) -> Inspection | Contents:
         opsets,
         model.inputs,
         model.outputs,
-        dict(Counter(_kind(node) for node in nodes).most_common()),
+        _ops(nodes),
         _weights(values),
         _qdq(nodes),
         model.preprocessing,
         model.postprocessing,
         model.history,
     )
+
+
+def _recipe(path: Path) -> Contents:
+    """What a recipe holds: the ops and weights are those of its model, which its device compiles."""
+    from edgerun.model import Model
+
+    told = recipe.read(path)
+    assert isinstance(told.engine.payload, bytes)
+    model, usual = Model.from_bytes(told.engine.payload), asdict(Options())
+    return Contents(
+        str(path), told.engine.target, f"a recipe, with what {told.reference} computes for {len(told.feeds)} feeds",
+        path.stat().st_size, told.engine.digest, told.engine.inputs, told.engine.outputs, model.preprocessing,
+        model.postprocessing, model.history, _ops(list(_nodes(model.ir))), _weights(list(_initializers(model.ir))),
+        {"device": told.device, **told.expects},
+        {key: value for key, value in asdict(told.options).items() if value != usual[key]},
+    )  # fmt: skip
+
+
+def _ops(nodes: list[ir.Node]) -> dict[str, int]:
+    return dict(Counter(map(_kind, nodes)).most_common())
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgerun.target import Feeds
 
 WHOLE = "a Model: edgerun.compile(…) it first; an onnx.ModelProto: its SerializeToString()"
+WARM = {".recipe": "edgerun warm NAME.recipe on its device, and give what that writes"}
 ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX model
 
 
@@ -136,7 +137,8 @@ def engine_of(source: str | Path | bytes | Engine, target: str | Sequence[str] |
     assert isinstance(target, str | None)
     name = target or target_for(".onnx" if isinstance(payload, bytes) else suffix)
     if isinstance(payload, Path) and suffix not in (known := registry.target(name).suffixes):
-        raise EdgerunError(f"{name} does not read this file", got=payload.name, wanted=" or ".join(known))
+        wanted, what = " or ".join(known), f"{name} does not read this file"
+        raise EdgerunError(what, got=payload.name, wanted=wanted, do=WARM.get(suffix))
     return Engine(name, payload, elements=_guarded(payload, suffix))
 
 
@@ -169,8 +171,8 @@ def target_for(suffix: str) -> str:
             if suffix in written:
                 return name
             known.update(written)
-    wanted = ", ".join(sorted(known))
-    raise EdgerunError("no target reads this kind of file", got=suffix or "a name without a suffix", wanted=wanted)
+    wanted, got = ", ".join(sorted(known)), suffix or "a name without a suffix"
+    raise EdgerunError("no target reads this kind of file", got=got, wanted=wanted, do=WARM.get(suffix))
 
 
 def _chosen(
