@@ -67,13 +67,14 @@ def _facts(found: Inspection | Contents) -> list[tuple[str, str]]:
     else:
         opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
         kind = f"IR {found.ir_version}, opset {opsets}" + (f", by {found.producer}" if found.producer else "")
+    none = "edgerun did not write it" if isinstance(found, Contents) else "edgerun convert makes tables of dictionaries"
     device, options = (found.device, found.options) if isinstance(found, Contents) else ({}, None)
     compiled = "compiled for" if options is None else "to compile for"
     do = [("options", json.dumps(options) if options else "none"), ("to finish it", "edgerun warm, on that device")]
     return [
         ("file", f"{found.path}, {size(found.file_bytes)}"),
         ("format", kind),
-        ("digest", found.digest or "none: edgerun did not write it"),
+        ("digest", found.digest or f"none: {none}"),
         *(("input", str(spec)) for spec in found.inputs),
         *(("output", str(spec)) for spec in found.outputs),
         ("preprocessing", json.dumps(found.preprocessing) if found.preprocessing else "none"),

@@ -15,7 +15,7 @@ from edgerun.model import Model
 from edgerun.passes import Issue, Limits, Quantization, Target
 from edgerun.runtime import Options, SelfCheck
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, rewriting, saturating, subgraph
+from edgerun.verbs import devices, dictionaries, rewriting, saturating, subgraph
 from edgerun.verbs.asked import Asked, named
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
 from edgerun.verbs.load import placed
@@ -138,10 +138,11 @@ def check(
     where, name = devices.chosen(device, target)
     asked, chosen = Asked(name, options), registry.target(name)
     listener()("reading", 0, 0)
-    loaded = Model.load(model)
+    read = dictionaries.read(model) if part is fix is None else None  # whose tables would be written otherwise
+    loaded, maps = (read.model, tuple(read.maps.values())) if read is not None else (Model.load(model), ())
     limits, whose = _limits(where, name)
     listener()(f"asking {name} which nodes it takes", 0, 0)
-    refused = list(_refused(loaded, asked, limits, whose))
+    refused = [*maps, *_refused(loaded, asked, limits, whose)]
     fixed, unfixed = _fixed(loaded, asked, limits) if fix is not None and refused else (None, None)
     current, rules = loaded if fixed is None else fixed.model, devices.rules(where, name)
     advice = rewriting.advice(loaded.to_proto(), refused, name, rules) if refused and fixed is None else None
@@ -154,7 +155,7 @@ def check(
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
         refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_looked(where, name, chosen), *notes, *silent),
         hardware=asked.hardware, left=left, saturating=cut, idle=chosen.runnable() is not None, advice=advice,
-        ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice else ()),
+        ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice and not maps else ()),
         part=_part(loaded, refused, left or found, asked, limits, rules, part) if part is not None else None,
         fix=Fix(str(fix), fixed.rewritten, fixed.check, fixed.ran) if fixed is not None else None,
     )  # fmt: skip

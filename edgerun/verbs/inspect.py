@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgerun.model import Step
     from edgerun.runtime import TensorSpec
 
+ZIPMAP = "ai.onnx.ml.ZipMap"
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 
 
@@ -38,7 +39,8 @@ class QdqSummary:
 
 @dataclass(frozen=True)
 class Inspection:
-    """`file_bytes` counts the file and its external data; `ops` includes subgraphs and functions, by falling count."""
+    """`file_bytes` counts the file and its external data; `ops` includes subgraphs and functions, by falling count;
+    `digest` is "" where outputs hold dictionaries."""
 
     path: str
     file_bytes: int
@@ -77,26 +79,26 @@ def inspect(path: str | Path) -> Inspection | Contents:
     try:
         import onnx_ir as ir
 
-        from edgerun.model import Model
+        from edgerun.verbs import dictionaries
     except ImportError as error:
         raise Unsupported("inspect reads ONNX", got=str(error), do=distribution.install("compress")) from error
     if path.suffix == recipe.SUFFIX:
         return _recipe(path)
-    model = Model.load(path)
-    nodes = list(_nodes(model.ir))
-    opsets = {domain or "ai.onnx": version for domain, version in model.ir.opset_imports.items()}
+    read = dictionaries.read(path)
+    model, nodes = read.model, list(_nodes(read.model.ir))
+    opsets = {domain or "ai.onnx": version for domain, version in read.opsets.items()}
     values = list(_initializers(model.ir))
     return Inspection(
         str(path),
-        # Model.load brings weights into memory; where they lie is in the file.
-        path.stat().st_size + _external_bytes(path, list(_initializers(ir.load(path))), ir),
-        model.digest(),
+        # Model.load brings weights into memory; where they lie is in the file. Beside dictionaries none lies elsewhere.
+        path.stat().st_size + (0 if read.maps else _external_bytes(path, list(_initializers(ir.load(path))), ir)),
+        "" if read.maps else model.digest(),
         " ".join(filter(None, (model.ir.producer_name, model.ir.producer_version))),
         model.ir.ir_version,
         opsets,
         model.inputs,
-        model.outputs,
-        _ops(nodes),
+        read.outputs,
+        _ops(nodes, read.maps),
         _weights(values),
         _qdq(nodes),
         model.preprocessing,
@@ -121,8 +123,10 @@ def _recipe(path: Path) -> Contents:
     )  # fmt: skip
 
 
-def _ops(nodes: list[ir.Node]) -> dict[str, int]:
-    return dict(Counter(map(_kind, nodes)).most_common())
+def _ops(nodes: list[ir.Node], zipped: Collection[str] = ()) -> dict[str, int]:
+    """How many there are of each; what makes the outputs `zipped` is a ZipMap."""
+    kinds = (ZIPMAP if node.outputs[0].name in zipped else _kind(node) for node in nodes)
+    return dict(Counter(kinds).most_common())
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
