@@ -32,7 +32,7 @@ class Contents:
 
     `digest` is that of the model that it was compiled from; it, the history and the contracts are empty for a file that
     edgerun did not write. `ops` and `weights` are the runtime's own, where its format shows them; `device` is what it
-    was compiled on, or for.
+    was compiled on, or for. `options` are what its device compiles a recipe with; None of what is compiled.
     """
 
     path: str
@@ -48,6 +48,7 @@ class Contents:
     ops: Mapping[str, int] = field(default_factory=dict)
     weights: Mapping[str, Weights] = field(default_factory=dict)
     device: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] | None = None
 
 
 @runtime_checkable

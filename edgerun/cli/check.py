@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgerun.cli import _options
+
 if TYPE_CHECKING:
     from edgerun.measure.stats import Estimate
     from edgerun.verbs.check import Check
@@ -16,11 +18,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", metavar="NAME", help="What shall run it (onnxruntime, or the device's).")
-@click.option("--device", metavar="NAME|FILE.toml", help="Where it shall run (edgerun devices).")
+@_options.device
+@_options.extra
 @click.option(
     "--strict",
     is_flag=True,
-    help="No node between Q/DQ may run in float or saturate: exit 1 with the list and its cost.",
+    help="No node between Q/DQ may run in float or saturate, none beside what --option asks for: exit 1 with the list.",
 )
 @click.option("--subgraph", type=click.Path(path_type=Path), metavar="PART.onnx",
               help="Write the smallest part that still fails.")  # fmt: skip
@@ -29,20 +32,25 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace the outputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (times in seconds).")
 def command(
-    model: Path, target: str | None, device: str | None, strict: bool, subgraph: Path | None, fix: Path | None,
-    force: bool, as_json: bool,
+    model: Path, target: str | None, device: str | None, extra: dict[str, str], strict: bool, subgraph: Path | None,
+    fix: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Tell which nodes a target or a device does not run, or runs in float, or which saturate there, and why.
 
+    With a provider or hardware (--option PROVIDER=CUDA, --device GPU) also those that it leaves to the CPU.
     Exit 1 when a node does not run, unless --fix wrote a model of which all nodes do.
     """
     from edgerun.cli._progress import Stages
     from edgerun.cli._table import echo_json, echo_notes
+    from edgerun.runtime import Options
     from edgerun.runtime.progress import told
     from edgerun.verbs.check import check
 
     with Stages(notes=False) as show, told(show):
-        found = check(model, target=target, device=device, strict=strict, part=subgraph, fix=fix, force=force)
+        found = check(
+            model, target=target, device=device, options=Options(extra=extra), strict=strict, part=subgraph, fix=fix,
+            force=force,
+        )  # fmt: skip
     echo_notes(found.notes)
     if as_json:
         echo_json(found)
@@ -56,8 +64,11 @@ def command(
 
 def _echo(found: Check, fix: Path | None) -> None:
     where = f"{found.target} on {found.device}" if found.device else found.target
+    where += f" with {found.hardware}" if found.hardware else ""
     for issue in found.refused:
         click.echo(f"does not run: {f'{issue.node} ({issue.op}): ' if issue.node else ''}{issue.reason}")
+    for issue in found.left or ():
+        click.echo(f"not on {found.hardware}: {issue.node} ({issue.op}): {issue.reason}")
     by_reason: dict[str, list[Fallback]] = {}
     for node in found.fell_back or ():
         by_reason.setdefault(node.reason, []).append(node)
@@ -90,7 +101,8 @@ def _echo(found: Check, fix: Path | None) -> None:
     elif found.unfixed is not None:
         click.echo(f"not rewritten: {found.unfixed}")
     elif not found.refused:
-        click.echo(f"{found.model}: {_all(found)} {where}{_integers(found)}")
+        left = f", {len(found.left)} of them not on {found.hardware}" if found.left else ""
+        click.echo(f"{found.model}: {_all(found)} {where}{left}{_integers(found)}")
         if fix is not None:
             click.echo(f"nothing was rewritten, so nothing was written: {_unwritten(found)}", err=True)
 

@@ -16,7 +16,7 @@ from edgerun.cli import _options
     help="The file to write: .onnx, .ort, .xml or .engine; or .recipe, which a device finishes.",
 )  # fmt: skip
 @click.option("--target", metavar="NAME", help="What shall run it; default: by the output's kind, or the device's.")
-@click.option("--device", metavar="NAME", help="The device that a .recipe or .ort is for (edgerun devices).")
+@click.option("--device", metavar="NAME|FILE.toml", help="The device that the file is for (edgerun devices).")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option(
     "--size", "sizes", multiple=True, metavar="NAME=LEAST,USUAL,MOST",
@@ -49,11 +49,12 @@ def command(
     An engine that cannot run here is not written, since nothing would have proven it. A .recipe holds the model, how to
     compile it, and outputs of the reference: the device compiles and compares it itself (edgerun warm). An .ort holds
     the graph as ONNX Runtime optimizes it, which opens faster: for this machine's CPU, or with --device for another.
+    A device has to read the model; what is compared here, on another machine, says so.
     """
     from dataclasses import asdict
 
     from edgerun.cli._progress import Stages
-    from edgerun.cli._table import echo_json, size, stored
+    from edgerun.cli._table import echo_json, echo_notes, size, stored
     from edgerun.runtime import Options
     from edgerun.runtime.progress import told
     from edgerun.verbs.compiled import compiled
@@ -64,6 +65,7 @@ def command(
             model, output, target=target, device=device, options=options, data=data, preprocessing=preprocessing,
             original=original, force=force,
         )  # fmt: skip
+    echo_notes(made.notes)
     if as_json:
         echo_json({"output": str(output), "bytes": stored(output), **asdict(made)})
         return

@@ -249,7 +249,7 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
         yield ", ".join(f"{k}: {_brief(v)}" for k, v in told.items() if not isinstance(v, Mapping))
         yield from (f"{k}: {_brief(v)}" for k, v in told.items() if isinstance(v, Mapping))
     if "engine" in found:
-        yield f"engine {found['engine']}; its Q/DQ form was run and agrees with the reference"
+        yield f"engine {found['engine']}; the graph itself was run on ONNX Runtime and agrees with the reference"
     if SQNR in found:
         judged = found[JUDGED]
         low, high = judged["interval (dB, 95 %)"] or (None, None)

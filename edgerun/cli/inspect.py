@@ -21,7 +21,7 @@ OF = {"output": "samples", "layer": "layers", "predicted": "values"}  # what was
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: Path, as_json: bool) -> None:
-    """What is in an ONNX model, or in a file that a target wrote: inputs, outputs, ops, weights, contracts, history."""
+    """What an ONNX model, a recipe, or a target's file holds: inputs, outputs, ops, weights, contracts, history."""
     from edgerun.cli._table import echo_json, size, table
     from edgerun.verbs.inspect import Inspection, inspect
 
@@ -67,16 +67,20 @@ def _facts(found: Inspection | Contents) -> list[tuple[str, str]]:
     else:
         opsets = ", ".join(f"{domain} {version}" for domain, version in found.opsets.items())
         kind = f"IR {found.ir_version}, opset {opsets}" + (f", by {found.producer}" if found.producer else "")
-    device = found.device if isinstance(found, Contents) else {}
+    none = "edgerun did not write it" if isinstance(found, Contents) else "edgerun convert makes tables of dictionaries"
+    device, options = (found.device, found.options) if isinstance(found, Contents) else ({}, None)
+    compiled = "compiled for" if options is None else "to compile for"
+    do = [("options", json.dumps(options) if options else "none"), ("to finish it", "edgerun warm, on that device")]
     return [
         ("file", f"{found.path}, {size(found.file_bytes)}"),
         ("format", kind),
-        ("digest", found.digest or "none: edgerun did not write it"),
+        ("digest", found.digest or f"none: {none}"),
         *(("input", str(spec)) for spec in found.inputs),
         *(("output", str(spec)) for spec in found.outputs),
         ("preprocessing", json.dumps(found.preprocessing) if found.preprocessing else "none"),
         ("postprocessing", answers.short(found.postprocessing) if found.postprocessing else "none"),
-        *([("compiled for", ", ".join(f"{k} {v}" for k, v in device.items() if v))] if device else []),
+        *([(compiled, ", ".join(f"{k} {v}" for k, v in device.items() if v) or "any device")] if device else []),
+        *([] if options is None else do),
     ]
 
 

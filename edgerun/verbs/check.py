@@ -9,14 +9,16 @@ from pathlib import Path
 
 from edgerun import files, registry
 from edgerun.converters import _bodies, _lower
-from edgerun.devices import Device
+from edgerun.devices import Device, is_board
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model
 from edgerun.passes import Issue, Limits, Quantization, Target
-from edgerun.runtime import SelfCheck
+from edgerun.runtime import Options, SelfCheck
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, fitting, rewriting, saturating, subgraph
+from edgerun.verbs import devices, dictionaries, fitting, rewriting, saturating, subgraph
+from edgerun.verbs.asked import Asked, named
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
+from edgerun.verbs.load import placed
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Check:
     (a node "" is the whole model); `fell_back` are the products that run in float, None where nothing of the target
     runs here, so that nobody knows; `unseen` those whose kernel the profile does not tell; of the rewritten model where
     there is one. `idle` says that nothing of the target runs here: it was asked which nodes it takes, and no more.
+    `hardware` is what runs them where that is not the CPU, as KEY=VALUE of the target's options; `left` the nodes that
+    it leaves to another (of the graph that the runtime made of the model; None where nobody tells).
     `saturating` are the layers whose sums of u8·s8 products can leave 16 bits, where that CPU adds them so.
     `ideas` are rewrites that `--fix` would try; `advice` is what helps where no rewriting does; `unfixed` says why it
     wrote none.
@@ -61,6 +65,8 @@ class Check:
     unseen: tuple[str, ...]
     ideas: tuple[str, ...]
     notes: tuple[str, ...]
+    hardware: str = ""
+    left: tuple[Issue, ...] | None = ()
     saturating: tuple[saturating.Saturating, ...] = ()
     idle: bool = False
     part: Part | None = None
@@ -69,12 +75,17 @@ class Check:
     advice: str | None = None
 
     def require(self, strict: bool) -> None:
-        """Raise GateFailed for a node that does not run; if `strict`, also for one that runs in float or saturates."""
+        """Raise GateFailed for a node that does not run; if `strict`, also for one that the hardware asked for leaves,
+        that runs in float, or that saturates."""
         if self.refused and self.fix is None:
             what = f"{self.model} does not run on {self.device or self.target}"
-            raise GateFailed(what, got=_named(self.refused))
+            raise GateFailed(what + f" with {self.hardware}" * bool(self.hardware), got=named(self.refused))
         if not strict:
             return
+        if self.left is None:
+            raise Unsupported(f"which nodes {self.hardware} leaves cannot be seen here", got=self.notes[-1])
+        if self.left:
+            raise GateFailed(f"not all nodes run on {self.hardware}", got=named(self.left))
         saturating.refuse(self.saturating, self.device, self.target)
         if self.fell_back is None:
             raise Unsupported(
@@ -96,6 +107,7 @@ def check(
     *,
     target: str | None = None,
     device: Device | str | Path | None = None,
+    options: Options | None = None,
     strict: bool = False,
     part: str | Path | None = None,
     fix: str | Path | None = None,
@@ -103,6 +115,8 @@ def check(
 ) -> Check:
     """Look at every node of an `.onnx` file for `target` (onnxruntime, or the device's) and for what `device` reads.
 
+    `options.extra` says how, in the target's own keys (a provider, hardware), as `device` does where it is a word of
+    the target's (`edgerun.load`): the model is opened so, and what that leaves to the CPU is told.
     Products between Q/DQ are profiled on drawn inputs, one thread, to see which run in float; with `strict` often
     enough to tell what those cost. Which sums saturate on that CPU is told by the stored weights alone. `part` is where
     the smallest failing part is written, `fix` the rewritten model, if the target takes that and it computes the same.
@@ -116,28 +130,37 @@ def check(
             files.refuse_overwrite(Path(output), force)
     if part is not None and fix is not None and Path(part).absolute() == Path(fix).absolute():
         raise EdgerunError("the part and the rewritten model are one file", got=part, do="give each a name of its own")
+    options = options or Options()
+    if isinstance(device, (str, Path)) and not is_board(device):
+        name, options = placed(device, model, target, options)
+        assert isinstance(name, str)  # where one target is asked, it stays one
+        target, device = name, None
     where, name = devices.chosen(device, target)
+    asked, chosen = Asked(name, options), registry.target(name)
     listener()("reading", 0, 0)
-    loaded, chosen = Model.load(model), registry.target(name)
+    read = dictionaries.read(model) if part is fix is None else None  # whose tables would be written otherwise
+    loaded, maps = (read.model, tuple(read.maps.values())) if read is not None else (Model.load(model), ())
     limits, whose = _limits(where, name)
     listener()(f"asking {name} which nodes it takes", 0, 0)
     rules = fitting.rules(where, name)
-    refused, unfit = list(_refused(loaded, chosen, limits, whose)), fitting.unfit(loaded, rules)
-    fixed, unfixed = _fixed(loaded, name, limits) if fix is not None and refused and not unfit else (None, None)
+    refused, unfit = [*maps, *_refused(loaded, asked, limits, whose)], fitting.unfit(loaded, rules)
+    fixed, unfixed = _fixed(loaded, asked, limits) if fix is not None and refused and not unfit else (None, None)
     current, refused = loaded if fixed is None else fixed.model, [*refused, *unfit]
     advice = rewriting.advice(loaded.to_proto(), refused, name, rules) if refused and fixed is None else None
     if unfit:
         advice = f"compress the float model with another scheme: {', '.join(fitting.fast(where, name, rules))}"
         unfixed = "quantizers are not rewritten for another type" if fix is not None else None
-    found, unseen, notes = _fell_back(current, name, rules, where, strict, bool(refused) and fixed is None)
+    runs = not refused or fixed is not None
+    left, silent = _left(current, asked) if runs else ((), [])
+    found, unseen, notes = _fell_back(current, asked, rules, where, strict, not runs)
+    cut = () if asked.hardware else saturating.saturating(current, rules, [fallback.node for fallback in found or ()])
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
-        refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_looked(where, name, chosen), *notes),
-        saturating=saturating.saturating(current, rules, [fallback.node for fallback in found or ()]),
-        idle=chosen.runnable() is not None, advice=advice,
-        ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice else ()),
-        part=_part(loaded, refused, found, chosen, limits, name, rules, part) if part is not None else None,
+        refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_looked(where, name, chosen), *notes, *silent),
+        hardware=asked.hardware, left=left, saturating=cut, idle=chosen.runnable() is not None, advice=advice,
+        ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice and not maps else ()),
+        part=_part(loaded, refused, left or found, asked, limits, rules, part) if part is not None else None,
         fix=Fix(str(fix), fixed.rewritten, fixed.check, fixed.ran) if fixed is not None else None,
     )  # fmt: skip
     if fixed is not None and fix is not None:
@@ -145,27 +168,35 @@ def check(
     return result
 
 
+def _left(model: Model, asked: Asked) -> tuple[tuple[Issue, ...] | None, list[str]]:
+    """The nodes that the hardware asked for leaves, and what must be said where nobody tells which."""
+    left = asked.left(model)
+    return left, [f"this version of the runtime does not say which nodes run on {asked.hardware}"] * (left is None)
+
+
 def _fell_back(
-    model: Model, target: str, rules: Quantization, device: Device | None, timed: bool, refused: bool
+    model: Model, asked: Asked, rules: Quantization, device: Device | None, timed: bool, refused: bool
 ) -> tuple[tuple[Fallback, ...] | None, tuple[str, ...], list[str]]:
     """The products that run in float (None: nobody knows), those not seen, and what must be said about that."""
     if not meant(model, rules):
         return (), (), []
     if refused:
         return None, (), ["what runs in float was not looked at: first all nodes must run"]
-    if reason := registry.target(target).runnable():
+    if asked.hardware:
+        return None, (), [f"which kernels run on integers is known of the CPU alone, not of {asked.hardware}"]
+    if reason := asked.target.runnable():
         return None, (), [f"which kernels run on integers is not known here: {reason}"]
-    found, unseen = fallbacks(model, target, rules, timed=timed)
-    elsewhere = devices.elsewhere(device, target)
+    found, unseen = fallbacks(model, asked.name, rules, timed=timed, extra=asked.options.extra)
+    elsewhere = devices.elsewhere(device, asked.name)
     notes = [f"which run on integers was looked at on this machine, and {elsewhere}"] if elsewhere else []
     return tuple(found), tuple(unseen), notes
 
 
-def _fixed(model: Model, target: str, limits: Limits) -> tuple[rewriting.Fixed | None, str | None]:
+def _fixed(model: Model, asked: Asked, limits: Limits) -> tuple[rewriting.Fixed | None, str | None]:
     """The rewritten model, or why there is none."""
     listener()("rewriting, and comparing with the original", 0, 0)
     try:
-        return rewriting.fixed(model, target, limits), None
+        return rewriting.fixed(model, asked, limits), None
     except GateFailed as error:
         return None, f"{error.what}: {error.got}"
 
@@ -181,7 +212,7 @@ def _limits(device: Device | None, target: str) -> tuple[Limits, str]:
     return least, f"on {device.name}" if device is not None and least == there else "here"
 
 
-def _refused(model: Model, chosen: Target, limits: Limits, where: str) -> Iterator[Issue]:
+def _refused(model: Model, asked: Asked, limits: Limits, where: str) -> Iterator[Issue]:
     """What is too new, with the nodes that are; else the target's own issues, with a place where it names none."""
     proto = model.to_proto()
     if issues := limits.exceeded(model, where):
@@ -191,8 +222,8 @@ def _refused(model: Model, chosen: Target, limits: Limits, where: str) -> Iterat
         for issue in issues:
             yield Issue("", "", issue.reason + (needs if issue.reason.startswith("opset") else ""))
         return
-    for issue in dict.fromkeys(chosen.check(model)):
-        if issue.node or (found := subgraph.smallest(proto, "", lambda m: bool(chosen.check(m)))) is None:
+    for issue in dict.fromkeys(asked.issues(model)):
+        if issue.node or (found := subgraph.smallest(proto, "", lambda m: bool(asked.issues(m)))) is None:
             yield issue
         else:
             node = found.ir.graph[-1]
@@ -200,8 +231,8 @@ def _refused(model: Model, chosen: Target, limits: Limits, where: str) -> Iterat
 
 
 def _part(
-    model: Model, refused: Sequence[Issue], fell_back: Sequence[Fallback] | None, chosen: Target, limits: Limits,
-    target: str, rules: Quantization, path: str | Path,
+    model: Model, refused: Sequence[Issue], elsewhere: Sequence[Fallback | Issue] | None, asked: Asked, limits: Limits,
+    rules: Quantization, path: str | Path,
 ) -> Part | None:  # fmt: skip
     """The smallest part that fails as the first finding does, written to `path`; the whole model where none does. None
     where nothing fails, or no node but the model's opset or IR version."""
@@ -212,10 +243,10 @@ def _part(
             return None
         name, fails = new.name or new.output[0], _exceeds(limits)
     elif refused:
-        name, fails = refused[0].node, _is_refused(chosen, rules, refused[0].op)
-    elif fell_back:
-        op = fell_back[0].op
-        name, fails = fell_back[0].node, lambda m: op in {f.op for f in _tried(m, target, rules)}
+        name, fails = refused[0].node, _is_refused(asked, rules, refused[0].op)
+    elif elsewhere:
+        op = elsewhere[0].op
+        name, fails = elsewhere[0].node, lambda m: op in {f.op for f in _tried(m, asked, rules)}
     else:
         return None
     found = subgraph.smallest(proto, name, fails) or model
@@ -228,15 +259,19 @@ def _exceeds(limits: Limits) -> subgraph.Fails:
     return lambda model: bool(limits.exceeded(model))
 
 
-def _is_refused(chosen: Target, rules: Quantization, op: str) -> subgraph.Fails:
-    return lambda model: any(i.op in ("", op) for i in (*chosen.check(model), *fitting.unfit(model, rules)))
+def _is_refused(asked: Asked, rules: Quantization, op: str) -> subgraph.Fails:
+    return lambda model: any(i.op in ("", op) for i in (*asked.issues(model), *fitting.unfit(model, rules)))
 
 
-def _tried(model: Model, target: str, rules: Quantization) -> list[Fallback]:
+def _tried(model: Model, asked: Asked, rules: Quantization) -> Sequence[Fallback | Issue]:
+    """The products in float, or what the hardware asked for leaves; nothing of a part that does not run at all, which
+    says nothing about how it would."""
     try:
-        return fallbacks(model, target, rules)[0]
+        if asked.hardware:
+            return asked.left(model) or ()
+        return fallbacks(model, asked.name, rules, extra=asked.options.extra)[0]
     except EdgerunError:
-        return []  # a part that does not run at all says nothing about how it would
+        return ()
 
 
 def _looked(device: Device | None, target: str, chosen: Target) -> Iterator[str]:
@@ -248,9 +283,3 @@ def _looked(device: Device | None, target: str, chosen: Target) -> Iterator[str]
             yield f"looked at with {told['runtime']} {told['version']}; {device.name} has {there}"
     if reason := chosen.runnable():
         yield f"{target} was asked which nodes it takes; whether it has kernels for them shows where it runs: {reason}"
-
-
-def _named(found: Sequence[Issue]) -> str:
-    texts = [f"{f.node} ({f.op}): {f.reason}" if f.node else f.reason for f in found]
-    more = f", and {len(texts) - 10} more" if len(texts) > 10 else ""
-    return "; ".join(texts[:10]) + more

@@ -16,10 +16,10 @@ import numpy as np
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import BFLOAT16_DB, SQNR_DB
-from edgerun.passes import Feeds, Finishing, Issue, Target, Writing
+from edgerun.passes import Feeds, Finishing, Issue, Writing
 from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.runtime.progress import listener
-from edgerun.verbs import work
+from edgerun.verbs import devices, work
 from edgerun.verbs.auto import AUTO, candidates, first
 from edgerun.verbs.judging import REAL, Pair, advice, apart
 from edgerun.verbs.truths import HEAVY, Truth, truths
@@ -49,7 +49,7 @@ def compile(
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
     With `output` the engine is written there too, once it has passed; what kind of file it is says what is compiled,
-    and `device` for whom, where another machine can be compiled for. Without `whole` an engine that has kernels ready
+    and `device` for whom: it has to read the model. Without `whole` an engine that has kernels ready
     for usual shapes is compared on `feeds` cut to these, and on one of another shape, which other kernels run.
     Operators that the target lacks, or computes wrongly, are written with others where ONNX defines them so.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
@@ -119,13 +119,15 @@ def _made(
 ) -> Engine:
     """`compile` for one target; `output` is not written yet."""
     from edgerun.model import Model
+    from edgerun.verbs.fitting import check_limits
 
     found = registry.target(target)
     if output is not None:
         check_output(Path(output), registry.written(target), target, force)
-        options = _written(found, Path(output), options, device)
+        options = _written(target, Path(output), options, device)
     model = model if isinstance(model, Model) else Model.load(model)
     options.check(model.inputs)
+    check_limits(model, device, target)
     if reason := found.runnable():
         hint = ", or write a recipe that it finishes: -o NAME.recipe" if isinstance(found, Finishing) else ""
         raise Unsupported(
@@ -136,17 +138,17 @@ def _made(
     return or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds, whole))
 
 
-def _written(found: Target, output: Path, options: Options, device: Device | None) -> Options:
-    """`options` for this kind of file. Raises EdgerunError where a device is named and the file is for this machine."""
+def _written(target: str, output: Path, options: Options, device: Device | None) -> Options:
+    """`options` for this kind of file. Raises EdgerunError for an engine, which runs on this machine's GPU alone, where
+    the device is another."""
+    found = registry.target(target)
     if output.suffix != found.suffixes[0] and isinstance(found, Writing):
         return found.written(output.suffix, options, device)
-    if device is not None:
-        what = f"{output.name} is made and compared on this machine, for whatever runs it"
-        other = next(iter(getattr(found, "writes", ())), "")
-        if isinstance(found, Finishing):
-            other = ".recipe"
-        instead = f", or -o NAME{other}" if other else ""
-        raise EdgerunError(what, got=f"--device {device.name}", do=f"leave the device out{instead}")
+    if isinstance(found, Finishing) and (reason := devices.elsewhere(device, target)):
+        what, do = f"an {output.suffix} is bound to the GPU that it is made on", f"-o {output.stem}.recipe"
+        raise EdgerunError(
+            what, got=f"this is not the device: {reason}", do=f"make a recipe, which the device finishes: {do}"
+        )
     return options
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ from edgerun import devices, files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Finishing
 from edgerun.preprocess import Preprocessing
-from edgerun.runtime import Engine, Options, SelfCheck, TensorSpec
+from edgerun.runtime import Engine, Options, SelfCheck, TensorSpec, machine
 from edgerun.runtime.progress import listener
 from edgerun.verbs import compile as verb
 from edgerun.verbs import work
-from edgerun.verbs.devices import refuse_without
+from edgerun.verbs.devices import elsewhere, refuse_without
 from edgerun.verbs.feeds import feeds_for
-from edgerun.verbs.fitting import unfit
+from edgerun.verbs.fitting import rules, unfit
 from edgerun.verbs.load import target_for
 from edgerun.verbs.recipe import SUFFIX, Recipe
+from edgerun.verbs.saturating import remedy, saturating, told
 
 log = logging.getLogger("edgerun")
 SAMPLES = 4  # of data, that are compared
@@ -31,13 +32,15 @@ SAMPLES = 4  # of data, that are compared
 @dataclass(frozen=True)
 class Compiled:
     """What was written: for which target; the comparison that it passed, or, of a recipe, the device that it is for
-    and what was tried of it here; and the options that the file does not keep, so that who runs it gives them again."""
+    and what was tried of it here; and the options that the file does not keep, so that who runs it gives them again.
+    `notes` say that what compared it is not the device that it is for, and what that does not show."""
 
     target: str
     check: SelfCheck | None = None
     for_device: str = ""
     tried: str | None = None
     again: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def compiled(
@@ -45,7 +48,7 @@ def compiled(
     output: str | Path,
     *,
     target: str | None = None,
-    device: str | None = None,
+    device: str | Path | None = None,
     options: Options | None = None,
     data: Any = None,
     preprocessing: Preprocessing | str | Path | None = None,
@@ -54,8 +57,8 @@ def compiled(
 ) -> Compiled:
     """Write `model` as an engine that was compared here, or (`.recipe`) as what a device compiles and compares itself.
 
-    `data` are feeds to compare on, of which the first samples are taken; `device` names who shall finish a recipe, or
-    run an `.ort` file.
+    `data` are feeds to compare on, of which the first samples are taken; `device` (a known one, or a file that
+    `edgerun probe` wrote) is who shall finish a recipe, or run the file, and has to read the model.
     Raises as `edgerun.compile` does.
     """
     from edgerun.model import Model
@@ -86,11 +89,20 @@ def compiled(
             log.info("%s has nothing to make ready for known shapes of this model", engine.target)
         keeps = getattr(registry.target(engine.target), "keeps", frozenset(options.extra))
         again = tuple(f"{key}={value}" for key, value in options.extra.items() if key not in keeps)
-        return Compiled(engine.target, engine.check, device or "", again=again)
+        notes, whom = tuple(_notes(loaded, engine.target, where)), where.name if where is not None else ""
+        return Compiled(engine.target, engine.check, whom, again=again, notes=notes)
     made, tried = _made(loaded, name, where, options, feeds, original)
     files.refuse_overwrite(output, force)
     made.save(output)
-    return Compiled(name, None, device or "another machine", tried)
+    return Compiled(name, None, where.name if where else "another machine", tried)
+
+
+def _notes(model: Any, target: str, device: devices.Device | None) -> Iterator[str]:
+    """What the comparison on this machine does not show of `device`."""
+    if reason := elsewhere(device, target):
+        yield f"compared on this machine ({machine.model()}), and {reason}"
+        if device is not None and (cut := saturating(model, rules(device, target))):
+            yield f"{told(cut, device.name)}, which the comparison here does not show: {remedy(device.name, target)}"
 
 
 def _made(
@@ -101,8 +113,8 @@ def _made(
     a node, an option, a size, or a feed of another size."""
     found = registry.target(name, usable=False)
     if not isinstance(found, Finishing):
-        others = "".join(f", or -o NAME{suffix} with it" for suffix in getattr(found, "writes", ())[:1])
-        do = f"-o NAME{found.suffixes[0]} without --device{others}"
+        others = "".join(f", or -o NAME{suffix}" for suffix in getattr(found, "writes", ())[:1])
+        do = f"-o NAME{found.suffixes[0]}{others}"
         raise Unsupported(f"{name} has nothing to finish on a device: its files run as they are", do=do)
     ranges = found.ranges(model, options, device)
     if device is not None and (issues := unfit(model, found.quantization(device))):
@@ -120,12 +132,12 @@ def _made(
     inputs, rounds = [feed for feed, _ in pairs], work.rounds(model)
     _check_sizes(inputs, model.inputs, ranges)
     exact = verb.exact(original, inputs) if original is not None and rounds else ()
-    told = {"history": [asdict(step) for step in model.history], "preprocessing": model.preprocessing,
+    about = {"history": [asdict(step) for step in model.history], "preprocessing": model.preprocessing,
             "postprocessing": model.postprocessing}  # fmt: skip
     engine = Engine(name, model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
     outputs = [result for _, result in pairs]
     whom, expects = ("", {}) if device is None else (device.name, _expected(device))
-    return Recipe(engine, options, whom, expects, rounds, label, inputs, outputs, exact, told), tried
+    return Recipe(engine, options, whom, expects, rounds, label, inputs, outputs, exact, about), tried
 
 
 def _check_sizes(

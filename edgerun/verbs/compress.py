@@ -85,7 +85,7 @@ def compress(
     the batch that statistics are taken with. With `max_drop` (points) as few layers stay in float as the data in
     `labelled` proves to lose less top-1 accuracy (`logits` names the output where there are several). The compiled
     result is compared with the reference before it is returned; where the target can only compile, it is compiled, and
-    what is compared is its Q/DQ form, on ONNX Runtime. What was decided and measured stands in the last Step of the
+    what is compared is the graph itself, on ONNX Runtime. What was decided and measured stands in the last Step of the
     history. A long run keeps checkpoints in `edgerun.cache`: killed and begun again, it goes on where it was.
 
     What a scheme that promises speed makes is timed against the float model on the first sample (at the sizes of

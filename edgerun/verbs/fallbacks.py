@@ -36,21 +36,22 @@ class Fallback:
 
 
 def fallbacks(
-    model: Model, target: str, rules: Quantization, *, timed: bool = False
+    model: Model, target: str, rules: Quantization, *, timed: bool = False, extra: Mapping[str, str] | None = None
 ) -> tuple[list[Fallback], list[str]]:
     """Products whose inputs are all dequantized and whose kernel is none on integers, as `target` runs them here; and
     those of which the profile does not tell the kernel.
 
-    `timed` profiles nine sessions, of ten runs each, in place of one. Raises Unsupported where nothing of the target
-    runs, and EdgerunError when no drawn input is taken.
+    `timed` profiles nine sessions, of ten runs each, in place of one; `extra` are the target's own keys.
+    Raises Unsupported where nothing of the target runs, and EdgerunError when no drawn input is taken.
     """
     if not (nodes := meant(model, rules)):
         return [], []
-    feed = _taken(model, target)
+    options = Options(threads=1, extra=extra or {})
+    feed = _taken(model, target, options)
     sessions, count = list[list[NodeTime]](), SESSIONS if timed else 1
     for done in range(count):
         listener()("profiling", done, count)
-        sessions.append(_profiled(model, target, feed, RUNS if timed else 1))
+        sessions.append(_profiled(model, target, feed, RUNS if timed else 1, options))
     found, unseen = list[Fallback](), list[str]()
     for node in nodes:
         kernels = [[k for k in kernels if set(k.covers) & set(_names(node))] for kernels in sessions]
@@ -67,8 +68,8 @@ def meant(model: Model, rules: Quantization) -> list[ir.Node]:
     return [node for node in model.ir.graph if _meant(node, rules)]
 
 
-def _profiled(model: Model, target: str, feed: Feeds, runs: int) -> list[NodeTime]:
-    chosen, options = registry.target(target), Options(threads=1)
+def _profiled(model: Model, target: str, feed: Feeds, runs: int, options: Options) -> list[NodeTime]:
+    chosen = registry.target(target)
     return chosen.profile(chosen.compile(model, options), [feed] * runs, options)
 
 
@@ -83,9 +84,9 @@ def _cost(
     return median(times), median(shares) if len(shares) == len(times) else None
 
 
-def _taken(model: Model, target: str) -> Feeds:
+def _taken(model: Model, target: str, options: Options) -> Feeds:
     """Drawn feeds that the target takes, at the first of the usual sizes for open dimensions."""
-    chosen, options, refusal = registry.target(target), Options(threads=1), EdgerunError("")
+    chosen, refusal = registry.target(target), EdgerunError("")
     below = input_ranges.ranges(model.ir)
     for other in draws.SIZES:
         feed = draws.feeds(model.inputs, draws.sizes(model.inputs, 1, other), 0, below)

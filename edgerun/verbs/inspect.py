@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgerun import distribution, guard, registry
 from edgerun.contents import Contents, Telling, Weights
 from edgerun.errors import Unsupported
+from edgerun.runtime import Options
+from edgerun.verbs import recipe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from edgerun.model import Step
     from edgerun.runtime import TensorSpec
 
+ZIPMAP = "ai.onnx.ml.ZipMap"
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 
 
@@ -36,7 +39,8 @@ class QdqSummary:
 
 @dataclass(frozen=True)
 class Inspection:
-    """`file_bytes` counts the file and its external data; `ops` includes subgraphs and functions, by falling count."""
+    """`file_bytes` counts the file and its external data; `ops` includes subgraphs and functions, by falling count;
+    `digest` is "" where outputs hold dictionaries."""
 
     path: str
     file_bytes: int
@@ -60,7 +64,7 @@ class Inspection:
 
 
 def inspect(path: str | Path) -> Inspection | Contents:
-    """Look into an ONNX file, or into one of the kinds that targets write (`Contents`); nothing is run.
+    """Look into an ONNX file, or into a recipe or one of the kinds that targets write (`Contents`); nothing is run.
 
     Raises Unsupported for ONNX where onnx is not installed, and for a target's file where that target is not; and
     EdgerunError for what is neither.
@@ -75,30 +79,54 @@ def inspect(path: str | Path) -> Inspection | Contents:
     try:
         import onnx_ir as ir
 
-        from edgerun.model import Model
+        from edgerun.verbs import dictionaries
     except ImportError as error:
         raise Unsupported("inspect reads ONNX", got=str(error), do=distribution.install("compress")) from error
-    model = Model.load(path)
-    nodes = list(_nodes(model.ir))
-    opsets = {domain or "ai.onnx": version for domain, version in model.ir.opset_imports.items()}
+    if path.suffix == recipe.SUFFIX:
+        return _recipe(path)
+    read = dictionaries.read(path)
+    model, nodes = read.model, list(_nodes(read.model.ir))
+    opsets = {domain or "ai.onnx": version for domain, version in read.opsets.items()}
     values = list(_initializers(model.ir))
     return Inspection(
         str(path),
-        # Model.load brings weights into memory; where they lie is in the file.
-        path.stat().st_size + _external_bytes(path, list(_initializers(ir.load(path))), ir),
-        model.digest(),
+        # Model.load brings weights into memory; where they lie is in the file. Beside dictionaries none lies elsewhere.
+        path.stat().st_size + (0 if read.maps else _external_bytes(path, list(_initializers(ir.load(path))), ir)),
+        "" if read.maps else model.digest(),
         " ".join(filter(None, (model.ir.producer_name, model.ir.producer_version))),
         model.ir.ir_version,
         opsets,
         model.inputs,
-        model.outputs,
-        dict(Counter(_kind(node) for node in nodes).most_common()),
+        read.outputs,
+        _ops(nodes, read.maps),
         _weights(values),
         _qdq(nodes),
         model.preprocessing,
         model.postprocessing,
         model.history,
     )
+
+
+def _recipe(path: Path) -> Contents:
+    """What a recipe holds: the ops and weights are those of its model, which its device compiles."""
+    from edgerun.model import Model
+
+    told = recipe.read(path)
+    assert isinstance(told.engine.payload, bytes)
+    model, usual = Model.from_bytes(told.engine.payload), asdict(Options())
+    return Contents(
+        str(path), told.engine.target, f"a recipe, with what {told.reference} computes for {len(told.feeds)} feeds",
+        path.stat().st_size, told.engine.digest, told.engine.inputs, told.engine.outputs, model.preprocessing,
+        model.postprocessing, model.history, _ops(list(_nodes(model.ir))), _weights(list(_initializers(model.ir))),
+        {"device": told.device, **told.expects},
+        {key: value for key, value in asdict(told.options).items() if value != usual[key]},
+    )  # fmt: skip
+
+
+def _ops(nodes: list[ir.Node], zipped: Collection[str] = ()) -> dict[str, int]:
+    """How many there are of each; what makes the outputs `zipped` is a ZipMap."""
+    kinds = (ZIPMAP if node.outputs[0].name in zipped else _kind(node) for node in nodes)
+    return dict(Counter(kinds).most_common())
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:

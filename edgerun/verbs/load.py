@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("edgerun")
 WHOLE = "a Model: edgerun.compile(…) it first; an onnx.ModelProto: its SerializeToString()"
+WARM = {".recipe": "edgerun warm NAME.recipe on its device, and give what that writes"}
 ENGINE = b"edgerun"  # what an engine in memory begins with, where it is no ONNX model
 
 
@@ -53,7 +54,7 @@ def load(
         raise EdgerunError("options are no Options", got=type(options).__name__, wanted="edgerun.Options(threads=…)")
     options = options or Options()
     if device is not None:
-        target, options = _on(device, source, target, options)
+        target, options = placed(device, source, target, options)
     if isolated:
         from edgerun.runtime.isolated import IsolatedSession
 
@@ -80,7 +81,7 @@ def load(
     return proof.opened(engine, options, feeds, partial(_bounded, engine, options))
 
 
-def _on(
+def placed(
     device: str | Path, source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options
 ) -> tuple[str | Sequence[str] | None, Options]:
     """Target and options that `device` means: a board's target, else the option by which the target chooses."""
@@ -89,7 +90,7 @@ def _on(
     from edgerun import devices
     from edgerun.verbs.devices import tell_elsewhere
 
-    if Path(device).suffix == ".toml" or str(device) in devices.names():
+    if devices.is_board(device):
         board = devices.find(device)
         tell_elsewhere(board)
         return target or board.target, options
@@ -148,7 +149,8 @@ def engine_of(source: str | Path | bytes | Engine, target: str | Sequence[str] |
     assert isinstance(target, str | None)
     name = target or target_for(".onnx" if isinstance(payload, bytes) else suffix)
     if isinstance(payload, Path) and suffix not in (known := registry.target(name).suffixes):
-        raise EdgerunError(f"{name} does not read this file", got=payload.name, wanted=" or ".join(known))
+        wanted, what = " or ".join(known), f"{name} does not read this file"
+        raise EdgerunError(what, got=payload.name, wanted=wanted, do=WARM.get(suffix))
     return Engine(name, payload, elements=_guarded(payload, suffix))
 
 
@@ -181,8 +183,8 @@ def target_for(suffix: str) -> str:
             if suffix in written:
                 return name
             known.update(written)
-    wanted = ", ".join(sorted(known))
-    raise EdgerunError("no target reads this kind of file", got=suffix or "a name without a suffix", wanted=wanted)
+    wanted, got = ", ".join(sorted(known)), suffix or "a name without a suffix"
+    raise EdgerunError("no target reads this kind of file", got=got, wanted=wanted, do=WARM.get(suffix))
 
 
 def _chosen(

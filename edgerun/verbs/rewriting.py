@@ -13,6 +13,7 @@ from edgerun.errors import EdgerunError, GateFailed
 from edgerun.model import Model, Step
 from edgerun.passes import Issue, Limits, Quantization, Target
 from edgerun.runtime import Options, SelfCheck
+from edgerun.verbs.asked import Asked
 from edgerun.verbs.compile import self_check
 from edgerun.verbs.making import MEASURER
 
@@ -40,7 +41,7 @@ class Fixed:
 
 @dataclass
 class _Search:
-    target: Target
+    asked: Asked
     limits: Limits
     checks: int = 0
     refusals: list[str] = field(default_factory=list)
@@ -48,7 +49,7 @@ class _Search:
     def issues(self, proto: onnx.ModelProto) -> list[Issue]:
         model = Model.from_proto(proto)
         self.checks += 1
-        return self.limits.exceeded(model) or self.target.check(model)
+        return self.limits.exceeded(model) or self.asked.issues(model)
 
     def solved(self, proto: onnx.ModelProto, depth: int = DEEPEST) -> Found | None:
         """The model without issues, by the first chain of rewrites that leads there."""
@@ -69,12 +70,12 @@ class _Search:
         return None
 
 
-def fixed(model: Model, target: str, limits: Limits) -> Fixed:
-    """`model` rewritten so that `target` takes every node within `limits`, compared with the original.
+def fixed(model: Model, asked: Asked, limits: Limits) -> Fixed:
+    """`model` rewritten so that the target takes every node within `limits` as asked, compared with the original.
 
     Raises GateFailed where no rewrite is known or the comparison fails.
     """
-    search, original = _Search(registry.target(target), limits), model.to_proto()
+    search, original, target = _Search(asked, limits), model.to_proto(), asked.name
     found = search.solved(original)
     if found is None:
         got = "; ".join(dict.fromkeys(search.refusals)) or "no rewrite for these nodes"
@@ -86,7 +87,7 @@ def fixed(model: Model, target: str, limits: Limits) -> Fixed:
     )  # fmt: skip
     if (made.inputs, made.outputs) != (model.inputs, model.outputs):
         raise GateFailed("the rewritten model has other inputs or outputs", got=f"{made.inputs} {made.outputs}")
-    check, ran = _proven(made, model, target)
+    check, ran = _proven(made, model, target, asked.options)
     options = {"rewritten": told, "target": target, "against": check.reference, "ran on": ran,
                "relative error": check.relative_error}  # fmt: skip
     step = Step("check/fix", __version__, options, model.digest(), made.digest())
@@ -115,9 +116,8 @@ def advice(proto: onnx.ModelProto, issues: Sequence[Issue], target: str, rules: 
     return f"{one}, and {target} takes none: compress the float model for it (edgerun compress --target {target})"
 
 
-def _proven(made: Model, original: Model, target: str) -> tuple[SelfCheck, str]:
+def _proven(made: Model, original: Model, target: str, options: Options) -> tuple[SelfCheck, str]:
     """How the rewritten model compares with the original one, and what ran it."""
-    options = Options()
     chosen = registry.target(target)
     if chosen.runnable():
         _built(made, chosen)

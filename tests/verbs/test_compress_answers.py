@@ -69,6 +69,8 @@ def test_every_scheme_on_every_target(tmp_path: Path, model: Path, cli: Any, tar
     assert ran.code == 0 and f"{scheme} for {target}" in ran.out, ran.err
     assert ("8-bit floats" in ran.out) == (scheme == "fp8")
     assert ("nodes on integers" in ran.out) == (scheme == "w8a8")
+    graph = "the graph itself was run on ONNX Runtime"
+    assert (graph in ran.out) == (registry.target(target).runnable() is not None)
     if (target, scheme) in (("onnxruntime", "w8a8"), ("tensorrt", "fp8")):
         told = json.loads(cli(*words, tmp_path / "j.onnx", "--json").out)
         assert told["calibration SQNR (dB)"] > 20

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 import edgerun
 from edgerun.errors import Unsupported
+from edgerun.verbs.inspect import Inspection
 
 X = np.random.default_rng(0).standard_normal((5, 3)).astype(np.float32)
 KEYS: list[tuple[str, list[Any]]] = [("classlabels_int64s", [7, 2, 9]), ("classlabels_strings", ["cat", "dog", "é"])]
@@ -54,11 +55,42 @@ def test_dictionaries_become_a_table(attribute: str, keys: list[Any], tmp_path: 
 
 def test_other_verbs_say_that_convert_makes_tables(tmp_path: Path, cli: Callable[..., Any]) -> None:
     path = scored(tmp_path / "m.onnx", classlabels_int64s=[0, 1, 2])
-    for command in (("inspect", path), ("run", path, "--data", "random"), ("compile", path, "-o", tmp_path / "m.ort")):
+    for command in (
+        ("check", path, "--fix", tmp_path / "f.onnx"),
+        ("run", path, "--data", "random"),
+        ("compile", path, "-o", tmp_path / "m.ort"),
+    ):
         told = cli(*command)
         assert told.code == 3 and "edgerun convert the model" in told.err, told.err
     with pytest.raises(Unsupported, match="becomes a table"):
         edgerun.load(path)
+
+
+@pytest.mark.parametrize(("attribute", "keys"), KEYS)
+def test_what_is_in_them_can_be_looked_at(attribute: str, keys: list[Any], tmp_path: Path, cli: Any) -> None:
+    """The door as it is, every node; and whether a target runs it: none gives out dictionaries, some lack more."""
+    path = scored(tmp_path / "m.onnx", **{attribute: keys})
+    told, key = cli("inspect", path), "object" if attribute.endswith("strings") else "int64"
+    assert told.code == 0 and f"scores:sequence_map_{key}(float32)" in told.out and "x:float32[n,3]" in told.out
+    found = edgerun.inspect(path)
+    assert found.ops == {"Softmax": 1, "ai.onnx.ml.ZipMap": 1} and found.digest == ""
+    assert isinstance(found, Inspection) and found.opsets == {"ai.onnx": 17, "ai.onnx.ml": 1}
+    told = cli("check", path)
+    assert told.code == 1 and "does not run: zip (ZipMap): no session gives out dictionaries" in told.out, told.err
+    made = tmp_path / "made.onnx"
+    assert cli("convert", path, "-o", made).code == 0 and cli("check", made).code == 0
+
+
+def test_of_operators_of_other_domains_alone(tmp_path: Path, cli: Any) -> None:
+    """No opset of ONNX's own is imported."""
+    proto = onnx.load(scored(tmp_path / "m.onnx", classlabels_int64s=[0, 1, 2]))
+    proto.graph.node[0].CopyFrom(helper.make_node("Normalizer", ["x"], ["p"], "norm", domain="ai.onnx.ml"))
+    del proto.opset_import[0]
+    onnx.save(proto, tmp_path / "m.onnx")
+    told = cli("inspect", tmp_path / "m.onnx")
+    assert told.code == 0 and "ai.onnx.ml.ZipMap" in told.out and "opset ai.onnx.ml 1\n" in told.out, told.err
+    told = cli("check", tmp_path / "m.onnx")
+    assert told.code == 1 and "zip (ZipMap)" in told.out and "norm" not in told.out, told.err
 
 
 def test_a_classifier_of_skl2onnx(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import edgerun
 from edgerun import registry
 from edgerun.contents import Contents
+from edgerun.errors import EdgerunError
 from edgerun.model import Model, Step
 from tests.verbs.conftest import Ran
 
@@ -106,6 +107,35 @@ def test_an_engine_of_tensorrt(cli: Cli, model: Path, tmp_path: Path) -> None:
     told = json.loads(cli("inspect", tmp_path / "m.engine", "--json").out)
     assert told["history"][0]["name"] == "converters/x" and told["device"] == {"capability": "8.7"}
     assert told["inputs"][0]["shape"] == ["n", 3, 8, 8] and told["preprocessing"] == PREPROCESSING
+
+
+def test_a_recipe(cli: Cli, model: Path, tmp_path: Path) -> None:
+    """Its model's door, ops, weights and history; for whom it is, with which options; and that it is to be finished."""
+    path, size = tmp_path / "m.recipe", ("--size", "n=1,2,4")
+    ran = cli("compile", model, "--target", "tensorrt", "--device", "jetson-orin-nano", *size, "-o", path)
+    assert ran.code == 0, ran.err
+    found, source = edgerun.inspect(path), Model.load(model)
+    assert isinstance(found, Contents) and found.target == "tensorrt" and found.options == {"sizes": {"n": (1, 2, 4)}}
+    assert found.device == {"device": "jetson-orin-nano", "arch": "aarch64", "capability": "8.7"}
+    assert (found.digest, found.history, found.inputs) == (source.digest(), source.history, source.inputs)
+    assert found.weights["float32"].elements == 32 * 27 + 32 * 4 and found.ops["Conv"] == 1
+    assert (found.preprocessing, found.postprocessing) == (PREPROCESSING, POSTPROCESSING)
+    text = cli("inspect", path).out
+    for words in ("jetson-orin-nano", '{"sizes": {"n": [1, 2, 4]}}', "edgerun warm", "step 1: converters/x", "Conv"):
+        assert words in text, text
+    assert json.loads(cli("inspect", path, "--json").out)["options"] == {"sizes": {"n": [1, 2, 4]}}
+
+
+def test_what_opens_files_says_who_finishes_a_recipe(cli: Cli, model: Path, tmp_path: Path) -> None:
+    path, arrays = tmp_path / "m.recipe", tmp_path / "x.npz"
+    assert cli("compile", model, "--target", "tensorrt", "-o", path).code == 0
+    np.savez(arrays, x=np.zeros((1, 3, 8, 8), np.float32))
+    feeds = ("--feeds", arrays, "-o", tmp_path / "y.npz")
+    for words in (("run", path, *feeds), ("run", path, *feeds, "--target", "onnxruntime"), ("bench", path)):
+        ran = cli(*words)
+        assert ran.code == 2 and "do: edgerun warm NAME.recipe on its device" in ran.err, ran.err
+    with pytest.raises(EdgerunError, match="edgerun warm NAME.recipe"):
+        edgerun.load(path)
 
 
 def test_an_ir_from_elsewhere(cli: Cli, model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""`edgerun compile --device`: files for another machine are held to what it reads, and say who compared them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgerun
+from edgerun import devices
+from edgerun.devices import Fact
+from edgerun.errors import Unsupported
+from edgerun.runtime import machine
+from tests.verbs.conftest import save_linear
+from tests.verbs.test_check import Cli, needs, quantized
+
+
+@pytest.mark.parametrize(
+    ("device", "target", "suffix"),
+    [
+        ("raspberry-pi-5", "onnxruntime", ".onnx"),
+        ("raspberry-pi-5", "onnxruntime", ".ort"),
+        ("intel-n100", "openvino", ".xml"),
+    ],
+)
+def test_a_file_for_a_device_says_who_compared_it(
+    cli: Cli, tmp_path: Path, device: str, target: str, suffix: str
+) -> None:
+    needs(target)
+    model, output = save_linear(tmp_path / "m.onnx"), tmp_path / f"made{suffix}"
+    if devices.find(device).differences({}) == []:
+        pytest.skip(f"this is {device}")
+    ran = cli("compile", model, "--device", device, "-o", output)
+    assert ran.code == 0 and f"for {target} on {device}" in ran.out, ran.err
+    assert f"note: compared on this machine ({machine.model()}), and it" in ran.err
+    told = json.loads(cli("compile", model, "--device", device, "-o", output, "--force", "--json").out)
+    assert told["for_device"] == device and machine.model() in told["notes"][0] and told["check"]["runs"] == 4
+    x = np.ones((2, 8), np.float32)
+    np.testing.assert_allclose(edgerun.load(output).run({"x": x})["y"], edgerun.load(model).run({"x": x})["y"], 1e-5)
+
+
+def test_this_machine_is_no_note(cli: Cli, tmp_path: Path) -> None:
+    """A device's file is as good as a known name, and its limits hold."""
+    path = tmp_path / "mine.toml"
+    assert cli("probe", "-o", path).code == 0
+    ran = cli("compile", save_linear(tmp_path / "m.onnx"), "--device", path, "-o", tmp_path / "made.onnx")
+    assert ran.code == 0 and "on mine" in ran.out and "compared on this machine" not in ran.err
+    lines = ["opset = { value = 15, source = \"a test\" }" if line.startswith("opset") else line
+             for line in path.read_text().splitlines()]  # fmt: skip
+    path.write_text("\n".join(lines))
+    ran = cli("compile", save_linear(tmp_path / "m.onnx"), "--device", path, "-o", tmp_path / "other.onnx")
+    assert ran.code == 3 and "mine does not read the model" in ran.err and "opset 17 is newer than 15" in ran.err
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_of_python_too(tmp_path: Path) -> None:
+    pi = devices.find("raspberry-pi-5")
+    facts = {"ir_version": Fact(8, "a test"), "opset": Fact(15, "a test")}
+    old, output = replace(pi, facts={**pi.facts, **facts}), tmp_path / "made.onnx"
+    model = save_linear(tmp_path / "m.onnx")
+    with pytest.raises(Unsupported, match="raspberry-pi-5 does not read the model[\\s\\S]*opset 17 is newer than 15"):
+        edgerun.compile(model, "onnxruntime", device=old, output=output)
+    assert not output.exists()
+    edgerun.compile(model, "onnxruntime", device=pi, output=output)
+    assert output.exists(), "nothing is known of what it reads: what is installed here counts"
+
+
+def test_sums_that_saturate_there_are_told(cli: Cli, tmp_path: Path) -> None:
+    needs("openvino")
+    path = quantized(tmp_path / "q.onnx")
+    ran = cli("compile", path, "--target", "openvino", "--device", "xeon-avx2", "-o", tmp_path / "old.xml")
+    assert "4 of 4 output channels of a layer can saturate on xeon-avx2" in ran.err, ran.err
+    ran = cli("compile", path, "--target", "openvino", "--device", "xeon-avx512-vnni", "-o", tmp_path / "new.xml")
+    assert "saturate" not in ran.err
