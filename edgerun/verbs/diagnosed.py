@@ -220,8 +220,8 @@ def points(better: np.ndarray | None, worse: np.ndarray | None) -> Gain | None:
 
 
 def unfixed(rows: Sequence[Row], found: Diagnosis, judges: str) -> str | None:
-    """Why no fix is kept, None where one is; where the best surely gains, on the samples that `judges` names, why that is
-    too little, or too dear."""
+    """Why no fix is kept, None where one is; where the best surely gains, on the samples that `judges` names, why that
+    is too little, or too dear."""
     if found.kept:
         return None
     gains = [row for row in rows if row.gain_db is not None and row.gain_db.value > 0]
