@@ -12,11 +12,11 @@ from edgerun import registry
 from edgerun.model import Model, Step
 from edgerun.quantize import _steps
 from edgerun.quantize.diagnosis.advice import Static
+from edgerun.quantize.graphs.compressed import INT8_MATH
 from edgerun.verbs import devices
 from edgerun.verbs.making import KEPT
 
 STATIC = "w8a8"  # the scheme with ranges from calibration
-SCHEMES = {"DynamicQuantizeLinear": "w8a8_dynamic", "MatMulNBits": "w4a16_b32"}  # of others' models
 
 
 def step(quantized: Model) -> Step | None:
@@ -53,11 +53,20 @@ def static(quantized: Model) -> Static | None:
 
 def _asked(quantized: Model) -> dict[str, str]:
     """The scheme, the target, and a device that is known by name, which the history tells; else as the ops look."""
-    ops, made = {node.op_type for node in quantized.ir.graph}, step(quantized)
-    guess = next((scheme for op, scheme in SCHEMES.items() if op in ops), STATIC)
-    told = {"scheme": guess, "target": devices.DEFAULT_TARGET, **({} if made is None else made.options)}
+    made = step(quantized)
+    told = {"scheme": _scheme(quantized), "target": devices.DEFAULT_TARGET, **({} if made is None else made.options)}
     named = ("scheme", "target", *(["device"] if told.get("device") in known.names() else []))
     return {key: str(told[key]) for key in named}
+
+
+def _scheme(quantized: Model) -> str:
+    """The scheme that a model's ops look like."""
+    for node in quantized.ir.graph:
+        if node.op_type == "DynamicQuantizeLinear":
+            return "w8a8_dynamic"
+        if node.op_type == "MatMulNBits":
+            return "w4a8" if node.attributes.get_int("accuracy_level", 0) >= INT8_MATH else "w4a16_b32"
+    return STATIC
 
 
 def _spared(quantized: Model) -> Sequence[str]:

@@ -85,8 +85,8 @@ def diagnose(
     unfolded = factored.unfold(quantized.graph)
     evened = factored.evened(quantized.graph, {str(node.name) for node in model.graph})
     found = tuple(quantizers.find(quantized.graph))
-    if not found:
-        raise notes.nothing(quantized.graph)
+    if all(isinstance(q, Constant) and q.kind == "bias" for q in found):  # of layers whose weights are not looked at
+        raise notes.nothing(quantized.graph, model.graph)
     judged = replace(judged, saturating=saturating)
     others = judged if apart is None else replace(apart, saturating=saturating)
     progress("reading the model", 0, 1)
