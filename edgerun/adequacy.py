@@ -34,17 +34,22 @@ class FeedCheck:
         """How many samples are no repetition of others."""
         return len(self._seen)
 
-    def add(self, feeds: Feeds) -> None:
-        """Count a batch in. Raises EdgerunError for NaN or infinity."""
+    def add(self, feeds: Feeds) -> list[bool]:
+        """Count a batch in; of each of its samples, whether none before is the same. Raises EdgerunError for NaN or
+        infinity."""
         rows = {name: a if self.batched and a.ndim else a[None] for name, a in feeds.items()}
         count = min((len(array) for array in rows.values()), default=0)
         keys = [bytearray() for _ in range(count)]
         blank = np.ones(count, bool)
         for name, array in rows.items():
             blank &= self._add(name, array, keys)
-        self._seen.update(bytes(key) for key in keys)
+        fresh = []
+        for key in map(bytes, keys):
+            fresh.append(key not in self._seen)
+            self._seen.add(key)
         self._blank += int(blank.sum()) if any(array[0].size > 1 for array in rows.values() if len(array)) else 0
         self.samples += count
+        return fresh
 
     def _add(self, name: str, array: np.ndarray, keys: Sequence[bytearray]) -> np.ndarray:
         """One input of a batch; which of its samples hold one number only, bool `[n]`."""

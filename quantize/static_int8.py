@@ -45,6 +45,7 @@ from edgerun.quantize.graphs import (
 )
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
+from edgerun.quantize.graphs.work import keepable
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
 
@@ -69,10 +70,7 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
     Where the effort tries each step without, `makes` finish the models that are compared (None: as INT8).
     """
     _refuse_quantized(model)
-    fold.apply(model)
-    if flatten.apply(model.graph, request.rules):
-        edit.drop_unused(model)
-        fold.infer_shapes(model)
+    folded(model, request.rules)
     gc.collect()
     _check_kept(model, request)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
@@ -92,6 +90,15 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
     _observation.tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     makes = makes or _without.Makes(_all_placed, _plain)
     return replace(_without.prepared(Observed(model, original, seen, truths, fit), makes, request), left=plan.thin)
+
+
+def folded(model: ir.Model, rules: Quantization) -> ir.Model:
+    """`model` itself as it is placed on: folded, and its products in the form that the target is fastest with."""
+    fold.apply(model)
+    if flatten.apply(model.graph, rules):
+        edit.drop_unused(model)
+        fold.infer_shapes(model)
+    return model
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
@@ -205,12 +212,11 @@ def _refuse_quantized(model: ir.Model) -> None:
 
 
 def _check_kept(model: ir.Model, request: Request) -> None:
-    ops = request.rules.compute | request.rules.join | ({"Gather"} if request.rules.tables else set())
-    ops |= {node.op_type for node in _sequences.found(model.graph)}
-    candidates = {str(n.name) for n in model.graph if n.op_type in ops}
+    candidates = keepable(model.graph, request.rules)
     for name in request.keep_float:
         if name not in candidates:
-            wanted = f"the name of a {', '.join(sorted(ops))} node"
+            ops = sorted({node.op_type for node in model.graph if node.name in candidates})
+            wanted = f"the name of a {', '.join(ops)} node" if ops else None
             raise EdgerunError(f"keeping {name!r} in float has no effect: it is never quantized", wanted=wanted)
 
 

@@ -73,9 +73,7 @@ def _show(result: Diagnosed) -> None:
     from edgerun.cli._table import table
     from edgerun.verbs.diagnosed import cells
 
-    lost = f", {result.drop_points} points lost" if result.drop_points else ""
-    fixes = f"; gains on {result.fix_samples} other samples" if result.apart else ""
-    click.echo(f"SQNR {result.sqnr_db:.1f} dB at the outputs, n={result.samples}{lost}{fixes}")
+    click.echo(result.beginning())
     click.echo(table(*cells(result)) + "\n")
     for number, row in enumerate(result.rows, 1):
         click.echo(f"{number}. {row.layer} ({row.kind}), {row.cause}: {row.evidence}")

@@ -7,6 +7,7 @@ those of the sessions' medians by the sign test.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -204,9 +205,10 @@ def _share(
     attributed: Estimate, measured: Estimate, sums: Sequence[float], differences: Sequence[float]
 ) -> Estimate | None:
     """Attributed over measured, None unless all of the measured difference's interval has one sign."""
-    if measured.interval.low <= 0 <= measured.interval.high or 0 in differences:
+    if measured.interval.low <= 0 <= measured.interval.high:
         return None
-    return _about(attributed.value / measured.value, [a / m for a, m in zip(sums, differences, strict=True)])
+    shares = [a / m if m else math.copysign(math.inf, a) for a, m in zip(sums, differences, strict=True)]
+    return _about(attributed.value / measured.value, shares)
 
 
 def _causes(whole: Sequence[Region], each: Sequence[Sequence[Region]]) -> dict[str, Estimate]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgerun.data import Data
-from edgerun.errors import Unsupported, unknown
+from edgerun.adequacy import FeedCheck
+from edgerun.batches import rebatched
+from edgerun.data import Data, Feeds
+from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
 from edgerun.quantize.diagnosis import trials
 from edgerun.quantize.diagnosis.trials import Open, Progress, Trials
@@ -22,7 +23,8 @@ FLOATS = ("float32", "float64", "float16")
 class Parted:
     """`judged` samples are those that find what is wrong, `ranges` all that a fix may be made from; `apart` is neither.
 
-    `apart` is None where the data has too few: `notes` say so, and whether labels are not used.
+    `apart` is None where the data has too few: `notes` say so, what is odd about the data, and whether labels are not
+    used.
     """
 
     judged: Trials
@@ -34,43 +36,79 @@ class Parted:
 def parted(model: Model, feeds: Data, output: str | None, wanted: int, open_: Open, progress: Progress) -> Parted:
     """The first `wanted` samples find what is wrong; the last judge fixes: as many, at least ENOUGH.
 
-    All come with the float model's outputs, and with labels where the data has some that fit an output (`output`
-    names it). Raises EdgerunError for an output that is not there, Unsupported where none is float.
+    What repeats another sample is in neither: it would make both surer than they are. All come with the float model's
+    outputs, and with labels where the data has some that fit an output (`output` names it). Raises EdgerunError for
+    data that is not fit to calibrate with, and for an output that is not there, Unsupported where none is float.
     """
     names = [spec.name for spec in model.outputs if spec.dtype in FLOATS]
     if not names:
         raise Unsupported("the model has no float output to compare", do="add the scores as an output")
     if output is not None and output not in names:
         raise unknown("float output", output, names)
-    first, total = _split(feeds, wanted)
-    batched, size = feeds.batch is not None, feeds.batch or 1
-    judged = trials.collect(open_, model.ir, feeds, names, min(wanted, first), progress, batched)
-    apart = None
-    if first < total:
-        rest = itertools.islice(feeds.again(), first // size, None)
-        apart = trials.collect(open_, model.ir, rest, names, total - first, progress, batched)
-    notes = [] if apart is not None else [_shared(total, judged.samples)]
+    check = FeedCheck(batched=feeds.batch is not None)
+    fresh = np.array([new for batch in feeds for new in check.add(batch)], bool)
+    notes = [*check.report()["warnings"], *_repeated(check)]
+    places = _whole(feeds, np.flatnonzero(fresh))
+    size, total = feeds.batch or 1, len(places)
+    first = _first(total, size, wanted)
+    ends = (min(wanted, first), total - first)
+    parts = [trials.collect(open_, model.ir, _at(feeds, chosen), names, count, progress, feeds.batch is not None)
+             for chosen, count in zip((places[:first], places[first:]), ends, strict=True) if count]  # fmt: skip
+    judged, apart = parts[0], parts[1] if len(parts) > 1 else None
+    notes += [] if apart is not None else [_shared(total, judged.samples, check)]
     if (labels := feeds.labels) is not None:
         scores, note = _scores(judged, names if output is None else [output], labels)
         notes += [note] if note else []
         if scores:
-            judged = replace(judged, labels=labels[: judged.samples], scores=scores)
-            apart = apart and replace(apart, labels=labels[first : first + apart.samples], scores=scores)
-    return Parted(judged, feeds.first(first), apart, tuple(notes))
+            judged = replace(judged, labels=labels[places[: judged.samples]], scores=scores)
+            apart = apart and replace(apart, labels=labels[places[first:]], scores=scores)
+    # Before the first of the samples apart stand those of the ranges, and what repeats them.
+    ranges = feeds if first == total else feeds.first(int(places[first]))
+    return Parted(judged, ranges, apart, tuple(notes))
 
 
-def _split(feeds: Data, wanted: int) -> tuple[int, int]:
-    """How many samples fixes are made from, in whole batches, and how many there are."""
-    if feeds.samples is None:
-        _ = feeds.digest  # a pass, which counts them
-    total, size = feeds.samples or 0, feeds.batch or 1
+def _at(feeds: Data, places: np.ndarray) -> Iterator[Feeds]:
+    """The samples at these places, in batches of the data's size."""
+    rows = _rows(feeds, set(places.tolist()))
+    return rows if feeds.batch is None else rebatched(rows, feeds.batch)
+
+
+def _rows(feeds: Data, places: set[int]) -> Iterator[Feeds]:
+    start = 0
+    for batch in feeds.again():
+        count = 1 if feeds.batch is None else len(next(iter(batch.values())))
+        rows = [i for i in range(count) if start + i in places]
+        start += count
+        if len(rows) == count:
+            yield batch
+        elif rows:
+            yield {name: np.ascontiguousarray(array[rows]) for name, array in batch.items()}
+
+
+def _whole(feeds: Data, places: np.ndarray) -> np.ndarray:
+    """As many of the places as fill whole batches, where the model fixes its batch."""
+    size = feeds.batch if feeds.batch and all(isinstance(spec.shape[0], int) for spec in feeds.inputs) else 1
+    if len(places) < size:
+        wanted = f"at least {size}: the model's batch is fixed"
+        raise EdgerunError("too few samples that differ", got=len(places), wanted=wanted)
+    return places[: len(places) // size * size]
+
+
+def _first(total: int, size: int, wanted: int) -> int:
+    """How many samples of `total` fixes are made from, in whole batches."""
     judged = min(-(-wanted // size) * size, total)
     first = -(-(total - min(max(judged, ENOUGH), total - judged)) // size) * size
-    return (first, total) if total - first >= ENOUGH else (total, total)
+    return first if total - first >= ENOUGH else total
 
 
-def _shared(total: int, judged: int) -> str:
-    left = f"of {total} samples {total - judged} are left, and {ENOUGH} are wanted"
+def _repeated(check: FeedCheck) -> Iterator[str]:
+    if repeats := check.samples - check.different:
+        yield f"the {repeats} that repeat others are left out, lest gains look surer: {check.different} are left"
+
+
+def _shared(total: int, judged: int, check: FeedCheck) -> str:
+    kind = " different" if check.different < check.samples else ""
+    left = f"of {total}{kind} samples {total - judged} are left, and {ENOUGH} are wanted"
     return f"fixes are judged on the samples that they were found on: {left}"
 
 

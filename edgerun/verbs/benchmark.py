@@ -220,7 +220,8 @@ def agreed(
             raise EdgerunError(f"input {spec.name!r} has no shape in the file", do=do)
     agreed = {spec.name: spec for spec in fixed(first, shapes)}
     for model, session in sessions.items():
-        if [(s.name, s.dtype) for s in session.inputs] != [(s.name, s.dtype) for s in first]:
+        same = [(s.name, s.dtype) for s in session.inputs] == [(s.name, s.dtype) for s in first]
+        if not (same and all(map(_fits, first, session.inputs))):
             got = ", ".join(map(str, session.inputs))
             raise EdgerunError(
                 "the models have different inputs", got=f"{model}: {got}", wanted=", ".join(map(str, first))
@@ -241,14 +242,20 @@ def fixed(inputs: Sequence[TensorSpec], shapes: Sequence[TensorSpec | str]) -> t
 
 
 def _merged(spec: TensorSpec, other: TensorSpec, who: str) -> TensorSpec:
-    pairs = list(zip(spec.shape, other.shape, strict=False))
-    if len(spec.shape) != len(other.shape) or any(
-        isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs
-    ):
+    if not _fits(spec, other):
         raise EdgerunError(
             f"{who} does not fit input {spec.name!r}", got=list(other.shape), wanted=str(list(spec.shape))
         )
-    return replace(spec, shape=tuple(a if isinstance(a, int) else b for a, b in pairs))
+    return replace(
+        spec, shape=tuple(a if isinstance(a, int) else b for a, b in zip(spec.shape, other.shape, strict=True))
+    )
+
+
+def _fits(spec: TensorSpec, other: TensorSpec) -> bool:
+    pairs = zip(spec.shape, other.shape, strict=False)
+    return len(spec.shape) == len(other.shape) and all(
+        a == b or isinstance(a, str) or isinstance(b, str) for a, b in pairs
+    )
 
 
 def batch_for(inputs: Sequence[TensorSpec], model: Path, data: Any, preprocessing: Any, batch: int | None) -> Data:

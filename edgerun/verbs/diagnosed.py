@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgerun.errors import GateFailed
 from edgerun.metrics import Interval, paired_drop
-from edgerun.model import Model, Step
 from edgerun.quantize.diagnosis import Diagnosis
+from edgerun.quantize.diagnosis.advice import FLOAT_DB
 from edgerun.quantize.diagnosis.trials import Measured, Trials
-from edgerun.quantize.diagnosis.verdict import FLOAT_DB, PAYS, Finding
+from edgerun.quantize.diagnosis.verdict import PAYS, Finding
 from edgerun.quantize.graphs.quantizers import Activation
 from edgerun.quantize.numerics import causes, noise
 
@@ -59,12 +56,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """What was found. `sqnr_db` is the quantized model's over `samples` samples.
+    """What was found. `sqnr_db` is the quantized model's over `samples` samples, which costs are of.
 
-    Fixes are judged over `fix_samples`, others than those that chose them, where `apart`: `fixed_db` is the SQNR there
-    with all `fixes` that pay, `fixed_gain_db` what they gain. `unfixed` says why there are none. `keep_float` are the
-    layers that only float spares, `keep_float_gain_db` what that gains, `command` how to make such a model.
-    `drop_points`: accuracy lost against the float model, before and with the fixes (None without labels).
+    Fixes are judged over `fix_samples`, others than those that chose them, where `apart`: there the model as it is has
+    the SQNR `before_db`, and with all `fixes` that pay `fixed_db`; `fixed_gain_db` is what they gain. `unfixed` says
+    why there are none. `keep_float` are the layers that only float spares, `keep_float_gain_db` what that gains,
+    `command` how to make such a model.
+    `drop_points`: accuracy lost against the float model, as it is on the first samples, as it is on those that judge
+    (`before_drop_points`), and with the fixes there (None without labels).
     """
 
     samples: int
@@ -75,6 +74,8 @@ class Diagnosed:
     rows: tuple[Row, ...]
     fix_samples: int
     apart: bool
+    before_db: float
+    before_drop_points: Gain | None
     fixes: tuple[str, ...]
     fixed_db: float | None
     fixed_gain_db: Gain | None
@@ -90,20 +91,43 @@ class Diagnosed:
         if self.unfixed is not None:
             raise GateFailed("no fix was written", got=self.unfixed, do=self.command)
 
+    @property
+    def judges(self) -> str:
+        """The samples that gains are of."""
+        return _judges(self.fix_samples, self.apart)
+
+    def beginning(self) -> str:
+        """How far the model is off, and which numbers are of which samples: a line for a person."""
+        found = f"SQNR {self.sqnr_db:.1f} dB at the outputs{_lost(self.drop_points)}, n={self.samples}"
+        if not self.apart:
+            return f"{found}: costs and gains are of these samples"
+        return (
+            f"{found}: costs are of these samples; gains of {self.judges}, with SQNR {self.before_db:.1f} dB"
+            f"{_lost(self.before_drop_points)}"
+        )
+
     def ending(self) -> list[str]:
         """What pays and what it brings, or why nothing does, and what float would bring: lines for a person."""
-        others = f"{self.fix_samples} other samples" if self.apart else f"the same {self.fix_samples} samples"
         lines = [] if self.unfixed is None else [self.unfixed]
         if self.fixed_db is not None:
-            lost = f", {self.fixed_drop_points} points lost" if self.fixed_drop_points else ""
             count = f"{len(self.fixes)} fix{'es' if len(self.fixes) > 1 else ''}"
-            gains = f"gains {self.fixed_gain_db} dB{lost}, on {others}"
-            lines = [f"with {count}: SQNR {self.fixed_db:.1f} dB, {gains}", *(f"  {text}" for text in self.fixes)]
+            before = f"{self.before_db:.1f} dB{_lost(self.before_drop_points)}"
+            after = f"{self.fixed_db:.1f} dB{_lost(self.fixed_drop_points)}"
+            lines = [f"with {count}: SQNR {before} -> {after}, gains {self.fixed_gain_db} dB, on {self.judges}",
+                     *(f"  {text}" for text in self.fixes)]  # fmt: skip
         if self.keep_float:
             names = ", ".join(self.keep_float)
-            lines.append(f"with {names} in float: gains about {self.keep_float_gain_db} dB, on {others}")
+            lines.append(f"with {names} in float: gains about {self.keep_float_gain_db} dB, on {self.judges}")
             lines.append(f"  {self.command}")
         return lines
+
+
+def _judges(samples: int, apart: bool) -> str:
+    return f"{samples} other samples" if apart else f"the same {samples} samples"
+
+
+def _lost(points: Gain | None) -> str:
+    return f", {points} points lost" if points else ""
 
 
 def diagnosed(
@@ -117,11 +141,12 @@ def diagnosed(
         rows.sort(key=lambda row: -max(0.0, row.cost_points.interval.low if row.cost_points else 0.0))
     gains = [None if after is None else decibels(noise.gain(found.apart.noise, after.noise))
              for after in (found.after, found.spared)]  # fmt: skip
-    after, count = found.after, judge.samples
+    after, judges = found.after, _judges(judge.samples, apart is not None)
     return Diagnosed(
         judged.samples, data, found.quantized.sqnr_db, found.counterpart_db, points(truth, found.quantized.hits),
-        tuple(rows), count, apart is not None, found.kept, None if after is None else after.sqnr_db, gains[0],
-        None if after is None else points(true, after.hits), unfixed(rows, found, count),
+        tuple(rows), judge.samples, apart is not None, found.apart.sqnr_db, points(true, found.apart.hits),
+        found.kept, None if after is None else after.sqnr_db, gains[0],
+        None if after is None else points(true, after.hits), unfixed(rows, found, judges),
         found.floats, gains[1], again, notes,
     )  # fmt: skip
 
@@ -157,8 +182,7 @@ def page(title: str, result: Diagnosed, found: Diagnosis) -> str:
                activations[f.key].high, seen.channels[f.key].low, seen.channels[f.key].high)
         for f in suffering[:SHOWN_TENSORS]
     ]  # fmt: skip
-    lost = f"; {result.drop_points} points of accuracy lost" if result.drop_points else ""
-    facts = [f"SQNR {result.sqnr_db:.1f} dB at the outputs, n = {result.samples}{lost}", *result.notes]
+    facts = [result.beginning(), *result.notes]
     bars = [Bar(f"{r.layer} ({r.kind})", _three(r.cost_db), _three(r.gain_db) if r.gain_db else None)
             for r in result.rows]  # fmt: skip
     explained = [f"{r.layer} ({r.kind}), {r.cause}: {r.evidence}" for r in result.rows]
@@ -195,8 +219,9 @@ def points(better: np.ndarray | None, worse: np.ndarray | None) -> Gain | None:
     return Gain(100 * (lost - gained) / n, Interval(100 * interval.low, 100 * interval.high))
 
 
-def unfixed(rows: Sequence[Row], found: Diagnosis, samples: int) -> str | None:
-    """Why no fix is kept, None where one is; where the best one surely gains, why that is too little, or too dear."""
+def unfixed(rows: Sequence[Row], found: Diagnosis, judges: str) -> str | None:
+    """Why no fix is kept, None where one is; where the best surely gains, on the samples that `judges` names, why that
+    is too little, or too dear."""
     if found.kept:
         return None
     gains = [row for row in rows if row.gain_db is not None and row.gain_db.value > 0]
@@ -207,7 +232,7 @@ def unfixed(rows: Sequence[Row], found: Diagnosis, samples: int) -> str | None:
     if not gains:
         return f"no fix pays{left}"
     best = max(gains, key=lambda row: (_surely(row), row.gain_db.value if row.gain_db else 0.0))
-    which = f"the best, {best.fix} ({best.layer}), gains {best.gain_db} dB, n={samples}"
+    which = f"the best, {best.fix} ({best.layer}), gains {best.gain_db} dB on {judges}"
     if not _surely(best):
         return f"no fix pays{left}; {which}" if best.trade else f"no fix surely pays: {which}"
     if not best.trade:
@@ -218,30 +243,3 @@ def unfixed(rows: Sequence[Row], found: Diagnosis, samples: int) -> str | None:
 
 def _surely(row: Row) -> bool:
     return row.gain_db is not None and row.gain_db.interval.low > 0
-
-
-def step(quantized: Model) -> Step | None:
-    """The Step that quantized the model, where edgerun did."""
-    return next((one for one in quantized.history if one.name.startswith("quantize/")), None)
-
-
-SCHEMES = {"DynamicQuantizeLinear": "w8a8_dynamic", "MatMulNBits": "w4a16_b32"}  # of others' models
-
-
-def command(model: Model | str | Path, quantized: Model, data: Any, names: Sequence[str]) -> str | None:
-    """The command that compresses the float model anew as `quantized` was, with `names` in float."""
-    if not names:
-        return None
-    ops = {node.op_type for node in quantized.ir.graph}
-    guess = next((scheme for op, scheme in SCHEMES.items() if op in ops), "w8a8")
-    made = step(quantized)
-    asked = {"scheme": guess} if made is None else made.options
-    options = [f"--{key}={asked[key]}" for key, usual in (("scheme", "w8a8"), ("target", "onnxruntime"))
-               if asked.get(key, usual) != usual]  # fmt: skip
-    source, feeds = (
-        ("MODEL" if isinstance(model, Model) else str(model)),
-        str(data) if isinstance(data, (str, Path)) else "DATA",
-    )
-    words = ["edgerun", "compress", source, "--calibration", feeds, *options]
-    words += [word for name in names for word in ("--keep-float", name)]
-    return shlex.join([*words, "-o", "OUT.onnx"])

@@ -15,7 +15,7 @@ from edgerun import registry
 from edgerun.errors import EdgerunError
 from edgerun.measure import attribution
 from edgerun.measure.accounting import Account, Part, account
-from edgerun.measure.stats import Estimate, median, speedup
+from edgerun.measure.stats import Estimate, median
 from edgerun.metrics import Interval
 from edgerun.passes import Quantization
 from edgerun.preprocess import Preprocessing
@@ -55,6 +55,9 @@ class Hint:
 class WhySlow:
     """Two models' p50 latencies in seconds, timed interleaved, and what their difference is made of.
 
+    `speedup` is the ratio of a session's two, whose interval holds 1 where that of their difference holds 0: one rule
+    says whether there is a difference.
+
     `restless` is how many times its fastest tenth the float model's p50 is. Where that is far above 1, other work
     interrupts the runs, and that time is nobody's. `waits` is how many times its CPU time the float model's p50 is (1
     where more threads than one are asked for): where other work holds the CPU all the time, `difference` is about CPU
@@ -93,7 +96,8 @@ class WhySlow:
         lines = [f"{times} ({counts})", *self._wholes(), self._between()]
         parts = f"attributed to kernels and between them {_ms(found.attributed)} of {_ms(found.measured)} measured"
         if found.explained is None:
-            return *lines, parts, "explained: nothing to explain, no difference could be measured"
+            held = f" in CPU time (other work holds it: a run waits {self.waits:.1f} times)" * (self.waits > RESTLESS)
+            return *lines, parts, f"explained: nothing to explain, no difference could be measured{held}"
         lines.append(f"{parts}: explained {_span(found.explained, 100, 1)} %, unexplained {_ms(found.unexplained)}")
         if self.waits > RESTLESS:
             lines.append(f"other work holds the CPU: a run waits {self.waits:.1f} times; what is explained is CPU time")
@@ -169,7 +173,7 @@ def why_slow(
         devices.here(known, target)
     paths, name = _places(fp32, int8, target)
     with ExitStack() as stack:
-        opened = {str(i): stack.enter_context(load(path, name, options)) for i, path in enumerate(paths)}
+        opened = {str(path): stack.enter_context(load(path, name, options)) for path in paths}
         feeds = batch_for(agreed(opened, shapes, paths[0]), paths[0], data, preprocessing, batch)
         feed = next(iter(feeds))
         for session in opened.values():
@@ -190,7 +194,7 @@ def why_slow(
         name,
         p50[0],
         p50[1],
-        speedup([s.timed[0] for s in sessions], [s.timed[1] for s in sessions]),
+        median([s.p50[0] / s.p50[1] for s in sessions]),
         found,
         tuple(_hints(found, p50[1].value, _ops(paths), rules)),
         len(sessions),

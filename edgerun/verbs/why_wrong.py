@@ -16,11 +16,12 @@ from edgerun.quantize import diagnosis
 from edgerun.quantize.diagnosis import Diagnosis
 from edgerun.runtime import Engine, Options, Session
 from edgerun.verbs import devices
+from edgerun.verbs.again import command, static, step
 from edgerun.verbs.apart import ENOUGH, parted
 from edgerun.verbs.compress import compress
-from edgerun.verbs.diagnosed import Diagnosed, command, diagnosed, page, step
+from edgerun.verbs.diagnosed import Diagnosed, diagnosed, page
 from edgerun.verbs.feeds import feeds_for
-from edgerun.verbs.making import KEPT, MEASURER
+from edgerun.verbs.making import KEPT, MEASURER, judged
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -75,13 +76,16 @@ def why_wrong(
     wanted = limit or DEFAULT_SAMPLES
     most = max(wanted, RANGE_SAMPLES) + max(wanted, ENOUGH)
     feeds = feeds_for(float_.inputs, "", data, preprocessing=contract, batch=BATCH, limit=most, outputs=float_.outputs)
+    looks = judged(float_, feeds).warnings
     samples = parted(float_, feeds, output, wanted, opened_here, progress)
     remake = _remake(model, rounded, samples.ranges, progress)
     found = diagnosis.diagnose(
-        rounded.ir, float_.ir, samples.judged, top, progress, saturates, remake, samples.ranges, samples.apart
+        rounded.ir, float_.ir, samples.judged, top, progress, saturates, remake, samples.ranges, samples.apart,
+        static(rounded),
     )  # fmt: skip
-    again = command(model, rounded, data, found.floats)
-    result = diagnosed(found, samples.apart, feeds.digest, again, (*feeds.notes, *found.notes, *samples.notes))
+    again = command(model, rounded, data, preprocessing, found.floats)
+    notes = (*feeds.notes, *looks, *samples.notes, *found.notes)
+    result = diagnosed(found, samples.apart, feeds.digest, again, notes)
     if fix is not None and found.kept:
         _write(fix, rounded, found, result)
     if html is not None:

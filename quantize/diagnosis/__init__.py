@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.diagnosis import calibration, evidence, fixes, notes, recurrent, trials, verdict
+from edgerun.quantize.diagnosis import advice, calibration, evidence, fixes, notes, recurrent, trials, verdict
+from edgerun.quantize.diagnosis.advice import Static
 from edgerun.quantize.diagnosis.fixes import Case
 from edgerun.quantize.diagnosis.trials import Measured, Progress, Trials
 from edgerun.quantize.diagnosis.verdict import Finding
@@ -68,13 +69,15 @@ class Diagnosis:
 def diagnose(
     quantized: ir.Model, model: ir.Model, judged: Trials, top: int, progress: Progress, saturating: bool = False,
     remake: Callable[[], ir.Model] | None = None, data: Iterable[Feeds] | None = None, apart: Trials | None = None,
+    static: Static | None = None,
 ) -> Diagnosis:  # fmt: skip
     """Find the `top` quantizers that do most damage, name causes, try fixes and keep those that pay.
 
     `judged` holds the samples with the float `model`'s outputs. `saturating`: the device adds pairs of products in
     16 bits. `remake` compresses the float model anew on the samples' data: tried when the calibration as a whole is
     wrong, where new ranges do not suffice. `data`: more samples, for ranges alone (default: the judged). `apart`:
-    samples that are in neither, which say what each fix brings (default: the judged).
+    samples that are in neither, which say what each fix brings (default: the judged). `static`: how the float
+    model would be compressed again (None: into another scheme).
     Raises EdgerunError when there is no Q/DQ.
     """
     quantized = quantized.clone()
@@ -82,8 +85,8 @@ def diagnose(
     unfolded = factored.unfold(quantized.graph)
     evened = factored.evened(quantized.graph, {str(node.name) for node in model.graph})
     found = tuple(quantizers.find(quantized.graph))
-    if not found:
-        raise notes.nothing(quantized.graph)
+    if all(isinstance(q, Constant) and q.kind == "bias" for q in found):  # of layers whose weights are not looked at
+        raise notes.nothing(quantized.graph, model.graph)
     judged = replace(judged, saturating=saturating)
     others = judged if apart is None else replace(apart, saturating=saturating)
     progress("reading the model", 0, 1)
@@ -102,7 +105,7 @@ def diagnose(
         progress("trying fixes", len(told), len(rows))
     told = [_weighed(row, before) for row in _once(sorted(told, key=lambda row: -row.damage))[:top]]
     fixed, kept, after = verdict.repaired(case, told, there)
-    spared = verdict.spared(case, told, there, {str(node.name) for node in model.graph})
+    spared = advice.spared(case, told, there, model, static)
     if fixed is not None:
         products.fold(fixed, plain)
         if unfolded:

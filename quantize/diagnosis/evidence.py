@@ -88,6 +88,8 @@ def cause(quantizer: Quantizer, evidence: Evidence, counterpart: Counterpart) ->
             return Cause(causes.ROUNDING, "one scale per channel", 0.0)
         seen = evidence.seen[quantizer.name]
         return causes.of_activation(seen, quantizer.grid, quantizer.low, quantizer.high)
+    if isinstance(quantizer, Running) and quantizer.block:
+        return Cause(causes.ROUNDING, f"one scale for each {quantizer.block} elements of a row", 0.0)
     if isinstance(quantizer, Running):
         return causes.of_input(evidence.seen[quantizer.key])
     assert isinstance(quantizer, Constant)

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 FAITHFUL_DB = 50.0  # the float counterpart reaches at least this where the models belong together
 RUNNING = ("DynamicQuantizeLinear", "DynamicQuantizeLSTM")
+PAIR = ("QuantizeLinear", "DequantizeLinear")
+HALVES = ("FLOAT16", "BFLOAT16")
 UNSEEN = {
     "MatMulInteger": "integer products in another form than DynamicQuantizeLinear's, or with computed weights",
     "ConvInteger": "convolutions whose input is quantized while they run",
-    "MatMulNBits": "products with blocks of weights that round their input, or without zero points",
+    "MatMulNBits": "products with blocks of weights without zero points, or in 16 bits",
     "QLinearConv": "layers in QOperator form", "QLinearMatMul": "layers in QOperator form",
     "QGemm": "layers in QOperator form",
 }  # fmt: skip
@@ -56,14 +58,21 @@ def _unseen(graph: ir.Graph) -> dict[str, list[str]]:
     return found
 
 
-def nothing(graph: ir.Graph) -> EdgerunError:
+def nothing(graph: ir.Graph, float_: ir.Graph) -> EdgerunError:
     """The error for a model in which nothing is found: what it has instead, and what can be done."""
     unseen = _unseen(graph)
     what = "in the second model there is no QuantizeLinear/DequantizeLinear pair, and no stored weight, to look at"
-    if any(node.op_type == "QuantizeLinear" for node in graph):
+    if any(node.op_type in PAIR for node in graph):
         unseen["pairs in other formats than 8-bit integers, or with computed or blocked scales"] = []
+    halves = {v.dtype.name for v in graph.initializers.values() if v.dtype is not None} & {*HALVES}
+    if halves and not unseen:
+        unseen[f"weights in {' and '.join(sorted(halves)).lower()}, and none in integers"] = []
     if not unseen:
-        return EdgerunError(what, wanted="a quantized model", do="give the float model first, then the quantized one")
+        swapped = any(node.op_type in (*PAIR, *RUNNING, *UNSEEN) for node in float_)
+        do = (
+            "give the float model first, then the quantized one" if swapped else "give what edgerun compress made of it"
+        )
+        return EdgerunError(what, got=None if swapped else "a float model", wanted="a quantized model", do=do)
     return EdgerunError(
         what, got="; ".join(f"{name} ({_few(nodes)})" if nodes else name for name, nodes in unseen.items()),
         wanted="INT8 pairs, dynamic or weight-only products, or recurrent layers on integers",

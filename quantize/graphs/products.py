@@ -1,7 +1,8 @@
 """Matrix products in forms of their own as plain ones, so that what rounds in them can be taken out, and back again.
 
 MatMulInteger behind DynamicQuantizeLinear computes what a MatMul behind two DequantizeLinears does, float(Σ q·q)·s·s,
-and MatMulNBits with float arithmetic what a MatMul of its dequantized weight does, both but for float32's rounding.
+and MatMulNBits what a MatMul of its dequantized weight does, of an input rounded by blocks where it may compute with
+int8 (`rowwise`), all but for float32's rounding.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs import compressed, dynamic
+from edgerun.quantize.graphs import compressed, dynamic, rowwise
 from edgerun.quantize.graphs.compressed import Blocks
 from edgerun.quantize.graphs.edit import constant, drop_unused, fresh_name, initializer, sole_consumer
 from edgerun.quantize.graphs.quantizers import transposed
@@ -36,7 +37,7 @@ class _Weight:
 def unfold(graph: ir.Graph, original: ir.Graph) -> dict[str, Blocks | None]:
     """Write products of both forms as their float layers are written in `original`; what they were, by new name.
 
-    None stands for an integer product. What has another shape, or rounds its input by blocks, stays as it is.
+    None stands for an integer product. What has another shape stays as it is.
     """
     layers = {str(node.name): node for node in original}
     done: dict[str, Blocks | None] = {}
@@ -47,6 +48,8 @@ def unfold(graph: ir.Graph, original: ir.Graph) -> dict[str, Blocks | None]:
         elif node.op_type == "MatMulNBits" and (blocks := _blocks(node)) is not None:
             value = node.inputs[0]
             assert value is not None
+            if node.attributes.get_int("accuracy_level", 0) >= compressed.INT8_MATH:
+                value = rowwise.rounded(graph, value, blocks.inputs, blocks.block)
             done[_plain(graph, node, node, value, _dequantizable(blocks), layers)] = blocks
     return done
 
@@ -55,10 +58,13 @@ def fold(model: ir.Model, done: Mapping[str, Blocks | None]) -> None:
     """What `unfold` did, undone in every product that still reads what it read: with its own scales, or new ones."""
     for node in [node for node in model.graph if str(node.name) in done]:
         source, blocks = node.inputs[1].producer(), done[str(node.name)]  # type: ignore[union-attr]
-        if blocks is not None and source is not None and source.op_type == "Mul":
-            compressed.blocked_product(model, node, blocks, integer=False)
-            continue
         rounded = node.inputs[0].producer()  # type: ignore[union-attr]
+        if blocks is not None and source is not None and source.op_type == "Mul":
+            integer = rounded is not None and rowwise.block_of(rounded) > 0
+            if rounded is not None and integer:
+                node.replace_input_with(0, rowwise.source(rounded))
+            compressed.blocked_product(model, node, blocks, integer=integer)
+            continue
         both = all(n is not None and n.op_type == "DequantizeLinear" for n in (source, rounded))
         if blocks is None and both and source is not None and rounded is not None:
             codes, scale = constant(source.inputs[0]), constant(source.inputs[1])
@@ -117,9 +123,7 @@ def _dequantized(rounded: ir.Node) -> ir.Value:
 
 def _blocks(node: ir.Node) -> Blocks | None:
     arrays = [constant(value) for value in node.inputs[1:4]]
-    simple = (
-        all(v is None for v in node.inputs[4:]) and node.attributes.get_int("accuracy_level", 0) < compressed.INT8_MATH
-    )
+    simple = all(v is None for v in node.inputs[4:])
     bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 32)
     if not simple or bits not in (4, 8) or len(arrays) != 3 or any(a is None for a in arrays):
         return None

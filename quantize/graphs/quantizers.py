@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs import loops, recurrent
+from edgerun.quantize.graphs import loops, recurrent, rowwise
 from edgerun.quantize.graphs.edit import constant
 from edgerun.quantize.numerics.grid import BOUNDS, Grid
 
@@ -114,7 +114,8 @@ class Loop:
 
 @dataclass(frozen=True)
 class Running:
-    """An activation that is rounded on the grid of its own extremes, while it runs (DynamicQuantizeLinear).
+    """An activation that is rounded on the grid of its own extremes, while it runs: of all (DynamicQuantizeLinear), or
+    of each `block` of a row (`rowwise`; 0: of all).
 
     `name` is the float tensor, `dequantize` the nodes behind it, `readers` the layers that compute with it.
     """
@@ -125,6 +126,7 @@ class Running:
     dequantize: tuple[str, ...]
     readers: tuple[str, ...]
     kind: str = "activation"
+    block: int = 0
 
     @property
     def key(self) -> str:
@@ -154,7 +156,9 @@ def find(graph: ir.Graph) -> list[Quantizer]:
         elif node.op_type == "DequantizeLinear" and node.domain == "":
             found |= {f"constant/{made.key}": made for made in _constants(node)}
         elif node.op_type == "DynamicQuantizeLinear" and (dequantizers := _float_readers(node)):
-            found[f"running/{node.name}"] = _running(node, dequantizers)
+            found[f"running/{node.name}"] = _running(node.inputs[0], dequantizers)
+        elif block := rowwise.block_of(node):
+            found[f"running/{node.name}"] = _running(rowwise.source(node), [node], block)
         elif (loop := _loop(node)) is not None:
             found[f"loop/{loop.key}"] = loop
         else:
@@ -180,13 +184,13 @@ def _float_readers(node: ir.Node) -> list[ir.Node]:
     return [use.node for use in node.outputs[0].uses() if use.node.op_type == "DequantizeLinear"]
 
 
-def _running(node: ir.Node, dequantizers: list[ir.Node]) -> Running:
-    value = node.inputs[0]
+def _running(value: ir.Value | None, dequantizers: list[ir.Node], block: int = 0) -> Running:
     assert value is not None
     producer = value.producer()
     layer, op = (str(producer.name), producer.op_type) if producer is not None else (str(value.name), "input")
     readers = dict.fromkeys(str(use.node.name) for one in dequantizers for use in one.outputs[0].uses())
-    return Running(str(value.name), layer, op, tuple(str(one.name) for one in dequantizers), tuple(readers))
+    names = tuple(str(one.name) for one in dequantizers)
+    return Running(str(value.name), layer, op, names, tuple(readers), block=block)
 
 
 def _identity(value: ir.Value | None) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs import loops
+from edgerun.quantize.graphs import loops, rowwise
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.edit import constant, drop_unused, fresh_name, initializer
 from edgerun.quantize.graphs.quantizers import Activation, Constant, Loop, Quantizer, Running
@@ -65,7 +65,8 @@ def _edit(graph: ir.Graph, counterpart: Counterpart, quantizers: Sequence[Quanti
                 for name in pair.dequantize:
                     _redirect(graph, nodes[name].outputs[0], restored, gate)
         elif isinstance(quantizer, Running):
-            value = nodes[quantizer.dequantize[0]].inputs[0].producer().inputs[0]  # type: ignore[union-attr]
+            last = nodes[quantizer.dequantize[0]]
+            value = rowwise.source(last) if quantizer.block else last.inputs[0].producer().inputs[0]  # type: ignore[union-attr]
             assert value is not None
             restored = restore(graph, value, ())
             for name in quantizer.dequantize:

@@ -44,6 +44,13 @@ def integers(model: Model, rules: Quantization, keep_float: frozenset[str] = fro
     return [str(n.name) for n in folded.graph if n.name in loops or (n.name in found and n.op_type in ops)]
 
 
+def keepable(graph: ir.Graph, rules: Quantization) -> set[str]:
+    """The nodes of a folded graph that `static_int8` takes to be kept in float: all of a kind that it quantizes."""
+    ops = rules.compute | rules.join | ({"Gather"} if rules.tables else set())
+    ops |= {node.op_type for node in _sequences.found(graph)}
+    return {str(node.name) for node in graph if node.op_type in ops}
+
+
 FRONT = (frozenset({"Conv"}), frozenset({"Gemm", "MatMul"}))
 
 

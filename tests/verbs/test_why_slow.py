@@ -19,6 +19,7 @@ from edgerun.measure.attribution import CONVERSION, REMOVED
 from edgerun.measure.stats import Estimate
 from edgerun.metrics import Interval
 from edgerun.runtime import Engine, Options
+from edgerun.verbs.rounds import measured
 from edgerun.verbs.why_slow import RESTLESS, Hint, WhySlow, why_slow
 
 ONE = Options(threads=1)
@@ -168,11 +169,36 @@ def test_the_command_prints_tables(
     assert len(cli("why-slow", pair[0], pair[1], "--top", 0).out.splitlines()) < len(ran.out.splitlines())
 
 
+def test_one_rule_says_whether_there_is_a_difference(
+    pair: tuple[Path, Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine sessions whose p50s differ as much as they scatter: a ratio of 1 is within where nothing is explained."""
+    found = {}
+    for name, shifts in (("none", (3, -2, 1, -1, 2, -3, 4, -2, 1)), ("some", (3, 1, 1, 1, 2, 3, 4, 2, 1))):
+        sessions = iter(shifts)
+
+        def shifted(*arguments: Any, sessions: Any = sessions) -> Any:
+            own = measured(*arguments)
+            base, more = np.full((3, 4), 1e-3), next(sessions) * 1e-6
+            return replace(own, timed=(base, base - more), computed=(base, base - more))
+
+        monkeypatch.setattr("edgerun.verbs.why_slow.measured", shifted)
+        found[name] = why_slow(pair[0], pair[1], target=pair[2], options=ONE, seconds=0.1)
+    none, some = found["none"], found["some"]
+    assert none.difference.explained is None and none.speedup.interval.low < 1 < none.speedup.interval.high
+    assert none.summary()[-1].endswith("nothing to explain, no difference could be measured")
+    assert some.difference.explained is not None and some.speedup.interval.low > 1
+    told = replace(none, waits=3.0).summary()[-1]
+    assert told.endswith("could be measured in CPU time (other work holds it: a run waits 3.0 times)")
+
+
 def test_refusals(pair: tuple[Path, Path, str], place: Any, cli: Any) -> None:
     fp32, int8, target = pair
     other = "openvino" if target == "onnxruntime" else "onnxruntime"
+    flat = place.save(place.folder / "flat.onnx", names=("image", "scores"))
     for arguments, message in (
         ((place.a, int8, "--target", target), "different inputs"),
+        ((flat, int8, "--target", target), "the models have different inputs"),
         ((f"{fp32}@{other}", f"{int8}@{target}"), "on two targets"),
         ((fp32, fp32.parent / "absent.onnx"), "does not exist"),
         ((fp32, int8, "--target", "reference"), "does not read" if target == "openvino" else "the reference"),

@@ -236,4 +236,4 @@ def test_what_surely_gains_and_is_not_kept_says_why(tmp_path: Path) -> None:
     sure = [row.gain_db for row in found.rows if row.gain_db is not None and row.gain_db.interval.low > 0]
     assert sure and max(gain.value for gain in sure) < 1 and found.fixes == found.keep_float == ()
     assert found.unfixed is not None and found.unfixed.startswith("no fix pays that leaves all on integers")
-    assert found.unfixed.endswith("dB, n=96, but that is less than the 1 dB that float must bring")
+    assert found.unfixed.endswith("dB on 96 other samples, but that is less than the 1 dB that float must bring")
