@@ -21,7 +21,7 @@ import numpy as np
 
 from edgerun import readers, sources
 from edgerun.data import Data
-from edgerun.npy import Stored
+from edgerun.npy import DAMAGE, Stored, damaged, header
 
 MOST, BYTES = 256, 1 << 30  # samples of what can only be read from the front that are put aside, and about their bytes
 At = Callable[[int], sources.Chunk]
@@ -96,9 +96,21 @@ class _Rows:
 
     def read(self, index: int) -> np.ndarray:
         if self._aside is None:
-            return self._stored.row(index, axes=self._axes)
+            return self._lying(index)
         size = math.prod(self._shape) * self._dtype.itemsize
         return np.frombuffer(os.pread(self._aside.fileno(), size, index * size), self._dtype).reshape(self._shape)
+
+    def _lying(self, index: int) -> np.ndarray:
+        stored = self._stored
+        if len(stored.shape) <= self._axes:
+            return next(stored.rows(1, axes=self._axes))
+        try:
+            with stored.open() as file:
+                header(file)
+                file.seek(index * math.prod(self._shape) * stored.dtype.itemsize, os.SEEK_CUR)
+                return stored.read(file, self._shape, "C")
+        except DAMAGE as error:
+            damaged(stored.where, error)
 
 
 @dataclass(frozen=True)

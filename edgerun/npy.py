@@ -22,7 +22,7 @@ from edgerun.errors import EdgerunError
 
 Open = Callable[[], IO[bytes]]
 # What zipfile, zlib and numpy's header parser raise on damaged bytes.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGE = (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,18 @@ class Stored:
         """
         try:
             with self.open() as file:
-                _header(file)
+                header(file)
                 if self.fortran or len(self.shape) <= axes:
-                    whole = self._read(file, self.shape, "F" if self.fortran else "C")
+                    whole = self.read(file, self.shape, "F" if self.fortran else "C")
                     self.ended()
                     rows = whole[None] if len(self.shape) <= axes else whole
                     for start in range(0, len(rows), count):
                         yield np.ascontiguousarray(rows[start : start + count])
                     return
                 for start in range(0, self.shape[0], count):
-                    yield self._read(file, (min(count, self.shape[0] - start), *self.shape[1:]), "C")
+                    yield self.read(file, (min(count, self.shape[0] - start), *self.shape[1:]), "C")
                 self.ended()
-        except _DAMAGE as error:
-            damaged(self.where, error)
-
-    def row(self, index: int, *, axes: int) -> np.ndarray:
-        """One row `[1, …]` of what is neither packed nor columns-first; errors as `rows`."""
-        if len(self.shape) <= axes:
-            return next(self.rows(1, axes=axes))
-        shape = (1, *self.shape[1:])
-        try:
-            with self.open() as file:
-                _header(file)
-                file.seek(index * math.prod(shape) * self.dtype.itemsize, os.SEEK_CUR)
-                return self._read(file, shape, "C")
-        except _DAMAGE as error:
+        except DAMAGE as error:
             damaged(self.where, error)
 
     def whole(self) -> np.ndarray:
@@ -77,7 +64,8 @@ class Stored:
         array: np.ndarray = next(self.rows(1, axes=len(self.shape)))[0]
         return array
 
-    def _read(self, file: IO[bytes], shape: tuple[int, ...], order: str) -> np.ndarray:
+    def read(self, file: IO[bytes], shape: tuple[int, ...], order: str) -> np.ndarray:
+        """What lies here, of this shape."""
         buffer = np.empty(math.prod(shape) * self.dtype.itemsize, np.uint8)
         view, done = buffer.data, 0
         while done < len(buffer):
@@ -94,7 +82,7 @@ def read_npy(path: Path) -> Stored:
     """The array of a `.npy` file. Raises EdgerunError when it is damaged, truncated or holds Python objects."""
     try:
         return _stored(str(path), lambda: open(path, "rb"), path.stat().st_size)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         damaged(str(path), error)
 
 
@@ -110,7 +98,7 @@ def read_npz(path: Path) -> dict[str, Stored]:
                 member = _Member(path, info)
                 packed = info.compress_type != zipfile.ZIP_STORED
                 arrays[name] = _stored(f"{path}: {name!r}", member.opened, info.file_size, member.ended, packed)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         damaged(str(path), error)
     return arrays
 
@@ -146,7 +134,7 @@ def _stored(
     where: str, opened: Open, size: int, ended: Callable[[], None] = lambda: None, packed: bool = False
 ) -> Stored:
     with opened() as file:
-        start, shape, fortran, dtype = _header(file)
+        start, shape, fortran, dtype = header(file)
     if dtype.kind not in "fiubU":
         wanted = "floats, integers, bool or text"
         raise EdgerunError("an array is neither numeric nor text", got=f"{dtype} in {where}", wanted=wanted)
@@ -156,7 +144,8 @@ def _stored(
     return Stored(where, shape, dtype, fortran, opened, ended, packed)
 
 
-def _header(file: IO[bytes]) -> tuple[int, tuple[int, ...], bool, np.dtype[np.generic]]:
+def header(file: IO[bytes]) -> tuple[int, tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Its end, the shape, whether columns lie first, and the dtype."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
