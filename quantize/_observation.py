@@ -15,8 +15,9 @@ import numpy as np
 from edgerun.adequacy import FEW
 from edgerun.errors import Unsupported
 from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize.graphs import correction, placement
+from edgerun.quantize.graphs import correction, placement, sides
 from edgerun.quantize.graphs.activation import Activation, unusable
+from edgerun.quantize.graphs.sides import Sides
 from edgerun.quantize.graphs.statistics import APART, Watch
 from edgerun.quantize.graphs.windows import Window
 from edgerun.quantize.numerics import coverage
@@ -36,11 +37,19 @@ LEAST = 1e-4  # of all signal or all noise: a sample with less of both says noth
 
 @dataclass(frozen=True)
 class Truth:
-    """What the float model computes on a batch of `rows`: its outputs, and each correctable layer's mean."""
+    """What the float model computes on a batch of `rows`: its outputs, and each correctable layer's mean.
+
+    `parts`: what is judged apart, the outputs or their `sides`, by name.
+    """
 
     rows: int
     outputs: dict[str, np.ndarray]
     means: dict[str, np.ndarray]
+    sides: Mapping[str, Sides] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, np.ndarray]:
+        return sides.cut(self.outputs, self.sides)
 
 
 def batches(request: Request, samples: int | None, stage: str, *, again: bool = True) -> Iterator[Feeds]:
@@ -113,13 +122,15 @@ def observe(
     _keep(told, request, whole=True)
     for _ in data:
         continue
-    request.found["samples run"], request.later = told.rows, told.later
+    found = sides.different(sides.of(model.graph), [truth.outputs for truth in told.truths])
+    truths, later = ([replace(truth, sides=found) for truth in some] for some in (told.truths, told.later))
+    request.found["samples run"], request.later = told.rows, later
     seen = watch.activations()
     for name, activation in seen.items():
         if not all(np.isfinite(a).all() for a in vars(activation.channels).values()):
             raise unusable(name)
     tried = request.effort.try_out and len(told.truths) >= APART
-    return seen, watch.activations(fit=True) if tried else {}, told.truths
+    return seen, watch.activations(fit=True) if tried else {}, truths
 
 
 def _extremes(watch: Watch, names: list[str]) -> tuple[np.ndarray, np.ndarray]:

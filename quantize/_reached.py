@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgerun.metrics import Difference
 from edgerun.quantize._scores import interval, sqnr
 from edgerun.quantize._stream import Totals
+from edgerun.quantize.graphs import sides
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,28 +25,35 @@ MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpo
 def tell(graph: ir.Graph, scores: list[Totals], request: Request) -> None:
     """Write into the history what a model loses of each sample (of each batch, where outputs have no row per sample).
 
-    `graph` has the outputs as the float model does. SQNR is the mean over outputs; `far off` are those of numbers
-    below FAR_DB. That is a measure of outputs, not of accuracy: of probabilities, which near zero have a low SQNR for
-    any error (a detector that finds nothing), only those count of which one moved by MOVED or more.
+    `graph` has the outputs as the float model does. SQNR is the mean over outputs, or their sides; `far off` are those
+    of numbers below FAR_DB. That is a measure of outputs, not of accuracy: of probabilities, which near zero have a low
+    SQNR for any error (a detector that finds nothing), only those count of which one moved by MOVED or more.
     """
     ends = interval(scores)
     told: dict[str, Any] = {"samples": len(scores)}
     told["interval (dB, 95 %)"] = None if ends is None else [round(end, 2) for end in ends]
-    if far := list(_far(graph.outputs, scores)):
+    if far := list(_far(graph, scores)):
         told[FAR] = far
     request.found |= {REACHED: round(sqnr(scores), 2), JUDGED: told}
 
 
-def _far(outputs: Sequence[ir.Value], scores: list[Totals]) -> Iterator[dict[str, Any]]:
-    for value in outputs:
-        if value.name not in scores[0] or (value.dtype is not None and not value.dtype.is_floating_point()):
+def _parts(graph: ir.Graph) -> Iterator[tuple[str, ir.Value]]:
+    """The outputs and their sides, by name."""
+    yield from ((str(value.name), value) for value in graph.outputs)
+    for name, found in sides.of(graph).items():
+        yield from ((label, source) for (label, _), source in zip(found.slices(name), found.sources, strict=True))
+
+
+def _far(graph: ir.Graph, scores: list[Totals]) -> Iterator[dict[str, Any]]:
+    for name, value in _parts(graph):
+        if name not in scores[0] or (value.dtype is not None and not value.dtype.is_floating_point()):
             continue  # numbers of classes, say: how far apart they are means nothing
-        total = sum((score[value.name] for score in scores), Difference())
+        total = sum((score[name] for score in scores), Difference())
         near = total.signal == 0 or total.sqnr_db >= FAR_DB
         if near or (_probabilities(value) and total.max_error < MOVED):
             continue
         db, error = max(total.sqnr_db, -120.0), min(total.max_error, 1e300)
-        yield {"output": value.name, "SQNR (dB)": round(db, 1), "largest error": float(f"{error:.3g}")}
+        yield {"output": name, "SQNR (dB)": round(db, 1), "largest error": float(f"{error:.3g}")}
 
 
 def _probabilities(value: ir.Value) -> bool:

@@ -15,6 +15,7 @@ from edgerun.metrics import Difference
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import LEAST, Truth, batches, samples_in
 from edgerun.quantize.graphs import correction, qdq
+from edgerun.quantize.graphs.sides import cut
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
 from edgerun.quantize.numerics.running import Running
@@ -142,7 +143,7 @@ class Stream:
                 known.extend([*by_sample(truth, out)] for truth, out in later)
             return as_array(list(itertools.chain.from_iterable(known[:wanted])))
 
-        return as_totals(self._memo.get(cache.key(f"{samples} {apart}", *ends), find), list(self._truths[0].outputs))
+        return as_totals(self._memo.get(cache.key(f"{samples} {apart}", *ends), find), list(self._truths[0].parts))
 
     def judging(self, samples: int, apart: int) -> frozenset[int]:
         """The batches on which `judged` judges."""
@@ -158,7 +159,8 @@ class Stream:
         first, second = (self._apart(spans, self.missing(spans, apart, stage), wanted) for spans in pair)
         outputs, found = list(self._truths[0].outputs), dict[int, list[Totals]]()
         for index, (rows, one), (_, other) in zip(sorted(wanted), first, second, strict=True):
-            found[index] = [*by_sample(Truth(rows, {name: one[name] for name in outputs}, {}), other)]
+            there = Truth(rows, {name: one[name] for name in outputs}, {}, self._truths[0].sides)
+            found[index] = [*by_sample(there, other)]
         return found
 
     def _apart(
@@ -203,11 +205,11 @@ def grids_over(spans: Intervals, request: Request) -> dict[str, Grid]:
 
 
 def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
-    """The Difference of every sample's outputs; of the whole batch where an output has no row for each."""
-    rows = parts(truth)
+    """The Difference of every sample's outputs, by sides; of the whole batch where an output has no row for each."""
+    rows, known, there = parts(truth), truth.parts, cut(out, truth.sides)
     for part in range(rows):
         own: Any = ... if rows == 1 else slice(part, part + 1)
-        yield {name: Difference.of(array[own], out[name][own]) for name, array in truth.outputs.items()}
+        yield {name: Difference.of(array[own], there[name][own]) for name, array in known.items()}
 
 
 def telling(scores: Sequence[Totals]) -> list[bool]:

@@ -130,7 +130,7 @@ class _Trials:
     def _lost(self, without: Steps) -> list[Totals]:
         """What the finished model loses of every sample."""
         found = self._memo.get(f"{_name(without)}: losses", lambda: self._made(without)[1])
-        return as_totals(found, list(self._observed.truths[0].outputs))
+        return as_totals(found, list(self._observed.truths[0].parts))
 
     def _judging(self, step: str, scores: list[Totals]) -> list[Totals]:
         """Of second-order rounding those that it was not fitted to; all where there are none."""

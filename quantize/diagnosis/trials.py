@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun.metrics import correct
-from edgerun.quantize.graphs import overflow, switches
+from edgerun.quantize import fold
+from edgerun.quantize.graphs import overflow, sides, switches
 from edgerun.quantize.graphs.align import Counterpart
 from edgerun.quantize.graphs.quantizers import Quantizer
+from edgerun.quantize.graphs.sides import Sides
 from edgerun.quantize.numerics import noise
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Trials:
     """Samples in batches with what the float model computes of them: the judge of every variant.
 
     `labels` `[S]` belong to `scores`, the output that holds the classes. `saturating`: the device adds pairs of
-    products in 16 bits, and what is measured does too.
+    products in 16 bits, and what is measured does too. `sides` of outputs are judged apart.
     """
 
     open: Open
@@ -54,6 +56,7 @@ class Trials:
     labels: np.ndarray | None = None
     scores: str = ""
     saturating: bool = False
+    sides: Mapping[str, Sides] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -74,7 +77,7 @@ class Trials:
     def against(self, outputs: Sequence[Outputs], truth: Sequence[Outputs] | None = None) -> Measured:
         """How far `outputs` lie from the float model's, or from `truth`."""
         pairs = [
-            noise.per_sample({name: t[name] for name in self.truth[0]}, got, rows)
+            noise.per_sample(self._judged({name: t[name] for name in self.truth[0]}), self._judged(got), rows)
             for t, got, rows in zip(truth or self.truth, outputs, self.rows, strict=True)
         ]
         parts = np.concatenate([e for e, _ in pairs]), np.concatenate([s for _, s in pairs])
@@ -84,6 +87,10 @@ class Trials:
                                      for o, rows in zip(outputs, self.rows, strict=True)])  # fmt: skip
             hits = correct(logits, self.labels)
         return Measured(noise.relative(*parts), hits)
+
+    def _judged(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs, by their sides."""
+        return sides.cut(outputs, self.sides)
 
     def measure(self, model: ir.Model) -> Measured:
         """A Q/DQ model as the device runs it."""
@@ -112,7 +119,9 @@ def collect(
             progress("float reference", min(sum(rows), samples), samples)
             if sum(rows) >= samples:
                 break
-    return Trials(open_, tuple(feeds), tuple(rows), tuple(truth))
+    fold.infer_shapes(inferred := model.clone())
+    found = sides.different(sides.of(inferred.graph), truth)
+    return Trials(open_, tuple(feeds), tuple(rows), tuple(truth), sides=found)
 
 
 def alone(
