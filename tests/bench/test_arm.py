@@ -231,10 +231,14 @@ def test_mobilenet_v2_differs_where_it_is_float_and_nowhere_else(
     assert (there["output"].argmax(axis=1) == here["output"].argmax(axis=1)).all()
     for other in model.parent.glob("*-*.npz"):  # of the boards before this one
         assert np.load(other)["output"].tobytes() == there["output"].tobytes(), "ARM CPUs agree bit for bit"
-    assert _exact_layers(board, model, feeds, tmp_path) > 12
+    exact, others = _layers(board, model, feeds, tmp_path)
+    assert exact > 12
+    assert all(most <= 1 and apart <= 2 + size / 10_000 for most, apart, size in others), "one code, and rarely"
 
 
-REST = {"resnet50": 1, "minilm": 1, "ppocr_det": 1, "nudenet": 1, "silero": 1, "magika": 2, "speaker": 1}
+# Samples, and dB between the CPUs at least: more than twice as near as INT8 is to float.
+REST = {"resnet50": (1, 30), "minilm": (1, 60), "ppocr_det": (1, 30), "nudenet": (1, 60), "magika": (2, 30),
+        "speaker": (1, 30), "silero": (1, 30)}  # fmt: skip
 
 
 @pytest.mark.zoo
@@ -242,15 +246,21 @@ REST = {"resnet50": 1, "minilm": 1, "ppocr_det": 1, "nudenet": 1, "silero": 1, "
 def test_the_rest_of_the_zoo_computes_there_what_it_computes_here(
     device: arm.Device, name: str, tmp_path: Path
 ) -> None:
-    """Layer by layer, as above, of samples of the test set."""
-    model, feeds = _compressed(name, tmp_path, REST[name])
+    """Samples of the test set: the outputs, and bit for bit each layer that reads the same integers, where nothing is
+    carried from frame to frame."""
+    samples, least = REST[name]
+    model, feeds = _compressed(name, tmp_path, samples)
     there, here = _both(device, model, feeds)
-    print(name, {n: round(sqnr_db(here[n], there[n]), 1) for n in here}, _exact_layers(device, model, feeds, tmp_path))
+    for output, array in here.items():
+        print(name, output, sqnr_db(array, there[output]))
+        assert sqnr_db(array, there[output]) > least
+    if not zoo.model(name).state:
+        assert _layers(device, model, feeds, tmp_path)[0] >= (30 if name in ("resnet50", "nudenet") else 0)
 
 
-def _exact_layers(board: arm.Device, model: Path, feeds: Arrays, place: Path) -> int:
-    """How many layers were compared on equal integers, and wrote the same integers on both CPUs, bit for bit; where a
-    float operation stands between, they may be one code apart, and rarely."""
+def _layers(board: arm.Device, model: Path, feeds: Arrays, place: Path) -> tuple[int, list[tuple[int, int, int]]]:
+    """How many layers were compared on equal integers, and wrote the same integers on both CPUs, bit for bit; and of
+    those behind a float operation, by how many codes they are apart at most and in sum, of how many."""
     proto = onnx.load(model)
     told = {output.name for output in proto.graph.output}
     kinds = {array.name: array.data_type for array in proto.graph.initializer}
@@ -259,7 +269,7 @@ def _exact_layers(board: arm.Device, model: Path, feeds: Arrays, place: Path) ->
     proto.graph.output.extend(helper.make_tensor_value_info(name, quantizers[name], None) for name in new)
     onnx.save(proto, place / "all.onnx")
     there, here = _both(board, place / "all.onnx", feeds)
-    exact = 0
+    exact, others = 0, list[tuple[int, int, int]]()
     for name in quantizers:
         ops, read = _sources(proto.graph, name)
         if not all(n in feeds or np.array_equal(there[n], here[n]) for n in read):
@@ -269,5 +279,5 @@ def _exact_layers(board: arm.Device, model: Path, feeds: Arrays, place: Path) ->
             exact += 1
         else:
             apart = np.abs(there[name].astype(int) - here[name].astype(int))
-            assert apart.max(initial=0) <= 1 and apart.sum() <= 2 + apart.size / 10_000, name
-    return exact
+            others.append((int(apart.max(initial=0)), int(apart.sum()), apart.size))
+    return exact, others

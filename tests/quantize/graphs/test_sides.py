@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
-from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, quantize_static  # type: ignore[import-untyped]
 
 import edgerun
 from edgerun.quantize import fold
