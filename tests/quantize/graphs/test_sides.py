@@ -62,7 +62,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, x: np.ndarray) -> None:
         self._left = iter(x)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:
+    def get_next(self) -> Any:
         return None if (row := next(self._left, None)) is None else {"x": row[None]}
 
 
