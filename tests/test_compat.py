@@ -231,7 +231,7 @@ def test_a_model_of_openvino(tmp_path: Path) -> None:
 
 def test_a_dataset_over_an_iterator_is_refused() -> None:
     """The second pass would be empty."""
-    dataset = like_nncf.Dataset(iter([{"x": X[:8]}, {"x": X[8:]}]))
+    dataset = like_nncf.Dataset(iter([{"x": X[:8]}, {"x": X[8:]}, *({"x": X} for _ in range(20))]))
     with pytest.raises(EdgerunError, match="more than once"):
         compress(Model.from_proto(network()), calibration=dataset)
 

@@ -160,6 +160,8 @@ def fold(graph: ir.Graph) -> int:
             _per_channel(graph, after, 1 / factors)
             drop_node(graph, node)
             folded += 1
+        elif any(use.node.op_type in TABLES for use in node.outputs[0].uses()):
+            continue
         elif before is not None and before.op_type == "DequantizeLinear" and scalar(before):
             _per_channel(graph, _own(graph, before, node), factors)
             drop_node(graph, node)
