@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgerun import __version__, files, registry
 from edgerun.data import Data
 from edgerun.errors import EdgerunError, Unsupported
+from edgerun.mixed import mixed
 from edgerun.model import Model, Step
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize import diagnosis
@@ -75,7 +76,9 @@ def why_wrong(
     contract: Any = preprocessing or float_.preprocessing
     wanted = limit or DEFAULT_SAMPLES
     most = max(wanted, RANGE_SAMPLES) + max(wanted, ENOUGH)
-    feeds = feeds_for(float_.inputs, "", data, preprocessing=contract, batch=BATCH, limit=most, outputs=float_.outputs)
+    feeds = mixed(
+        feeds_for(float_.inputs, "", data, preprocessing=contract, batch=BATCH, limit=most, outputs=float_.outputs)
+    )
     looks = judged(float_, feeds).warnings
     samples = parted(float_, feeds, output, wanted, opened_here, progress)
     remake = _remake(model, rounded, samples.ranges, progress)

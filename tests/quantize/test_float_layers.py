@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgerun.metrics import sqnr_db
+from edgerun.mixed import order
 from edgerun.verbs.compress import compress
 
 PICTURES = "(float[n,8,16,16] x) => (float[n,8,14,14] y) { %s y = Conv(c, last) }"
@@ -36,7 +37,7 @@ def test_a_layer_stays_float_whose_input_has_peaks(net: Any, text: str, last: tu
 
 
 def test_trials_run_the_samples_that_say_something(net: Any) -> None:
-    """Five of the 40 samples that are judged have all that the model gives; the others, 1e-5 of their size, are not run
+    """Six of the 40 samples that are judged have all that the model gives; the others, 1e-5 of their size, are not run
     to learn what the first layer brings in float."""
     generator = np.random.default_rng(0)
     shapes = {"first": (8, 8, 3, 3), "second": (128, 8, 1, 1), "third": (256, 128, 1, 1), "last": (8, 256, 1, 1)}
@@ -52,7 +53,8 @@ def test_trials_run_the_samples_that_say_something(net: Any) -> None:
         )
         told[quiet] = result.history[-1].options
     steps = {q: next(s for s in own["steps"] if s["step"] == "float layers: stem") for q, own in told.items()}
-    assert steps[1.0]["n"] == 40 and steps[1e-5]["n"] == 5
+    loud = int((order(48)[:40] % 8 == 3).sum())
+    assert steps[1.0]["n"] == 40 and steps[1e-5]["n"] == loud
     assert told[1e-5]["float layers"] == told[1.0]["float layers"]
     assert told[1e-5]["dB won in float"]["stem"] > 10
 

@@ -14,6 +14,7 @@ from scipy.stats import t  # type: ignore[import-untyped]
 
 import edgerun
 from edgerun import metrics
+from edgerun.mixed import order
 from edgerun.quantize import _reached
 from edgerun.verbs.compress import compress
 
@@ -76,7 +77,7 @@ def spoilt(monkeypatch: pytest.MonkeyPatch, bound: float) -> None:
 def test_what_is_far_off_is_warned_of(tmp_path: Path, cli: Any) -> None:
     """One sample, 3,000 times as loud as the others, stretches every range: the others are rounded to nothing."""
     x = X.copy()
-    x[200] *= 3000
+    x[order(len(x))[200]] *= 3000  # behind those that are judged
     done = ran(cli, network(tmp_path / "m.onnx"), x, "--json")
     told = json.loads(done.out)
     (far,) = told["calibration SQNR"]["far off"]
@@ -145,7 +146,7 @@ def test_copies_tell_nothing_more(tmp_path: Path) -> None:
              for x in (X[:50], np.tile(X[:50], (4, 1)))]  # fmt: skip
     assert [told["samples"] for told in found] == [50, 50]
     wanted = [told["about this many would do"] for told in found]
-    assert 0.5 < wanted[1] / wanted[0] < 2
+    assert 0.4 < wanted[1] / wanted[0] < 2.5
 
 
 def test_a_file_that_grew_says_so(tmp_path: Path, cli: Any) -> None:

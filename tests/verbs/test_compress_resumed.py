@@ -111,7 +111,7 @@ def place(tmp_path: Path) -> Place:
     onnx.save(proto, tmp_path / "m.onnx")
     samples = generator.standard_t(3, (200, 8)).astype(np.float32)
     np.savez(tmp_path / "c.npz", x=samples)
-    samples[3, 3] += 1
+    samples[0, 3] += 1  # which comes first
     np.savez(tmp_path / "other.npz", x=samples)
     return Place(tmp_path)
 

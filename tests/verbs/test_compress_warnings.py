@@ -26,7 +26,7 @@ __all__ = ["model"]  # a fixture
         (np.arange(15), "15 calibration samples are few"),
         (np.arange(16), "16 samples are too few to say whether they suffice"),
         (np.arange(28), "28 samples are too few to say whether they suffice"),
-        (np.tile(np.arange(16), 4), "16 different samples (of 64) are too few to say"),
+        (np.tile(np.arange(16), 4), "16 different samples (of 64) leave ranges open"),
         (np.arange(40), "40 samples leave ranges open"),
     ],
 )

@@ -65,7 +65,7 @@ def ran(model: Path, data: Path, target: str, cli: Any) -> tuple[Any, Path]:
 def test_behind_what_moves_data_the_layer_is_named(tmp_path: Path, target: str, cli: Any) -> None:
     """Flatten reads what is rounded, and is never quantized: it is the Gemm behind that is to stay in float."""
     model, data = classifier(tmp_path / "float.onnx"), tmp_path / "data.npz"
-    np.savez(data, x=patches(1, 128))
+    np.savez(data, x=patches(1, 400))
     found, out = ran(model, data, target, cli)
     assert found.keep_float == ("y",) and found.unfixed is not None and "nothing quantized" not in found.unfixed
     kept = onnx.load(out).graph.node

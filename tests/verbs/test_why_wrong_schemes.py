@@ -14,6 +14,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore
 import edgerun
 from edgerun.data import open_data
 from edgerun.errors import EdgerunError
+from edgerun.mixed import mixed
 from edgerun.model import Model
 from edgerun.verbs.why_wrong import why_wrong
 
@@ -52,7 +53,7 @@ def levels(path: Path) -> list[int]:
 
 def sqnr(model: Path, small: Path, seed: int) -> float:
     """By `compare`, in batches of four as `why_wrong` has them: what is dynamic shares its scales over a batch."""
-    feeds = open_data(data(seed), Model.load(model).inputs, batch=4)
+    feeds = mixed(open_data(data(seed), Model.load(model).inputs, batch=4))
     return float(edgerun.compare(model, small, feeds).outputs[0].sqnr_db)
 
 
