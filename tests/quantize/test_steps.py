@@ -45,7 +45,7 @@ def decibels(model: Model, made: Model, x: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def unfair() -> tuple[Model, Callable[[int], np.ndarray]]:
     """Two channels make the result; the others are an eighth as large, and read by a product that hardly counts."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(8)
     first, second = generator.standard_normal((32, 8)), generator.standard_normal((32, 8))
     first[2:] *= 0.04
     second[:2] = 0
@@ -59,7 +59,7 @@ def steps(made: Model) -> dict[str, dict[str, Any]]:
 
 
 def test_what_surely_does_not_pay_is_dropped(unfair: tuple[Model, Callable[[int], np.ndarray]]) -> None:
-    """Equalization costs 1.4 dB here; without it the model is nearer on data that nobody has seen (n = 400), too (to
+    """Equalization costs 1.5 dB here; without it the model is nearer on data that nobody has seen (n = 400), too (to
     `fast`, which rounds to nearest: inputs are white, and rounding to the second order brings nothing).
 
     The default preset judges on every fourth batch of four samples among the first ten, `best` on 128 samples.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,7 +143,7 @@ def test_perceptrons_are_compressed(tmp_path: Path, cli: Callable[..., Ran]) -> 
     np.savez(tmp_path / "calibration.npz", X=fit[:200])
     np.savez(tmp_path / "test.npz", X=test, y=truth)
     ran = cli("compress", tmp_path / "m.onnx", "--calibration", tmp_path / "calibration.npz", "-o", tmp_path / "q.onnx")
-    assert ran.code == 0 and "3 nodes on integers" in ran.out, ran.err
+    assert ran.code == 0 and re.search("[23] nodes on integers", ran.out), ran.err
     ran = cli("eval", tmp_path / "q.onnx", "--baseline", tmp_path / "m.onnx", "--data", tmp_path / "test.npz", "--json")
     found = json.loads(ran.out)
     assert ran.code == 0 and found["accuracy"] > 0.9

@@ -211,8 +211,8 @@ def test_no_command_leaves_nothing_quantized(tmp_path: Path, cli: Any, scheme: s
 
 
 def test_what_surely_gains_and_is_not_kept_says_why(tmp_path: Path) -> None:
-    """Eight layers alike: three surely gain in float, by about 0.5 dB, and float must bring 1."""
-    draw, names = np.random.default_rng(1), "abcdefgh"
+    """Eight layers alike: two surely gain in float, by about 0.5 dB, and float must bring 1."""
+    draw, names = np.random.default_rng(3), "abcdefgh"
     body = " ".join(
         f"{name} = MatMul({names[i - 1] + 'r' if i else 'x'}, w{name}) {name}r = Relu({name})"
         for i, name in enumerate(names)
