@@ -25,6 +25,7 @@ FLOOR = 20.0  # dB: a model that is farther off gets float layers, until it is s
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
 WIDER = (0.15, 0.25, 0.4)  # that the first layers may have of a model that is not there yet
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
+LIKELY = 0.25  # of being wrong about that, which more of the first layers may have
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,16 @@ class Cheap:
         """`made`, which loses `scores`, with each kind of layers in float that brings WORTH dB by the `judge`, one kind
         after the other.
 
-        Ever more of the first layers are tried as long as the model is not surely FLOOR dB near.
+        Ever more of the first layers are tried as long as the model is not surely FLOOR dB near; they are no longer
+        cheap, and so must likely bring something: a few samples, of which one may be far off, can say neither.
         """
         best, kept = made, frozenset[str]()
         for kind, names in self.kinds.items():
             trial = kept | names
             if trial == kept or trial not in self.plans:
                 continue
-            if kind not in ("stem", "depthwise") and _scores.surely(scores) >= FLOOR:
+            wider = kind not in ("stem", "depthwise")
+            if wider and _scores.surely(scores) >= FLOOR:
                 break
             own = replace(request, keep_float=request.keep_float | trial, found={})
             other = self._without(made, trial)
@@ -112,19 +115,13 @@ class Cheap:
             gain = _scores.sqnr(after) - _scores.sqnr(scores)
             request.found.setdefault("dB won in float", {})[kind] = round(gain, 2)
             # Samples that say nothing are not run again.
-            run = [(old, new) for old, new in zip(scores, after, strict=True) if new is not old]
-            mean, surely = _scores.gained([old for old, _ in run], [new for _, new in run], _scores.ERROR)
-            _steps.tell(
-                request,
-                _steps.FLOAT,
-                mean,
-                surely,
-                n=len(run),
-                measured=_steps.OUTPUT,
-                kept=gain >= WORTH,
-                choice=kind,
-            )
-            if gain >= WORTH:
+            pairs = [(old, new) for old, new in zip(scores, after, strict=True) if new is not old]
+            run = [old for old, _ in pairs], [new for _, new in pairs]
+            mean, surely = _scores.gained(*run, _scores.ERROR)
+            pays = gain >= WORTH and (not wider or _scores.gained(*run, LIKELY)[1] > 0)
+            step, measured = _steps.FLOAT, _steps.OUTPUT
+            _steps.tell(request, step, mean, surely, n=len(pairs), measured=measured, kept=pays, choice=kind)
+            if pays:
                 best, kept, scores = other, trial, after
         if kept:
             request.found["float layers"] = sorted(kept)

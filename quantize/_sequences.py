@@ -124,7 +124,8 @@ def _stored(
     result, chosen = model.clone(), set(names)
     rounded = rounded if _steps(request) == 127 else {}  # fewer steps are for integer kernels
     for node in [node for node in result.graph if node.name in left]:
-        weight_int8.store(node, weight_int8.LEAST, frozenset(), node.name not in chosen, rounded)
+        half, qdq = node.name not in chosen, request.rules.qdq_constants
+        weight_int8.store(node, weight_int8.LEAST, frozenset(), half, rounded, qdq=qdq)
     edit.drop_unused(result)
     return result
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgerun.errors import Unsupported
 from edgerun.quantize import _finished, _reached, _steps, _without, static_int8
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._prepared import Prepared
@@ -42,7 +43,12 @@ def prepare(model: ir.Model, request: Request) -> Prepared:
     """As for INT8: fold, one float run, and move and smooth channels, which floats gain from too."""
     model = opsets.at_least(model, OLDEST_OPSET, "8-bit floats")
     own = replace(request, effort=replace(request.effort, second=False))
-    return static_int8.prepare(model, own, _without.Makes(finish, _plain))
+    prepared = static_int8.prepare(model, own, _without.Makes(finish, _plain))
+    if not prepared.truths:  # only recurrent layers, whose weights have 8 bits elsewhere
+        wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
+        what, do = "nothing in this model runs on 8-bit floats on the target", "--scheme w8a8"
+        raise Unsupported(what, got="recurrent layers alone", wanted=wanted, do=do)
+    return prepared
 
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:

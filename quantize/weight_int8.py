@@ -98,11 +98,18 @@ def tables(graph: ir.Graph, keep_float: frozenset[str]) -> int:
 
 
 def store(
-    node: ir.Node, least: int, keep_float: frozenset[str], half: bool = False, rounded: Rounded | None = None
+    node: ir.Node,
+    least: int,
+    keep_float: frozenset[str],
+    half: bool = False,
+    rounded: Rounded | None = None,
+    *,
+    qdq: bool = False,
 ) -> int:
     """Replace the weights of `node` that have `least` elements or more by int8; return how many there were.
 
-    With `half` they become float16, where that holds them; `rounded` has codes that are not those to nearest.
+    With `half` they become float16, where that holds them; `rounded` has codes that are not those to nearest; `qdq` as
+    in `compressed.expand`.
     A weight that a node of `keep_float` reads too stays as it is.
     """
     found = 0
@@ -124,7 +131,7 @@ def store(
         if node.op_type == "Gather":
             compressed.expand_rows(node, codes, scale)
         else:
-            compressed.expand(value, codes, scale)
+            compressed.expand(value, codes, scale, qdq=qdq)
         found += 1
     return found
 

@@ -150,6 +150,8 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
     kept = timings.recall(trt, config, asked.cache)
     config.progress_monitor = watching = monitor(trt, listener())
     plan = builder.build_serialized_network(network, config)
+    if plan is None and tensorrt.name_of(trt) == "tensorrt_rtx":
+        _clear(trt)
     if watching.failed is not None:
         raise watching.failed
     if plan is None and asked.weights and (reason := cuda.missing()):
@@ -160,6 +162,15 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
     timings.keep(trt, kept, asked.cache)
     kernels = "\n".join(text for text in logger.told if "LayerType: " in text)
     return Plan(bytes(plan), inputs, outputs, kernels)
+
+
+def _clear(trt: Any) -> None:
+    """Build next to nothing: the build after a refusal for Turing has no integer kernels (tensorrt_rtx 1.7.1)."""
+    logger = tensorrt.log(trt)
+    builder = tensorrt.builder(trt, logger)
+    network = builder.create_network(tensorrt.bit(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network.mark_output(network.add_identity(network.add_input("x", trt.float32, (1,))).get_output(0))
+    builder.build_serialized_network(network, builder.create_builder_config())
 
 
 def _config(trt: Any, builder: Any, asked: Settings) -> Any:

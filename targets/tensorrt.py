@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from edgerun import files, onnx_file
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.runtime import Engine, Options, Session, dtypes
+from edgerun.runtime import Engine, Options, Session
 from edgerun.target import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.targets import _cuda as cuda
 from edgerun.targets import _tensorrt_build as build
@@ -23,8 +23,6 @@ from edgerun.targets import _tensorrt_refit as refit
 from edgerun.targets._tensorrt_session import Sessions, TensorrtSession
 
 if TYPE_CHECKING:
-    import onnx
-
     from edgerun.contents import Contents
     from edgerun.devices import Device
     from edgerun.model import Model
@@ -77,7 +75,8 @@ def quantization(device: Device | None = None) -> Quantization:
 
     NVIDIA's advice for Q/DQ: at the inputs of products and at the residual of a sum, not at outputs. Which kernels then
     run on int8 was read from what tensorrt_rtx builds for 8.9: Conv (depthwise too), Gemm and MatMul do, and MaxPool
-    between them; ConvTranspose does not. On 8-bit floats the same products do; a GPU that is known to have none (of
+    between them; ConvTranspose does not. Of a gate's mean the quantizer is a kernel by itself, so gates stay in float
+    (a text detector: 124 kernels, not 144). On 8-bit floats the same products do; a GPU that is known to have none (of
     `device`, or the one that answers here) lacks `fp8`. No other difference between GPUs has been looked at.
     """
     lacks = dict[str, str]()
@@ -99,6 +98,8 @@ def quantization(device: Device | None = None) -> Quantization:
         absorbed=frozenset({"Relu", "Clip"}),
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
         fused_sum=True,
+        float_gates=True,
+        qdq_constants=True,
     )
 
 
@@ -106,8 +107,10 @@ def check(model: Model) -> list[Issue]:
     """Nodes that the parser refuses, each with its reason; nothing is built."""
     if found := limits().exceeded(model):
         return found
+    from edgerun.targets import _tensorrt_parser as read
+
     proto, trt = model.to_proto(), tensorrt.library()
-    if found := [*_misread(proto), *_unfed(model, proto)]:
+    if found := [*read.misread(proto), *read.unfed(model, proto)]:
         return found
     logger = tensorrt.log(trt)
     network = tensorrt.builder(trt, logger).create_network(
@@ -116,7 +119,7 @@ def check(model: Model) -> list[Issue]:
     parser = trt.OnnxParser(network, logger)
     if parser.supports_model_v2(model.to_bytes()):
         return []
-    return list(_refused(parser, proto)) or [Issue("", "", tensorrt.reason(logger.errors) or "refused")]
+    return list(read.refused(parser, proto)) or [Issue("", "", tensorrt.reason(logger.errors) or "refused")]
 
 
 def compile(model: Model, options: Options) -> Engine:
@@ -125,7 +128,9 @@ def compile(model: Model, options: Options) -> Engine:
     `takes` are its keys. `options.sizes` are the sizes of open dimensions.
     Raises Unsupported when the parser would read something else than the model says.
     """
-    if found := list(_misread(model.to_proto())):
+    from edgerun.targets import _tensorrt_parser as read
+
+    if found := list(read.misread(model.to_proto())):
         raise Unsupported(f"TensorRT would misread {found[0].node}", got=found[0].reason)
     engine = Engine("tensorrt", model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
     told = {"preprocessing": model.preprocessing, "postprocessing": model.postprocessing,
@@ -246,46 +251,3 @@ def _key(trt: Any, options: Options) -> dict[str, str]:
         number = asked.capability.removeprefix("SM")
         here |= {"gpu": "", "capability": f"{number[:-1]}.{number[-1]}"}
     return {**here, "flags": asked.flags}
-
-
-def _misread(proto: onnx.ModelProto) -> Iterator[Issue]:
-    """Quantizers with uint8: the parser takes them for int8, if their zero point is 0, and all above 127 is lost."""
-    import onnx
-
-    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    for node in proto.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            point = constants.get(node.input[2]) if len(node.input) > 2 else None
-            stored = constants.get(node.input[0])
-            kind = next((t.data_type for t in (point, stored) if t is not None), onnx.TensorProto.UINT8)
-            if kind == onnx.TensorProto.UINT8 and not any(a.name == "output_dtype" for a in node.attribute):
-                yield Issue(node.name or node.output[0], node.op_type, "uint8 is no type of TensorRT's quantizers")
-
-
-def _unfed(model: Model, proto: onnx.ModelProto) -> Iterator[Issue]:
-    """The nodes at the door that read or write a dtype which no feed or output of TensorRT's has here."""
-    for spec in (*model.inputs, *model.outputs):
-        if spec.dtype == "object" or spec.dtype in dtypes.NARROW:
-            dtype = "text" if spec.dtype == "object" else spec.dtype
-            for node in proto.graph.node:
-                if spec.name in (*node.input, *node.output):
-                    yield Issue(
-                        node.name or node.output[0], node.op_type, f"TensorRT takes and gives no {dtype}: {spec.name!r}"
-                    )
-
-
-def _refused(parser: Any, proto: onnx.ModelProto) -> Iterator[Issue]:
-    """The parser's errors, one a node."""
-    seen = set()
-    for index in range(parser.num_errors):
-        error = parser.get_error(index)
-        place, op = int(error.node()), str(error.node_operator())
-        name = str(error.node_name())
-        if not name and 0 <= place < len(proto.graph.node) and proto.graph.node[place].op_type == op:
-            name = proto.graph.node[place].output[0]
-        if (name, op) not in seen:
-            seen.add((name, op))
-            known = parser.supports_operator(op)
-            yield Issue(
-                name, op, tensorrt.shortened(str(error.desc())) if known else "TensorRT has no translation of this op"
-            )

@@ -56,22 +56,27 @@ def _within(node: ir.Node) -> tuple[int, ...]:
     return tuple(i for i in range(dims) if i != kept)
 
 
-def expand(value: ir.Value, stored: np.ndarray, scale: np.ndarray | None = None) -> None:
+def expand(value: ir.Value, stored: np.ndarray, scale: np.ndarray | None = None, *, qdq: bool = False) -> None:
     """All readers of the initializer `value` read float32(stored)·scale instead; runtimes compute that when they load.
 
     `scale` broadcasts against `stored`; None for a format that is a float itself. Cast and Mul stand where a
-    DequantizeLinear could: that one is computed again in every run, for the sake of those who look for Q/DQ.
+    DequantizeLinear could: that one is computed again in every run, for the sake of those who look for Q/DQ. With
+    `qdq` one of scale 1 stands for the Cast, for targets that take no other reader of integers.
     """
     import onnx_ir as ir
 
     graph, name, uses = value.graph, str(value.name), list(value.uses())
     assert graph is not None
-    cast = ir.node("Cast", [initializer(graph, f"{name}/stored", stored)], attributes={"to": FLOAT},
-                   name=fresh_name(graph, f"{name}/Cast"))  # fmt: skip
-    nodes = [cast]
+    held = initializer(graph, f"{name}/stored", stored)
+    if qdq and scale is not None:
+        one = initializer(graph, f"{name}/one", np.ones((), np.float32))
+        wide = ir.node("DequantizeLinear", [held, one], name=fresh_name(graph, f"{name}/DequantizeLinear"))
+    else:
+        wide = ir.node("Cast", [held], attributes={"to": FLOAT}, name=fresh_name(graph, f"{name}/Cast"))
+    nodes = [wide]
     if scale is not None:
         nodes.append(
-            ir.node("Mul", [cast.outputs[0], initializer(graph, f"{name}/scale", scale)],
+            ir.node("Mul", [wide.outputs[0], initializer(graph, f"{name}/scale", scale)],
                     name=fresh_name(graph, f"{name}/Mul"))
         )  # fmt: skip
     for node in nodes:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STORED = (np.int8, np.int16)  # int16: of blocks, codes less their zero point (`products.unfold`)
 HOLDERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WIDENS = ("Cast", "DequantizeLinear")  # what makes floats of codes before a Mul by their scales
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,8 @@ def _constants(node: ir.Node) -> list[Constant]:
         stored = constant(before.inputs[0])
     if stored is None or grid is None:
         return []
-    readers = [use for use in node.outputs[0].uses() if use.node.graph is node.graph]
+    scaled = {"Mul"} if np.array_equal(grid.scale, 1) else {}  # that Mul's (`_expanded`)
+    readers = [use for use in node.outputs[0].uses() if use.node.graph is node.graph and use.node.op_type not in scaled]
     return [
         Constant(str(node.name), str(r.node.name), r.node.op_type, r.idx, stored, grid, transposed(r.node))
         for r in readers
@@ -225,12 +227,12 @@ def transposed(node: ir.Node) -> bool:
 
 
 def _expanded(node: ir.Node) -> list[Constant]:
-    """The int8 weights of a layer that stand behind Cast and Mul (`compressed.expand`)."""
+    """The int8 weights of a layer that stand behind Cast, or DequantizeLinear, and Mul (`compressed.expand`)."""
     found = []
     for index in (1, 2) if node.op_type in recurrent.OPS else (1,) if node.op_type in HOLDERS else ():
         product = node.inputs[index].producer() if node.inputs[index] is not None else None  # type: ignore[union-attr]
         cast = product.inputs[0].producer() if _op(product) == "Mul" else None  # type: ignore[union-attr]
-        stored = constant(cast.inputs[0]) if _op(cast) == "Cast" else None  # type: ignore[union-attr]
+        stored = constant(cast.inputs[0]) if _op(cast) in WIDENS else None  # type: ignore[union-attr]
         scale = constant(product.inputs[1]) if product is not None and stored is not None else None
         if stored is not None and scale is not None and stored.dtype in STORED and scale.ndim == stored.ndim:
             grid = _spread(scale, np.zeros(scale.shape, stored.dtype))

@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgerun.metrics import sqnr_db
+from edgerun import registry
+from edgerun.metrics import Difference, sqnr_db
 from edgerun.mixed import order
+from edgerun.passes import Request
+from edgerun.quantize import _precision
 from edgerun.verbs.compress import compress
+from edgerun.verbs.making import opened
 
 PICTURES = "(float[n,8,16,16] x) => (float[n,8,14,14] y) { %s y = Conv(c, last) }"
 SCORES = """(float[n,8,16,16] x) => (float[n,8] y)
@@ -72,3 +76,26 @@ def test_the_first_product_with_a_matrix_stays_float_whose_columns_differ(net: A
     assert result.history[-1].options["float layers"] == ["a"]
     (reference,), (value,) = (evaluate(one, {"x": x[128:]}) for one in (model, result))
     assert sqnr_db(reference, value) > 30
+
+
+@pytest.mark.parametrize(("gains", "kept"), [((1.0,) * 8, True), ((12.0, *(-1.0,) * 7), False)], ids=["all", "one"])
+def test_more_of_the_first_layers_must_bring_something_on_most_samples(
+    monkeypatch: pytest.MonkeyPatch, gains: tuple[float, ...], kept: bool
+) -> None:
+    """Eight samples, the first with most of the noise: a dB less on each is worth 15 % of the model, 12 on that one and
+    one more on all others, which is as good in the sum, is not."""
+
+    def totals(decibels: float) -> dict[str, Difference]:
+        return {"y": Difference(count=1, signal=1.0, noise=10 ** (-decibels / 10), max_error=1.0)}
+
+    before = [8.0, *(20.0,) * 7]
+    after = [totals(db + gain) for db, gain in zip(before, gains, strict=True)]
+    names = frozenset({"a"})
+    cheap = _precision.Cheap({"first 15%": names}, {names: None}, {})  # type: ignore[dict-item]
+    monkeypatch.setattr(_precision.Cheap, "_without", lambda self, made, names: "without")
+    request = Request(registry.target("tensorrt").quantization(), opened)
+    made: Any = "with"
+    found: Any = cheap.spared(made, [totals(db) for db in before], lambda *asked: after, request)
+    (step,) = request.found["steps"]
+    assert (found == "without") == step["kept"] == kept and step["n"] == 8
+    assert request.found["dB won in float"]["first 15%"] > 0.5

@@ -14,7 +14,7 @@ from edgerun.errors import EdgerunError
 from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize._sequences import LAYERS
-from edgerun.quantize.graphs import work
+from edgerun.quantize.graphs import quantizers, work
 from edgerun.runtime import Options
 from edgerun.verbs.compress import compress
 
@@ -156,3 +156,17 @@ def test_what_is_too_small_is_no_choice_of_the_clock() -> None:
     assert work.integers(small, rules) == ["conv"]
     assert work.integers(net("LSTM", conv=True), rules) == ["conv", "l0"]
     assert LAYERS not in compress(small, calibration=data(24, 1)).history[-1].options
+
+
+@pytest.mark.skipif(registry.target("tensorrt").available() is not None, reason="TensorRT is not here")
+@pytest.mark.parametrize("op", GATES)
+def test_only_dequantizers_read_codes_where_the_target_wants_that(op: str) -> None:
+    """TensorRT takes a constant in 8 bits before a DequantizeLinear alone; `why-wrong` finds both weights behind it."""
+    model, new = net(op), data(16, 2)
+    result = compress(model, target="tensorrt", calibration=data(24, 1))
+    assert told(result) == {"on integers": [], "weights in 8 bits": ["l0"]}
+    codes = [v for v in result.ir.graph.initializers.values() if v.dtype is not None and v.dtype.name == "INT8"]
+    assert {use.node.op_type for value in codes for use in value.uses()} == {"DequantizeLinear"} and len(codes) == 2
+    found = quantizers.find(result.ir.graph)
+    assert [(one.layer, one.index) for one in found if isinstance(one, quantizers.Constant)] == [("l0", 1), ("l0", 2)]
+    assert lost(model, result, new) > 30 and result.weight_bytes() < 0.35 * model.weight_bytes()

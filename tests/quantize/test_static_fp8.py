@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgerun import quantize, registry
 from edgerun.data import open_data
+from edgerun.errors import Unsupported
 from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.passes import Quantization, Request
@@ -97,3 +98,15 @@ def test_an_opset_without_8_bit_floats_is_brought_to_one_that_has(net: tuple[Mod
     result = made(old, feeds)
     assert result.ir.opset_imports[""] == 19
     np.testing.assert_allclose(run(result, feeds), run(made(model, feeds), feeds), atol=1e-5)
+
+
+def test_recurrent_layers_alone_are_refused() -> None:
+    """No kernel of 8-bit floats computes them; with nothing else there, there is nothing to do."""
+    rng = np.random.default_rng(0)
+    text = """(float[t,1,8] x) => (float[t,1,1,32] y) { y = LSTM<hidden_size=32>(x, W, R) }"""
+    w, r = (rng.standard_normal(shape).astype(np.float32) / 6 for shape in ((1, 128, 8), (1, 128, 32)))
+    model = built(text, W=w, R=r)
+    data = [{"x": rng.standard_normal((5, 1, 8)).astype(np.float32)} for _ in range(4)]
+    with pytest.raises(Unsupported, match="nothing in this model runs on 8-bit floats") as error:
+        quantize.apply("static_fp8", model, Request(RULES, opened, open_data(data, model.inputs)))
+    assert error.value.do == "--scheme w8a8"

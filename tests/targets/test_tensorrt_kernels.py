@@ -134,6 +134,33 @@ def test_the_same_int8_model_gives_the_same_kernels() -> None:
     assert [shape(k) for k in _kernels(model)] == [shape(k) for k in _kernels(model)]
 
 
+@rtx_only
+def test_what_is_built_after_a_refusal_is_not_of_the_refused_kind() -> None:
+    """tensorrt_rtx 1.7.1 refuses a float Gemm for 7.5, and would build the next model, for 8.9, without integers."""
+    model = _compressed("residual")
+    for _ in range(2):
+        with pytest.raises(EdgerunError, match="cannot build"):
+            _kernels(_net(*NETS["pool and dense"]), Options(extra={build.CAPABILITY: "SM75"}))
+        assert all(kernel.integer for kernel in _kernels(model) if kernel.multiplies)
+
+
+GATE = """a = Conv(x, w, b) r = Relu(a) h = GlobalAveragePool(r) e = Conv(h, w2, b) g = Relu(e) f = Conv(g, w2, b)
+          k = Sigmoid(f) s = Mul(r, k) y = Conv(s, w)"""
+
+
+@rtx_only
+def test_the_numbers_of_a_gate_are_not_rounded() -> None:
+    """A quantizer behind the mean would be a kernel of its own, as would each behind a product of one position."""
+    model = _net("(float[n,8,8,8] x) => (float[n,8,8,8] y)", GATE, opset=19)
+    data = {"x": RNG.standard_normal((16, 8, 8, 8)).astype(np.float32)}
+    result = edgerun.compress(model, target="tensorrt", calibration=data)
+    assert [node.name for node in meant(result, target.quantization())] == ["a", "y"]
+    found = _kernels(result)
+    assert sum(kernel.multiplies and kernel.integer for kernel in found) == 2
+    alone = [kernel.covers for kernel in found if kernel.covers and all("uantizeLinear" in n for n in kernel.covers)]
+    assert alone == [("x/QuantizeLinear",)]  # at the door
+
+
 # Products that have Q/DQ at least: the compressor may leave the first layers of a net in float, where it is nearer so.
 ZOO = {"cifar_cnn": 9, "mobilenet_v2": 45, "resnet50": 54, "minilm": 36}
 
