@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgerun.quantize import _finished, _reached, _steps
+from edgerun.quantize import _finished, _reached, _steps, _weights
 from edgerun.quantize._scores import ERROR, gained
 from edgerun.quantize._stream import telling
 from edgerun.quantize.graphs import edit, halves, overflowing
@@ -49,6 +49,23 @@ def narrowed(model: ir.Model, truths: list[Truth], request: Request) -> ir.Model
     products = sum(node.op_type in halves.PRODUCTS for node in nodes)
     request.found[FOUND] = {"type": half.name, "products": products, "nodes": len(nodes), "overflowing": over}
     _reached.tell(model.graph, after, request)
+    return result
+
+
+def everywhere(original: ir.Model, model: ir.Model, request: Request) -> ir.Model:
+    """`model`, whose weights have few bits and whose arithmetic is float, or a clone with that in the rules' `half`,
+    where the target wants that: all that can be, as in `w16a16`."""
+    if not request.rules.half_rest:
+        return model
+    half, result = HALVES[request.rules.half], model.clone()
+    over = overflowing.found(model, halves.candidates(model.graph, request.keep_float, half), half, request)
+    nodes = halves.candidates(result.graph, request.keep_float | set(over), half)
+    halves.narrow(result.graph, nodes, half)
+    edit.drop_unused(result)
+    request.found |= {f"nodes in {half.name}": len(nodes), "nodes": sum(1 for _ in model.graph), "overflowing": over}
+    if request.calibration is None:
+        request.found["overflowing"] = "not looked at (no data)"
+    _weights.evidence(original, result, request)
     return result
 
 
