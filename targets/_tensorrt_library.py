@@ -107,9 +107,8 @@ class Log:
         _KEPT.append(self.sink)
 
 
-_KEPT: list[
-    Any
-] = []  # tensorrt_rtx 1.7.1 tells one of the past that it lacks a plugin, and crashes if that one is gone
+# tensorrt_rtx 1.7.1 tells one of the past that it lacks a plugin, and crashes if that one is gone.
+_KEPT: list[Any] = []
 
 
 @functools.cache
