@@ -52,7 +52,8 @@ class Quantization:
     for. `early`: no pass over a tensor is fused with the next, so that scales and rounding pay before what repeats or
     joins values. `blocked`: float convolutions have a layout that sums with constants do not. `half` is the type that
     `w16a16` computes in. `half_rest`: products that stay in float beside integer layers compute in it,
-    too. `qdq_constants`: only a DequantizeLinear may read a constant in 8 bits.
+    too. `joins_rounding`: a quantizer is fused with the elementwise ops before it. `qdq_constants`: only a
+    DequantizeLinear may read a constant in 8 bits.
     """
 
     schemes: tuple[str, ...]
@@ -87,6 +88,7 @@ class Quantization:
     half: str = "float16"
     half_rest: bool = False
     qdq_constants: bool = False
+    joins_rounding: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
