@@ -20,8 +20,9 @@ refused before anyone gets it. Cases run in limited child processes; one that ki
 
 - **pass**: every element within the case's tolerance (mostly 1e-3 relative plus 1e-7).
 - **rounding**: beyond that, but within a thousandth of the largest output, or one step of a quantizer.
-- **unsupported**: refused, naming the operator. **wrong, refused**: the self-check found other values than the model
-  says (random operators among them: their generators differ from runtime to runtime).
+- **compiled**: an engine was built; where no GPU is, nothing of TensorRT runs, and what it computes is not known.
+- **unsupported**: refused, naming the operator, or the newest opset that is read. **wrong, refused**: the self-check
+  found other values than the model says (random operators among them: their generators differ from runtime to runtime).
 - **wrong**: other values that the self-check let through. **error**: refused without naming the operator. **crash**:
   the process died or hung.
 
@@ -44,7 +45,12 @@ def write(kept: dict[str, Any]) -> None:
         passed[name] = Counter(group for case, group in groups.items() if case not in failed)
     partly = sorted(g for g in counts if any(passed[name][g] < counts[g] for name in names))
     whole = sorted(g for g in counts if g not in partly)
-    text += [f"Passed everywhere: {', '.join(whole)}.", "", "| operator | cases | " + " | ".join(names) + " |"]
+    heads = [f"{name} (compiled)" if kept["targets"][name]["count"].get("compiled") else name for name in names]
+    text += [
+        f"Passed, or compiled, everywhere: {', '.join(whole)}.",
+        "",
+        "| operator | cases | " + " | ".join(heads) + " |",
+    ]
     text.append("|---|---|" + "---|" * len(names))
     for group in partly:
         cells = (str(passed[name][group]) if passed[name][group] else "–" for name in names)

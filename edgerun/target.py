@@ -51,7 +51,9 @@ class Quantization:
     its grid in the middle where the shorter side is more than this share of the longer: a zero point is to be corrected
     for. `early`: no pass over a tensor is fused with the next, so that scales and rounding pay before what repeats or
     joins values. `blocked`: float convolutions have a layout that sums with constants do not. `half` is the type that
-    `w16a16` computes in. `qdq_constants`: only a DequantizeLinear may read a constant in 8 bits.
+    `w16a16` computes in. `half_rest`: products that stay in float beside integer layers compute in it,
+    too. `joins_rounding`: a quantizer is fused with the elementwise ops before it. `qdq_constants`: only a
+    DequantizeLinear may read a constant in 8 bits.
     """
 
     schemes: tuple[str, ...]
@@ -84,7 +86,9 @@ class Quantization:
     early: bool = False
     blocked: bool = False
     half: str = "float16"
+    half_rest: bool = False
     qdq_constants: bool = False
+    joins_rounding: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 

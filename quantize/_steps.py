@@ -12,7 +12,8 @@ KEY = "steps"
 CENTRED, EQUALIZED, SMOOTHED, EVENED = "centring", "equalization", "smoothing", "evening out"
 ROUNDED, RECURRENT = "second-order rounding", "second-order rounding of recurrent weights"
 FLOAT, RANGES, REFINED, BIAS = "float layers", "range estimator", "tightened ranges", "bias correction"
-ORDER = (CENTRED, EQUALIZED, SMOOTHED, EVENED, ROUNDED, RECURRENT, FLOAT, RANGES, REFINED, BIAS)
+HALVED = "half precision beside 8 bits"
+ORDER = (CENTRED, EQUALIZED, SMOOTHED, EVENED, ROUNDED, RECURRENT, FLOAT, RANGES, REFINED, BIAS, HALVED)
 OUTPUT, LAYER, PREDICTED = "output", "layer", "predicted"  # where a gain was measured
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.errors import Unsupported
-from edgerun.quantize import _finished, _reached, _steps, _without, static_int8
+from edgerun.quantize import _finished, _reached, _rest, _steps, _without, static_int8
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._prepared import Prepared
 from edgerun.quantize._ranges import intervals
@@ -63,7 +63,7 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     result = _quantized(model, plan, grids, shifts)
     _reached.tell(model.graph, _finished.reached(result, truths, request), request)
     request.found |= {"ranges": name, "8-bit nodes": len(plan.compute), "quantized activations": len(plan.points)}
-    return result
+    return _rest.narrowed(result, truths, request)
 
 
 def _plain(prepared: Prepared, request: Request) -> ir.Model:

@@ -20,6 +20,7 @@ from edgerun.quantize import (
     _observation,
     _precision,
     _reached,
+    _rest,
     _rounding,
     _sequences,
     _steps,
@@ -103,9 +104,11 @@ def folded(model: ir.Model, rules: Quantization) -> ir.Model:
 
 def finish(prepared: Prepared, request: Request) -> ir.Model:
     """Choose ranges, correct biases, and write the integers; `prepared.model` is consumed."""
-    request = replace(request, keep_float=request.keep_float | prepared.left)
-    model = _placed(prepared, request) if prepared.truths else prepared.model
-    return model if prepared.original is None else _sequences.apply(prepared.original, model, request, prepared.settled)
+    own = replace(request, keep_float=request.keep_float | prepared.left)
+    model = _placed(prepared, own) if prepared.truths else prepared.model
+    if prepared.original is not None:
+        model = _sequences.apply(prepared.original, model, own, prepared.settled)
+    return _rest.narrowed(model, prepared.truths, request) if prepared.truths else model
 
 
 def _all_placed(prepared: Prepared, request: Request) -> ir.Model:

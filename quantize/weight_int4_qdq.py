@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgerun.quantize import weight_int4
+from edgerun.quantize import _rest, weight_int4
 from edgerun.quantize.graphs import opsets
 from edgerun.quantize.graphs.compressed import Form
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
-summary = "weight-only INT4 as Q/DQ in blocks of 64 (GPTQ where calibration data is given), for GPUs"
+summary = "weight-only INT4 as Q/DQ in blocks of 64 (GPTQ where calibration data is given), float16 between, for GPUs"
 needs_calibration = False
 scheme = "w4a16_b64"
 
@@ -23,7 +23,7 @@ OLDEST_OPSET = 21  # whose DequantizeLinear has int4 and blocks
 
 
 def apply(model: ir.Model, request: Request) -> ir.Model:
-    """As `weight_int4.apply`; a layer that would lose too much in 4 bits stays in float."""
+    """As `weight_int4.apply`; a layer that would lose too much in 4 bits keeps its float weights."""
     return finish(prepare(model, request), request)
 
 
@@ -33,5 +33,5 @@ def prepare(model: ir.Model, request: Request) -> weight_int4.Prepared:
 
 
 def finish(prepared: weight_int4.Prepared, request: Request) -> ir.Model:
-    """Choose rounding and bits on data kept apart, and store the weights; arithmetic stays float."""
-    return weight_int4.stored(prepared, request, integer=False)
+    """Choose rounding and bits on data kept apart, and store the weights; arithmetic is float16 where values fit."""
+    return _rest.everywhere(prepared.original, weight_int4.stored(prepared, request, integer=False), request)

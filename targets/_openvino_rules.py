@@ -46,6 +46,7 @@ def quantization(device: Device | None = None) -> Quantization:
         dynamic=frozenset({"MatMul", "Gemm"}),
         float_loops=True,
         channel_scales=True,
+        joins_rounding=True,
         sigmoid_apart=math.inf if tiles else VECTOR,
         mirrored=0.9 if tiles else 1.0,
     )

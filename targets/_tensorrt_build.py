@@ -135,12 +135,12 @@ def capabilities(trt: Any) -> tuple[str, ...]:
 
 def build(trt: Any, model: bytes, options: Options) -> Plan:
     """The plan of ONNX `model`. Raises EdgerunError with the library's reason; the same bytes for the same model."""
-    asked, logger = settings(trt, options), tensorrt.log(trt)
+    asked, logger = settings(trt, options), tensorrt.Log(trt)
     builder = tensorrt.builder(trt, logger)
     network = builder.create_network(tensorrt.bit(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, logger.sink)
     if not parser.parse(model):
-        raise EdgerunError("TensorRT cannot read the model", got=_complaint(parser, logger))
+        raise Unsupported("TensorRT cannot read the model", got=_complaint(parser, logger))
     inputs = _door(trt, [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _door(trt, [network.get_output(i) for i in range(network.num_outputs)])
     config = _config(trt, builder, asked)
@@ -158,7 +158,7 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
         what = f"an engine with {WEIGHTS}={asked.weights} is built where a GPU is"
         raise Unsupported(what, got=reason, do="build it on the device (edgerun warm), or leave it out")
     if plan is None:
-        raise EdgerunError("TensorRT cannot build the model", got=tensorrt.reason(logger.errors) or "no reason given")
+        raise Unsupported("TensorRT cannot build the model", got=tensorrt.reason(logger.errors) or "no reason given")
     timings.keep(trt, kept, asked.cache)
     kernels = "\n".join(text for text in logger.told if "LayerType: " in text)
     return Plan(bytes(plan), inputs, outputs, kernels)
@@ -166,7 +166,7 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
 
 def _clear(trt: Any) -> None:
     """Build next to nothing: the build after a refusal for Turing has no integer kernels (tensorrt_rtx 1.7.1)."""
-    logger = tensorrt.log(trt)
+    logger = tensorrt.Log(trt)
     builder = tensorrt.builder(trt, logger)
     network = builder.create_network(tensorrt.bit(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     network.mark_output(network.add_identity(network.add_input("x", trt.float32, (1,))).get_output(0))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import importlib.util
 import re
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -94,19 +96,35 @@ def bit(flag: Any) -> int:
     return 1 << int(flag)
 
 
-def log(trt: Any) -> Any:
-    """A logger that keeps what is said, as `errors` and `told` (everything down to `VERBOSE`)."""
+class Log:
+    """What is said to one user of the library: `errors`, and `told` (everything else, down to `VERBOSE`). `sink` is the
+    ILogger that hears it."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.told: list[str] = []
+    def __init__(self, trt: Any) -> None:
+        self.errors: list[str] = []
+        self.told: list[str] = []
+        self.sink = _sinks(trt.ILogger)(self)
+        _KEPT.append(self.sink)
+
+
+# tensorrt_rtx 1.7.1 tells one of the past that it lacks a plugin, and crashes if that one is gone.
+_KEPT: list[Any] = []
+
+
+@functools.cache
+def _sinks(base: Any) -> Any:
+    """The ILogger that writes into a Log, as long as there is one."""
+
+    class Sink(base):  # type: ignore[misc]
+        def __init__(self, own: Log) -> None:
+            base.__init__(self)
+            self.own = weakref.ref(own)
 
         def log(self, severity: Any, message: str) -> None:
-            (self.errors if int(severity) <= int(trt.ILogger.Severity.ERROR) else self.told).append(message)
+            if (own := self.own()) is not None:
+                (own.errors if int(severity) <= int(base.Severity.ERROR) else own.told).append(message)
 
-    return Log()
+    return Sink
 
 
 @contextmanager
@@ -122,11 +140,11 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def builder(trt: Any, logger: Any) -> Any:
+def builder(trt: Any, logger: Log) -> Any:
     """A Builder. Raises Unsupported where the library finds nothing to build for."""
     try:
         with uncollected():
-            return trt.Builder(logger)
+            return trt.Builder(logger.sink)
     except (TypeError, RuntimeError) as error:  # pybind11's, when the factory gives nothing
         raise Unsupported(
             f"{name_of(trt)} cannot build here", got=reason(logger.errors) or str(error), do="build where a GPU is"

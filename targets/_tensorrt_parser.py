@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from edgerun.runtime import dtypes
+from edgerun.errors import Unsupported
 from edgerun.target import Issue
 from edgerun.targets import _tensorrt_library as tensorrt
 
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
     import onnx
 
     from edgerun.model import Model
+
+# What a feed or an output may be; 8-bit floats and bfloat16 are TensorRT's own inside alone.
+DOOR = frozenset({"float32", "float16", "int64", "int32", "int8", "uint8", "bool"})
+LAYER = re.compile(r"'([^'\s]+)'|node_of_(\S+)|(\S+) has no runners")
+PARSED = re.compile(r"parsing node number \d+ \[(\w+)|In function import(\w+):")
+NUMBERED = re.compile(r"_U?\d+$")
 
 
 def misread(proto: onnx.ModelProto) -> Iterator[Issue]:
@@ -26,33 +33,68 @@ def misread(proto: onnx.ModelProto) -> Iterator[Issue]:
             stored = constants.get(node.input[0])
             kind = next((t.data_type for t in (point, stored) if t is not None), onnx.TensorProto.UINT8)
             if kind == onnx.TensorProto.UINT8 and not any(a.name == "output_dtype" for a in node.attribute):
-                yield Issue(node.name or node.output[0], node.op_type, "uint8 is no type of TensorRT's quantizers")
+                yield Issue(_name(node), node.op_type, "uint8 is no type of TensorRT's quantizers")
 
 
 def unfed(model: Model, proto: onnx.ModelProto) -> Iterator[Issue]:
-    """The nodes at the door that read or write a dtype which no feed or output of TensorRT's has here."""
+    """The nodes at the door that read or write a dtype which no feed or output of TensorRT's has here. It would read a
+    float64 as float32."""
     for spec in (*model.inputs, *model.outputs):
-        if spec.dtype == "object" or spec.dtype in dtypes.NARROW:
-            dtype = "text" if spec.dtype == "object" else spec.dtype
-            for node in proto.graph.node:
-                if spec.name in (*node.input, *node.output):
-                    yield Issue(
-                        node.name or node.output[0], node.op_type, f"TensorRT takes and gives no {dtype}: {spec.name!r}"
-                    )
+        if spec.dtype not in DOOR or spec.kind != "tensor":
+            dtype = spec.kind if spec.kind != "tensor" else "text" if spec.dtype == "object" else spec.dtype
+            for node in _touching(proto, spec.name):
+                yield Issue(_name(node), node.op_type, f"TensorRT takes and gives no {dtype}: {spec.name!r}")
 
 
-def refused(parser: Any, proto: onnx.ModelProto) -> Iterator[Issue]:
-    """The parser's errors, one a node."""
+def unranged(network: Any, proto: onnx.ModelProto) -> Iterator[Issue]:
+    """The nodes that read an input which decides on shapes: its values would need a range, as open dimensions do."""
+    inputs = (network.get_input(index) for index in range(network.num_inputs))
+    for name in (str(tensor.name) for tensor in inputs if tensor.is_shape_tensor):
+        for node in _touching(proto, name):
+            yield Issue(_name(node), node.op_type, f"the input {name!r} decides on shapes: make it a constant")
+
+
+def refused(parser: Any, errors: list[str], proto: onnx.ModelProto) -> Iterator[Issue]:
+    """The parser's errors, one a node, or what its log `errors` say. Of a node in a branch or a function, which it
+    numbers apart, and where it tells no node, the first of that kind."""
     seen = set()
     for index in range(parser.num_errors):
         error = parser.get_error(index)
-        place, op = int(error.node()), str(error.node_operator())
+        place, op = int(error.node()), str(error.node_operator()) or _logged(errors, proto)
         name = str(error.node_name())
         if not name and 0 <= place < len(proto.graph.node) and proto.graph.node[place].op_type == op:
-            name = proto.graph.node[place].output[0]
+            name = _name(proto.graph.node[place])
+        name = name or next((_name(node) for node in proto.graph.node if node.op_type == op), op)
         if (name, op) not in seen:
             seen.add((name, op))
-            known = parser.supports_operator(op)
-            yield Issue(
-                name, op, tensorrt.shortened(str(error.desc())) if known else "TensorRT has no translation of this op"
-            )
+            known = not op or parser.supports_operator(op)
+            reason = tensorrt.shortened(str(error.desc())) if known else "TensorRT has no translation of this op"
+            yield Issue(name, op, reason)
+    if not seen:
+        op = _logged(errors, proto)
+        name = next((_name(node) for node in proto.graph.node if node.op_type == op), op)
+        yield Issue(name, op, tensorrt.reason(errors) or "refused")
+
+
+def _logged(errors: list[str], proto: onnx.ModelProto) -> str:
+    """The op of a node that the parser's log was about, "" where it says nothing of one."""
+    told = {op for pair in PARSED.findall("\n".join(errors)) for op in pair}
+    return next((node.op_type for node in proto.graph.node if node.op_type in told), "")
+
+
+def named(error: Unsupported, proto: onnx.ModelProto) -> Unsupported:
+    """A refusal of the builder's with the first node that its reason is about: it speaks of layers, `node_of_y_2`."""
+    told = [word for pair in LAYER.findall(str(error.got)) for word in pair if word]
+    words = {form for word in told for form in (word, NUMBERED.sub("", word))}
+    for node in proto.graph.node:
+        if words & {node.name, *node.output}:
+            return Unsupported(error.what, got=f"{_name(node)} ({node.op_type}): {error.got}", do=error.do)
+    return error
+
+
+def _touching(proto: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
+    return [node for node in proto.graph.node if value in (*node.input, *node.output)]
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return str(node.name or next(filter(None, node.output), node.op_type))

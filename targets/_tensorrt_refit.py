@@ -62,8 +62,8 @@ def _as_written(model: bytes) -> bytes:
 
 def refit(trt: Any, engine: Any, model: bytes, logger: Any) -> None:
     """Put the weights of ONNX `model` into `engine`. Raises EdgerunError with the library's reason."""
-    refitter = trt.Refitter(engine, logger)
-    onnx_refitter = trt.OnnxParserRefitter(refitter, logger)
+    refitter = trt.Refitter(engine, logger.sink)
+    onnx_refitter = trt.OnnxParserRefitter(refitter, logger.sink)
     if not onnx_refitter.refit_from_bytes(model):
         count = onnx_refitter.num_errors
         told = tensorrt.shortened(str(onnx_refitter.get_error(0).desc())) if count else tensorrt.reason(logger.errors)

@@ -63,9 +63,9 @@ class TensorrtSession(Session):
             raise
 
     def _open(self, trt: Any, plan: bytes, how: Sessions) -> None:
-        self._logger = tensorrt.log(trt)
+        self._logger = tensorrt.Log(trt)
         with tensorrt.uncollected():
-            self._runtime: Any = trt.Runtime(self._logger)
+            self._runtime: Any = trt.Runtime(self._logger.sink)
         if how.dla is not None:
             self._runtime.DLA_core = how.dla
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)

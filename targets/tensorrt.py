@@ -99,6 +99,7 @@ def quantization(device: Device | None = None) -> Quantization:
         float_output=frozenset({"Conv", "Gemm", "MatMul"}),
         fused_sum=True,
         float_gates=True,
+        half_rest=True,
         qdq_constants=True,
     )
 
@@ -112,14 +113,14 @@ def check(model: Model) -> list[Issue]:
     proto, trt = model.to_proto(), tensorrt.library()
     if found := [*read.misread(proto), *read.unfed(model, proto)]:
         return found
-    logger = tensorrt.log(trt)
+    logger = tensorrt.Log(trt)
     network = tensorrt.builder(trt, logger).create_network(
         tensorrt.bit(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     )
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, logger.sink)
     if parser.supports_model_v2(model.to_bytes()):
-        return []
-    return list(read.refused(parser, proto)) or [Issue("", "", tensorrt.reason(logger.errors) or "refused")]
+        return list(read.unranged(network, proto))
+    return list(read.refused(parser, logger.errors, proto))
 
 
 def compile(model: Model, options: Options) -> Engine:
@@ -130,12 +131,16 @@ def compile(model: Model, options: Options) -> Engine:
     """
     from edgerun.targets import _tensorrt_parser as read
 
-    if found := list(read.misread(model.to_proto())):
-        raise Unsupported(f"TensorRT would misread {found[0].node}", got=found[0].reason)
+    proto = model.to_proto()
+    if found := [*read.misread(proto), *read.unfed(model, proto)]:
+        raise Unsupported(f"TensorRT would misread {found[0].node} ({found[0].op})", got=found[0].reason)
     engine = Engine("tensorrt", model.to_bytes(), model.inputs, model.outputs, {}, model.digest())
     told = {"preprocessing": model.preprocessing, "postprocessing": model.postprocessing,
             "history": [asdict(step) for step in model.history]}  # fmt: skip
-    return finish(engine, options, told)
+    try:
+        return finish(engine, options, told)
+    except Unsupported as error:
+        raise read.named(error, proto) from error
 
 
 def ranges(model: Model, options: Options, device: Device | None) -> Mapping[str, build.Range]:

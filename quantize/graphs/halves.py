@@ -124,10 +124,29 @@ class _Borders:
         return self._constants[key]
 
     def narrowed(self, value: ir.Value) -> ir.Value:
-        """A computed one."""
+        """A computed one; of a weight behind DequantizeLinear that one with a scale in `half`, which a product's kernel
+        reads with the codes, where a Cast would be a pass over the weight."""
         if value not in self._casts:
-            self._casts[value] = _cast(self._graph, value, self._half.number)
+            self._casts[value] = self._dequantized(value) or _cast(self._graph, value, self._half.number)
         return self._casts[value]
+
+    def _dequantized(self, value: ir.Value) -> ir.Value | None:
+        import onnx_ir as ir
+
+        node = value.producer()
+        scale = constant(node.inputs[1]) if node is not None and node.op_type == "DequantizeLinear" else None
+        if node is None or scale is None or not node.inputs[0].is_initializer():  # type: ignore[union-attr]
+            return None
+        if (stored := self._half.stored(scale)) is None:
+            return None
+        held = initializer(self._graph, f"{node.inputs[1].name}/half", stored)  # type: ignore[union-attr]
+        made = ir.node("DequantizeLinear", [node.inputs[0], held, *node.inputs[2:]],
+                       attributes=node.attributes, name=fresh_name(self._graph, f"{node.name}/half"))  # fmt: skip
+        result = made.outputs[0]
+        result.name, result.shape = fresh_name(self._graph, f"{value.name}/half"), value.shape
+        result.type = ir.TensorType(ir.DataType(self._half.number))
+        self._graph.insert_after(node, made)
+        return result
 
     def drop_unused(self) -> None:
         """Remove the constants that only these nodes read."""

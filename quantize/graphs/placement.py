@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
-from edgerun.quantize.graphs import between, gates, recurrent, thin
+from edgerun.quantize.graphs import between, gates, lifted, recurrent, thin
 from edgerun.quantize.graphs.edit import COPIES, constant, row_bias, sole_consumer
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def _plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str]) -> P
     _extend_outputs(placement, rules)
     _extend_joins(graph, placement, rules, integer, keep_float)
     _extend_through(graph, placement, rules, integer)
+    lifted.lift(graph, placement.points, rules, integer)
     if not rules.float_bias:
         _share_scales(placement)
     _absorb(placement, rules)

@@ -18,6 +18,9 @@ from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize.numerics import blocks
 from edgerun.runtime import Options
+from edgerun.targets import _tensorrt_build as engines
+from edgerun.targets import _tensorrt_kernels as kernels
+from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.verbs.compress import compress
 from tests.quantize.test_schemes import MLP, SHAPES, build, data, run
 
@@ -40,11 +43,12 @@ def test_the_weights_are_4_bits_around_zero_in_blocks_of_64(small: Model) -> Non
 
 
 def test_it_computes_what_onnx_says_and_stays_near(small: Model) -> None:
-    """onnx's own evaluator, which unpacks the codes by itself: 1e-5; to the float model 18 dB and more."""
+    """onnx's own evaluator, which unpacks the codes by itself and rounds every value to float16, where ONNX Runtime
+    adds in float32: 1e-3; to the float model 18 dB and more."""
     feeds = data(32)
     evaluated: Any = ReferenceEvaluator(small.to_proto()).run(None, dict(feeds))
     found, wanted = run(small, "onnxruntime", feeds), evaluated[0]
-    assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    assert np.abs(found - wanted).max() <= 1e-3 * np.abs(wanted).max()
     assert sqnr_db(run(build(MLP, SHAPES), "onnxruntime", feeds), found) > 18
 
 
@@ -78,7 +82,19 @@ def test_what_has_no_full_blocks_stays_in_float() -> None:
                   {"w1": (64, 40), "w2": (40, 8)})  # fmt: skip
     kinds = [t.data_type for t in compress(model, scheme="w4a16_b64", target="tensorrt").to_proto().graph.initializer]
     assert kinds.count(TensorProto.INT4) == 1
-    assert sorted(kinds) == sorted([TensorProto.INT4, TensorProto.FLOAT, TensorProto.FLOAT]), "scales, and w2"
+    assert sorted(kinds) == sorted([TensorProto.INT4, TensorProto.FLOAT16, TensorProto.FLOAT16]), "scales, and w2"
+
+
+def test_products_read_float16_and_codes(small: Model) -> None:
+    """Weights are not unpacked by kernels of their own: the builder joins them with products that read float16."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt_rtx")
+    plan = engines.build(tensorrt.library(), small.to_bytes(), Options(1, {"COMPUTE_CAPABILITY": "SM89"}))
+    found = kernels.read(plan.kernels)
+    unpacked = {node.name for node in small.to_proto().graph.node if node.op_type == "DequantizeLinear"}
+    reading = [kernel for kernel in found if unpacked & set(kernel.covers)]
+    assert len(unpacked) == 3 == len(reading) and {dtype for kernel in reading for dtype in kernel.read_dtypes} == {
+        "Half"
+    }
 
 
 def test_symmetric_grids_have_their_zero_in_the_middle() -> None:
@@ -101,7 +117,7 @@ def test_the_command_line_and_what_tensorrt_makes_of_it(tmp_path: Path) -> None:
     onnx.checker.check_model(onnx.load(tmp_path / "small.onnx"))
     assert (tmp_path / "small.onnx").stat().st_size < 0.16 * weight.nbytes
     target, options = registry.target("tensorrt"), Options(1, {"COMPUTE_CAPABILITY": "SM89"})
-    engines = [
+    built = [
         bytes(target.compile(Model.load(tmp_path / f"{name}.onnx"), options).payload) for name in ("float", "small")
     ]
-    assert len(engines[1]) < 0.4 * len(engines[0]), "the engine holds 4 bits"
+    assert len(built[1]) < 0.4 * len(built[0]), "the engine holds 4 bits"

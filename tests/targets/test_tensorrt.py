@@ -113,18 +113,6 @@ def build_sequence(build: Callable[..., Model]) -> Model:
     return build([node], {"x": ["batch", "length", 6]}, {"y": ["batch", "length", 4]}, weights)
 
 
-def test_refused_nodes_are_named_with_reasons(build: Callable[..., Model]) -> None:
-    nodes = [
-        helper.make_node("Frobnicate", ["x"], ["a"], "unknown"),
-        helper.make_node("Relu", ["x"], ["b"], "fine"),
-        helper.make_node("Det", ["x"], ["c"], "absent"),
-    ]
-    shape: list[int | str] = [2, 2]
-    issues = target.check(build(nodes, {"x": shape}, {"a": shape, "b": shape, "c": []}))
-    told = {issue.node: issue.reason for issue in issues}
-    assert set(told) == {"unknown", "absent"} and all("no translation" in reason for reason in told.values())
-
-
 @pytest.fixture
 def residual(build: Callable[..., Model]) -> Model:
     """Conv, Relu, Conv, a sum of both, Relu, Conv."""

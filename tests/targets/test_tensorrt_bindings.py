@@ -59,7 +59,7 @@ def has(name):
         found = getattr(found, part, None)
     return found is not None
 try:
-    library.builder(trt, library.log(trt))
+    library.builder(trt, library.Log(trt))
     refusal = ""
 except Unsupported as error:
     refusal = error.what

@@ -99,7 +99,7 @@ def test_what_the_library_has_not_is_refused_by_name(
 def test_a_dla_core_that_is_not_there_is_refused() -> None:
     """Where no DLA is, the builder counts none."""
     trt = tensorrt.library()
-    builder = tensorrt.builder(trt, tensorrt.log(trt))
+    builder = tensorrt.builder(trt, tensorrt.Log(trt))
     if builder.num_DLA_cores:
         pytest.skip("this machine has a DLA")
     with pytest.raises(Unsupported, match="no DLA core 0 here") as error:

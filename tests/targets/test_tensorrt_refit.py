@@ -26,7 +26,7 @@ STRIPPED = {"weights": "stripped", "source": hashlib.sha256(MODEL).hexdigest()}
 @builds
 def test_the_builder_is_told() -> None:
     trt = tensorrt.library()
-    builder, flag = tensorrt.builder(trt, tensorrt.log(trt)), trt.BuilderFlag
+    builder, flag = tensorrt.builder(trt, tensorrt.Log(trt)), trt.BuilderFlag
     for kind, wanted in (("", set()), ("stripped", {"STRIP_PLAN", "REFIT_IDENTICAL"}), ("refittable", {"REFIT"})):
         asked = build.settings(trt, Options(extra={"WEIGHTS": kind} if kind else {}))
         config = build._config(trt, builder, asked)
