@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench/results/engines.json"
 MODELS = ("cifar_cnn", "mobilenet_v2", "resnet50", "minilm", "silero", "ppocr_det", "nudenet", "magika", "speaker")
 FLOAT = "float"
+Size = tuple[int, int, int]
 SAMPLES = 64  # of the calibration data
 SIZES = {"minilm": {"seq": (128, 128, 128)}}  # of open dimensions beside the batch
 CHILD = "import sys; from bench.engines import one; one(*sys.argv[1:])"
@@ -49,8 +50,11 @@ def made(model: zoo.ZooModel, scheme: str, path: Path) -> Path:
     return path
 
 
-def built(model: Model, capability: str, sizes: Mapping[str, tuple[int, int, int]]) -> dict[str, Any]:
-    """What the engine for a compute capability ("portable", "SM89") is made of, or `refused`: why there is none."""
+def built(model: Model, pairs: Set[str], capability: str, sizes: Mapping[str, Size]) -> dict[str, Any]:
+    """What the engine for a compute capability ("portable", "SM89") is made of, or `refused`: why there is none.
+
+    `pairs` are the products between Q/DQ, of which several may become one kernel.
+    """
     options = Options(extra={build.CAPABILITY: capability}, sizes=sizes)
     try:
         plan = build.build(tensorrt.library(), model.to_bytes(), options)
@@ -63,7 +67,7 @@ def built(model: Model, capability: str, sizes: Mapping[str, tuple[int, int, int
         "bytes": len(plan.data),
         "kernels": len(found),
         "products": len(products),
-        "on 8 bits": sum(kernel.integer for kernel in products),
+        "on 8 bits": len(pairs & {node for kernel in found if kernel.integer for node in kernel.covers}),
         "quantizers alone": [node for kernel in alone for node in kernel.covers],
     }
 
@@ -78,10 +82,10 @@ def one(name: str, scheme: str, output: str) -> None:
             chosen = {"refused": f"{error.what}: {error.got}" if error.got else error.what}
         else:
             loaded = Model.load(path)
-            pairs = meant(loaded, target.quantization())
+            pairs = {str(node.name) for node in meant(loaded, target.quantization())}
             chosen = {"bytes": path.stat().st_size, "products between Q/DQ": len(pairs)}
             chosen["engines"] = {
-                capability: built(loaded, capability, SIZES.get(name, {}))
+                capability: built(loaded, pairs, capability, SIZES.get(name, {}))
                 for capability in build.capabilities(tensorrt.library())
             }
     files.write_bytes(Path(output), json.dumps(chosen).encode())

@@ -17,8 +17,8 @@ Every real model of the bench as engines of {library}, which builds without a GP
 [results](../bench/results/engines.json). Nothing here was run; on a GPU, `tests/targets/test_tensorrt_gpu.py` does.
 
 - **file, engine**: MB of the ONNX file and of the engine for compute capability 8.9.
-- **on 8 bits**: products (convolutions and matrix products) whose kernel reads 8 bits, of those that the file has
-  between Q/DQ; a 4-bit weight is unpacked for a product in float.
+- **on 8 bits**: products (convolutions and matrix products) that a kernel on 8 bits covers, of those that the file has
+  between Q/DQ; several may be one kernel. A 4-bit weight is unpacked for a product in float16.
 - **alone**: quantizers inside the model that got a kernel of their own, in place of being part of another.
 - **built for**: the compute capabilities that the builder takes; the others stand below with its reason.
 """
