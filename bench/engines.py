@@ -83,11 +83,9 @@ def one(name: str, scheme: str, output: str) -> None:
         else:
             loaded = Model.load(path)
             pairs = {str(node.name) for node in meant(loaded, target.quantization())}
-            chosen = {"bytes": path.stat().st_size, "products between Q/DQ": len(pairs)}
-            chosen["engines"] = {
-                capability: built(loaded, pairs, capability, SIZES.get(name, {}))
-                for capability in build.capabilities(tensorrt.library())
-            }
+            known = build.capabilities(tensorrt.library())
+            engines = {capability: built(loaded, pairs, capability, SIZES.get(name, {})) for capability in known}
+            chosen = {"bytes": path.stat().st_size, "products between Q/DQ": len(pairs), "engines": engines}
     files.write_bytes(Path(output), json.dumps(chosen).encode())
 
 

@@ -109,7 +109,7 @@ def _summary_row(r: Result, target: str, told: Result, ours: str, peers: list[st
 
 def _as_was(score: dict[str, Any]) -> bool:
     """Whether a model computes what fp32 does, to the last bit: nothing in it was quantized."""
-    return score["sqnr_db"] == float("inf")
+    return bool(score["sqnr_db"] == float("inf"))
 
 
 def _best(values: dict[str, float], ours: str, better: Any, form: str, interval: str = "") -> str:
