@@ -173,9 +173,7 @@ def _float32(node: ir.Node) -> bool:
 
 
 def _activations(node: ir.Node) -> Iterator[ir.Value]:
-    for value in node.inputs[:2]:
-        if value is not None and constant(value) is None:
-            yield value
+    yield from (value for value in node.inputs[:2] if value is not None and constant(value) is None)
 
 
 def _mark(placement: Plan, value: ir.Value, group: str | None = None) -> None:
