@@ -162,7 +162,7 @@ def test_the_numbers_of_a_gate_are_not_rounded() -> None:
 
 
 # Products that have Q/DQ at least: the compressor may leave the first layers of a net in float, where it is nearer so.
-ZOO = {"cifar_cnn": 9, "mobilenet_v2": 45, "resnet50": 54, "minilm": 36}
+ZOO = {"cifar_cnn": 9, "mobilenet_v2": 45, "resnet50": 52, "minilm": 36}
 
 
 @rtx_only
