@@ -53,7 +53,7 @@ class Data:
         self.source, self._fixed, self._limit = source, fixed, limit
         self._samples, self._digest, self._uniform = source.samples, "", False
         self._hashed = Digest(self.inputs)
-        self._labels: np.ndarray | None = None
+        self._truth: np.ndarray | None = None
         if self._samples is not None:
             self._samples = min(self._samples, limit or self._samples)
             self._refuse_too_few(self._samples)
@@ -138,29 +138,31 @@ class Data:
         return self._hashed.hexdigest()
 
     @property
-    def labels(self) -> np.ndarray | None:
-        """int64 [samples], or None when there are none; from a callable it takes one pass over the data.
+    def truth(self) -> np.ndarray | None:
+        """The labels as they are given, `[samples, …]` of any type; None when there are none. From a callable they take
+        one pass over the data.
 
         Found as `labels` or `y` in an `.npz` or in a callable's feeds, as `labels.npy` in a folder, or as the
         names of a picture folder's subfolders (numbers, else their places in name order).
         """
-        if self._labels is None:
-            found = self.source.labels()
-            self._labels = None if found is None else self._checked_labels(found)
-        return self._labels
+        if self._truth is None and (found := self.source.labels()) is not None:
+            found = np.atleast_1d(found)
+            if len(found) != (total := self.source.samples or len(found)):
+                raise EdgerunError("labels and samples differ in number", got=len(found), wanted=str(total))
+            usable = min(total, self._limit or total)
+            self._truth = found[: usable - usable % (self._fixed or 1)]
+        return self._truth
 
-    def _checked_labels(self, found: np.ndarray) -> np.ndarray:
+    @property
+    def labels(self) -> np.ndarray | None:
+        """`truth` as class numbers, int64 [samples]. Raises EdgerunError where it is something else."""
+        if (found := self.truth) is None:
+            return None
         labels = found.reshape(-1) if found.ndim == 2 and found.shape[1] == 1 else found
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            got = f"{found.dtype}{list(found.shape)}"
-            raise EdgerunError(
-                "labels are not class numbers", got=got, wanted="integers [n]", do="one-hot: argmax first"
-            )
-        total = self.source.samples if self.source.samples is not None else len(labels)
-        if len(labels) != total:
-            raise EdgerunError("labels and samples differ in number", got=len(labels), wanted=str(total))
-        usable = min(total, self._limit or total)
-        return labels[: usable - usable % (self._fixed or 1)].astype(np.int64)
+        if labels.ndim != 1 or labels.dtype.kind not in "biu":
+            raise EdgerunError("labels are not class numbers", got=f"{found.dtype}{list(found.shape)}",
+                               wanted="integers [n]", do="one-hot: argmax; else --metric module:callable")  # fmt: skip
+        return labels.astype(np.int64)
 
     def _refuse_too_few(self, samples: int) -> None:
         if samples < (self._fixed or 1):

@@ -164,26 +164,44 @@ def predicted(logits: np.ndarray) -> np.ndarray:
     return classes
 
 
-def correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """bool [n]: is the predicted class the label? `logits` [n, classes], `labels` int [n].
+def correct(logits: np.ndarray, labels: np.ndarray, highest: int = 1) -> np.ndarray:
+    """bool [n]: is the label the predicted class, or among the `highest`? `logits` [n, classes], `labels` int [n].
 
     Raises EdgerunError for labels that are no classes: counted from 1, or another model's.
     """
-    hits, most = _same(logits, labels), logits.shape[-1] - 1
+    chosen, most = predicted(logits), logits.shape[-1] - 1
+    hits = same_class(chosen, labels)
     if labels.size and (labels.min() < 0 or labels.max() > most):
         raise EdgerunError("the labels are no classes of this output", got=f"{labels.min()} to {labels.max()}",
                            wanted=f"0 to {most}", do="count classes from 0; take the data of this model")  # fmt: skip
+    if highest > 1:
+        if highest > most:
+            raise EdgerunError("no class can be missed", got=f"{most + 1} classes, and the {highest} highest count",
+                               wanted=f"more than {highest} classes", do="--metric top1")  # fmt: skip
+        order = np.argsort(-logits, axis=-1, kind="stable")[..., :highest]
+        hits = (order == labels[..., None]).any(axis=-1) & (chosen >= 0)
     return hits
 
 
-def _same(logits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    classes = predicted(logits)
+def same_class(classes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """bool [n]: do both choose the same class? -1 is none. Raises EdgerunError for different shapes."""
     if classes.shape != chosen.shape:
         raise EdgerunError(
             "logits and labels do not belong together", got=list(chosen.shape), wanted=str(list(classes.shape))
         )
     same: np.ndarray = (classes == chosen) & (classes >= 0)
     return same
+
+
+def counted(baseline: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """(lost, gained) of two models' scores [n]: Σ max(0, baseline - other) and Σ max(0, other - baseline)."""
+    difference = baseline.astype(np.float64) - other
+    return whole(np.maximum(difference, 0).sum()), whole(np.maximum(-difference, 0).sum())
+
+
+def whole(value: float) -> float:
+    """A sum of scores, as an int where it is a count."""
+    return int(value) if float(value).is_integer() else float(value)
 
 
 def top1(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -193,10 +211,10 @@ def top1(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def top1_agreement(reference: np.ndarray, logits: np.ndarray) -> float:
     """The share of rows where both choose the same class, 0..1; a row with NaN never agrees."""
-    return float(_same(logits, predicted(reference)).mean())
+    return float(same_class(predicted(logits), predicted(reference)).mean())
 
 
-def wilson(hits: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(hits: float, n: int, confidence: float = 0.95) -> Interval:
     """Score interval of a proportion (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927): `hits` of `n`, bounds in 0..1."""
     _check_counts(n, hits, n - hits)
     z = _z(confidence)
@@ -220,7 +238,7 @@ def paired_drop(lost: float, gained: float, n: float, confidence: float = 0.95) 
     return Interval(max(-1.0, p12 - p21 - half), min(1.0, p12 - p21 + half), confidence)
 
 
-def samples_to_decide(lost: int, gained: int, n: int, limit: float, confidence: float = 0.95) -> int | None:
+def samples_to_decide(lost: float, gained: float, n: int, limit: float, confidence: float = 0.95) -> int | None:
     """About how many samples, at the rates seen, put the whole drop interval on one side of `limit` (0..1).
 
     None when even a billion would not: the drop sits on the limit.

@@ -212,21 +212,26 @@ def suppressed(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, iou: 
     count = int((~np.isnan(scores)).sum(axis=1).max(initial=0))
     order, left = highest(scores, count)
     boxes, classes = np.take_along_axis(boxes, order[..., None], 1), np.take_along_axis(classes, order, 1)
-    areas, alive, rows = _area(boxes), ~np.isnan(left), np.arange(len(boxes))
+    alive, rows = ~np.isnan(left), np.arange(len(boxes))
     kept = np.full((len(boxes), min(most, count)), -1)
     for place in range(kept.shape[1]):
         if not alive.any():
             break
         first = alive.argmax(axis=1)  # scores fall
         kept[:, place] = np.where(alive.any(axis=1), order[rows, first], -1)
-        top = boxes[rows, first][:, None]
-        corners = np.maximum(boxes[..., :2], top[..., :2]), np.minimum(boxes[..., 2:], top[..., 2:])
-        shared = _area(np.concatenate(corners, axis=2))
-        union = areas + areas[rows, first][:, None] - shared
-        covered = shared / np.where(union > 0, union, 1) > iou
+        covered = overlaps(boxes, boxes[rows, first][:, None]) > iou
         alive &= ~(covered & (classes == classes[rows, first][:, None]))
         alive[rows, first] = False
     return kept
+
+
+def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes `[…, 4]` by their corners, 0..1, after broadcasting."""
+    corners = np.maximum(first[..., :2], second[..., :2]), np.minimum(first[..., 2:], second[..., 2:])
+    shared = _area(np.concatenate(corners, axis=-1))
+    union = _area(first) + _area(second) - shared
+    ratio: np.ndarray = shared / np.where(union > 0, union, 1)
+    return ratio
 
 
 def unplaced(boxes: np.ndarray, preprocessing: Preprocessing, picture: tuple[int, int]) -> np.ndarray:

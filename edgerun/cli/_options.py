@@ -49,6 +49,15 @@ def checked(function: Command) -> Command:
     )(function)  # fmt: skip
 
 
+def metric(what: str) -> Callable[[Command], Command]:
+    """`--metric NAME|module:callable`, as `edgerun.verbs.scoring` has it."""
+    return click.option(
+        "--metric", metavar="NAME|module:callable",
+        help=f"{what}: top1 (default), top5, binary, binary_logits (one number a sample); agreement (of classes) or "
+        "boxes (of a detector) with the float model, without labels; or f(outputs, labels) -> scores of 0 to 1.",
+    )  # fmt: skip
+
+
 def max_rss(function: Command) -> Command:
     """`--max-rss SIZE`: bytes, as a number `max_rss`; 0 where nothing is said."""
     return click.option(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgerun.cli import _options
+
 if TYPE_CHECKING:
     from edgerun.model import Model
     from edgerun.verbs.clock import Speed
@@ -54,11 +56,10 @@ SCHEMES = (
     is_flag=True,
     help="Move the contract's scale, mean, std, channel order and layout into the graph first: uint8 NHWC goes in.",
 )
-@click.option(
-    "--max-drop", metavar="POINTS", help="Keep layers in float until less top-1 accuracy is surely lost (95 %)."
-)
+@click.option("--max-drop", metavar="POINTS", help="Keep layers in float until less accuracy is surely lost (95 %).")
 @click.option("--labelled", metavar="DATA", help="Labelled data that proves --max-drop; calibration must not see it.")
-@click.option("--logits", metavar="OUTPUT", help="The output that holds the logits, for --max-drop.")
+@_options.metric("The accuracy of --max-drop")
+@click.option("--logits", metavar="OUTPUT", help="The output that the metric reads, for --max-drop.")
 @click.option(
     "--placement",
     metavar="clock|rules",
@@ -79,8 +80,8 @@ def command(
     model: Path, output: Path, scheme: str, target: str | None, device: str | None, calibration: str | None,
     preset: str | None, ranges: str, keep_float: tuple[str, ...], limit: int | None, memory_cap: int | None,
     preprocessing: Path | None,
-    fold: bool, max_drop: str | None, labelled: str | None, logits: str | None, placement: str | None,
-    shapes: tuple[str, ...], allow_slower: bool, force: bool, as_json: bool,
+    fold: bool, max_drop: str | None, labelled: str | None, metric: str | None, logits: str | None,
+    placement: str | None,    shapes: tuple[str, ...], allow_slower: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun import _late
@@ -99,8 +100,8 @@ def command(
                 model, scheme=scheme, target=target, device=device, calibration=calibration, output=output,
                 preset=preset, ranges=ranges, keep_float=keep_float, memory_cap=cap, limit=limit,
                 preprocessing=preprocessing, fold_preprocessing=fold, max_drop=_points(max_drop), labelled=labelled,
-                logits=logits, placement=placement, shapes=shapes, allow_slower=allow_slower, clocked=speeds.append,
-                force=force, progress=progress,
+                logits=logits, metric=metric, placement=placement, shapes=shapes, allow_slower=allow_slower,
+                clocked=speeds.append, force=force, progress=progress,
             )  # fmt: skip
     except GateFailed as error:
         if as_json:
@@ -221,8 +222,8 @@ def _echo_search(found: dict[str, Any]) -> None:
     work = f": {', '.join(kept)} ({100 * sum(kept.values()):.0f} % of the work)" if kept else ""
     click.echo(f"{len(kept)} of {found['layers']} layers kept in float{work}")
     click.echo(
-        f"drop {found['drop (points)']:.2f} points, {low:.2f} to {high:.2f} (n={found['samples']}, 95 %), "
-        f"surely below {found['bound (points)']:g}"
+        f"{found['metric']}: drop {found['drop (points)']:.2f} points, {low:.2f} to {high:.2f} "
+        f"(n={found['samples']}, 95 %), surely below {found['bound (points)']:g}"
     )
     if out := found["left out, in the calibration data"]:
         told = "labelled samples were left out: calibration sees them, and a drop looks smaller on them"

@@ -17,7 +17,7 @@ from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
 from edgerun.passes import Faster, Quantization, Target
 from edgerun.quantize.fold import node_name
-from edgerun.verbs import devices, finite, fitting, proof
+from edgerun.verbs import devices, finite, fitting, proof, scoring
 
 log = logging.getLogger("edgerun")
 OLDEST_OPSET = 13
@@ -136,11 +136,12 @@ def refuse_overwrite(output: str | Path | None, force: bool, *sources: object) -
             files.refuse_overwrite(Path(output).with_suffix(".bin"), force)
 
 
-def check_bound(max_drop: float | None, labelled: Any, logits: str | None) -> None:
+def check_bound(max_drop: float | None, labelled: Any, logits: str | None, metric: scoring.Given | None) -> None:
     """Raise EdgerunError for a bound without labelled data, the other way round, or one that is no share."""
-    if logits is not None and max_drop is None:
-        raise EdgerunError("--logits names the output for --max-drop, and does nothing without", got=logits,
-                           do="give --max-drop POINTS and --labelled DATA, or leave it out")  # fmt: skip
+    for option, given in (("--logits", logits), ("--metric", metric)):
+        if given is not None and max_drop is None:
+            raise EdgerunError(f"{option} says how --max-drop is measured, and does nothing without", got=given,
+                               do="give --max-drop POINTS and --labelled DATA, or leave it out")  # fmt: skip
     if (max_drop is None) != (labelled is None):
         given = "labelled data" if max_drop is None else f"--max-drop {max_drop:g}"
         raise EdgerunError("a bound on the drop and labelled data belong together", got=f"{given} alone",

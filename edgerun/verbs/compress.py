@@ -23,7 +23,7 @@ from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs.work import layers
 from edgerun.readers import GivesInferenceData, GivesNext
 from edgerun.runtime import TensorSpec
-from edgerun.verbs import clock, fitting, placements, search
+from edgerun.verbs import clock, fitting, placements, scoring, search
 from edgerun.verbs.aim import Aim, aimed, check_bound, refuse_overwrite
 from edgerun.verbs.benchmark import fixed
 from edgerun.verbs.clock import Speed
@@ -63,6 +63,7 @@ def compress(
     max_drop: float | None = None,
     labelled: Any = None,
     logits: str | None = None,
+    metric: scoring.Given | None = None,
     placement: str | None = None,
     shapes: Iterable[TensorSpec | str] = (),
     allow_slower: bool = False,
@@ -83,7 +84,8 @@ def compress(
     "fast", "default" or "best": how much of the data is looked at, and how many choices are tried; `ranges` an
     estimator or "auto"; `keep_float` names of nodes to leave alone; `memory_cap` bytes for activations, which sets
     the batch that statistics are taken with. With `max_drop` (points) as few layers stay in float as the data in
-    `labelled` proves to lose less top-1 accuracy (`logits` names the output where there are several). The compiled
+    `labelled` proves to lose less accuracy, by a `metric` (`edgerun.verbs.scoring`: top-1 by default; `logits` names
+    the output that it reads, where there are several). The compiled
     result is compared with the reference before it is returned; where the target can only compile, it is compiled, and
     what is compared is the graph itself, on ONNX Runtime. What was decided and measured stands in the last Step of the
     history. A long run keeps checkpoints in `edgerun.cache`: killed and begun again, it goes on where it was.
@@ -101,7 +103,7 @@ def compress(
     refuse_overwrite(output, force, model)
     aim = aimed(scheme, target, device, output, placement, max_drop)
     aim.check_ways(ranges, preset or DEFAULT)
-    check_bound(max_drop, labelled, logits)
+    check_bound(max_drop, labelled, logits, metric)
     aim.check_used(calibration is not None, preset=preset, memory_cap=memory_cap, limit=limit)
     aim.check_clock(allow_slower, placement)
     preset = preset or DEFAULT
@@ -113,7 +115,8 @@ def compress(
                  DEFAULT_CAP if memory_cap is None else memory_cap, limit)  # fmt: skip
     hold = None
     if max_drop is not None and data is not None:
-        hold = _held(aim, data, labelled, preprocessing, max_drop, logits)
+        scored = scoring.named(metric or scoring.DEFAULT, logits)
+        hold = _held(aim, data, labelled, preprocessing, max_drop, scored)
     making = Making(
         aim.step, original, aim.target, aim.rules, data, fixed(original.model.inputs, list(shapes)),
         judged(original.model, data), ranges, frozenset(keep), PRESETS[preset], aim.told(data), progress, hold,
@@ -158,12 +161,12 @@ def _timed(
 
 def _held(
     aim: Aim, data: Data, labelled: Any, preprocessing: Preprocessing | str | Path | None, max_drop: float,
-    logits: str | None,
+    metric: scoring.Metric,
 ) -> Callable[[Model, Request], Model]:  # fmt: skip
     """How a model keeps in float what it must for its accuracy to drop by less than `max_drop` points, and no more."""
 
     def hold(model: Model, request: Request) -> Model:
-        looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, output=logits)
+        looks = search.looks_at(labelled, model, data, preprocessing, max_drop=max_drop, metric=metric)
         step, own = registry.quantizer(aim.step), (model, request.rules, request.keep_float)
         cost = layers(*own, step.integers(*own) if isinstance(step, Faster) else None)
         variant, told = quantize.variants(aim.step, model, request), request.progress

@@ -1,8 +1,8 @@
-"""Evaluate: top-1 accuracy on labelled data, and the drop against a baseline on the same samples."""
+"""Evaluate: accuracy on labelled data, and the drop against a baseline on the same samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ import numpy as np
 
 from edgerun.data import Data
 from edgerun.errors import EdgerunError, GateFailed
-from edgerun.metrics import Interval, correct, paired_drop, samples_to_decide, wilson
+from edgerun.metrics import Interval, counted, paired_drop, samples_to_decide, whole, wilson
 from edgerun.preprocess import Preprocessing
-from edgerun.runtime import Options, Session, TensorSpec
+from edgerun.runtime import Options, Session
+from edgerun.verbs import scoring
 from edgerun.verbs.feeds import Runnable, feeds_for, opened, tracked
 
 
@@ -22,13 +23,13 @@ from edgerun.verbs.feeds import Runnable, feeds_for, opened, tracked
 class Drop:
     """How much accuracy was lost against a baseline, as shares of all samples (0.01 is one point).
 
-    `lost` samples only the baseline has right, `gained` samples only the model has.
+    `lost` samples only the baseline has right, `gained` samples only the model has: sums of what scores differ by.
     """
 
-    baseline_hits: int
+    baseline_hits: float
     baseline_accuracy: float
-    lost: int
-    gained: int
+    lost: float
+    gained: float
     drop: float
     interval: Interval
 
@@ -45,16 +46,18 @@ class Gate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Top-1 accuracy with its Wilson interval (95 %); `data` is the digest of the feeds."""
+    """Accuracy by a `metric` (its name) with its Wilson interval (95 %): the mean of the samples' scores, whose sum is
+    `hits`. `data` is the digest of the feeds."""
 
     samples: int
-    hits: int
+    hits: float
     accuracy: float
     interval: Interval
     against: Drop | None
     gate: Gate | None
     data: str
     notes: tuple[str, ...]
+    metric: str = scoring.DEFAULT
 
     def require(self) -> None:
         """Raise GateFailed unless the gate was not asked for or says yes."""
@@ -75,6 +78,7 @@ def evaluate(
     *,
     baseline: Runnable | None = None,
     max_drop: float | None = None,
+    metric: scoring.Given = scoring.DEFAULT,
     target: str | None = None,
     device: str | Path | None = None,
     options: Options | None = None,
@@ -85,16 +89,20 @@ def evaluate(
     limit: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
-    """Top-1 on `data`, which carries labels; with `baseline` the paired drop; with `max_drop` (points) the gate.
+    """Accuracy on `data`, which carries labels; with `baseline` the paired drop; with `max_drop` (points) the gate.
 
-    The gate says 'yes' only when the whole interval of the drop lies below the limit. `output` names the logits
-    [n, classes] where a model has several outputs; `target` serves both models (`PATH@TARGET` chooses for one), and so
+    The gate says 'yes' only when the whole interval of the drop lies below the limit. `metric` is a name, `module:name`
+    or a callable (`edgerun.verbs.scoring`): top-1 by default. `output` names the output that it reads, [n, classes] for
+    top-1, where a model has several; `target` serves both models (`PATH@TARGET` chooses for one), and so
     do `device` and `checked`, as in `edgerun.load`.
     """
     if max_drop is not None and baseline is None:
         raise EdgerunError(
             "a largest drop needs a baseline", got=f"max_drop={max_drop:g}", do="give the baseline model"
         )
+    scored = scoring.named(metric, output)
+    if not scored.labelled and baseline is None:
+        raise EdgerunError(f"{scored.name} is measured against a baseline", do="give the baseline model")
     with ExitStack() as stack:
         sessions = [stack.enter_context(opened(model, target, options, device, checked))]
         if baseline is not None:
@@ -108,58 +116,32 @@ def evaluate(
             limit=limit,
             outputs=sessions[0].outputs,
         )
-        hits = np.concatenate(list(_hits(sessions, feeds, output, progress)), axis=1)
-    count, total = int(hits[0].sum()), hits.shape[1]
-    against = _drop(hits) if baseline is not None else None
+        scores = np.concatenate(list(_scores(sessions, feeds, scored, progress)), axis=1)
+    count, total = whole(scores[0].sum()), scores.shape[1]
+    against = _drop(scores) if baseline is not None else None
     gate = _gate(against, total, max_drop / 100) if against and max_drop is not None else None
-    return Evaluation(total, count, count / total, wilson(count, total), against, gate, feeds.digest, feeds.notes)
+    interval = wilson(count, total)
+    return Evaluation(total, count, count / total, interval, against, gate, feeds.digest, feeds.notes, scored.name)
 
 
-def _hits(
-    sessions: list[Session], feeds: Data, output: str | None, progress: Callable[[float], None] | None
+def _scores(
+    sessions: list[Session], feeds: Data, metric: scoring.Metric, progress: Callable[[float], None] | None
 ) -> Iterator[np.ndarray]:
-    """Per batch, bool [sessions, rows]: which session has which row right."""
-    labels = feeds.labels
-    if labels is None:
-        raise EdgerunError(
-            "the data has no labels",
-            wanted="an array `labels` or `y` in the .npz, labels.npy in the folder, or a subfolder per class",
-        )
-    names = [logits_name(session.outputs, output) for session in sessions]
+    """Per batch, bool or float [sessions, rows]: the score of every row by every session."""
+    labels = metric.labels(feeds)
+    readers = [metric.reads(session, feeds.batch) for session in sessions]
     start = 0
     for feed in tracked(feeds, progress):
-        found = [
-            logit_rows(session.run(feed)[name], feeds.batch) for session, name in zip(sessions, names, strict=True)
-        ]
-        stop = start + len(found[0])
-        yield np.stack([correct(logits, labels[start:stop]) for logits in found])
+        found = [reader.answers(session.run(feed)) for session, reader in zip(sessions, readers, strict=True)]
+        stop = start + (len(next(iter(feed.values()))) if feeds.batch is not None else 1)
+        truth = found[-1] if labels is None else labels[start:stop]
+        yield np.stack([metric.score(answers, truth) for answers in found])
         start = stop
 
 
-def logits_name(outputs: Sequence[TensorSpec], output: str | None) -> str:
-    """The output that holds the logits: `output`, else the one that can. Raises EdgerunError when several can."""
-    names = [spec.name for spec in outputs]
-    if output is not None:
-        if output not in names:
-            raise EdgerunError(f"there is no output {output!r}", wanted=f"one of {', '.join(names)}")
-        return output
-    likely = [s.name for s in outputs if s.dtype.startswith("float") and len(s.shape) >= 2] or names
-    if len(likely) > 1:
-        raise EdgerunError("which output holds the logits?", got=", ".join(likely), do="name one with --output")
-    return likely[0]
-
-
-def logit_rows(logits: np.ndarray, batch: int | None) -> np.ndarray:
-    """Logits as [n, classes]: a feed without a batch axis is one row, and trailing axes of size 1 are dropped."""
-    if batch is None and logits.ndim == 1:
-        return logits[None]
-    return logits.reshape(logits.shape[:2]) if logits.ndim > 2 and set(logits.shape[2:]) == {1} else logits
-
-
-def _drop(hits: np.ndarray) -> Drop:
-    ours, theirs = hits
-    n = hits.shape[1]
-    lost, gained, count = int((theirs & ~ours).sum()), int((ours & ~theirs).sum()), int(theirs.sum())
+def _drop(scores: np.ndarray) -> Drop:
+    ours, theirs = scores
+    (lost, gained), count, n = counted(theirs, ours), whole(theirs.sum()), len(ours)
     return Drop(count, count / n, lost, gained, (lost - gained) / n, paired_drop(lost, gained, n))
 
 

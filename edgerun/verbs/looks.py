@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from edgerun.batches import rebatched
 from edgerun.data import Data, Feeds
 from edgerun.errors import EdgerunError
-from edgerun.metrics import correct
 from edgerun.runtime import Session
-from edgerun.verbs.evaluate import logit_rows, logits_name
+from edgerun.verbs import scoring
 
 SHARES = (8, 4, 2, 1)  # a look ends at n/8, n/4, n/2 and n samples
 LEAST = 128  # samples of the first look, or there is none before half the data
@@ -26,18 +26,16 @@ class Looks:
     looks smaller than it is; `left_out` counts them. Raises EdgerunError where no other is left.
     """
 
-    def __init__(self, data: Data, output: str | None = None, calibration: Data | None = None) -> None:
-        if data.labels is None:
-            raise EdgerunError(
-                "the labelled data has no labels",
-                wanted="an array `labels` or `y` in the .npz, labels.npy in the folder, or a subfolder per class",
-            )
-        self._data, self._labels, self._output = data, data.labels, output
-        kept, batch = np.arange(len(data.labels)), data.batch or 1
+    def __init__(self, data: Data, metric: scoring.Metric | None = None, calibration: Data | None = None) -> None:
+        self.metric = metric or scoring.named()
+        self._data, self._labels = data, self.metric.labels(data)
+        prints = list(fingerprints(data)) if calibration is not None or self._labels is None else []
+        total, batch = len(prints) if self._labels is None else len(self._labels), data.batch or 1
+        kept = np.arange(total)
         if calibration is not None:
             seen = set(fingerprints(calibration))
-            kept = np.array([i for i, sample in enumerate(fingerprints(data)) if sample not in seen], np.int64)
-        self.left_out = len(data.labels) - len(kept)
+            kept = np.array([i for i, sample in enumerate(prints) if sample not in seen], np.int64)
+        self.left_out = total - len(kept)
         if not len(kept):
             raise EdgerunError(
                 "the labelled data is the calibration data: on it, a drop looks smaller than it is",
@@ -46,7 +44,7 @@ class Looks:
         whole = len(kept) // batch * batch if _fixed(data) else len(kept)
         drawn = np.random.default_rng(0).permutation(len(kept))[:whole]
         self.ends = _ends(whole, batch)
-        self._look = np.full(len(data.labels), -1)  # of each sample
+        self._look = np.full(total, -1)  # of each sample
         self._look[kept[drawn]] = np.searchsorted(self.ends, np.arange(whole), side="right")
 
     @property
@@ -59,19 +57,34 @@ class Looks:
         """Of the data's feeds."""
         return self._data.digest
 
-    def logits(self, session: Session) -> str:
-        """The name of the output that holds the logits."""
-        return logits_name(session.outputs, self._output)
+    @property
+    def scored_by(self) -> str:
+        """What scores hang on beside the feeds: the metric, and a digest of its labels."""
+        found, labels = hashlib.sha256(), self._labels
+        if labels is not None:
+            found.update(repr(labels.tolist()).encode() if labels.dtype.kind == "O" else labels.tobytes())
+        return f"{self.metric.name} {self.metric.digest} {found.hexdigest()}"
 
-    def hits(self, session: Session, look: int) -> np.ndarray:
-        """bool [rows]: which samples of one look `session` has right, in the data's order."""
-        name = self.logits(session)
-        labels = self._labels[self._look == look]
-        found, start = [], 0
-        for feeds in self._feeds(look):
-            logits = logit_rows(session.run(feeds)[name], self._data.batch)
-            found.append(correct(logits, labels[start : start + len(logits)]))
-            start += len(logits)
+    def reader(self, session: Session) -> scoring.Reader:
+        """What the metric reads of a session's runs."""
+        return self.metric.reads(session, self._data.batch)
+
+    def answers(self, session: Session, look: int) -> list[Any]:
+        """What `session` says of the samples of one look, batch by batch, in the data's order."""
+        reader = self.reader(session)
+        return [reader.answers(session.run(feeds)) for feeds in self._feeds(look)]
+
+    def scores(self, session: Session, look: int, baseline: list[Any] | None = None) -> np.ndarray:
+        """bool or float [rows]: the scores of the samples of one look by `session`, in the data's order; by its own
+        `answers` of the `baseline` where the metric takes no labels."""
+        reader, found, start = self.reader(session), [], 0
+        labels = None if self._labels is None else self._labels[self._look == look]
+        for index, feeds in enumerate(self._feeds(look)):
+            answers = reader.answers(session.run(feeds))
+            stop = start + (len(next(iter(feeds.values()))) if self._data.batch is not None else 1)
+            truth = (baseline or [])[index] if labels is None else labels[start:stop]
+            found.append(self.metric.score(answers, truth))
+            start = stop
         return np.concatenate(found)
 
     def _feeds(self, look: int) -> Iterator[Feeds]:

@@ -21,14 +21,14 @@ import numpy as np
 
 from edgerun.checkpoint import Checkpoint, Memo
 from edgerun.data import Data, Feeds
-from edgerun.errors import EdgerunError, GateFailed, Unsupported
+from edgerun.errors import GateFailed, Unsupported
 from edgerun.metrics import Difference
 from edgerun.mixed import mixed
 from edgerun.model import Model
 from edgerun.preprocess import Preprocessing
 from edgerun.quantize.numerics import sequential
-from edgerun.quantize.numerics.ladder import changed, holds, ladder
-from edgerun.verbs.evaluate import logit_rows, logits_name
+from edgerun.quantize.numerics.ladder import NET, changed, holds, ladder
+from edgerun.verbs import scoring
 from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.looks import Looks
 from edgerun.verbs.trials import Progress, Trial, Trials, Variant
@@ -49,17 +49,17 @@ RANK_SAMPLES, MARGINS = 16, 256  # calibration samples on which layers are ranke
 
 def looks_at(
     labelled: Any, model: Model, calibration: Data, preprocessing: Preprocessing | str | Path | None, *,
-    max_drop: float, output: str | None = None,
+    max_drop: float, metric: scoring.Metric,
 ) -> Looks:  # fmt: skip
     """The labelled data for `model`'s inputs, in the calibration's batches.
 
-    Samples that calibration sees are left out. Raises EdgerunError when it has no labels or no other sample, GateFailed
-    when it is too little for any yes.
+    Samples that calibration sees are left out. Raises EdgerunError when the metric does not fit the model, or the data
+    has no labels for it or no other sample; GateFailed when it is too little for any yes.
     """
-    _check_classes(model, output, calibration.batch)  # labels of anything else need not be integers
+    metric.reader(model.outputs, model.ir.metadata_props, calibration.batch)
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
     data = feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch, outputs=model.outputs)
-    looks = Looks(mixed(data), output, calibration)
+    looks = Looks(mixed(data), metric, calibration)
     fewest = sequential.fewest_samples(max_drop / 100, sequential.critical_value(STRAIGHT))
     if looks.samples < fewest:
         raise GateFailed(
@@ -69,17 +69,6 @@ def looks_at(
             wanted=f"{fewest} at least, and more where the models differ",
         )  # fmt: skip
     return looks
-
-
-def _check_classes(model: Model, output: str | None, batch: int | None) -> None:
-    """Raise EdgerunError where the output is one number of each sample."""
-    name = logits_name(model.outputs, output)
-    (spec,) = (spec for spec in model.outputs if spec.name == name)
-    if spec.shape and all(dim == 1 for dim in spec.shape[batch is not None :]):
-        raise EdgerunError(
-            "--max-drop bounds the drop of top-1 accuracy, and an output of one number has no classes", got=spec,
-            wanted="[n, classes >= 2]", do="leave it out: edgerun compare says how far the outputs are from float ones",
-        )  # fmt: skip
 
 
 def hold(
@@ -100,7 +89,7 @@ def hold(
     kept. Layers are ranked on `calibration`. The last Step of the result tells what was kept, and every trial.
     Raises GateFailed when no candidate is surely below the bound; it says about how many samples would decide.
     """
-    known = Memo(checkpoint, "results on labelled data", looks.digest, calibration.digest, target)
+    known = Memo(checkpoint, "results on labelled data", looks.digest, looks.scored_by, calibration.digest, target)
     trials = Trials(original, variant, target, looks, max_drop / 100, known, progress)
     won = trials.judge((), STRAIGHT)
     if won.answer != "yes":
@@ -114,16 +103,17 @@ def _rungs(
 ) -> tuple[list[tuple[str, ...]], int]:
     """The ladder, and the number of its rung from which to climb down.
 
-    Every layer is quantized alone, and its noise on the logits of calibration samples is measured. A layer that nothing
-    quantizes when it is alone is no part of the ladder.
+    Every layer is quantized alone, and its noise on what the metric reads of calibration samples is measured (the mean
+    over outputs). A layer that nothing quantizes when it is alone is no part of the ladder.
     """
     feeds = list(_first(calibration, RANK_SAMPLES))
+    logits: np.ndarray | None = None
     with trials.opened(trials.original) as session:
-        name = looks.logits(session)
-        exact = [session.run(feed)[name] for feed in feeds]
-        logits = np.concatenate(
-            [logit_rows(session.run(feed)[name], calibration.batch) for feed in _first(calibration, MARGINS)]
-        )
+        names = looks.reader(session).names
+        exact = [session.run(feed) for feed in feeds]
+        if looks.metric.classes:
+            rows = [session.run(feed)[names[0]] for feed in _first(calibration, MARGINS)]
+            logits = np.concatenate([scoring.logit_rows(row, calibration.batch) for row in rows])
     noise: dict[str, float] = {}
 
     def alone(layer: str) -> float:
@@ -131,11 +121,12 @@ def _rungs(
             quantized = trials.variant(frozenset(cost) - {layer})
         except Unsupported:
             return math.nan
-        total = Difference()
+        total = dict.fromkeys(names, Difference())
         with trials.opened(quantized) as session:
             for feed, wanted in zip(feeds, exact, strict=True):
-                total += Difference.of(wanted, session.run(feed)[name])
-        return total.noise / total.signal if total.signal else 0.0
+                found = session.run(feed)
+                total = {name: before + Difference.of(wanted[name], found[name]) for name, before in total.items()}
+        return math.fsum(each.noise / each.signal for each in total.values() if each.signal) / len(names)
 
     for index, layer in enumerate(cost, 1):
         found = float(trials.known.get(f"noise of {layer}", functools.partial(alone, layer)))
@@ -144,14 +135,15 @@ def _rungs(
         progress("ranking layers", index, len(cost))
     rungs = ladder(noise, cost)
     left = [math.fsum(noise[layer] for layer in noise if layer not in kept) for kept in rungs]
-    return rungs, _foreseen(left, logits, trials)
+    return rungs, 0 if logits is None else _foreseen(left, logits, trials, NET if looks.metric.labelled else 1.0)
 
 
-def _foreseen(left: Sequence[float], logits: np.ndarray, trials: Trials) -> int:
+def _foreseen(left: Sequence[float], logits: np.ndarray, trials: Trials, net: float) -> int:
     """The lowest rung that the labelled samples will likely show to hold, by what calibration samples, without labels,
     say of the answers that its noise changes; the highest where none will.
 
-    `left`: the noise of each rung, Σe²/Σr² of the logits; `logits` `[n, C]` of the float model.
+    `left`: the noise of each rung, Σe²/Σr² of the logits; `logits` `[n, C]` of the float model; `net` the share of the
+    answers that change which are lost on balance.
     """
     first, second = np.sort(logits.astype(np.float64), axis=1)[:, :-3:-1].T if logits.shape[1] > 1 else (logits, 0)
     margins, square = np.ravel(first - second), float(np.mean(np.square(logits, dtype=np.float64)))
@@ -159,7 +151,7 @@ def _foreseen(left: Sequence[float], logits: np.ndarray, trials: Trials) -> int:
     fit = [
         i
         for i, noise in enumerate(left)
-        if holds(changed(margins, noise * square), trials.samples, trials.bound, critical)
+        if holds(changed(margins, noise * square), trials.samples, trials.bound, critical, net)
     ]
     return max(fit, default=0)
 
@@ -224,6 +216,7 @@ def _told(model: Model, trials: Trials, won: Trial, cost: Mapping[str, float], m
     """`model` with the whole search in its last Step: drops in points, costs as shares of the multiply-accumulates."""
     interval, n = won.interval, won.samples
     record = {
+        "metric": looks.metric.name,
         "bound (points)": max_drop,
         "kept float": {name: round(cost[name], 4) for name in won.kept},
         "layers": len(cost),

@@ -7,12 +7,13 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from edgerun import registry
 from edgerun.checkpoint import Memo
-from edgerun.metrics import Interval, paired_drop
+from edgerun.metrics import Interval, counted, paired_drop
 from edgerun.model import Model
 from edgerun.quantize.numerics import sequential
 from edgerun.runtime import Options, Session
@@ -26,7 +27,8 @@ Variant = Callable[[frozenset[str]], Model]
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate on labelled data: `kept` layers in float, `samples` seen, `lost` and `gained` among them.
+    """One candidate on labelled data: `kept` layers in float, `samples` seen, `lost` and `gained` among them (sums of
+    what scores differ by).
 
     `answer`: "yes" (surely below the bound), "no" (surely above), "given up" (early: yes had become unlikely), or
     "undecided" with all samples.
@@ -34,8 +36,8 @@ class Trial:
 
     kept: tuple[str, ...]
     samples: int
-    lost: int
-    gained: int
+    lost: float
+    gained: float
     answer: str
 
     @property
@@ -69,6 +71,7 @@ class Trials:
         self._progress, self.known = progress, known
         self.variant = functools.lru_cache(maxsize=2)(variant)  # the last yes, and the one being tried
         self._truth: list[np.ndarray] = []
+        self._answers: list[list[Any]] = []  # of the float model, where the metric takes no labels
         self._seen: dict[frozenset[str], list[np.ndarray]] = {}
         self.made: list[Trial] = []
         self.runs = 0
@@ -114,19 +117,27 @@ class Trials:
 
     def _counted(self, kept: tuple[str, ...], session: Session, look: int) -> Trial:
         """What is known of a candidate up to `look`, running only what was not run yet."""
+        self._look_up(look)
         seen = self._seen.setdefault(frozenset(kept), [])
         while len(seen) <= look:
-            seen.append(self._hits(session, len(seen), f"with {sorted(kept)} in float"))
+            seen.append(self._scores(session, len(seen), f"with {sorted(kept)} in float"))
             self.runs += len(seen[-1])
-        if len(self._truth) <= look:
-            with self.opened(self.original) as baseline:
-                while len(self._truth) <= look:
-                    self._truth.append(self._hits(baseline, len(self._truth), "of the float model"))
         ours, truth = (np.concatenate(part[: look + 1]) for part in (seen, self._truth))
-        return Trial(kept, len(ours), int((truth & ~ours).sum()), int((ours & ~truth).sum()), "undecided")
+        return Trial(kept, len(ours), *counted(truth, ours), "undecided")
 
-    def _hits(self, session: Session, look: int, which: str) -> np.ndarray:
-        return self.known.get(f"hits {look} {which}", lambda: self._looks.hits(session, look))
+    def _look_up(self, look: int) -> None:
+        """What the float model says up to `look`."""
+        if len(self._truth) > look:
+            return
+        with self.opened(self.original) as baseline:
+            while (at := len(self._truth)) <= look:
+                if not self._looks.metric.labelled:
+                    self._answers.append(self._looks.answers(baseline, at))
+                self._truth.append(self._scores(baseline, at, "of the float model"))
+
+    def _scores(self, session: Session, look: int, which: str) -> np.ndarray:
+        answers = self._answers[look] if self._answers else None
+        return self.known.get(f"scores {look} {which}", lambda: self._looks.scores(session, look, answers))
 
     def _evidence(self, trial: Trial) -> float:
         return sequential.log_evidence(trial.lost, trial.gained, trial.samples, self.bound)

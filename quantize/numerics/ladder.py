@@ -10,7 +10,7 @@ import numpy as np
 
 BORDER = 0.005  # share of the model's work that a float layer costs beside its own: rounding at its borders
 HALVINGS = 7  # of the noise, between the lowest rung and the highest but one: 21 dB
-NET = 0.25  # of the answers that change, lost on balance: some were wrong, or become right
+NET = 0.25  # of the answers that change, lost on balance where there are labels: some were wrong, or become right
 
 
 def ladder(noise: Mapping[str, float], cost: Mapping[str, float]) -> list[tuple[str, ...]]:
@@ -57,9 +57,9 @@ def changed(margins: np.ndarray, noise: float) -> float:
     return math.fsum(NormalDist().cdf(-float(m) / spread) for m in margins) / max(len(margins), 1)
 
 
-def holds(share: float, n: int, bound: float, critical: float) -> bool:
+def holds(share: float, n: int, bound: float, critical: float, net: float = NET) -> bool:
     """Whether `n` labelled samples would likely show a drop below `bound`, if a `share` of the answers changes.
 
-    NET·f + z·√(f/n) ≤ δ: the variance of the drop that is seen is at most f/n.
+    net·f + z·√(f/n) ≤ δ: the variance of the drop that is seen is at most f/n.
     """
-    return NET * share + critical * math.sqrt(share / n) <= bound
+    return net * share + critical * math.sqrt(share / n) <= bound

@@ -1,5 +1,8 @@
 """Is an accuracy drop below a bound? Tests on paired counts, for all data at once and for data that still comes in.
 
+Counts may be sums of scores between 0 and 1: variance and evidence are then those of samples that are wholly lost,
+gained or neither in these proportions, which vary more and tell less.
+
 Letters: δ the bound (a share), n the samples seen, b of them lost (only the baseline has them right), c gained (only
 the other model has), p₁₂ and p₂₁ the rates behind b and c, H₀: p₁₂ − p₂₁ ≥ δ, the drop is not below the bound.
 """
@@ -16,7 +19,7 @@ from edgerun.errors import EdgerunError
 STAKES = 0.999 * 2.0 ** -np.arange(10)  # shares of the largest stake that cannot lose more than there is
 
 
-def score(lost: int, gained: int, n: int, bound: float) -> float:
+def score(lost: float, gained: float, n: int, bound: float) -> float:
     """Standard normal score of H₀, negative where the drop is below `bound`; reject H₀ at z_α when it is ≤ −z_α.
 
     z = (b − c − nδ) / √(n(2q + δ(1 − δ))), where q is the likeliest p₂₁ if the drop were δ: the larger root of
@@ -29,7 +32,7 @@ def score(lost: int, gained: int, n: int, bound: float) -> float:
     return (lost - gained - n * bound) / math.sqrt(n * (2 * q + bound * (1 - bound)))
 
 
-def log_evidence(lost: int, gained: int, n: int, bound: float) -> float:
+def log_evidence(lost: float, gained: float, n: int, bound: float) -> float:
     """ln of an e-value against H₀: at log(1/α) or more, at any moment, H₀ may be rejected with error α.
 
     Capital of a player who stakes λ on "the drop is below δ" in every round: Π(1 + λ(δ − dᵢ)), dᵢ = 1 for a lost, −1
@@ -57,7 +60,7 @@ def prospect(z: float, share: float, critical: float) -> float:
     return NormalDist().cdf((-critical * math.sqrt(share) - z) / math.sqrt(1 - share))
 
 
-def samples_to_hold(lost: int, gained: int, n: int, bound: float, critical: float) -> int | None:
+def samples_to_hold(lost: float, gained: float, n: int, bound: float, critical: float) -> int | None:
     """About how many samples, at the rates seen, take the score to −`critical`; None when these rates never would."""
     _check(lost, gained, n, bound)
     if lost - gained >= n * bound:
@@ -77,7 +80,7 @@ def critical_value(error: float) -> float:
     return NormalDist().inv_cdf(1 - error)
 
 
-def _check(lost: int, gained: int, n: int, bound: float) -> None:
+def _check(lost: float, gained: float, n: int, bound: float) -> None:
     if min(lost, gained) < 0 or n <= 0 or lost + gained > n:
         raise EdgerunError("a test needs counts that fit", got=f"n={n}, lost={lost}, gained={gained}")
     if not 0 < bound < 1:

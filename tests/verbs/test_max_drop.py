@@ -210,7 +210,7 @@ def test_every_sample_is_in_one_look(tmp_path: Path, model: Path) -> None:
     looks = Looks(open_data(dev, Model.load(model).inputs, batch=10))
     assert list(looks.ends) == [250, 500, 1003]
     with edgerun.load(model, "onnxruntime", Options(1)) as session:
-        parts = [looks.hits(session, look) for look in range(3)]
+        parts = [looks.scores(session, look) for look in range(3)]
     assert [len(part) for part in parts] == [250, 250, 503]
     assert sum(int(part.sum()) for part in parts) == 1003 - 101
     assert all(abs(part.mean() - 0.9) < 0.06 for part in parts)
