@@ -240,3 +240,11 @@ def _linear(image: np.ndarray, size: int, axis: int) -> np.ndarray:
 
 def _wrong(name: str, got: object, wanted: str) -> EdgerunError:
     return EdgerunError(f"{name!r} of the preprocessing contract is wrong", got=got, wanted=wanted)
+
+
+def not_understood(key: str, got: object, wanted: str) -> EdgerunError:
+    """The error for a value in a preprocessing file, of any tool's."""
+    return EdgerunError(
+        f"{key!r} of the preprocessing file is not understood", got=got, wanted=wanted,
+        do="write the contract by hand: size, resize, crop, interpolation, colour, scale, mean, std, layout, dtype",
+    )  # fmt: skip

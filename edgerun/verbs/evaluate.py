@@ -129,7 +129,7 @@ def _scores(
 ) -> Iterator[np.ndarray]:
     """Per batch, bool or float [sessions, rows]: the score of every row by every session."""
     labels = metric.labels(feeds)
-    readers = [metric.reads(session, feeds.batch) for session in sessions]
+    readers = [metric.reader(session, feeds.batch) for session in sessions]
     start = 0
     for feed in tracked(feeds, progress):
         found = [reader.answers(session.run(feed)) for session, reader in zip(sessions, readers, strict=True)]

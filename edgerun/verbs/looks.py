@@ -67,7 +67,7 @@ class Looks:
 
     def reader(self, session: Session) -> scoring.Reader:
         """What the metric reads of a session's runs."""
-        return self.metric.reads(session, self._data.batch)
+        return self.metric.reader(session, self._data.batch)
 
     def answers(self, session: Session, look: int) -> list[Any]:
         """What `session` says of the samples of one look, batch by batch, in the data's order."""

@@ -15,13 +15,13 @@ errs towards caution: no distribution on [0, 1] varies more than that of 0 and 1
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from edgerun.postprocess import Prediction, overlaps
 from edgerun.runtime import Session, TensorSpec
 from edgerun.sources import imported
 
+if TYPE_CHECKING:
+    from edgerun.model import Model
+
 MATCHED = 0.5  # intersection over union of two boxes that are the same
 DEFAULT = "top1"
 Outputs = Mapping[str, np.ndarray]
@@ -40,32 +43,33 @@ Given = str | Callable[[Outputs, Any], Any]
 
 
 @dataclass(frozen=True)
-class Reader:
-    """The outputs, by name, that a metric reads of one model, and what it makes of a run's: a batch's answers."""
-
-    names: tuple[str, ...]
-    answers: Callable[[Outputs], Any]
-
-
-@dataclass(frozen=True)
 class Metric:
-    """How samples are scored: `score(answers, truth)`, bool or float `[n]`. The truth is a batch of the labels (class
-    numbers, or `raw`: as they are given), or, where the metric is not `labelled`, the baseline's answers.
+    """How samples are scored: `score(answers, truth)` is bool or float `[n]`, of a batch's answers as `reader` makes
+    them of a run's outputs. The truth is the batch's labels (class numbers, or `raw`: as they are given); where the
+    metric is not `labelled`, the baseline's answers.
 
-    `classes` says that the answer is the class of the highest logit. `digest` tells one metric from another.
+    `output` is the one that is read, where it was named; `digest` tells a callable from what it was before.
     """
 
     name: str
-    reader: Callable[[Sequence[TensorSpec], Mapping[str, str], int | None], Reader]
+    _reads: Callable[..., Reader]
     score: Callable[[Any, Any], np.ndarray]
+    output: str | None = None
     labelled: bool = True
     raw: bool = False
-    classes: bool = False
     digest: str = ""
 
-    def reads(self, session: Session, batch: int | None) -> Reader:
-        """The reader of a session's outputs; `batch` None says that a run is one sample, without an axis for it."""
-        return self.reader(session.outputs, session.metadata, batch)
+    @property
+    def classes(self) -> bool:
+        """Whether the answer is the class of the highest logit."""
+        return self.name in (DEFAULT, "agreement")
+
+    def reader(self, model: Session | Model, batch: int | None) -> Reader:
+        """What is read of a model's outputs; `batch` None says that a run is one sample, without an axis for it.
+
+        Raises EdgerunError where the metric does not fit them.
+        """
+        return self._reads(model, self.output, batch)
 
     def labels(self, data: Data) -> np.ndarray | None:
         """The truth of all samples; None where a baseline says it. Raises EdgerunError where there are no labels."""
@@ -80,25 +84,33 @@ class Metric:
         return found
 
 
+class Reader(NamedTuple):
+    """The outputs that a metric reads, by name, and what it makes of a run's: a batch's answers."""
+
+    names: tuple[str, ...]
+    answers: Callable[[Outputs], Any]
+
+
 def named(metric: Given = DEFAULT, output: str | None = None) -> Metric:
     """The metric of that name, or of a callable; `output` names the output that it reads, where there are several."""
-    if callable(metric):
-        return _own(metric, getattr(metric, "__qualname__", repr(metric)), output)
-    if ":" in metric:
-        return _own(imported(metric), metric, output)
-    kinds: dict[str, Callable[[], Metric]] = {
-        DEFAULT: lambda: Metric(DEFAULT, _logits(output), correct, classes=True),
-        "top5": lambda: Metric("top5", _logits(output), functools.partial(correct, highest=5)),
-        "binary": lambda: Metric("binary", _single(output, 0.5), _equal),
-        "binary_logits": lambda: Metric("binary_logits", _single(output, 0.0), _equal),
-        "agreement": lambda: Metric("agreement", _logits(output, predicted), same_class, labelled=False, classes=True),
-        "boxes": lambda: Metric("boxes", _boxes, _f1, labelled=False),
+    if not isinstance(metric, str) or ":" in metric:
+        function = imported(metric) if isinstance(metric, str) else metric
+        name = metric if isinstance(metric, str) else getattr(metric, "__qualname__", repr(metric))
+        if output is not None or not callable(function):
+            raise EdgerunError(f"{name} is called with all outputs", got=output or type(function).__name__,
+                               wanted="f(outputs, labels), and no output named")  # fmt: skip
+        return Metric(name, _all, partial(_called, name, function), raw=True, digest=_digest(function))
+    kinds: dict[str, tuple[Callable[..., Reader], Callable[[Any, Any], np.ndarray]]] = {
+        DEFAULT: (_logits, correct),
+        "top5": (_logits, partial(correct, highest=5)),
+        "binary": (partial(_single, 0.5), _equal),
+        "binary_logits": (partial(_single, 0.0), _equal),
+        "agreement": (_classes, same_class),
+        "boxes": (_boxes, _f1),
     }
     if metric not in kinds:
         raise unknown("metric", metric, [*kinds, "module:callable"])
-    if metric == "boxes" and output is not None:
-        raise EdgerunError("a detector's contract says which output is read", got=output, do="name none")
-    return kinds[metric]()
+    return Metric(metric, *kinds[metric], output, labelled=metric not in ("agreement", "boxes"))
 
 
 def logits_name(outputs: Sequence[TensorSpec], output: str | None) -> str:
@@ -121,56 +133,48 @@ def logit_rows(logits: np.ndarray, batch: int | None) -> np.ndarray:
     return logits.reshape(logits.shape[:2]) if logits.ndim > 2 and set(logits.shape[2:]) == {1} else logits
 
 
-def _logits(output: str | None, answer: Callable[[np.ndarray], Any] = lambda logits: logits) -> Any:
-    def reader(outputs: Sequence[TensorSpec], _: Mapping[str, str], batch: int | None) -> Reader:
-        name = logits_name(outputs, output)
-        (spec,) = (spec for spec in outputs if spec.name == name)
-        if spec.shape and all(dim == 1 for dim in spec.shape[batch is not None :]):
-            raise EdgerunError(
-                "an output of one number has no classes to choose from", got=spec, wanted="[n, classes >= 2]",
-                do="--metric binary (a probability), binary_logits or module:callable; compare tells errors",
-            )  # fmt: skip
-        return Reader((name,), lambda found: answer(logit_rows(found[name], batch)))
-
-    return reader
+def _logits(model: Session | Model, output: str | None, batch: int | None) -> Reader:
+    name = logits_name(model.outputs, output)
+    spec = next(spec for spec in model.outputs if spec.name == name)
+    if spec.shape and set(spec.shape[batch is not None :]) <= {1}:
+        raise EdgerunError(
+            "an output of one number has no classes to choose from", got=spec, wanted="[n, classes >= 2]",
+            do="--metric binary (a probability), binary_logits or module:callable; compare tells errors",
+        )  # fmt: skip
+    return Reader((name,), lambda found: logit_rows(found[name], batch))
 
 
-def _single(output: str | None, threshold: float) -> Any:
-    """Readers of one number a sample: 0, 1, or -1 for NaN."""
+def _classes(model: Session | Model, output: str | None, batch: int | None) -> Reader:
+    names, logits = _logits(model, output, batch)
+    return Reader(names, lambda found: predicted(logits(found)))
 
-    def reader(outputs: Sequence[TensorSpec], _: Mapping[str, str], batch: int | None) -> Reader:
-        name = logits_name(outputs, output)
 
-        def said(found: Outputs) -> np.ndarray:
-            values = found[name]
-            if values.size != (len(values) if batch is not None and values.ndim else 1):
-                raise EdgerunError("the output holds more than one number of a sample", got=list(values.shape),
-                                   wanted="[n] or [n, 1]", do="--metric top1, for classes")  # fmt: skip
-            values = values.reshape(-1)
-            return np.where(np.isnan(values), -1, values >= threshold).astype(np.int64)
+def _single(threshold: float, model: Session | Model, output: str | None, batch: int | None) -> Reader:
+    """Of one number a sample: 0, 1, or -1 for NaN."""
+    name = logits_name(model.outputs, output)
 
-        return Reader((name,), said)
+    def said(found: Outputs) -> np.ndarray:
+        values = found[name].reshape(-1)
+        return np.where(np.isnan(values), -1, values >= threshold).astype(np.int64)
 
-    return reader
+    return Reader((name,), said)
 
 
 def _equal(said: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    if labels.size and not np.isin(labels, (0, 1)).all():
-        got = f"{labels.min()} to {labels.max()}"
-        raise EdgerunError("the labels are not of two classes", got=got, wanted="0 and 1")
     if said.shape != labels.shape:
-        raise EdgerunError(
-            "answers and labels do not belong together", got=list(labels.shape), wanted=str(list(said.shape))
-        )
-    same: np.ndarray = said == labels
-    return same
+        raise EdgerunError("the output is not one number a sample", got=f"{said.size} for {labels.size} samples",
+                           wanted="[n] or [n, 1]", do="--metric top1, for classes")  # fmt: skip
+    if not np.isin(labels, (0, 1)).all():
+        raise EdgerunError("the labels are not of two classes", got=f"{labels.min()} to {labels.max()}", wanted="0, 1")
+    return np.asarray(said == labels)
 
 
-def _boxes(outputs: Sequence[TensorSpec], metadata: Mapping[str, str], _: int | None) -> Reader:
-    contract = answers.told(metadata, outputs)
-    if contract is None or contract.kind != "boxes":
-        raise EdgerunError("the model's file does not tell how its output holds boxes",
-                           got="no post-processing contract" if contract is None else contract.kind,
+def _boxes(model: Session | Model, output: str | None, batch: int | None) -> Reader:
+    metadata = model.metadata if isinstance(model, Session) else model.ir.metadata_props
+    contract = answers.told(metadata, model.outputs)
+    if contract is None or contract.kind != "boxes" or output not in (None, contract.output):
+        raise EdgerunError("the model's file does not tell how its output holds boxes", got=contract or output,
+                           wanted="a post-processing contract of boxes",
                            do="edgerun convert --postprocessing FILE, or --metric module:callable")  # fmt: skip
     return Reader((contract.output,), contract.apply)
 
@@ -181,48 +185,38 @@ def _f1(found: Sequence[Prediction], wanted: Sequence[Prediction]) -> np.ndarray
 
 def _matched(found: Prediction, wanted: Prediction) -> float:
     """F1 of one picture's boxes; each, from the highest score on, takes the one left that it overlaps most."""
-    total, left, hits = len(found.indices) + len(wanted.indices), np.ones(len(wanted.indices), bool), 0
+    total, hits = len(found.indices) + len(wanted.indices), 0
     if not total:
         return 1.0
     shared = overlaps(np.asarray(found.boxes)[:, None], np.asarray(wanted.boxes))
     shared = np.where(found.indices[:, None] == wanted.indices, shared, 0)
     for row in shared:
-        free = np.where(left, row, 0)
-        if free.size and free.max() >= MATCHED:
-            left[free.argmax()] = False
+        if row.size and row.max() >= MATCHED:
+            shared[:, row.argmax()] = 0
             hits += 1
     return 2 * hits / total
 
 
-def _own(function: Any, name: str, output: str | None) -> Metric:
-    if output is not None:
-        raise EdgerunError("a metric of your own gets all outputs", got=output, do="name none")
-    if not callable(function):
-        raise EdgerunError(f"{name} cannot be called", got=type(function).__name__, wanted="f(outputs, labels)")
+def _all(model: Session | Model, output: str | None, batch: int | None) -> Reader:
+    floats = [spec.name for spec in model.outputs if spec.dtype.startswith("float")]
+    return Reader(tuple(floats or [spec.name for spec in model.outputs]), dict)
 
-    def reader(outputs: Sequence[TensorSpec], _: Mapping[str, str], batch: int | None) -> Reader:
-        floats = tuple(spec.name for spec in outputs if spec.dtype.startswith("float"))
-        return Reader(floats or tuple(spec.name for spec in outputs), lambda found: found)
 
-    def score(outputs: Outputs, labels: np.ndarray) -> np.ndarray:
-        try:
-            found = np.atleast_1d(np.asarray(function(outputs, labels)))
-        except EdgerunError:
-            raise
-        except Exception as error:
-            raise EdgerunError(f"{name} failed", got=f"{type(error).__name__}: {error}",
-                               do="call it on one batch by itself first") from error  # fmt: skip
-        if found.shape != (len(labels),) or found.dtype.kind not in "bfiu" or not ((found >= 0) & (found <= 1)).all():
-            ends = "" if found.dtype.kind not in "bfiu" or not found.size else f", {found.min():g} to {found.max():g}"
-            raise EdgerunError(f"{name} gave no scores", got=f"{found.dtype}{list(found.shape)}{ends}",
-                               wanted=f"[{len(labels)}] numbers of 0 to 1, 1 for right")  # fmt: skip
-        return found if found.dtype.kind == "b" else found.astype(np.float64)
-
-    return Metric(name, reader, score, raw=True, digest=_digest(function))
+def _called(name: str, function: Callable[..., Any], outputs: Outputs, labels: np.ndarray) -> np.ndarray:
+    """What a callable says of a batch."""
+    try:
+        found = np.atleast_1d(np.asarray(function(outputs, labels)))
+    except Exception as error:
+        raise EdgerunError(f"{name} failed", got=f"{type(error).__name__}: {error}",
+                           do="call it on one batch by itself first") from error  # fmt: skip
+    if found.dtype.kind not in "bfiu" or len(found) != labels.shape[0] or not ((found >= 0) & (found <= 1)).all():
+        raise EdgerunError(f"{name} gave no scores", got=f"{found.dtype}{list(found.shape)} {found[:3]}",
+                           wanted=f"[{len(labels)}] numbers of 0 to 1, 1 for right")  # fmt: skip
+    return found if found.dtype.kind == "b" else found.astype(np.float64)
 
 
 def _digest(function: Any) -> str:
-    """Of the file that a callable stands in: what it was, when results were kept."""
+    """Of the file that a callable stands in."""
     try:
         return hashlib.sha256(Path(inspect.getfile(inspect.unwrap(function))).read_bytes()).hexdigest()[:16]
     except (OSError, TypeError):

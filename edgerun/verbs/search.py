@@ -56,7 +56,7 @@ def looks_at(
     Samples that calibration sees are left out. Raises EdgerunError when the metric does not fit the model, or the data
     has no labels for it or no other sample; GateFailed when it is too little for any yes.
     """
-    metric.reader(model.outputs, model.ir.metadata_props, calibration.batch)
+    metric.reader(model, calibration.batch)
     contract: Any = preprocessing if preprocessing is not None else model.preprocessing
     data = feeds_for(model.inputs, "", labelled, preprocessing=contract, batch=calibration.batch, outputs=model.outputs)
     looks = Looks(mixed(data), metric, calibration)

@@ -99,7 +99,7 @@ def test_nan_is_neither_class(tmp_path: Path) -> None:
 
 def test_several_numbers_are_not_one(pair: Any) -> None:
     a, _, x, labels, *_ = pair
-    with pytest.raises(EdgerunError, match="more than one number of a sample"):
+    with pytest.raises(EdgerunError, match="not one number a sample"):
         edgerun.evaluate(a, {"x": x, "labels": labels % 2}, metric="binary")
 
 
@@ -137,7 +137,7 @@ def test_a_metric_of_ones_own_counts_in_part(pair: Any, tmp_path: Path, cli: Any
     ("function", "message"),
     [
         (lambda outputs, labels: 1 / 0, "ZeroDivisionError"),
-        (lambda outputs, labels: np.full(len(labels), 1.5), "1.5 to 1.5"),
+        (lambda outputs, labels: np.full(len(labels), 1.5), "float64[400] [1.5 1.5 1.5]"),
         (lambda outputs, labels: np.ones(len(labels) + 1), "wanted: [400] numbers of 0 to 1"),
         (lambda outputs, labels: np.full(len(labels), np.nan), "gave no scores"),
         (lambda outputs, labels: "good", "gave no scores"),
@@ -158,7 +158,7 @@ def test_names_that_are_no_metric_are_refused(pair: Any) -> None:
         edgerun.evaluate(a, data, metric="map")
     with pytest.raises(EdgerunError, match="cannot import"):
         edgerun.evaluate(a, data, metric="nowhere:nothing")
-    with pytest.raises(EdgerunError, match="gets all outputs"):
+    with pytest.raises(EdgerunError, match="called with all outputs"):
         edgerun.evaluate(a, data, metric=near_enough, output="y")
     with pytest.raises(EdgerunError, match="has no labels"):
         edgerun.evaluate(a, {"x": x})
