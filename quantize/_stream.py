@@ -28,8 +28,8 @@ KEPT = 16  # spans whose shifts and scores are remembered
 Intervals = dict[str, tuple[float, float]]
 Shifts = dict[correction.Layer, np.ndarray]
 Totals = dict[str, Difference]
-# By what was run, and on which batches: by layer, means; and by batch what was lost of each sample.
-Begun = dict[tuple[object, frozenset[int]], tuple[dict[str, Running], dict[int, list[Totals]]]]
+# By what was run, and on which batches: what is missing in every layer's mean.
+Begun = dict[tuple[object, frozenset[int]], dict[str, Running]]
 
 
 class Stream:
@@ -74,44 +74,19 @@ class Stream:
         Every batch's means are put right on the way: what is then missing at a layer is its own doing, and varies
         little from one sample to the next.
         """
-        found, _ = self._righted(spans, self._batches(samples), stage)
-        return {layer: found[layer.mean].shrunk() for layer in self._layers}
-
-    def righted(
-        self, spans: Intervals, samples: int, stage: str, beside: Sequence[Totals] | None = None
-    ) -> list[Totals]:
-        """What is lost of each sample meanwhile: what a bias can make good is not in it, nor chance in finding that.
-
-        `beside` is what another placement lost of the same samples: those that say nothing there are not run, and
-        lose what they lost there.
-        """
-        if beside is None:
-            return list(itertools.chain.from_iterable(self._righted(spans, self._batches(samples), stage)[1].values()))
-        ends = list(itertools.accumulate(map(parts, self._truths), initial=0))
-        there = {index: list(beside[ends[index] : ends[index + 1]]) for index in sorted(self._batches(samples))}
-        says = telling(beside)
-        wanted = frozenset(index for index in there if any(says[ends[index] : ends[index + 1]]))
-        return list(itertools.chain.from_iterable((there | self._righted(spans, wanted, stage)[1]).values()))
-
-    def _righted(
-        self, spans: Intervals, wanted: frozenset[int], stage: str
-    ) -> tuple[dict[str, Running], dict[int, list[Totals]]]:
-        key = tuple(spans.items()), tuple(layer.mean for layer in self._layers)
-        parted = (run for about, run in list(self._begun) if about == key and run <= wanted)
-        known = max(parted, key=len, default=frozenset[int]())
-        before, lost = self._begun.get((key, known), ({}, {}))
-        found, lost = {layer.mean: before.get(layer.mean, Running()) for layer in self._layers}, dict(lost)
+        wanted, key = self._batches(samples), (tuple(spans.items()), tuple(layer.mean for layer in self._layers))
+        known = max((run for about, run in self._begun if about == key and run <= wanted), key=len, default=frozenset())
+        before = self._begun.get((key, known), {})
+        found = {layer.mean: before.get(layer.mean, Running()) for layer in self._layers}
         zeros: Shifts = {layer: np.zeros(self._truths[0].means[layer.mean].shape, np.float32) for layer in self._layers}
         # More batches of the same spans go on from here.
-        missed = sorted(wanted - known)
-        for index, (truth, out) in zip(missed, self._outputs(spans, zeros, 1.0, missed, stage), strict=True):
+        for truth, out in self._outputs(spans, zeros, 1.0, sorted(wanted - known), stage):
             for layer in self._layers:
                 found[layer.mean] = found[layer.mean].with_(out[layer.missing], truth.rows)
-            lost[index] = [*by_sample(truth, out)]
-        self._begun[key, wanted] = found, lost = found, dict(sorted(lost.items()))
+        self._begun[key, wanted] = found
         if len(self._begun) > KEPT:
-            self._begun.pop(next(iter(self._begun)), None)
-        return found, lost
+            self._begun.pop(next(iter(self._begun)))
+        return {layer: found[layer.mean].shrunk() for layer in self._layers}
 
     def scores(self, spans: Intervals, shifts: Shifts, samples: int, stage: str, skip: int = 0) -> list[Totals]:
         """What is lost of each sample with grids over `spans` and every layer moved by its shift, `skip` samples on."""
@@ -144,6 +119,19 @@ class Stream:
             return as_array(list(itertools.chain.from_iterable(known[:wanted])))
 
         return as_totals(self._memo.get(cache.key(f"{samples} {apart}", *ends), find), list(self._truths[0].parts))
+
+    def judged_beside(self, spans: Intervals, samples: int, stage: str, beside: Sequence[Totals]) -> list[Totals]:
+        """As `judged`, where `beside` is what another placement lost of the same samples: those that say nothing there
+        are not run, and lose what they lost there."""
+        ends = list(itertools.accumulate(map(parts, self._truths), initial=0))
+        judging = self.judging(samples, samples)
+        first = ends[min(judging)]
+        there = {i: list(beside[ends[i] - first : ends[i + 1] - first]) for i in sorted(judging)}
+        says = telling(beside)
+        wanted = frozenset(i for i in there if any(says[ends[i] - first : ends[i + 1] - first]))
+        outputs = self._outputs(spans, self.missing(spans, samples, stage), 0.0, wanted, stage)
+        ran = {i: [*by_sample(truth, out)] for i, (truth, out) in zip(sorted(wanted), outputs, strict=True)}
+        return list(itertools.chain.from_iterable((there | ran).values()))
 
     def judging(self, samples: int, apart: int) -> frozenset[int]:
         """The batches on which `judged` judges."""
