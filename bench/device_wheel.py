@@ -3,8 +3,8 @@
     python -m bench.device_wheel dist
 
 Left out are converters and compressor, what reads and checks graphs with onnx (`compile` and `inspect`), times single
-kernels (`why-slow`) and what reads Transformers' and timm's preprocessing files, whatever cannot be imported without
-them, a command or a door in another tool's shape that calls what is left out, and what nothing else imports.
+kernels (`why-slow`) and what reads Transformers' and timm's configs, whatever cannot be imported without them,
+ a command or a door in another tool's shape that calls what is left out, and what nothing else imports.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OUT = (
     "edgerun.verbs.inspect", "edgerun.verbs.why_slow", "edgerun.targets.reference", "edgerun.targets._alone",
     "edgerun.targets._profile", "edgerun.targets._onnxruntime_overhead", "edgerun.targets._openvino_faults",
     "edgerun.targets._tensorrt_kernels", "edgerun.targets._tensorrt_parser", "edgerun.targets._tensorrt_recipe",
-    "edgerun.pair", "edgerun.contents", "edgerun.processors",
+    "edgerun.pair", "edgerun.contents", "edgerun.processors", "edgerun.classifiers",
 )  # fmt: skip
 DOORS = ("edgerun.cli.", "edgerun.compat.")  # import what they call when they are called
 ROOTS = ("edgerun.cli", "edgerun.targets", "edgerun.runtime", "edgerun.compat")  # with all that is public in them

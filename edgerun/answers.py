@@ -1,6 +1,6 @@
 """The post-processing contract as other tools write it: Transformers, timm, and Ultralytics' exports.
 
-    config.json   Transformers': architectures, id2label, problem_type; or timm's: label_names beside pretrained_cfg
+    config.json   Transformers' or timm's (edgerun.classifiers)
     model.onnx    its metadata: edgerun's own contract, or task and names of an Ultralytics export
 
 The kind is told by the keys. What is not understood is refused by name: nothing is guessed.
@@ -13,16 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgerun import contracts, onnx_file
+from edgerun import contracts, distribution, onnx_file
 from edgerun.errors import EdgerunError
-from edgerun.postprocess import Postprocessing
+from edgerun.postprocess import Postprocessing, not_understood
 
 if TYPE_CHECKING:
     from edgerun.model import Model
     from edgerun.runtime import TensorSpec
 
 OWN = "edgerun.postprocessing"  # of a model's metadata
-_CLASSIFIERS = ("ForImageClassification", "ForSequenceClassification", "ForAudioClassification")
 _ULTRALYTICS = {"task", "imgsz", "stride", "names"}
 
 
@@ -54,10 +53,12 @@ def told(metadata: Mapping[str, str], outputs: Sequence[TensorSpec]) -> Postproc
 
 def parsed(values: Mapping[str, Any], outputs: Sequence[TensorSpec]) -> Postprocessing:
     """The contract that JSON values hold, of the kind that their keys tell, for a model of these outputs."""
-    if "id2label" in values:
-        found = transformers(values)
-    elif "label_names" in values or isinstance(values.get("pretrained_cfg"), Mapping):
-        found = timm(values)
+    if "id2label" in values or "label_names" in values or isinstance(values.get("pretrained_cfg"), Mapping):
+        if distribution.lacks("classifiers"):
+            raise distribution.absent("what reads a post-processing file of Transformers or timm")
+        from edgerun import classifiers
+
+        found = classifiers.parsed(values)
     elif set(values) >= _ULTRALYTICS:
         found = ultralytics(values, outputs)
     else:
@@ -65,50 +66,19 @@ def parsed(values: Mapping[str, Any], outputs: Sequence[TensorSpec]) -> Postproc
     return found.fitted(outputs)
 
 
-def transformers(values: Mapping[str, Any]) -> Postprocessing:
-    """`config.json` of a classifier: softmax, or sigmoid above ½ where classes don't exclude each other."""
-    if not classifies(values):
-        raise _refused("architectures", values.get("architectures"), f"one that ends with {', '.join(_CLASSIFIERS)}")
-    how = values.get("problem_type")
-    if how not in (None, "single_label_classification", "multi_label_classification"):
-        raise _refused("problem_type", how, "single_label_classification or multi_label_classification")
-    names = values["id2label"]
-    given = {str(key): name for key, name in names.items()} if isinstance(names, Mapping) else {}
-    labels = [given.get(str(number)) for number in range(len(given))]
-    if not labels or None in labels:
-        raise _refused("id2label", str(names)[:80], "a label for every number from 0 on")
-    several = {"activation": "sigmoid", "threshold": 0.5} if how == "multi_label_classification" else {}
-    return Postprocessing.from_json({"kind": "classes", "activation": "softmax", "labels": labels, **several})
-
-
-def classifies(values: Mapping[str, Any]) -> bool:
-    """Does a `config.json` of Transformers speak of a classifier? Every config has labels, also where nothing does."""
-    kinds = values.get("architectures")
-    return isinstance(kinds, list) and bool(kinds) and str(kinds[0]).endswith(_CLASSIFIERS)
-
-
-def timm(values: Mapping[str, Any]) -> Postprocessing:
-    """timm's `config.json`: softmax, and `label_names` where it has them."""
-    cfg = values.get("pretrained_cfg")
-    names = values.get("label_names") or (cfg.get("label_names") if isinstance(cfg, Mapping) else None) or []
-    if not isinstance(names, list):
-        raise _refused("label_names", str(names)[:80], "a list of texts")
-    return Postprocessing.from_json({"kind": "classes", "activation": "softmax", "labels": names})
-
-
 def ultralytics(values: Mapping[str, Any], outputs: Sequence[TensorSpec]) -> Postprocessing:
     """The metadata of an Ultralytics export, with the defaults of its `predict`: boxes above 0.25, an IoU of 0.7, at
     most 300; classifiers end with their softmax in the graph."""
     names = contracts.literal(values, "names")
     if not isinstance(names, dict) or list(names) != list(range(len(names))):
-        raise _refused("names", str(names)[:80], "a name for every number from 0 on")
+        raise not_understood("names", str(names)[:80], "a name for every number from 0 on")
     labels = [str(name) for name in names.values()]
     if values["task"] == "classify":
         return Postprocessing.from_json({"kind": "classes", "labels": labels})
     shape = outputs[0].shape if len(outputs) == 1 else ()
     if values["task"] != "detect" or len(shape) != 3:
         got = f"{values['task']} with {', '.join(map(str, outputs))}"
-        raise _refused("task", got, "classify, or detect with one output of boxes")
+        raise not_understood("task", got, "classify, or detect with one output of boxes")
     chosen = shape[2] == 6 and shape[1] != 4 + len(labels)  # corners, score, class: suppressed in the graph
     form = "xyxy_score_class" if chosen else "xywh_classes"
     return Postprocessing.from_json({"kind": "boxes", "format": form, "threshold": 0.25, "iou": 0.7, "most": 300,
@@ -128,10 +98,3 @@ def short(values: Mapping[str, Any]) -> str:
     """A contract's JSON for a line: how many labels, in place of a thousand."""
     labels = values.get("labels", ())
     return json.dumps({**values, "labels": f"{len(labels)} labels"} if len(labels) > 5 else dict(values))
-
-
-def _refused(key: str, got: object, wanted: str) -> EdgerunError:
-    return EdgerunError(
-        f"{key!r} of the post-processing file is not understood", got=got, wanted=wanted,
-        do="write the contract by hand: kind, output, labels, most, threshold, activation, format, iou",
-    )  # fmt: skip

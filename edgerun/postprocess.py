@@ -249,3 +249,11 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 def _wrong(name: str, got: object, wanted: str) -> EdgerunError:
     return EdgerunError(f"{name!r} of the post-processing contract is wrong", got=got, wanted=wanted)
+
+
+def not_understood(key: str, got: object, wanted: str) -> EdgerunError:
+    """The error for a value in a post-processing file, of any tool's."""
+    return EdgerunError(
+        f"{key!r} of the post-processing file is not understood", got=got, wanted=wanted,
+        do="write the contract by hand: kind, output, labels, most, threshold, activation, format, iou",
+    )  # fmt: skip

@@ -49,12 +49,12 @@ def checked(function: Command) -> Command:
     )(function)  # fmt: skip
 
 
-def metric(what: str) -> Callable[[Command], Command]:
-    """`--metric NAME|module:callable`, as `edgerun.verbs.scoring` has it."""
+def metric(what: str, beside: str) -> Callable[[Command], Command]:
+    """`--metric NAME`, as `edgerun.verbs.scoring` has it; `beside` is the model that it may compare with."""
     return click.option(
-        "--metric", metavar="NAME|module:callable",
-        help=f"{what}: top1 (default), top5, binary, binary_logits (one number a sample); agreement (of classes) or "
-        "boxes (of a detector) with the float model, without labels; or f(outputs, labels) -> scores of 0 to 1.",
+        "--metric", metavar="NAME",
+        help=f"{what}: top1 (default), top5, binary, binary_logits (one number a sample); without labels agreement "
+        f"(of classes) or boxes (of a detector), with {beside}; or module:callable, (outputs, labels) -> scores 0..1.",
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ SCHEMES = (
 )
 @click.option("--max-drop", metavar="POINTS", help="Keep layers in float until less accuracy is surely lost (95 %).")
 @click.option("--labelled", metavar="DATA", help="Labelled data that proves --max-drop; calibration must not see it.")
-@_options.metric("The accuracy of --max-drop")
+@_options.metric("The accuracy of --max-drop", "the float model")
 @click.option("--logits", metavar="OUTPUT", help="The output that the metric reads, for --max-drop.")
 @click.option(
     "--placement",

@@ -16,7 +16,7 @@ _NAMES = {"top1": "top-1", "top5": "top-5"}
 @click.option("--data", required=True, help="Labelled data: .npz with labels or y, a folder, or module:callable.")
 @click.option("--baseline", metavar="MODEL[@TARGET]", help="The model to measure the drop against.")
 @click.option("--max-drop", type=float, metavar="POINTS", help="Exit 1 unless the drop is surely below (95 %).")
-@_options.metric("What is right")
+@_options.metric("What is right", "the baseline")
 @click.option("--target", help="What runs the models; default: by the file's kind.")
 @_options.device
 @_options.checked

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgerun import answers, contracts, guard_source
+from edgerun import answers, classifiers, contracts, guard_source
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
 from edgerun.postprocess import Postprocessing
@@ -38,7 +38,7 @@ def with_meaning(model: Model, given: Mapping[str, Any] | None, source: Any) -> 
         return model.answering(answers.parsed(given, model.outputs).to_json())
 
     def classes(values: dict[str, Any]) -> Postprocessing | None:
-        return answers.parsed(values, model.outputs) if answers.classifies(values) else None
+        return answers.parsed(values, model.outputs) if classifiers.classifies(values) else None
 
     found = _first(
         "post-processing",

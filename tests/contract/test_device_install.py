@@ -171,6 +171,19 @@ def test_pictures_go_through_the_contracts_in_the_file(bare: list[str | Path], p
     assert answer[0]["label"] == "red"
     told = json.loads(_call(*command, "eval", *asked, "--data", "colours", cwd=place, env=env))
     assert (told["hits"], told["samples"]) == (3, 3)
+    (place / "processor.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
+    asked = ("run", "colours.onnx", "--data", "colours", "--preprocessing", "processor.json")
+    said = _call(*bare, *asked, cwd=place, code=3)
+    assert "what reads a preprocessing file of Transformers or timm is not in edgerun-device" in said
+
+
+def test_a_metric_of_ones_own_counts_there(bare: list[str | Path], place: Path) -> None:
+    x = np.random.default_rng(3).normal(size=(40, 6)).astype(np.float32)
+    np.savez(place / "near.npz", x=x, labels=x @ WEIGHT + np.arange(40)[:, None] / 20)
+    (place / "own.py").write_text("def near(outputs, labels):\n    return abs(outputs['y'] - labels).max(1) < 0.96\n")
+    asked = ("eval", "dense.onnx", "--data", "near.npz", "--metric", "own:near", "--json")
+    told = json.loads(_call(*bare, *asked, cwd=place))
+    assert (told["hits"], told["samples"], told["metric"]) == (20, 40, "own:near")
 
 
 def _interpreter(name: str) -> Path:
