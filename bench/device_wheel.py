@@ -3,8 +3,8 @@
     python -m bench.device_wheel dist
 
 Left out are converters and compressor, what reads and checks graphs with onnx (`compile` and `inspect`), times single
-kernels (`why-slow`) and what reads Transformers' and timm's configs, whatever cannot be imported without them,
- a command or a door in another tool's shape that calls what is left out, and what nothing else imports.
+kernels (`why-slow`) and what reads Transformers' and timm's configs, whatever cannot be imported without them, a
+command or a door in another tool's shape that calls what is left out, and what nothing else imports.
 """
 
 from __future__ import annotations

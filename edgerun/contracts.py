@@ -105,15 +105,6 @@ def ultralytics(values: Mapping[str, Any]) -> Preprocessing:
     return Preprocessing.from_json({"size": size, "scale": 1 / 255, **geometry})
 
 
-def class_names(model: Model) -> list[str] | None:
-    """The classes of an Ultralytics export in the order of their numbers; None where its metadata has none."""
-    props = model.ir.metadata_props
-    names = literal(props, "names") if {"task", "imgsz", "names"} <= set(props) else None
-    if not isinstance(names, dict) or list(names) != list(range(len(names))):
-        return None
-    return [str(name) for name in names.values()]
-
-
 def literal(values: Mapping[str, Any], key: str, default: Any = None) -> Any:
     """A value, or the Python literal in its text; ast.literal_eval knows no names and no calls."""
     text = values.get(key, default)

@@ -16,6 +16,7 @@ from edgerun import contracts
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
 from edgerun.preprocess import Preprocessing
+from edgerun.verbs.meaning import class_names
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 HALF = [0.5, 0.5, 0.5]
@@ -178,7 +179,7 @@ def saved(path: Path, **metadata: str) -> Path:
 def test_a_models_metadata_is_a_contract(tmp_path: Path) -> None:
     path = saved(tmp_path / "yolo.onnx", **yolo())
     assert contracts.read(path) == contracts.parsed(yolo())
-    assert contracts.class_names(Model.load(path)) == ["person", "bicycle"]
+    assert class_names(Model.load(path)) == ["person", "bicycle"]
     own = {"edgerun.preprocessing": json.dumps(Preprocessing(size=(5, 5)).to_json())}
     assert contracts.read(saved(tmp_path / "own.onnx", **own)).size == (5, 5)
     with pytest.raises(EdgerunError, match="holds no preprocessing contract"):

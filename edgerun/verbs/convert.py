@@ -26,7 +26,7 @@ from edgerun.postprocess import Postprocessing
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import TensorSpec
 from edgerun.verbs import devices, finite, fitting, source_files
-from edgerun.verbs.meaning import with_contract, with_meaning
+from edgerun.verbs.meaning import class_names, with_contract, with_meaning
 
 __all__ = ["Parity", "convert"]
 log = logging.getLogger("edgerun")
@@ -185,7 +185,7 @@ def convert_here(
     path = Path(folder) / "model.onnx"
     if as_is and found.foreign is None:
         raise EdgerunError("only an ONNX file's graph can stay as it is", got=name, do="leave --as-is out")
-    if "classes" not in found.model.ir.metadata_props and (classes := contracts.class_names(found.model)):
+    if "classes" not in found.model.ir.metadata_props and (classes := class_names(found.model)):
         found.model.ir.metadata_props["classes"] = json.dumps(classes)
     found, made = (found, None) if as_is else simplifying.proven(found, path, data, contract)
     if made is None:

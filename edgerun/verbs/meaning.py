@@ -50,6 +50,15 @@ def with_meaning(model: Model, given: Mapping[str, Any] | None, source: Any) -> 
     return model.answering(None if found is None else found.to_json())
 
 
+def class_names(model: Model) -> list[str] | None:
+    """The classes of an Ultralytics export in the order of their numbers; None where its metadata has none."""
+    props = model.ir.metadata_props
+    names = contracts.literal(props, "names") if {"task", "imgsz", "names"} <= set(props) else None
+    if not isinstance(names, dict) or list(names) != list(range(len(names))):
+        return None
+    return [str(name) for name in names.values()]
+
+
 def _fitted(contract: Preprocessing | None, model: Model) -> Preprocessing | None:
     return None if contract is None else contract.fitted(model.inputs)
 
