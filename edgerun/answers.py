@@ -8,7 +8,6 @@ The kind is told by the keys. What is not understood is refused by name: nothing
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from edgerun.errors import EdgerunError
 from edgerun.postprocess import Postprocessing, not_understood
 
 if TYPE_CHECKING:
-    from edgerun.model import Model
     from edgerun.runtime import TensorSpec
 
 OWN = "edgerun.postprocessing"  # of a model's metadata
@@ -37,15 +35,8 @@ def read(path: Path) -> dict[str, Any]:
     return dict(metadata)
 
 
-def of(model: Model) -> Postprocessing | None:
-    """The contract in a model's metadata: edgerun's own, else that of an Ultralytics export, else None."""
-    if model.postprocessing is not None:
-        return Postprocessing.from_json(model.postprocessing).fitted(model.outputs)
-    return told(model.ir.metadata_props, model.outputs)
-
-
 def told(metadata: Mapping[str, str], outputs: Sequence[TensorSpec]) -> Postprocessing | None:
-    """As `of`, from what `Session.metadata` says."""
+    """The contract in a model's metadata: edgerun's own, else that of an Ultralytics export, else None."""
     if OWN in metadata:
         return parsed(contracts.own(metadata[OWN], "post-processing"), outputs)
     return parsed(metadata, outputs) if set(metadata) >= _ULTRALYTICS else None
@@ -92,9 +83,3 @@ def to_json(contract: Postprocessing | Mapping[str, Any] | str | Path | None) ->
     if isinstance(contract, Postprocessing):
         return contract.to_json()
     return None if contract is None else dict(contract)
-
-
-def short(values: Mapping[str, Any]) -> str:
-    """A contract's JSON for a line: how many labels, in place of a thousand."""
-    labels = values.get("labels", ())
-    return json.dumps({**values, "labels": f"{len(labels)} labels"} if len(labels) > 5 else dict(values))

@@ -20,7 +20,7 @@ from edgerun.errors import EdgerunError
 from edgerun.preprocess import Preprocessing, not_understood
 
 if TYPE_CHECKING:
-    from edgerun.model import Model
+    pass
 
 OWN = "edgerun.preprocessing"  # of a model's metadata
 _FOREIGN = {  # keys of Transformers' and timm's files
@@ -53,15 +53,8 @@ def values(path: Path, kind: str) -> dict[str, Any]:
     return found
 
 
-def of(model: Model) -> Preprocessing | None:
-    """The contract in a model's metadata: edgerun's own, else that of an Ultralytics export, else None."""
-    if model.preprocessing is not None:
-        return Preprocessing.from_json(model.preprocessing)
-    return told(model.ir.metadata_props)
-
-
 def told(metadata: Mapping[str, str]) -> Preprocessing | None:
-    """As `of`, from what `Session.metadata` says."""
+    """The contract in a model's metadata: edgerun's own, else that of an Ultralytics export, else None."""
     if OWN in metadata:
         return Preprocessing.from_json(own(metadata[OWN], "preprocessing"))
     return ultralytics(metadata) if {"task", "imgsz", "stride"} <= set(metadata) else None

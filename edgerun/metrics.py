@@ -209,11 +209,6 @@ def top1(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(correct(logits, labels).mean())
 
 
-def top1_agreement(reference: np.ndarray, logits: np.ndarray) -> float:
-    """The share of rows where both choose the same class, 0..1; a row with NaN never agrees."""
-    return float(same_class(predicted(logits), predicted(reference)).mean())
-
-
 def wilson(hits: float, n: int, confidence: float = 0.95) -> Interval:
     """Score interval of a proportion (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927): `hits` of `n`, bounds in 0..1."""
     _check_counts(n, hits, n - hits)
@@ -224,21 +219,28 @@ def wilson(hits: float, n: int, confidence: float = 0.95) -> Interval:
     return Interval(max(0.0, centre - half), min(1.0, centre + half), confidence)
 
 
-def paired_drop(lost: float, gained: float, n: float, confidence: float = 0.95) -> Interval:
+def paired_drop(
+    lost: float, gained: float, n: float, confidence: float = 0.95, squares: float | None = None
+) -> Interval:
     """Interval of the accuracy drop (baseline - other, -1..1) of two models on the same n examples.
 
     `lost`: examples that only the baseline has right; `gained`: those that only the other has right. Examples on
     which both agree carry no information about the difference, so an easy test set is not punished.
     Adjusted Wald of D. G. Bonett and R. M. Price (J. Educ. Behav. Stat. 37, 2012): one example is added to both
     cells, p12 = (lost+1)/(n+2), p21 = (gained+1)/(n+2), p12 - p21 ± z·√((p12 + p21 - (p12 - p21)²)/(n+2)).
+    Of scores between 0 and 1 the same two examples are added, and p12 + p21 is (`squares`+2)/(n+2), with the sum of the
+    squared differences (None: lost + gained, of which it is no more).
     """
     _check_counts(n, lost, gained, n - lost - gained)
     p12, p21 = (lost + 1) / (n + 2), (gained + 1) / (n + 2)
-    half = _z(confidence) * math.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+    moment = p12 + p21 if squares is None else (squares + 2) / (n + 2)
+    half = _z(confidence) * math.sqrt((moment - (p12 - p21) ** 2) / (n + 2))
     return Interval(max(-1.0, p12 - p21 - half), min(1.0, p12 - p21 + half), confidence)
 
 
-def samples_to_decide(lost: float, gained: float, n: int, limit: float, confidence: float = 0.95) -> int | None:
+def samples_to_decide(
+    lost: float, gained: float, n: int, limit: float, confidence: float = 0.95, squares: float | None = None
+) -> int | None:
     """About how many samples, at the rates seen, put the whole drop interval on one side of `limit` (0..1).
 
     None when even a billion would not: the drop sits on the limit.
@@ -246,7 +248,8 @@ def samples_to_decide(lost: float, gained: float, n: int, limit: float, confiden
     low, high = n, 1_000_000_000
 
     def decided(size: int) -> bool:
-        drop = paired_drop(lost / n * size, gained / n * size, size, confidence)
+        more = None if squares is None else squares / n * size
+        drop = paired_drop(lost / n * size, gained / n * size, size, confidence, more)
         return drop.high < limit or drop.low > limit
 
     if not decided(high):

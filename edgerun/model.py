@@ -198,6 +198,11 @@ class Model:
             props.update(told)
         return external.digest(data, weights)
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a session of it tells as its metadata: the graph's, and history and contracts."""
+        return {**self.ir.metadata_props, **self._metadata()}
+
     def clone(self) -> onnx_ir.Model:
         """A private copy of the graph, history and contracts in it; weights are shared until they are replaced."""
         self._tell()

@@ -53,8 +53,9 @@ def metric(what: str, beside: str) -> Callable[[Command], Command]:
     """`--metric NAME`, as `edgerun.verbs.scoring` has it; `beside` is the model that it may compare with."""
     return click.option(
         "--metric", metavar="NAME",
-        help=f"{what}: top1 (default), top5, binary, binary_logits (one number a sample); without labels agreement "
-        f"(of classes) or boxes (of a detector), with {beside}; or module:callable, (outputs, labels) -> scores 0..1.",
+        help=f"{what}: top1 (default), top5, binary, binary_logits (one number a sample); without labels agreement (of "
+        f"classes) or boxes (of a detector), with {beside}; or module:callable, (outputs, labels) -> scores 0..1, of "
+        "which the second are that model's outputs where there are no labels.",
     )  # fmt: skip
 
 

@@ -106,8 +106,8 @@ def command(
     os.environ.setdefault(
         "OPENBLAS_THREAD_TIMEOUT", "4"
     )  # numpy's threads have no work here, and would wait by spinning
-    from edgerun import answers
     from edgerun.sandbox import Limits
+    from edgerun.verbs import meaning
     from edgerun.verbs.convert import Parity, convert
 
     progress = logging.StreamHandler()
@@ -137,7 +137,7 @@ def command(
     if model.preprocessing is not None:
         click.echo(f"preprocessing: {json.dumps(model.preprocessing)}")
     if model.postprocessing is not None:
-        click.echo(f"postprocessing: {answers.short(model.postprocessing)}")
+        click.echo(f"postprocessing: {meaning.short(model.postprocessing)}")
     if "nodes" in step.options:
         click.echo("simplified: {after} nodes of {before}".format(**step.options["nodes"]))
     for parity in compared.values():

@@ -58,9 +58,9 @@ def _row(gain: Mapping[str, Any]) -> list[str]:
 
 
 def _facts(found: Inspection | Contents) -> list[tuple[str, str]]:
-    from edgerun import answers
     from edgerun.cli._table import size
     from edgerun.contents import Contents
+    from edgerun.verbs import meaning
 
     if isinstance(found, Contents):
         kind = f"{found.format}, for target {found.target}"
@@ -78,7 +78,7 @@ def _facts(found: Inspection | Contents) -> list[tuple[str, str]]:
         *(("input", str(spec)) for spec in found.inputs),
         *(("output", str(spec)) for spec in found.outputs),
         ("preprocessing", json.dumps(found.preprocessing) if found.preprocessing else "none"),
-        ("postprocessing", answers.short(found.postprocessing) if found.postprocessing else "none"),
+        ("postprocessing", meaning.short(found.postprocessing) if found.postprocessing else "none"),
         *([(compiled, ", ".join(f"{k} {v}" for k, v in device.items() if v) or "any device")] if device else []),
         *([] if options is None else do),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,7 @@ def evaluate(
         raise EdgerunError(
             "a largest drop needs a baseline", got=f"max_drop={max_drop:g}", do="give the baseline model"
         )
-    scored = scoring.named(metric, output)
-    if not scored.labelled and baseline is None:
-        raise EdgerunError(f"{scored.name} is measured against a baseline", do="give the baseline model")
+    asked = scoring.named(metric, output)
     with ExitStack() as stack:
         sessions = [stack.enter_context(opened(model, target, options, device, checked))]
         if baseline is not None:
@@ -116,10 +114,13 @@ def evaluate(
             limit=limit,
             outputs=sessions[0].outputs,
         )
+        scored = asked.on(feeds)
+        if not scored.labelled and baseline is None:
+            raise EdgerunError(f"{scored.name} is measured against a baseline, without labels", do="give the baseline")
         scores = np.concatenate(list(_scores(sessions, feeds, scored, progress)), axis=1)
     count, total = whole(scores[0].sum()), scores.shape[1]
-    against = _drop(scores) if baseline is not None else None
-    gate = _gate(against, total, max_drop / 100) if against and max_drop is not None else None
+    against = _drop(scores, scored.labelled) if baseline is not None else None
+    gate = _gate(against, scores, max_drop / 100) if against and max_drop is not None else None
     interval = wilson(count, total)
     return Evaluation(total, count, count / total, interval, against, gate, feeds.digest, feeds.notes, scored.name)
 
@@ -139,15 +140,23 @@ def _scores(
         start = stop
 
 
-def _drop(scores: np.ndarray) -> Drop:
+def _drop(scores: np.ndarray, labelled: bool) -> Drop:
     ours, theirs = scores
     (lost, gained), count, n = counted(theirs, ours), whole(theirs.sum()), len(ours)
-    return Drop(count, count / n, lost, gained, (lost - gained) / n, paired_drop(lost, gained, n))
+    found = paired_drop(lost, gained, n, squares=_squares(scores))
+    if not labelled:  # nothing is nearer to the baseline than itself
+        found = replace(found, low=max(0.0, found.low))
+    return Drop(count, count / n, lost, gained, (lost - gained) / n, found)
 
 
-def _gate(drop: Drop, n: int, limit: float) -> Gate:
+def _squares(scores: np.ndarray) -> float:
+    return float(np.square(scores[1].astype(np.float64) - scores[0]).sum())
+
+
+def _gate(drop: Drop, scores: np.ndarray, limit: float) -> Gate:
     if drop.interval.high < limit:
         return Gate(limit, "yes", None)
     if drop.interval.low > limit:
         return Gate(limit, "no", None)
-    return Gate(limit, "undecided", samples_to_decide(drop.lost, drop.gained, n, limit))
+    needed = samples_to_decide(drop.lost, drop.gained, scores.shape[1], limit, squares=_squares(scores))
+    return Gate(limit, "undecided", needed)

@@ -28,7 +28,7 @@ def folded(model: Model | str | Path, preprocessing: Preprocessing | str | Path 
     contract: Any = preprocessing
     if isinstance(preprocessing, (str, Path)):
         contract = contracts.read(Path(preprocessing))
-    if contract is None and (contract := contracts.of(model)) is None:
+    if contract is None and (contract := contracts.told(model.metadata)) is None:
         raise EdgerunError("there is no preprocessing contract to fold", do="give --preprocessing FILE")
     contract = contract.fitted(model.inputs)
     _check(contract)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ class Looks:
     """
 
     def __init__(self, data: Data, metric: scoring.Metric | None = None, calibration: Data | None = None) -> None:
-        self.metric = metric or scoring.named()
+        self.metric = (metric or scoring.named()).on(data)
         self._data, self._labels = data, self.metric.labels(data)
         prints = list(fingerprints(data)) if calibration is not None or self._labels is None else []
         total, batch = len(prints) if self._labels is None else len(self._labels), data.batch or 1
@@ -69,20 +69,22 @@ class Looks:
         """What the metric reads of a session's runs."""
         return self.metric.reader(session, self._data.batch)
 
-    def answers(self, session: Session, look: int) -> list[Any]:
+    def answers(self, session: Session, look: int) -> Iterator[Any]:
         """What `session` says of the samples of one look, batch by batch, in the data's order."""
         reader = self.reader(session)
-        return [reader.answers(session.run(feeds)) for feeds in self._feeds(look)]
+        for feeds in self._feeds(look):
+            yield reader.answers(session.run(feeds))
 
-    def scores(self, session: Session, look: int, baseline: list[Any] | None = None) -> np.ndarray:
+    def scores(self, session: Session, look: int, baseline: Iterable[Any] = ()) -> np.ndarray:
         """bool or float [rows]: the scores of the samples of one look by `session`, in the data's order; by its own
         `answers` of the `baseline` where the metric takes no labels."""
         reader, found, start = self.reader(session), [], 0
         labels = None if self._labels is None else self._labels[self._look == look]
-        for index, feeds in enumerate(self._feeds(look)):
+        there = iter(baseline)
+        for feeds in self._feeds(look):
             answers = reader.answers(session.run(feeds))
             stop = start + (len(next(iter(feeds.values()))) if self._data.batch is not None else 1)
-            truth = (baseline or [])[index] if labels is None else labels[start:stop]
+            truth = next(there) if labels is None else labels[start:stop]
             found.append(self.metric.score(answers, truth))
             start = stop
         return np.concatenate(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ def with_contract(model: Model, given: Mapping[str, Any] | None, source: Any) ->
     found = _first(
         "preprocessing",
         {
-            "the metadata": lambda: _fitted(contracts.of(model), model),
+            "the metadata": lambda: _fitted(contracts.told(model.metadata), model),
             PROCESSOR: lambda: _fitted(_beside(source, PROCESSOR, "preprocessing", contracts.parsed), model),
         },
     )
@@ -43,11 +44,17 @@ def with_meaning(model: Model, given: Mapping[str, Any] | None, source: Any) -> 
     found = _first(
         "post-processing",
         {
-            "the metadata": lambda: answers.of(model),
+            "the metadata": lambda: answers.told(model.metadata, model.outputs),
             guard_source.HF_CONFIG: lambda: _beside(source, guard_source.HF_CONFIG, "post-processing", classes),
         },
     )
     return model.answering(None if found is None else found.to_json())
+
+
+def short(values: Mapping[str, Any]) -> str:
+    """A contract's JSON for a line: how many labels, in place of a thousand."""
+    labels = values.get("labels", ())
+    return json.dumps({**values, "labels": f"{len(labels)} labels"} if len(labels) > 5 else dict(values))
 
 
 def class_names(model: Model) -> list[str] | None:

@@ -7,7 +7,8 @@
     boxes             2m / (k + k'), with m of k boxes matched by one of the baseline's k' of the same class whose
                       intersection over union is 0.5 or more (F1); of a detector whose file tells what its output
                       means; takes no labels
-    module:callable   any other: f(outputs, labels) -> scores [n], of a batch's outputs by name and its labels as given
+    module:callable   any other: f(outputs, labels) -> scores [n], of a batch's outputs by name and its labels as given,
+                      or, where the data has none, the baseline's outputs
 
 Accuracy is the mean. Intervals and tests are those of counts; a score in between counts in part on either side, which
 errs towards caution: no distribution on [0, 1] varies more than that of 0 and 1 with the same mean.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,8 +46,8 @@ Given = str | Callable[[Outputs, Any], Any]
 @dataclass(frozen=True)
 class Metric:
     """How samples are scored: `score(answers, truth)` is bool or float `[n]`, of a batch's answers as `reader` makes
-    them of a run's outputs. The truth is the batch's labels (class numbers, or `raw`: as they are given); where the
-    metric is not `labelled`, the baseline's answers.
+    them of a run's outputs (`raw`: the outputs). The truth is the batch's labels (class numbers; `raw`: as they are
+    given); where the metric is not `labelled`, the baseline's answers.
 
     `output` is the one that is read, where it was named; `digest` tells a callable from what it was before.
     """
@@ -70,6 +71,10 @@ class Metric:
         Raises EdgerunError where the metric does not fit them.
         """
         return self._reads(model, self.output, batch)
+
+    def on(self, data: Data) -> Metric:
+        """The same on `data`: a callable gets the baseline's outputs where there are no labels."""
+        return replace(self, labelled=False) if self.raw and data.truth is None else self
 
     def labels(self, data: Data) -> np.ndarray | None:
         """The truth of all samples; None where a baseline says it. Raises EdgerunError where there are no labels."""
@@ -170,8 +175,7 @@ def _equal(said: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _boxes(model: Session | Model, output: str | None, batch: int | None) -> Reader:
-    metadata = model.metadata if isinstance(model, Session) else model.ir.metadata_props
-    contract = answers.told(metadata, model.outputs)
+    contract = answers.told(model.metadata, model.outputs)
     if contract is None or contract.kind != "boxes" or output not in (None, contract.output):
         raise EdgerunError("the model's file does not tell how its output holds boxes", got=contract or output,
                            wanted="a post-processing contract of boxes",
@@ -202,16 +206,17 @@ def _all(model: Session | Model, output: str | None, batch: int | None) -> Reade
     return Reader(tuple(floats or [spec.name for spec in model.outputs]), dict)
 
 
-def _called(name: str, function: Callable[..., Any], outputs: Outputs, labels: np.ndarray) -> np.ndarray:
+def _called(name: str, function: Callable[..., Any], outputs: Outputs, labels: Any) -> np.ndarray:
     """What a callable says of a batch."""
+    rows = len(next(iter(labels.values())) if isinstance(labels, dict) else labels)
     try:
         found = np.atleast_1d(np.asarray(function(outputs, labels)))
     except Exception as error:
         raise EdgerunError(f"{name} failed", got=f"{type(error).__name__}: {error}",
                            do="call it on one batch by itself first") from error  # fmt: skip
-    if found.dtype.kind not in "bfiu" or len(found) != labels.shape[0] or not ((found >= 0) & (found <= 1)).all():
+    if found.dtype.kind not in "bfiu" or found.shape != (rows,) or not ((found >= 0) & (found <= 1)).all():
         raise EdgerunError(f"{name} gave no scores", got=f"{found.dtype}{list(found.shape)} {found[:3]}",
-                           wanted=f"[{len(labels)}] numbers of 0 to 1, 1 for right")  # fmt: skip
+                           wanted=f"[{rows}] numbers of 0 to 1, 1 for right")  # fmt: skip
     return found if found.dtype.kind == "b" else found.astype(np.float64)
 
 

@@ -131,13 +131,20 @@ class Trials:
             return
         with self.opened(self.original) as baseline:
             while (at := len(self._truth)) <= look:
-                if not self._looks.metric.labelled:
-                    self._answers.append(self._looks.answers(baseline, at))
+                if not self._looks.metric.labelled and not self._looks.metric.raw:
+                    self._answers.append([*self._looks.answers(baseline, at)])
                 self._truth.append(self._scores(baseline, at, "of the float model"))
 
     def _scores(self, session: Session, look: int, which: str) -> np.ndarray:
-        answers = self._answers[look] if self._answers else None
-        return self.known.get(f"scores {look} {which}", lambda: self._looks.scores(session, look, answers))
+        return self.known.get(f"scores {look} {which}", lambda: self._scored(session, look))
+
+    def _scored(self, session: Session, look: int) -> np.ndarray:
+        """The scores of a look; whole outputs of the float model, which may be large, are made again each time."""
+        metric = self._looks.metric
+        if metric.labelled or not metric.raw:
+            return self._looks.scores(session, look, () if metric.labelled else self._answers[look])
+        with self.opened(self.original) as baseline:
+            return self._looks.scores(session, look, self._looks.answers(baseline, look))
 
     def _evidence(self, trial: Trial) -> float:
         return sequential.log_evidence(trial.lost, trial.gained, trial.samples, self.bound)

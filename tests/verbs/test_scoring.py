@@ -69,6 +69,8 @@ def test_agreement_needs_no_labels_but_a_baseline(pair: Any, tmp_path: Path, cli
     found = json.loads(cli(*command, "--baseline", a).out)
     assert (found["hits"], found["against"]["baseline_accuracy"], found["against"]["gained"]) == (same, 1, 0)
     assert found["against"]["lost"] == 400 - same and found["metric"] == "agreement"
+    itself = json.loads(cli(*command[:1], a, *command[2:], "--baseline", a).out)
+    assert itself["against"]["interval"]["low"] == 0 < itself["against"]["interval"]["high"] < 0.01
     alone = cli(*command)
     assert alone.code == 2 and "against a baseline" in alone.err
 
@@ -124,8 +126,12 @@ def test_a_metric_of_ones_own_counts_in_part(pair: Any, tmp_path: Path, cli: Any
     lost, gained = np.maximum(first - second, 0).sum(), np.maximum(second - first, 0).sum()
     assert result.accuracy == pytest.approx(second.mean(), abs=1e-9) and result.metric == "near_enough"
     assert (result.against.lost, result.against.gained) == (pytest.approx(lost), pytest.approx(gained))
-    assert result.against.interval == paired_drop(result.against.lost, result.against.gained, 400)
-    assert result.interval == wilson(result.hits, 400)
+    d = np.concatenate([first - second, [1, -1]])  # with the two examples that the interval adds
+    half = 1.959964 * np.sqrt(np.var(d) / len(d))
+    low, high = result.against.interval.low, result.against.interval.high
+    assert (low, high) == (pytest.approx(d.mean() - half, abs=1e-7), pytest.approx(d.mean() + half, abs=1e-7))
+    widest = paired_drop(result.against.lost, result.against.gained, 400)
+    assert widest.low < low < high < widest.high and result.interval == wilson(result.hits, 400)
     source = "def near(outputs, labels):\n    return (abs(outputs['y'] - labels) < 0.5).mean(axis=1)\n"
     (tmp_path / "own.py").write_text(source)
     monkeypatch.chdir(tmp_path)
@@ -254,6 +260,43 @@ def test_a_bound_is_held_by_a_metric_of_ones_own(pair: Any) -> None:
     assert record["metric"] == "near_enough" and record["interval (points, 95 %)"][1] < 5
     with pytest.raises(GateFailed, match="cannot be held|does not decide"):
         edgerun.compress(a, labelled={"x": fresh, "labels": fresh @ w}, **asked | {"metric": as_float})
+
+
+def test_a_bound_is_held_on_boxes(tmp_path: Path) -> None:
+    """Of a detector whose boxes a product makes: the contract goes along into what is compressed."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> net (float[n,6,3] x) => (float[n,6,3] y) { y = MatMul(by, x) }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.eye(6, dtype=np.float32), "by"))
+    contract = Postprocessing("boxes", labels=("a", "b"), threshold=0.3, format="xywh_classes")
+    model = Model.from_proto(proto).answering(contract.to_json())
+    rng = np.random.default_rng(8)
+    rows = rng.uniform(0, 1, (400, 6, 3)).astype(np.float32)
+    rows[:, :4] = 10 * rows[:, :4] + 20
+    asked = {"calibration": {"x": rows[:100]}, "labelled": {"x": rows[100:]}, "metric": "boxes", "placement": "rules"}
+    held = edgerun.compress(model, max_drop=20, **asked)
+    record = held.history[-1].options["max drop"]
+    assert record["metric"] == "boxes" and record["samples"] == 300 and record["interval (points, 95 %)"][1] < 20
+
+
+def near_float(outputs: dict[str, np.ndarray], float_outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The share of a sample's outputs that are within 0.2 of the float model's."""
+    return np.mean(np.abs(outputs["y"] - float_outputs["y"]) < 0.2, axis=1)
+
+
+def test_without_labels_a_metric_of_ones_own_gets_the_float_models_outputs(pair: Any) -> None:
+    a, b, x, _, w, near = pair
+    exact = np.mean(np.abs(x @ (w - near).astype(np.float32)) < 0.2, axis=1)
+    result = edgerun.evaluate(b, {"x": x}, baseline=a, metric=near_float, batch=16)
+    assert result.accuracy == pytest.approx(exact.mean(), abs=2e-3) and result.against.baseline_accuracy == 1
+    with pytest.raises(EdgerunError, match="near_float is measured against a baseline"):
+        edgerun.evaluate(b, {"x": x}, metric=near_float)
+    fresh = np.random.default_rng(7).standard_normal((2000, 6)).astype(np.float32)
+    held = edgerun.compress(
+        a, calibration={"x": x}, labelled={"x": fresh}, max_drop=5.0, metric=near_float, placement="rules"
+    )
+    record = held.history[-1].options["max drop"]
+    assert record["interval (points, 95 %)"][1] < 5 and all(trial["gained"] == 0 for trial in record["trials"])
 
 
 def test_other_labels_or_another_metric_are_other_scores(pair: Any) -> None:
