@@ -139,8 +139,7 @@ class Data:
 
     @property
     def truth(self) -> np.ndarray | None:
-        """The labels as they are given, `[samples, …]` of any type; None when there are none. From a callable they take
-        one pass over the data.
+        """The labels as given, `[samples, …]`, or None when there are none; from a callable it takes one pass.
 
         Found as `labels` or `y` in an `.npz` or in a callable's feeds, as `labels.npy` in a folder, or as the
         names of a picture folder's subfolders (numbers, else their places in name order).

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MATCHED = 0.5  # intersection over union of two boxes that are the same
 DEFAULT = "top1"
 Outputs = Mapping[str, np.ndarray]
-Given = str | Callable[[Outputs, Any], Any]
+Given = str | Callable[..., Any]
 
 
 @dataclass(frozen=True)

@@ -172,8 +172,8 @@ def test_pictures_go_through_the_contracts_in_the_file(bare: list[str | Path], p
     told = json.loads(_call(*command, "eval", *asked, "--data", "colours", cwd=place, env=env))
     assert (told["hits"], told["samples"]) == (3, 3)
     (place / "processor.json").write_text('{"image_processor_type": "ViTImageProcessor"}')
-    asked = ("run", "colours.onnx", "--data", "colours", "--preprocessing", "processor.json")
-    said = _call(*bare, *asked, cwd=place, code=3)
+    foreign = ("run", "colours.onnx", "--data", "colours", "--preprocessing", "processor.json")
+    said = _call(*bare, *foreign, cwd=place, code=3)
     assert "what reads a preprocessing file of Transformers or timm is not in edgerun-device" in said
 
 

@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from onnx import numpy_helper
 
 import edgerun
-from edgerun.data import open_data
-from edgerun.errors import EdgerunError, GateFailed
-from edgerun.metrics import counted, paired_drop, wilson
+from edgerun.errors import EdgerunError
+from edgerun.metrics import paired_drop, wilson
 from edgerun.model import Model
 from edgerun.postprocess import Postprocessing, Prediction
-from edgerun.quantize.numerics import sequential
 from edgerun.verbs import scoring
-from edgerun.verbs.looks import Looks
+from edgerun.verbs.evaluate import Drop, Evaluation
+
+
+def dropped(model: Path, data: Any, baseline: Path, **asked: Any) -> tuple[Evaluation, Drop]:
+    """What is found, and against the baseline."""
+    found = edgerun.evaluate(model, data, baseline=baseline, **asked)
+    assert found.against is not None
+    return found, found.against
 
 
 def linear(path: Path, w: np.ndarray, tail: str = "") -> Path:
@@ -38,8 +41,11 @@ def linear(path: Path, w: np.ndarray, tail: str = "") -> Path:
     return path
 
 
+Pair = tuple[Path, Path, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 @pytest.fixture
-def pair(tmp_path: Path) -> Any:
+def pair(tmp_path: Path) -> Pair:
     """A model of 8 classes, one near it, and 400 samples with labels that the first mostly says."""
     rng = np.random.default_rng(0)
     w = rng.standard_normal((6, 8))
@@ -51,17 +57,17 @@ def pair(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("batch", [1, 64])
-def test_top5_counts_the_five_highest(pair: Any, batch: int) -> None:
+def test_top5_counts_the_five_highest(pair: Pair, batch: int) -> None:
     a, b, x, labels, w, near = pair
-    result = edgerun.evaluate(b, {"x": x, "labels": labels}, baseline=a, metric="top5", batch=batch)
+    result, drop = dropped(b, {"x": x, "labels": labels}, a, metric="top5", batch=batch)
     first, second = ((np.argsort(-(x @ m), axis=1)[:, :5] == labels[:, None]).any(axis=1) for m in (w, near))
-    assert (result.hits, result.metric, result.against.baseline_hits) == (second.sum(), "top5", first.sum())
-    assert (result.against.lost, result.against.gained) == ((first & ~second).sum(), (second & ~first).sum())
+    assert (result.hits, result.metric, drop.baseline_hits) == (second.sum(), "top5", first.sum())
+    assert (drop.lost, drop.gained) == ((first & ~second).sum(), (second & ~first).sum())
     with pytest.raises(EdgerunError, match="no class can be missed"):
         edgerun.evaluate(linear(a.with_name("c.onnx"), w[:, :5]), {"x": x, "labels": labels % 5}, metric="top5")
 
 
-def test_agreement_needs_no_labels_but_a_baseline(pair: Any, tmp_path: Path, cli: Any) -> None:
+def test_agreement_needs_no_labels_but_a_baseline(pair: Pair, tmp_path: Path, cli: Any) -> None:
     a, b, x, _, w, near = pair
     np.savez(tmp_path / "x.npz", x=x)
     same = int(((x @ w).argmax(axis=1) == (x @ near).argmax(axis=1)).sum())
@@ -99,7 +105,7 @@ def test_nan_is_neither_class(tmp_path: Path) -> None:
     assert edgerun.evaluate(path, data, metric="binary").hits == 0
 
 
-def test_several_numbers_are_not_one(pair: Any) -> None:
+def test_several_numbers_are_not_one(pair: Pair) -> None:
     a, _, x, labels, *_ = pair
     with pytest.raises(EdgerunError, match="not one number a sample"):
         edgerun.evaluate(a, {"x": x, "labels": labels % 2}, metric="binary")
@@ -107,30 +113,24 @@ def test_several_numbers_are_not_one(pair: Any) -> None:
 
 def near_enough(outputs: dict[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
     """The share of a sample's outputs that are within 0.5 of its labels [n, 8]."""
-    return np.mean(np.abs(outputs["y"] - labels) < 0.5, axis=1)
+    return np.asarray(np.mean(np.abs(outputs["y"] - labels) < 0.5, axis=1))
 
 
-def as_float(outputs: dict[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """Which samples are within a thousandth: no INT8 is."""
-    found: np.ndarray = np.abs(outputs["y"] - labels).max(axis=1) < 1e-3
-    return found
-
-
-def test_a_metric_of_ones_own_counts_in_part(pair: Any, tmp_path: Path, cli: Any, monkeypatch: Any) -> None:
+def test_a_metric_of_ones_own_counts_in_part(pair: Pair, tmp_path: Path, cli: Any, monkeypatch: Any) -> None:
     """Labels of any kind go in as they are; the mean, what is lost and its interval are numpy's."""
     a, b, x, _, w, near = pair
     wanted = (x @ w + 0.4 * np.random.default_rng(2).standard_normal((400, 8))).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x, labels=wanted)
     first, second = (near_enough({"y": x @ m.astype(np.float32)}, wanted) for m in (w, near))
-    result = edgerun.evaluate(b, tmp_path / "data.npz", baseline=a, metric=near_enough, batch=32)
+    result, drop = dropped(b, tmp_path / "data.npz", a, metric=near_enough, batch=32)
     lost, gained = np.maximum(first - second, 0).sum(), np.maximum(second - first, 0).sum()
     assert result.accuracy == pytest.approx(second.mean(), abs=1e-9) and result.metric == "near_enough"
-    assert (result.against.lost, result.against.gained) == (pytest.approx(lost), pytest.approx(gained))
+    assert [drop.lost, drop.gained] == pytest.approx([lost, gained])
     d = np.concatenate([first - second, [1, -1]])  # with the two examples that the interval adds
     half = 1.959964 * np.sqrt(np.var(d) / len(d))
-    low, high = result.against.interval.low, result.against.interval.high
-    assert (low, high) == (pytest.approx(d.mean() - half, abs=1e-7), pytest.approx(d.mean() + half, abs=1e-7))
-    widest = paired_drop(result.against.lost, result.against.gained, 400)
+    low, high = drop.interval.low, drop.interval.high
+    assert [low, high] == pytest.approx([d.mean() - half, d.mean() + half], abs=1e-7)
+    widest = paired_drop(drop.lost, drop.gained, 400)
     assert widest.low < low < high < widest.high and result.interval == wilson(result.hits, 400)
     source = "def near(outputs, labels):\n    return (abs(outputs['y'] - labels) < 0.5).mean(axis=1)\n"
     (tmp_path / "own.py").write_text(source)
@@ -149,13 +149,13 @@ def test_a_metric_of_ones_own_counts_in_part(pair: Any, tmp_path: Path, cli: Any
         (lambda outputs, labels: "good", "gave no scores"),
     ],
 )
-def test_what_is_no_score_is_refused(pair: Any, function: Any, message: str) -> None:
+def test_what_is_no_score_is_refused(pair: Pair, function: Any, message: str) -> None:
     a, _, x, labels, *_ = pair
     with pytest.raises(EdgerunError, match=re.escape(message)):
         edgerun.evaluate(a, {"x": x, "labels": labels}, metric=function, batch=400)
 
 
-def test_names_that_are_no_metric_are_refused(pair: Any) -> None:
+def test_names_that_are_no_metric_are_refused(pair: Pair) -> None:
     a, _, x, labels, *_ = pair
     data = {"x": x, "labels": labels}
     with pytest.raises(
@@ -214,95 +214,10 @@ def test_a_detector_is_compared_box_by_box(tmp_path: Path, cli: Any) -> None:
     rows = np.array([[10, 10, 8, 8, 0.9, 0.1], [40, 40, 8, 8, 0.1, 0.8], [70, 70, 8, 8, 0.6, 0.2]], np.float32)
     np.savez(tmp_path / "x.npz", x=np.repeat(rows.T[None], 5, axis=0))
     a, moved = detector(tmp_path / "a.onnx"), detector(tmp_path / "b.onnx", shift=4.0)
-    result = edgerun.evaluate(moved, tmp_path / "x.npz", baseline=a, metric="boxes")
-    assert result.accuracy == pytest.approx(2 / 3) and result.against.lost == pytest.approx(5 / 3)
+    result, drop = dropped(moved, tmp_path / "x.npz", a, metric="boxes")
+    assert result.accuracy == pytest.approx(2 / 3) and drop.lost == pytest.approx(5 / 3)
     same = cli("eval", a, "--data", tmp_path / "x.npz", "--baseline", a, "--metric", "boxes", "--max-drop", 50)
     assert same.code == 0 and "100.00 %" in same.out
     bare = linear(tmp_path / "c.onnx", np.ones((6, 2)))
     with pytest.raises(EdgerunError, match="does not tell how its output holds boxes"):
         edgerun.evaluate(bare, {"x": np.ones((5, 6))}, baseline=bare, metric="boxes")
-
-
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=60), st.floats(0.01, 0.5))
-def test_scores_in_between_are_never_surer_than_counts(drops: list[float], bound: float) -> None:
-    """The player's capital on the scores themselves is at least that on their counts: e is valid for scores too."""
-    d = np.array(drops)
-    lost, gained = counted(np.maximum(d, 0), np.maximum(-d, 0))
-    stakes = sequential.STAKES / (1 - bound)
-    capital = np.log1p(stakes[:, None] * (bound - d)).sum(axis=1)
-    exact = float(np.logaddexp.reduce(capital) - np.log(len(stakes)))
-    assert sequential.log_evidence(lost, gained, len(d), bound) <= exact + 1e-9
-
-
-def test_a_bound_is_held_by_agreement_without_labels(pair: Any, tmp_path: Path, cli: Any) -> None:
-    a, _, x, *_ = pair
-    rng = np.random.default_rng(5)
-    np.savez(tmp_path / "calib.npz", x=x)
-    np.savez(tmp_path / "dev.npz", x=rng.standard_normal((3000, 6)).astype(np.float32))
-    command = ("compress", a, "--calibration", tmp_path / "calib.npz", "--placement", "rules", "--max-drop", 8,
-               "--labelled", tmp_path / "dev.npz", "-o", tmp_path / "small.onnx")  # fmt: skip
-    ran = cli(*command, "--metric", "agreement")
-    assert ran.code == 0 and "agreement: drop" in ran.out and "surely below 8" in ran.out
-    record = Model.load(tmp_path / "small.onnx").history[-1].options["max drop"]
-    assert record["metric"] == "agreement" and all(trial["gained"] == 0 for trial in record["trials"])
-    assert cli(*command, "--force").err.count("has no labels") == 1
-    bare = cli("compress", a, "--calibration", tmp_path / "calib.npz", "--metric", "top5", "-o", tmp_path / "x.onnx")
-    assert bare.code == 2 and "--metric says how --max-drop is measured" in bare.err
-
-
-def test_a_bound_is_held_by_a_metric_of_ones_own(pair: Any) -> None:
-    a, _, x, _, w, _ = pair
-    rng = np.random.default_rng(6)
-    fresh = rng.standard_normal((2000, 6)).astype(np.float32)
-    asked = {"calibration": {"x": x}, "max_drop": 5.0, "placement": "rules", "metric": near_enough}
-    held = edgerun.compress(a, labelled={"x": fresh, "labels": fresh @ w}, **asked)
-    record = held.history[-1].options["max drop"]
-    assert record["metric"] == "near_enough" and record["interval (points, 95 %)"][1] < 5
-    with pytest.raises(GateFailed, match="cannot be held|does not decide"):
-        edgerun.compress(a, labelled={"x": fresh, "labels": fresh @ w}, **asked | {"metric": as_float})
-
-
-def test_a_bound_is_held_on_boxes(tmp_path: Path) -> None:
-    """Of a detector whose boxes a product makes: the contract goes along into what is compressed."""
-    proto = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17]> net (float[n,6,3] x) => (float[n,6,3] y) { y = MatMul(by, x) }"""
-    )
-    proto.graph.initializer.append(numpy_helper.from_array(np.eye(6, dtype=np.float32), "by"))
-    contract = Postprocessing("boxes", labels=("a", "b"), threshold=0.3, format="xywh_classes")
-    model = Model.from_proto(proto).answering(contract.to_json())
-    rng = np.random.default_rng(8)
-    rows = rng.uniform(0, 1, (400, 6, 3)).astype(np.float32)
-    rows[:, :4] = 10 * rows[:, :4] + 20
-    asked = {"calibration": {"x": rows[:100]}, "labelled": {"x": rows[100:]}, "metric": "boxes", "placement": "rules"}
-    held = edgerun.compress(model, max_drop=20, **asked)
-    record = held.history[-1].options["max drop"]
-    assert record["metric"] == "boxes" and record["samples"] == 300 and record["interval (points, 95 %)"][1] < 20
-
-
-def near_float(outputs: dict[str, np.ndarray], float_outputs: dict[str, np.ndarray]) -> np.ndarray:
-    """The share of a sample's outputs that are within 0.2 of the float model's."""
-    return np.mean(np.abs(outputs["y"] - float_outputs["y"]) < 0.2, axis=1)
-
-
-def test_without_labels_a_metric_of_ones_own_gets_the_float_models_outputs(pair: Any) -> None:
-    a, b, x, _, w, near = pair
-    exact = np.mean(np.abs(x @ (w - near).astype(np.float32)) < 0.2, axis=1)
-    result = edgerun.evaluate(b, {"x": x}, baseline=a, metric=near_float, batch=16)
-    assert result.accuracy == pytest.approx(exact.mean(), abs=2e-3) and result.against.baseline_accuracy == 1
-    with pytest.raises(EdgerunError, match="near_float is measured against a baseline"):
-        edgerun.evaluate(b, {"x": x}, metric=near_float)
-    fresh = np.random.default_rng(7).standard_normal((2000, 6)).astype(np.float32)
-    held = edgerun.compress(
-        a, calibration={"x": x}, labelled={"x": fresh}, max_drop=5.0, metric=near_float, placement="rules"
-    )
-    record = held.history[-1].options["max drop"]
-    assert record["interval (points, 95 %)"][1] < 5 and all(trial["gained"] == 0 for trial in record["trials"])
-
-
-def test_other_labels_or_another_metric_are_other_scores(pair: Any) -> None:
-    """What a stopped search kept is not taken for another's."""
-    a, _, x, labels, *_ = pair
-    inputs = Model.load(a).inputs
-    data = [open_data({"x": x, "labels": given}, inputs) for given in (labels, labels[::-1].copy())]
-    kept = {Looks(each, scoring.named(metric)).scored_by for each in data for metric in ("top1", "top5", near_enough)}
-    assert len(kept) == 6
