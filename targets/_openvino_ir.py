@@ -86,7 +86,7 @@ def read(payload: bytes | Path) -> Any:
 def _refused(payload: bytes | Path, error: RuntimeError) -> EdgerunError:
     """What keeps it from being read: of IR the file that is damaged, where its size or end shows that."""
     if is_onnx(payload):
-        return EdgerunError("OpenVINO refuses the model", got=reason(error), do="edgerun check names the node, and what to do")
+        return EdgerunError("OpenVINO refuses the model", got=reason(error), do="edgerun check names the node")
     if not isinstance(payload, bytes):
         text, weights = payload.read_bytes(), payload.with_suffix(".bin")
         if not text.rstrip().endswith(b"</net>"):

@@ -256,7 +256,7 @@ def _refused(error: Exception, options: Options) -> EdgerunError:
     if known := too_little(error, options.max_rss) or context.foreign(error):
         return known
     kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
-    return kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun check names the node, and what to do")
+    return kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun check names the node")
 
 
 def _value(array: np.ndarray) -> Any:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgerun.cli import _options
+
 if TYPE_CHECKING:
     from edgerun.verbs.diagnosed import Diagnosed
 
@@ -32,15 +34,16 @@ if TYPE_CHECKING:
 @click.option(
     "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
 )
-@click.option("--scores", metavar="NAME", help="The output that holds one score per class, where labels are given.")
+@_options.metric("What is right, where labels, or this, are given", "FP32")
+@click.option("--scores", metavar="NAME", help="The output that the metric reads, as the one with the classes.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="PAGE", help="Write a page with plots.")
 @click.option("--fix", type=click.Path(path_type=Path), metavar="OUT", help="Write the model with the fixes that pay.")
 @click.option("--force", is_flag=True, help="Replace PAGE and OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (null: not a finite number).")
 def command(
     model: Path, quantized: Path, data: str, target: str | None, device: str | None, saturating: bool | None, top: int,
-    limit: int | None, preprocessing: Path | None, scores: str | None, html: Path | None, fix: Path | None, force: bool,
-    as_json: bool,
+    limit: int | None, preprocessing: Path | None, metric: str | None, scores: str | None, html: Path | None,
+    fix: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Which layers of INT8 do the damage, why, and what would repair it?
 
@@ -56,7 +59,8 @@ def command(
     with Stages() as progress:
         result = why_wrong(
             model, quantized, data, target=target, device=device, saturating=saturating, top=top,
-            limit=limit, preprocessing=preprocessing, output=scores, html=html, fix=fix, force=force, progress=progress,
+            limit=limit, preprocessing=preprocessing, metric=metric, output=scores, html=html, fix=fix, force=force,
+            progress=progress,
         )  # fmt: skip
     echo_notes(result.notes)
     if as_json:

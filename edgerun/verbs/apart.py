@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from edgerun.errors import EdgerunError, Unsupported, unknown
 from edgerun.model import Model
 from edgerun.quantize.diagnosis import trials
 from edgerun.quantize.diagnosis.trials import Open, Progress, Trials
+from edgerun.verbs import scoring
 
 ENOUGH = 8  # samples that no fix was made from, for them to judge fixes
 FLOATS = ("float32", "float64", "float16")
@@ -33,12 +35,16 @@ class Parted:
     notes: tuple[str, ...]
 
 
-def parted(model: Model, feeds: Data, output: str | None, wanted: int, open_: Open, progress: Progress) -> Parted:
+def parted(
+    model: Model, feeds: Data, output: str | None, metric: scoring.Given | None, wanted: int, open_: Open,
+    progress: Progress,
+) -> Parted:  # fmt: skip
     """The first `wanted` samples find what is wrong; the last judge fixes: as many, at least ENOUGH.
 
     What repeats another sample is in neither: it would make both surer than they are. All come with the float model's
-    outputs, and with labels where the data has some that fit an output (`output` names it). Raises EdgerunError for
-    data that is not fit to calibrate with, and for an output that is not there, Unsupported where none is float.
+    outputs, and scored by the `metric`, which reads `output`; without one by top-1, where the data has labels that fit
+    an output. Raises EdgerunError for data that is not fit to calibrate with, for an output that is not there, and for
+    a metric that does not fit, Unsupported where no output is float.
     """
     names = [spec.name for spec in model.outputs if spec.dtype in FLOATS]
     if not names:
@@ -56,15 +62,28 @@ def parted(model: Model, feeds: Data, output: str | None, wanted: int, open_: Op
              for chosen, count in zip((places[:first], places[first:]), ends, strict=True) if count]  # fmt: skip
     judged, apart = parts[0], parts[1] if len(parts) > 1 else None
     notes += [] if apart is not None else [_shared(total, judged.samples, check)]
-    if (labels := feeds.labels) is not None:
-        scores, note = _scores(judged, names if output is None else [output], labels)
+    scored = scoring.named(metric, output).on(feeds) if metric is not None else None
+    labels = feeds.labels if scored is None else scored.labels(feeds)
+    if scored is None and labels is not None:
+        scores, note = _scores(judged, names if output is None else [output], labels, feeds.batch)
         notes += [note] if note else []
-        if scores:
-            judged = replace(judged, labels=labels[places[: judged.samples]], scores=scores)
-            apart = apart and replace(apart, labels=labels[places[first:]], scores=scores)
+        scored = scoring.named(output=scores) if scores else None
+    if scored is not None:
+        by = scored.reader(model, feeds.batch), scored.score
+        judged = _scored(judged, *by, None if labels is None else labels[places[: judged.samples]])
+        apart = apart and _scored(apart, *by, None if labels is None else labels[places[first:]])
     # Before the first of the samples apart stand those of the ranges, and what repeats them.
     ranges = feeds if first == total else feeds.first(int(places[first]))
     return Parted(judged, ranges, apart, tuple(notes))
+
+
+def _scored(
+    samples: Trials, reader: scoring.Reader, score: Callable[[Any, Any], np.ndarray], labels: np.ndarray | None
+) -> Trials:
+    """The samples with their truth: their labels, or what the metric reads of the float model."""
+    ends = np.cumsum(samples.rows)[:-1]
+    truths = map(reader.answers, samples.truth) if labels is None else np.split(labels, ends)
+    return replace(samples, score=lambda outputs, truth: score(reader.answers(outputs), truth), truths=tuple(truths))
 
 
 def _at(feeds: Data, places: np.ndarray) -> Iterator[Feeds]:
@@ -112,9 +131,9 @@ def _shared(total: int, judged: int, check: FeedCheck) -> str:
     return f"fixes are judged on the samples that they were found on: {left}"
 
 
-def _scores(judged: Trials, names: Sequence[str], labels: np.ndarray) -> tuple[str, str]:
+def _scores(judged: Trials, names: Sequence[str], labels: np.ndarray, batch: int | None) -> tuple[str, str]:
     """The output that holds one score per class, or "" and why there is none."""
-    columns = {name: _columns(judged, name) for name in names}
+    columns = {name: _columns(judged, name, batch) for name in names}
     classes = int(labels.max(initial=0)) + 1
     fitting = [name for name, count in columns.items() if count > 1 and count >= classes]
     if len(fitting) == 1:
@@ -125,6 +144,6 @@ def _scores(judged: Trials, names: Sequence[str], labels: np.ndarray) -> tuple[s
     return "", f"the labels are not used: they need {classes} scores for each sample, and {has}"
 
 
-def _columns(judged: Trials, name: str) -> int:
-    array, rows = judged.truth[0][name], judged.rows[0]
-    return array.size // rows if array.ndim and len(array) == rows else 0
+def _columns(judged: Trials, name: str, batch: int | None) -> int:
+    array = scoring.logit_rows(np.asarray(judged.truth[0][name]), batch)
+    return array.shape[1] if array.ndim == 2 and len(array) == judged.rows[0] else 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgerun.errors import GateFailed
-from edgerun.metrics import Interval, paired_drop
+from edgerun.metrics import Interval, counted, paired_drop
 from edgerun.quantize.diagnosis import Diagnosis
 from edgerun.quantize.diagnosis.advice import FLOAT_DB
 from edgerun.quantize.diagnosis.trials import Measured, Trials
@@ -34,9 +34,9 @@ class Row:
 
     `kind`: activation, weight, bias, recurrent (a layer on integers), sums (16-bit saturation) or calibration.
     `alone_db`: SQNR at the output when only this one rounds. `cost_db`: what the model gains without it; `cost_points`
-    the same in top-1 points, paired, where there are labels. `evidence` is the cause's number in words. `gain_db` and
-    `gain_points` are what `fix` measured on the samples that judge fixes. `trade`: the fix is one for float, or for
-    more bits, which the device pays for.
+    the same in points of accuracy, paired, where something says what is right. `evidence` is the cause's number in
+    words. `gain_db` and `gain_points` are what `fix` measured on the samples that judge fixes. `trade`: the fix is one
+    for float, or for more bits, which the device pays for.
     """
 
     layer: str
@@ -214,8 +214,9 @@ def points(better: np.ndarray | None, worse: np.ndarray | None) -> Gain | None:
     """Accuracy of `better` minus that of `worse` on the same samples, in points, with its paired interval."""
     if better is None or worse is None:
         return None
-    lost, gained, n = int((better & ~worse).sum()), int((worse & ~better).sum()), len(better)
-    interval = paired_drop(lost, gained, n)
+    (lost, gained), n = counted(better, worse), len(better)
+    squares = float(np.square(better.astype(np.float64) - worse).sum())
+    interval = paired_drop(lost, gained, n, squares=squares)
     return Gain(100 * (lost - gained) / n, Interval(100 * interval.low, 100 * interval.high))
 
 

@@ -16,7 +16,7 @@ from edgerun.preprocess import Preprocessing
 from edgerun.quantize import diagnosis
 from edgerun.quantize.diagnosis import Diagnosis
 from edgerun.runtime import Engine, Options, Session
-from edgerun.verbs import devices
+from edgerun.verbs import devices, scoring
 from edgerun.verbs.again import command, static, step
 from edgerun.verbs.apart import ENOUGH, parted
 from edgerun.verbs.compress import compress
@@ -45,6 +45,7 @@ def why_wrong(
     limit: int | None = None,
     preprocessing: Preprocessing | str | Path | None = None,
     output: str | None = None,
+    metric: scoring.Given | None = None,
     html: str | Path | None = None,
     fix: str | Path | None = None,
     force: bool = False,
@@ -53,8 +54,9 @@ def why_wrong(
     """Diagnose `quantized` (standard Q/DQ, LSTMs on integers) against the float `model` on `data`.
 
     Judged on at most `limit` samples (default 32); new ranges are taken from up to 128, and fixes are judged on `limit`
-    more, where the data has 8 or more. With labels in the data,
-    `output` names the one with the classes where there are several, and the rows that surely cost accuracy come first.
+    more, where the data has 8 or more. With labels in the data, or a `metric` (`edgerun.verbs.scoring`; by default
+    top-1) that takes none, the rows that surely cost accuracy come first; `output` names the one that is read for it,
+    where there are several.
     `saturating` says whether the device's CPU adds two products in 16 bits (default: what `target`, else that of
     `device`, else onnxruntime, says of the device, or of this machine). `html` writes a page, `fix` the model with the
     fixes that pay, with a Step; `Diagnosed.require_fixes` raises GateFailed where none does. Raises
@@ -80,7 +82,7 @@ def why_wrong(
         feeds_for(float_.inputs, "", data, preprocessing=contract, batch=BATCH, limit=most, outputs=float_.outputs)
     )
     looks = judged(float_, feeds).warnings
-    samples = parted(float_, feeds, output, wanted, opened_here, progress)
+    samples = parted(float_, feeds, output, metric, wanted, opened_here, progress)
     remake = _remake(model, rounded, samples.ranges, progress)
     found = diagnosis.diagnose(
         rounded.ir, float_.ir, samples.judged, top, progress, saturates, remake, samples.ranges, samples.apart,

@@ -47,8 +47,8 @@ def judge(
         name: causes.explains(mine, given, widths, FAR_OFF if name in CONSTANTS else NEAR)
         for name, widths in found.items()
     }
-    best = max(scores, key=lambda name: scores[name])
-    if scores[best] > EXPLAINED:
+    best = max(scores, key=lambda name: scores[name], default="")  # of words and bytes no mistake is known
+    if best and scores[best] > EXPLAINED:
         off = float(np.exp(np.abs(mine - given).mean()))
         text = f"the ranges are {off:.3g} times off; {100 * scores[best]:.0f} % of that is explained by {best}"
         still = best in CONSTANTS

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.metrics import correct
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import overflow, sides, switches
 from edgerun.quantize.graphs.align import Counterpart
@@ -30,7 +29,7 @@ AT_ONCE = 12  # quantizers switched in one session: more of them slow every run 
 
 @dataclass(frozen=True)
 class Measured:
-    """Each sample's noise relative to the mean signal `[S]`, and which have the right class `[S]` (None: no labels)."""
+    """Each sample's noise relative to the mean signal `[S]`, and its score `[S]`, 1 for right (None: nothing says)."""
 
     noise: np.ndarray
     hits: np.ndarray | None = None
@@ -45,16 +44,16 @@ class Measured:
 class Trials:
     """Samples in batches with what the float model computes of them: the judge of every variant.
 
-    `labels` `[S]` belong to `scores`, the output that holds the classes. `saturating`: the device adds pairs of
-    products in 16 bits, and what is measured does too. `sides` of outputs are judged apart.
+    `score(outputs, truth)` says how right each sample of a batch is, of the batch's `truths`. `saturating`: the device
+    adds pairs of products in 16 bits, and what is measured does too. `sides` of outputs are judged apart.
     """
 
     open: Open
     feeds: tuple[Feeds, ...]
     rows: tuple[int, ...]
     truth: tuple[Outputs, ...]
-    labels: np.ndarray | None = None
-    scores: str = ""
+    score: Callable[[Outputs, Any], np.ndarray] | None = None
+    truths: tuple[Any, ...] = ()
     saturating: bool = False
     sides: Mapping[str, Sides] = field(default_factory=dict)
 
@@ -67,8 +66,8 @@ class Trials:
         """The first batches that hold `samples`, or all."""
         count = 1 + int(np.searchsorted(np.cumsum(self.rows), samples))
         count = min(count, len(self.rows))
-        labels = None if self.labels is None else self.labels[: sum(self.rows[:count])]
-        return replace(self, feeds=self.feeds[:count], rows=self.rows[:count], truth=self.truth[:count], labels=labels)
+        truths = self.truths[:count]
+        return replace(self, feeds=self.feeds[:count], rows=self.rows[:count], truth=self.truth[:count], truths=truths)
 
     def outputs(self, session: Session, extra: Mapping[str, np.ndarray] | None = None) -> list[Outputs]:
         """What a session computes of all batches."""
@@ -82,10 +81,8 @@ class Trials:
         ]
         parts = np.concatenate([e for e, _ in pairs]), np.concatenate([s for _, s in pairs])
         hits = None
-        if self.labels is not None:
-            logits = np.concatenate([np.asarray(o[self.scores]).reshape(rows, -1)
-                                     for o, rows in zip(outputs, self.rows, strict=True)])  # fmt: skip
-            hits = correct(logits, self.labels)
+        if self.score is not None:
+            hits = np.concatenate([self.score(o, t) for o, t in zip(outputs, self.truths, strict=True)])
         return Measured(noise.relative(*parts), hits)
 
     def _judged(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ def _edit(graph: ir.Graph, counterpart: Counterpart, quantizers: Sequence[Quanti
             for pair in quantizer.pairs:
                 value = nodes[pair.quantize].inputs[0]
                 assert value is not None
-                restored = restore(graph, value, counterpart.absorbed.get(pair.value, ()))
+                restored = restore(graph, value, counterpart.absorbed.get(pair.value, ()), pair.value)
                 for name in pair.dequantize:
                     _redirect(graph, nodes[name].outputs[0], restored, gate)
         elif isinstance(quantizer, Running):
@@ -95,12 +95,13 @@ def _gate(graph: ir.Graph, quantizer: Quantizer) -> ir.Value:
     return gate
 
 
-def restore(graph: ir.Graph, value: ir.Value, absorbed: Sequence[ir.Node]) -> ir.Value:
-    """`value` behind copies of the float nodes that its quantizer replaced, named FLOAT + its name."""
+def restore(graph: ir.Graph, value: ir.Value, absorbed: Sequence[ir.Node], name: str = "") -> ir.Value:
+    """`value` behind copies of the float nodes that its quantizer replaced, named FLOAT + its name, or the `name` that it
+    had before a quantizer in front of it was taken out."""
     import onnx_ir as ir
 
     result, place = value, value.producer()
-    wanted = f"{FLOAT}{value.name}"
+    wanted = f"{FLOAT}{name or value.name}"
     for node in absorbed or (None,):
         inputs = [result]
         for other in node.inputs[1:] if node is not None else ():

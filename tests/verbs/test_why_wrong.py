@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 import edgerun
 from edgerun.errors import EdgerunError
+from edgerun.mixed import order
 from edgerun.model import Model
 from edgerun.verbs.why_wrong import why_wrong
 
@@ -162,3 +163,26 @@ def test_another_models_door_is_refused(placed: Path, place: Any) -> None:
     other = place.save(place.folder / "other.onnx", names=("z", "y"))
     with pytest.raises(EdgerunError, match="different inputs"):
         why_wrong(other, placed / "good.onnx", placed / "plain.npz")
+
+
+def near_float(outputs: dict[str, np.ndarray], float_outputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Whether the largest output of a sample is within a tenth of the float model's."""
+    largest = float_outputs["y"].argmax(axis=1)[:, None]
+    ours, theirs = (np.take_along_axis(given["y"], largest, axis=1)[:, 0] for given in (outputs, float_outputs))
+    return np.asarray(np.abs(ours - theirs) < 0.1 * np.abs(theirs))
+
+
+@pytest.mark.parametrize("metric", ["agreement", near_float])
+def test_a_metric_without_labels_counts_points(placed: Path, metric: Any) -> None:
+    """As numpy counts them on all samples; the row of the clipped range comes first, and what it costs is sure."""
+    result = _diagnosed(placed, "clipped.onnx", limit=48, metric=metric)
+    sessions = [edgerun.load(placed / name) for name in ("float.onnx", "clipped.onnx")]
+    x = np.load(placed / "plain.npz")["x"]
+    exact, clipped = (session.run({"x": x[[*order(len(x))][:48]]}) for session in sessions)
+    same = exact["y"].argmax(1) == clipped["y"].argmax(1) if metric == "agreement" else near_float(clipped, exact)
+    assert result.drop_points is not None and result.drop_points.value == pytest.approx(100 * (1 - same.mean()))
+    row = result.rows[0]
+    assert (row.layer, row.cause) == ("k", "clipping") and row.cost_points is not None
+    assert row.cost_points.interval.low > 0
+    for session in sessions:
+        session.close()
