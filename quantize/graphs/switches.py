@@ -96,8 +96,8 @@ def _gate(graph: ir.Graph, quantizer: Quantizer) -> ir.Value:
 
 
 def restore(graph: ir.Graph, value: ir.Value, absorbed: Sequence[ir.Node], name: str = "") -> ir.Value:
-    """`value` behind copies of the float nodes that its quantizer replaced, named FLOAT + its name, or the `name` that it
-    had before a quantizer in front of it was taken out."""
+    """`value` behind copies of the float nodes that its quantizer replaced, named FLOAT + its name, or the `name` that
+    it had before a quantizer in front of it was taken out."""
     import onnx_ir as ir
 
     result, place = value, value.producer()

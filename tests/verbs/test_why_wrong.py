@@ -186,3 +186,24 @@ def test_a_metric_without_labels_counts_points(placed: Path, metric: Any) -> Non
     assert row.cost_points.interval.low > 0
     for session in sessions:
         session.close()
+
+
+def test_a_quantizer_behind_another_is_looked_at(placed: Path) -> None:
+    """What is rounded is rounded once more to the same grid, for a reader of integers; both are taken out by name."""
+    proto = onnx.load(placed / "good.onnx")
+    first = next(n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0].startswith("k"))
+    grid, value = list(first.input[1:]), first.output[0]
+    again = [
+        onnx.helper.make_node("QuantizeLinear", [value, *grid], ["again"], name="again/Q"),
+        onnx.helper.make_node("DequantizeLinear", ["again", *grid], ["again/value"], name="again/DQ"),
+    ]
+    for node in proto.graph.node:
+        node.input[:] = ["again/value" if name == value else name for name in node.input]
+    place = list(proto.graph.node).index(first) + 1
+    nodes = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes[:place], *again, *nodes[place:]])
+    onnx.save(proto, placed / "twice.onnx")
+    once, twice = _diagnosed(placed, "good.onnx"), _diagnosed(placed, "twice.onnx")
+    assert twice.sqnr_db == pytest.approx(once.sqnr_db, abs=0.01)
+    assert {row.layer for row in twice.rows} >= {"k", "y"}

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 import edgerun
 from edgerun.errors import EdgerunError
+from edgerun.model import Model
 from edgerun.verbs.why_wrong import why_wrong
 
 NET = """<ir_version: 8, opset_import: ["": 17]> net (float[N,3,8,8] x) => (float[N,10] y) {
@@ -123,3 +124,20 @@ def test_every_number_is_told_with_its_samples(tmp_path: Path, cli: Any) -> None
     one = why_wrong(model, small, data, limit=80)
     assert not one.apart and one.before_db == one.sqnr_db
     assert one.beginning().endswith("n=80: costs and gains are of these samples")
+
+
+def test_inputs_of_words_are_no_pictures(tmp_path: Path) -> None:
+    """No mistake with the preparation of integers is known: it goes on without."""
+    draw = np.random.default_rng(4)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> net (int64[n,6] x) => (float[n,5] y) {
+            e = Gather(table, x) f = Flatten(e) a = MatMul(f, w0) r = Relu(a) b = MatMul(r, w1) s = Relu(b)
+            y = MatMul(s, w2) }"""
+    )
+    for name, shape in (("table", (30, 4)), ("w0", (24, 16)), ("w1", (16, 16)), ("w2", (16, 5))):
+        array = (draw.standard_normal(shape) * np.sqrt(2 / shape[0])).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    model = Model.from_proto(proto)
+    data = {"x": draw.integers(0, 30, (80, 6))}
+    result = why_wrong(model, edgerun.compress(model, calibration=data, placement="rules"), data)
+    assert result.rows and result.sqnr_db > 20
