@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--preprocessing", type=click.Path(path_type=Path), help="A file of the contract for a folder of pictures."
 )
-@_options.metric("What is right, where labels, or this, are given", "FP32")
+@_options.metric("What is right", "FP32")
 @click.option("--scores", metavar="NAME", help="The output that the metric reads, as the one with the classes.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="PAGE", help="Write a page with plots.")
 @click.option("--fix", type=click.Path(path_type=Path), metavar="OUT", help="Write the model with the fixes that pay.")

@@ -10,8 +10,8 @@
     module:callable   any other: f(outputs, labels) -> scores [n], of a batch's outputs by name and its labels as given,
                       or, where the data has none, the baseline's outputs
 
-Accuracy is the mean. Intervals and tests are those of counts; a score in between counts in part on either side, which
-errs towards caution: no distribution on [0, 1] varies more than that of 0 and 1 with the same mean.
+Accuracy is the mean. Tests of counts prove a bound, where a score in between counts in part; that errs towards caution:
+no distribution on [0, 1] varies more than that of 0 and 1 with the same mean.
 """
 
 from __future__ import annotations
@@ -203,12 +203,16 @@ def _matched(found: Prediction, wanted: Prediction) -> float:
 
 def _all(model: Session | Model, output: str | None, batch: int | None) -> Reader:
     floats = [spec.name for spec in model.outputs if spec.dtype.startswith("float")]
-    return Reader(tuple(floats or [spec.name for spec in model.outputs]), dict)
+    return Reader(tuple(floats or [spec.name for spec in model.outputs]), dict if batch is not None else _One)
+
+
+class _One(dict[str, np.ndarray]):
+    """Outputs of one sample, without an axis for it."""
 
 
 def _called(name: str, function: Callable[..., Any], outputs: Outputs, labels: Any) -> np.ndarray:
     """What a callable says of a batch."""
-    rows = len(next(iter(labels.values())) if isinstance(labels, dict) else labels)
+    rows = 1 if isinstance(outputs, _One) else len(next(iter(labels.values())) if isinstance(labels, dict) else labels)
     try:
         found = np.atleast_1d(np.asarray(function(outputs, labels)))
     except Exception as error:

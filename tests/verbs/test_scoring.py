@@ -139,6 +139,25 @@ def test_a_metric_of_ones_own_counts_in_part(pair: Pair, tmp_path: Path, cli: An
     assert ran.code == 0 and "own:near" in ran.out and f"{100 * second.mean():.2f} %" in ran.out
 
 
+def test_a_sample_without_an_axis_of_its_own_is_one(tmp_path: Path) -> None:
+    """Of inputs that have no first axis in common a run is one sample, however long its outputs are."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> net (float[3] a, float[4,2] b) => (float[4] y) {
+            m = ReduceSum(a) c = MatMul(b, v) y = Mul(c, m) }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "v"))
+    onnx.save(proto, tmp_path / "one.onnx")
+    rng = np.random.default_rng(1)
+    feeds = [{"a": rng.standard_normal(3).astype(np.float32), "b": rng.standard_normal((4, 2)).astype(np.float32)}
+             for _ in range(5)]  # fmt: skip
+    path, alone = tmp_path / "one.onnx", lambda outputs, wanted: np.allclose(outputs["y"], wanted["y"])
+    result, drop = dropped(path, lambda: iter(feeds), path, metric=alone)
+    assert (result.samples, result.hits, drop.lost) == (5, 5, 0)
+    wrong = lambda outputs, wanted: outputs["y"] == wanted["y"]  # noqa: E731
+    with pytest.raises(EdgerunError, match=re.escape("[1] numbers of 0 to 1")):
+        edgerun.evaluate(path, lambda: iter(feeds), baseline=path, metric=wrong)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
