@@ -135,19 +135,9 @@ def sqnr_db(reference: np.ndarray, value: np.ndarray) -> float:
     return Difference.of(reference, value).sqnr_db
 
 
-def max_abs_error(reference: np.ndarray, value: np.ndarray) -> float:
-    """max|r - v|, in the unit of the arrays."""
-    return Difference.of(reference, value).max_error
-
-
 def relative_error(reference: np.ndarray, value: np.ndarray) -> float:
     """max|r - v| / max|r|, see `Difference.relative_error`."""
     return Difference.of(reference, value).relative_error
-
-
-def cosine(reference: np.ndarray, value: np.ndarray) -> float:
-    """Cosine of the angle between both arrays as vectors, see `Difference.cosine`."""
-    return Difference.of(reference, value).cosine
 
 
 def predicted(logits: np.ndarray) -> np.ndarray:
@@ -202,11 +192,6 @@ def counted(baseline: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 def whole(value: float) -> float:
     """A sum of scores, as an int where it is a count."""
     return int(value) if float(value).is_integer() else float(value)
-
-
-def top1(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The share of rows whose largest logit is the label's, 0..1."""
-    return float(correct(logits, labels).mean())
 
 
 def wilson(hits: float, n: int, confidence: float = 0.95) -> Interval:
