@@ -13,14 +13,11 @@ import ast
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgerun import distribution, onnx_file
 from edgerun.errors import EdgerunError
 from edgerun.preprocess import Preprocessing, not_understood
-
-if TYPE_CHECKING:
-    pass
 
 OWN = "edgerun.preprocessing"  # of a model's metadata
 _FOREIGN = {  # keys of Transformers' and timm's files
