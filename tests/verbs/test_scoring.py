@@ -150,12 +150,18 @@ def test_a_sample_without_an_axis_of_its_own_is_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     feeds = [{"a": rng.standard_normal(3).astype(np.float32), "b": rng.standard_normal((4, 2)).astype(np.float32)}
              for _ in range(5)]  # fmt: skip
-    path, alone = tmp_path / "one.onnx", lambda outputs, wanted: np.allclose(outputs["y"], wanted["y"])
-    result, drop = dropped(path, lambda: iter(feeds), path, metric=alone)
+
+    def near(outputs: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
+        return np.allclose(outputs["y"], wanted["y"])
+
+    def each(outputs: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> np.ndarray:
+        return np.isclose(outputs["y"], wanted["y"])
+
+    path = tmp_path / "one.onnx"
+    result, drop = dropped(path, lambda: iter(feeds), path, metric=near)
     assert (result.samples, result.hits, drop.lost) == (5, 5, 0)
-    wrong = lambda outputs, wanted: outputs["y"] == wanted["y"]  # noqa: E731
     with pytest.raises(EdgerunError, match=re.escape("[1] numbers of 0 to 1")):
-        edgerun.evaluate(path, lambda: iter(feeds), baseline=path, metric=wrong)
+        edgerun.evaluate(path, lambda: iter(feeds), baseline=path, metric=each)
 
 
 @pytest.mark.parametrize(
