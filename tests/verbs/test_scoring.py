@@ -155,7 +155,7 @@ def test_a_sample_without_an_axis_of_its_own_is_one(tmp_path: Path) -> None:
         return np.allclose(outputs["y"], wanted["y"])
 
     def each(outputs: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> np.ndarray:
-        return np.isclose(outputs["y"], wanted["y"])
+        return np.asarray(np.isclose(outputs["y"], wanted["y"]))
 
     path = tmp_path / "one.onnx"
     result, drop = dropped(path, lambda: iter(feeds), path, metric=near)
