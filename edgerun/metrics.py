@@ -183,10 +183,10 @@ def same_class(classes: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return same
 
 
-def counted(baseline: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """(lost, gained) of two models' scores [n]: Σ max(0, baseline - other) and Σ max(0, other - baseline)."""
-    difference = baseline.astype(np.float64) - other
-    return whole(np.maximum(difference, 0).sum()), whole(np.maximum(-difference, 0).sum())
+def counted(baseline: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """(lost, gained, squares) of two models' scores [n], d = baseline - other: Σ max(0, d), Σ max(0, -d) and Σ d²."""
+    d = baseline.astype(np.float64) - other
+    return whole(np.maximum(d, 0).sum()), whole(np.maximum(-d, 0).sum()), float(np.square(d).sum())
 
 
 def whole(value: float) -> float:

@@ -79,9 +79,8 @@ SCHEMES = (
 def command(
     model: Path, output: Path, scheme: str, target: str | None, device: str | None, calibration: str | None,
     preset: str | None, ranges: str, keep_float: tuple[str, ...], limit: int | None, memory_cap: int | None,
-    preprocessing: Path | None,
-    fold: bool, max_drop: str | None, labelled: str | None, metric: str | None, logits: str | None,
-    placement: str | None,    shapes: tuple[str, ...], allow_slower: bool, force: bool, as_json: bool,
+    preprocessing: Path | None, fold: bool, max_drop: str | None, labelled: str | None, metric: str | None,
+    logits: str | None, placement: str | None, shapes: tuple[str, ...], allow_slower: bool, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a model small and fast for one target; the evidence stands in its history (edgerun inspect)."""
     from edgerun import _late

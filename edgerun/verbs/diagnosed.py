@@ -214,8 +214,7 @@ def points(better: np.ndarray | None, worse: np.ndarray | None) -> Gain | None:
     """Accuracy of `better` minus that of `worse` on the same samples, in points, with its paired interval."""
     if better is None or worse is None:
         return None
-    (lost, gained), n = counted(better, worse), len(better)
-    squares = float(np.square(better.astype(np.float64) - worse).sum())
+    (lost, gained, squares), n = counted(better, worse), len(better)
     interval = paired_drop(lost, gained, n, squares=squares)
     return Gain(100 * (lost - gained) / n, Interval(100 * interval.low, 100 * interval.high))
 

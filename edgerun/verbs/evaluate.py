@@ -142,15 +142,11 @@ def _scores(
 
 def _drop(scores: np.ndarray, labelled: bool) -> Drop:
     ours, theirs = scores
-    (lost, gained), count, n = counted(theirs, ours), whole(theirs.sum()), len(ours)
-    found = paired_drop(lost, gained, n, squares=_squares(scores))
+    (lost, gained, squares), count, n = counted(theirs, ours), whole(theirs.sum()), len(ours)
+    found = paired_drop(lost, gained, n, squares=squares)
     if not labelled:  # nothing is nearer to the baseline than itself
         found = replace(found, low=max(0.0, found.low))
     return Drop(count, count / n, lost, gained, (lost - gained) / n, found)
-
-
-def _squares(scores: np.ndarray) -> float:
-    return float(np.square(scores[1].astype(np.float64) - scores[0]).sum())
 
 
 def _gate(drop: Drop, scores: np.ndarray, limit: float) -> Gate:
@@ -158,5 +154,5 @@ def _gate(drop: Drop, scores: np.ndarray, limit: float) -> Gate:
         return Gate(limit, "yes", None)
     if drop.interval.low > limit:
         return Gate(limit, "no", None)
-    needed = samples_to_decide(drop.lost, drop.gained, scores.shape[1], limit, squares=_squares(scores))
-    return Gate(limit, "undecided", needed)
+    lost, gained, squares = counted(scores[1], scores[0])
+    return Gate(limit, "undecided", samples_to_decide(lost, gained, scores.shape[1], limit, squares=squares))

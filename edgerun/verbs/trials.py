@@ -123,7 +123,8 @@ class Trials:
             seen.append(self._scores(session, len(seen), f"with {sorted(kept)} in float"))
             self.runs += len(seen[-1])
         ours, truth = (np.concatenate(part[: look + 1]) for part in (seen, self._truth))
-        return Trial(kept, len(ours), *counted(truth, ours), "undecided")
+        lost, gained, _ = counted(truth, ours)
+        return Trial(kept, len(ours), lost, gained, "undecided")
 
     def _look_up(self, look: int) -> None:
         """What the float model says up to `look`."""

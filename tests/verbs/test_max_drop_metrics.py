@@ -57,7 +57,7 @@ def as_float(outputs: Arrays, labels: np.ndarray) -> np.ndarray:
 def test_scores_in_between_are_never_surer_than_counts(drops: list[float], bound: float) -> None:
     """The player's capital on the scores themselves is at least that on their counts: e is valid for scores too."""
     d = np.array(drops)
-    lost, gained = counted(np.maximum(d, 0), np.maximum(-d, 0))
+    lost, gained, _ = counted(np.maximum(d, 0), np.maximum(-d, 0))
     stakes = sequential.STAKES / (1 - bound)
     capital = np.log1p(stakes[:, None] * (bound - d)).sum(axis=1)
     exact = float(np.logaddexp.reduce(capital) - np.log(len(stakes)))
