@@ -54,6 +54,7 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        exec("")  # else `python -m` dies of the signal, where text was being executed (a dataclass made)
         there = ", ".join(map(str, files.placed()))
         click.echo(f"interrupted: {f'{there} had been written' if there else 'nothing was written'}", err=True)
         sys.exit(130)

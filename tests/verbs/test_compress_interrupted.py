@@ -134,10 +134,13 @@ def test_interrupted_at_any_time(place: Path) -> None:
 SLOW = """
 import numpy, pathlib, time
 def feeds():
-    pathlib.Path("started").touch()
     while True:
         time.sleep(0.01)
         yield {"x": numpy.ones((1, 8), numpy.float32)}
+        pathlib.Path("started").touch()  # behind the first sample: the import of numpy.random swallows an interrupt
+def executing():
+    exec("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    yield {}
 """
 
 
@@ -156,3 +159,13 @@ def test_interrupted_from_the_keyboard(place: Path) -> None:
     assert process.returncode == 130 and out == "" and "Traceback" not in err
     assert err.strip().splitlines()[-1] == "interrupted: nothing was written", "behind lines of progress, if it is slow"
     assert [path.read_bytes() for path in (place / "out").iterdir()] == [b"old"]
+
+
+def test_interrupted_while_text_is_executed(place: Path) -> None:
+    """As a dataclass does when it is made. Python would remember that, and die of the signal with everything said."""
+    (place / "slow.py").write_text(SLOW)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgerun", "compress", "m.onnx", "-o", "out/other.onnx", "--calibration",
+         "slow:executing"], capture_output=True, text=True, cwd=place, preexec_fn=as_a_shell_starts,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "interrupted: nothing was written")
