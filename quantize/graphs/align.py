@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import fold
-from edgerun.quantize.graphs import centre, equalize, factored, loops, recurrent
-from edgerun.quantize.graphs.edit import constant, row_bias, sole_consumer
+from edgerun.quantize.graphs import centre, equalize, factored, flatten, loops, recurrent
+from edgerun.quantize.graphs.edit import constant, drop_unused, row_bias, sole_consumer
 from edgerun.quantize.graphs.factored import Evened
 from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Loop, Quantizer
 from edgerun.quantize.numerics import grid, rescaling
@@ -60,6 +60,9 @@ def align(
         fold.infer_shapes(told)
     else:
         fold.apply(told)
+    if _flat(told.graph, quantized.graph) and flatten.every(told.graph):
+        drop_unused(told)
+        fold.infer_shapes(told)
     constants = [
         c for q in quantizers for c in (q.weights if isinstance(q, Loop) else [q] if isinstance(q, Constant) else [])
     ]
@@ -81,6 +84,12 @@ def align(
         if isinstance(quantizer, Activation):
             _absorbed(quantizer, told.graph, quantized.graph, nodes, result)
     return result
+
+
+def _flat(graph: ir.Graph, quantized: ir.Graph) -> bool:
+    """Whether products of the float model are Gemms in the quantized one, which `flatten` makes of rows."""
+    products = {str(node.name) for node in graph if node.op_type == "MatMul"}
+    return any(node.op_type == "Gemm" and str(node.name) in products for node in quantized)
 
 
 def _named(graph: ir.Graph, quantized: ir.Graph, constants: Sequence[Constant]) -> dict[str, ir.Node]:

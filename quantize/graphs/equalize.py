@@ -267,7 +267,7 @@ def scale_output(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
 def scale_input(graph: ir.Graph, node: ir.Node, factors: np.ndarray) -> None:
     weight = constant(node.inputs[1])
     assert weight is not None
-    if node.op_type == "Gemm":
+    if node.op_type in ("Gemm", "MatMul"):
         shape: tuple[int, ...] = (1, -1) if node.attributes.get_int("transB", 0) else (-1, 1)
         set_constant(graph, node, 1, weight * factors.reshape(shape).astype(weight.dtype))
         return

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+LAYERS = ("Conv", "Gemm", "MatMul")
+
+
 @dataclass(frozen=True)
 class Evened:
     """A pair that rounds its activation times `factors` `[C]`.
@@ -75,10 +78,21 @@ def _in_front(source: ir.Value | None, known: Collection[str]) -> np.ndarray | N
     front = source.producer() if source is not None else None
     if front is None or str(front.name) in known:
         return None
-    if (factors := by_channel(front)) is not None:
+    if (factors := by_channel(front)) is None:
+        factors = _by_column(front)
+    if factors is not None:
         return factors.astype(np.float64)
     site, even, _ = str(front.name).partition(f"{NAME}/")
     return _spread(source, f"{site}{even}") if even else None
+
+
+def _by_column(node: ir.Node) -> np.ndarray | None:
+    """`[C]` of a Mul of `[…, C]` by one positive factor for each column, as smoothing puts it there."""
+    array = constant(node.inputs[1]) if node.op_type == "Mul" and node.domain == "" else None
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if array is None or shape is None or len(shape) < 2 or array.ndim != 1 or array.size < 2:
+        return None
+    return array if array.size == shape[-1] and bool((array > 0).all()) else None
 
 
 def _spread(value: ir.Value | None, site: str) -> np.ndarray | None:
@@ -133,14 +147,14 @@ def _share(node: ir.Node, other: ir.Node) -> None:
 def _reading(pairs: list[ir.Node]) -> tuple[str, ...]:
     """The layers that read a pair as their input."""
     uses = [use for pair in pairs for use in pair.outputs[0].uses()]
-    return tuple(str(use.node.name) for use in uses if use.node.op_type == "Conv" and use.idx == 0)
+    return tuple(str(use.node.name) for use in uses if use.node.op_type in LAYERS and use.idx == 0)
 
 
 def follow(nodes: Mapping[str, ir.Node], graph: ir.Graph, found: Collection[Evened]) -> None:
     """Give the float layers `nodes` (by the quantized graph's names) the factors that the quantized ones have."""
     for each in found:
         for name in each.readers:
-            if name in nodes:
+            if name in nodes and constant(nodes[name].inputs[1]) is not None:
                 equalize.scale_input(graph, nodes[name], 1 / each.factors)
         if each.writer in nodes and equalize.is_layer(nodes[each.writer]):
             equalize.scale_output(graph, nodes[each.writer], each.factors)

@@ -30,8 +30,11 @@ def apply(graph: ir.Graph, rules: Quantization) -> int:
 
     Shapes must have been inferred. A node that is replaced leaves its name to the new one; run RemoveUnusedNodes after.
     """
-    if not rules.flat_rows:
-        return 0
+    return every(graph) if rules.flat_rows else 0
+
+
+def every(graph: ir.Graph) -> int:
+    """Flatten them all, as `apply` does."""
     region = _Region(graph)
     for node in list(graph):
         if node.domain == "" and node not in region.replaced and not region.product(node):

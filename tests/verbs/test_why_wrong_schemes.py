@@ -71,6 +71,36 @@ def test_edgeruns_own_schemes(tmp_path: Path, scheme: str) -> None:
     assert all(row.alone_db < 60 for row in found.rows)
 
 
+TOKENS = """<ir_version: 9, opset_import: ["": 20]> net (float[n,t,32] x) => (float[n,t,8] y) {
+  l = LayerNormalization<axis=-1>(x, g)  p = MatMul(l, w1)  h = Add(p, b1)  r = Gelu(h)  q = MatMul(r, w2)
+  y = Add(q, b2)
+}"""
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_products_of_tokens_that_were_smoothed(tmp_path: Path, target: str) -> None:
+    """SmoothQuant's factors, and products that became Gemms over rows: each finds its float weight, and nothing that
+    is not rounded remains."""
+    draw = np.random.default_rng(5)
+    shapes = {"w1": (32, 64), "b1": (64,), "w2": (64, 8), "b2": (8,)}
+    arrays = {name: draw.standard_normal(shape) / 6 for name, shape in shapes.items()}
+    arrays["g"] = np.where(np.arange(32) == 3, 60.0, 1.0)  # one channel is loud, and the weights read little of it
+    arrays["w1"][3] /= 60
+    proto = onnx.parser.parse_model(TOKENS)
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    proto.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items())
+    onnx.save(proto, model := tmp_path / "float.onnx")
+    feeds = {"x": draw.standard_normal((64, 6, 32)).astype(np.float32)}
+    edgerun.compress(model, target=target, calibration=feeds, placement="rules", output=(small := tmp_path / "s.onnx"))
+    history = Model.load(small).history[-1]
+    assert history.options["smoothed (dB)"], "the loud channel is smoothed"
+    found = why_wrong(model, small, feeds, target=target, limit=32)
+    assert found.counterpart_db > 90 and not any("no float weight" in note for note in found.notes)
+    weights = {row.layer: row.alone_db for row in found.rows if row.kind == "weight"}
+    assert weights.keys() == {"p", "q"} and all(25 < alone < 60 for alone in weights.values())
+
+
 def test_what_keeping_a_layer_of_a_dynamic_model_in_float_brings(tmp_path: Path) -> None:
     model, small = network(tmp_path / "float.onnx"), tmp_path / "small.onnx"
     edgerun.compress(model, scheme="w8a8_dynamic", output=small)

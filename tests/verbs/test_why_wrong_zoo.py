@@ -26,4 +26,5 @@ def test_real_models_are_diagnosed(tmp_path: Path, name: str, target: str) -> No
     found = why_wrong(model.onnx, small, model.calibration, target=target, limit=8, top=2, metric=metric)
     assert found.rows and 5 < found.sqnr_db < 60 and all(np.isfinite(row.alone_db) for row in found.rows)
     assert {row.cause for row in found.rows} - {causes.CALIBRATION, causes.PREPROCESSING}, "the data is the same"
+    assert not any("no float weight" in note for note in found.notes)
     assert (found.drop_points is None) == (metric is None)
