@@ -82,7 +82,8 @@ def _evened(
     model: ir.Model, chains: list[equalize.Chain], now: dict[str, Activation], request: Request
 ) -> dict[str, np.ndarray]:
     plan = placement.plan(model.graph, request.rules, request.keep_float)
-    sites = factors.sites(plan, {str(value.name) for chain in chains for value in chain.values})
+    lying = {name for name, activation in now.items() if activation.own is not None}
+    sites = factors.sites(plan, lying | {str(value.name) for chain in chains for value in chain.values})
     spanned = {name: _spanned(activation.channels, request) for name, activation in now.items()}
     gains, written, made = factors.apply(model.graph, sites, spanned, request.rules)
     request.found["evened (dB)"] = gains

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.quantize import _ranges, _scores, _steps
 from edgerun.quantize._stream import Stream, Totals, telling
-from edgerun.quantize.graphs import edit, factors, placement, work
+from edgerun.quantize.graphs import edit, equalize, factors, lattice, placement, work
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.numerics.grid import Grid
 
@@ -132,6 +132,8 @@ class Cheap:
     def _without(self, made: Placed, names: frozenset[str]) -> Placed:
         """A clone whose layers `names` are as they were."""
         model = made.model.clone()
+        plan = self.plans[names].on(model.graph)
+        scaled = lattice.release(model.graph, plan)
         held: dict[int, ir.Value | None] = {}  # by the array, which layers may share
         for node in model.graph:
             if node.name in names and (weight := self.weights.get(str(node.name))) is not None:
@@ -140,8 +142,9 @@ class Cheap:
                 else:
                     edit.set_constant(model.graph, node, 1, weight)
                     held[id(weight)] = node.inputs[1]
-        plan = self.plans[names].on(model.graph)
         factors.release(model.graph, plan)
+        for node, by in scaled:
+            equalize.scale_input(model.graph, node, by)
         edit.drop_unused(model)
         return Placed(model, plan, {name: weight for name, weight in made.stored.items() if name not in names})
 

@@ -41,11 +41,16 @@ def intervals(
 
     `symmetric` intervals are estimated on the values and their negatives, and end at ±high. Others have their zero in
     the middle where the plan says so, or the shorter side of what a layer reads is more than `mirrored` of the longer.
+    What has a grid of its own keeps that.
     """
     found: Intervals = {}
     layers = set(plan.compute)
     for group, values in plan.groups().items():
         members = [seen[str(value.name)] for value in values]
+        own = members[0].own if len(members) == 1 else None
+        if own is not None and own.span is not None:
+            found[group] = own.span
+            continue
         low = min(float(m.channels.low.min()) for m in members)
         high = max(float(m.channels.high.max()) for m in members)
         sample = np.concatenate([m.sample for m in members])

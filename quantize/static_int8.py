@@ -17,6 +17,7 @@ import numpy as np
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize import (
     _finished,
+    _inputs,
     _observation,
     _precision,
     _reached,
@@ -34,16 +35,7 @@ from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import all_kept, finite
-from edgerun.quantize.graphs import (
-    correction,
-    edit,
-    flatten,
-    placement,
-    qdq,
-    reach,
-    saturation,
-    suited,
-)
+from edgerun.quantize.graphs import correction, edit, flatten, lattice, placement, qdq, reach, saturation, suited
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.graphs.work import keepable
@@ -83,11 +75,14 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
             raise all_kept(request)
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
         raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
+    own = _inputs.aligned(model, plan, request)
+    plan = placement.plan(model.graph, request.rules, request.keep_float)
     seen, fit, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
     request.telling = _observation.telling(truths)
     request = replace(request, keep_float=request.keep_float | plan.thin)  # nothing was seen of what these read
     for told in (seen, fit):
         told |= {name: told[name].within(*ends) for name, ends in reach.ends(plan).items() if told}
+        told |= _inputs.exact(told, own)
     _observation.tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     makes = makes or _without.Makes(_all_placed, _plain)
     return replace(_without.prepared(Observed(model, original, seen, truths, fit), makes, request), left=plan.thin)
@@ -126,7 +121,7 @@ def _plain(prepared: Prepared, request: Request) -> ir.Model:
     grids = grids_over(intervals(plan, seen, "minmax", rules.symmetric, rules.mirrored), request)
     for node in convolutions:
         taken[str(node.name)] -= correction.over_taps(qdq.stored_weight(node), stored[str(node.name)].grid.scale)
-    means = {name: seen[name].mean for name in read if name in seen and seen[name].axis == 1}
+    means = {name: seen[name].unbiased for name in read if name in seen and seen[name].axis == 1}
     shifts = correction.expected(plan, means, taken)
     return _quantized(model, plan, grids, {} if rules.float_bias else stored, shifts, rules)
 
@@ -236,6 +231,7 @@ def _store_weights(
     """
     found: dict[str, Stored] = {}
     repairs = request.rules.reduced_range
+    before = lattice.weights(model.graph)
     for nodes in plan.sharing():
         node = nodes[0]
         weight = edit.constant(node.inputs[1])
@@ -249,6 +245,7 @@ def _store_weights(
         if codes is None:
             codes = own.quantize(weight)
         qdq.store_weight(model.graph, nodes, own, saturation.fitted(node, codes) if repairs else codes)
+    lattice.settle(model.graph, before)
     return found
 
 

@@ -98,12 +98,22 @@ class Vectors:
 
 
 @dataclass(frozen=True)
+class Own:
+    """A grid of 256 steps that values lie on: it spans `span` (None: not all of the data lies there). They are an
+    input's plus `offsets` `[C]`, which the layers' biases take."""
+
+    span: tuple[float, float] | None
+    offsets: np.ndarray | float = 0.0
+
+
+@dataclass(frozen=True)
 class Activation:
     """What was seen of one activation.
 
     `channels` on `axis` (None: the tensor has no channels); `sample`, float32 `[m]`, is an even sample of its values,
     and `owner`, unsigned `[m]`, the channel of each; `lows` and `highs`, `[batches]`, are the extremes of every batch;
     `size` are the elements of the batches that were told in full, `vectors` some of them whole, where asked for.
+    `own` is the grid that the values lie on (None: none is known).
     """
 
     channels: Channels
@@ -114,6 +124,7 @@ class Activation:
     highs: np.ndarray
     size: float
     vectors: Vectors = Vectors()
+    own: Own | None = None
 
     def scaled(self, factors: np.ndarray) -> Activation:
         """Of f∘x, for positive f `[C]`; the extremes of single batches are known no more but by their place in those of
@@ -122,13 +133,18 @@ class Activation:
         ends = [self._placed(end, channels) for end in (self.lows, self.highs)]
         sample = self.sample * factors[self.owner].astype(np.float32)
         vectors = self.vectors.scaled(factors)
-        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1], vectors=vectors)
+        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1], vectors=vectors, own=None)
 
     @property
     def mean(self) -> np.ndarray:
         """Of every channel `[C]`, by the sample; 0 of one hardly in it."""
         seen, mean, _ = self._sampled
         return np.where(seen < FEWEST, 0.0, mean)
+
+    @property
+    def unbiased(self) -> np.ndarray:
+        """The mean beyond the offsets that biases take, `[C]`."""
+        return self.mean - (0.0 if self.own is None else self.own.offsets)
 
     @property
     def varying(self) -> Channels:
@@ -155,7 +171,7 @@ class Activation:
         ends = [self._placed(end, channels) for end in (self.lows, self.highs)]
         sample = self.sample - offsets[self.owner].astype(np.float32)
         vectors = self.vectors.moved(offsets)
-        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1], vectors=vectors)
+        return replace(self, channels=channels, sample=sample, lows=ends[0], highs=ends[1], vectors=vectors, own=None)
 
     def _placed(self, ends: np.ndarray, channels: Channels) -> np.ndarray:
         """`ends` `[batches]` where they lie between these channels' extremes as they do between this one's."""

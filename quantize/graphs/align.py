@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import fold
-from edgerun.quantize.graphs import centre, equalize, factored, flatten, loops, recurrent
+from edgerun.quantize.graphs import centre, equalize, factored, flatten, lattice, loops, recurrent
 from edgerun.quantize.graphs.edit import constant, drop_unused, row_bias, sole_consumer
 from edgerun.quantize.graphs.factored import Evened
 from edgerun.quantize.graphs.quantizers import HOLDERS, Activation, Constant, Loop, Quantizer
@@ -68,6 +68,7 @@ def align(
     ]
     nodes = _named(told.graph, quantized.graph, constants)
     factored.follow(nodes, told.graph, evened)
+    lattice.follow(nodes, told.graph, lattice.moved(quantized.graph))
     stored = _stored(quantized.graph, constants, nodes)
     result = Counterpart(rescaled=_rescale(told.graph, stored), named={name: str(n.name) for name, n in nodes.items()})
     result.recentred = _recentre(told.graph, quantized.graph, constants, nodes)

@@ -67,10 +67,10 @@ def _moved(
 ) -> dict[str, np.ndarray]:
     """Take `shifts` `[W, C]` off what the writers write; what that takes off each value, by name."""
     for node, shift in zip(chain.writers, shifts, strict=True):
-        _move_bias(graph, node, -shift)
+        move_bias(graph, node, -shift)
     offsets = {value: row @ shifts for value, row in sums.items()}
     for node in chain.readers:
-        _move_bias(graph, node, _matrix(node, chain.channels) @ offsets[node.inputs[0]])  # type: ignore[index]
+        move_bias(graph, node, _matrix(node, chain.channels) @ offsets[node.inputs[0]])  # type: ignore[index]
     return {str(value.name): offset for value, offset in offsets.items()}
 
 
@@ -119,7 +119,13 @@ def _matrix(node: ir.Node, channels: int) -> np.ndarray:
     return whole
 
 
-def _move_bias(graph: ir.Graph, node: ir.Node, by: np.ndarray) -> None:
+def offset_input(graph: ir.Graph, node: ir.Node, by: np.ndarray) -> None:
+    """Let a layer that read x + `by`, `[C]`, read x: what that took is in its bias."""
+    move_bias(graph, node, _matrix(node, len(by)) @ by)
+
+
+def move_bias(graph: ir.Graph, node: ir.Node, by: np.ndarray) -> None:
+    """Add `by` `[O]` to a layer's bias."""
     bias = row_bias(node, len(by))
     assert bias is not None
     set_constant(graph, node, 2, (bias + by).astype(np.float32), name=f"{node.name}/bias")

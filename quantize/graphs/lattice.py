@@ -1,0 +1,264 @@
+"""Inputs whose channels lie on grids of their own: moved and scaled onto one that the quantizer's steps fall on.
+
+A picture's pixels have 8 bits, and what preprocessing makes of them, (p − m)/s with other numbers for each channel, has
+256 values a channel still. A grid for all channels falls between these, and rounds what need not be rounded. With p
+itself in front of the quantizer, and m and 1/s in the first layer's weights and bias, nothing is. A layer that pads
+with zeros gets its padding in front, where zero is still zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgerun.quantize.graphs import centre, equalize, qdq
+from edgerun.quantize.graphs.edit import constant, drop_node, fresh_name, initializer
+from edgerun.quantize.graphs.placement import Plan
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+NAME = "/own grid"  # how the name of the Add ends
+PADS = 11  # the first opset whose Pad takes its places as an input
+BETWEEN = ("Transpose", "QuantizeLinear", "DequantizeLinear")  # from there to the layers
+NHWC = (0, 3, 1, 2)  # such an input's axes as the layers read them
+
+
+@dataclass(frozen=True)
+class Site:
+    """An `image` that the Convs `readers` read as `value`, `[N, C, H, W]`, all padding by `pads` (both sides, H and W).
+
+    `axis` is the one of the channels in the image.
+    """
+
+    image: ir.Value
+    value: ir.Value
+    readers: tuple[ir.Node, ...]
+    pads: tuple[int, int, int, int]
+    axis: int
+
+    @property
+    def channels(self) -> int:
+        channels = None if self.image.shape is None else self.image.shape[self.axis]
+        assert isinstance(channels, int)
+        return channels
+
+
+def sites(graph: ir.Graph, plan: Plan) -> list[Site]:
+    """The pictures among the graph's inputs that only layers of `plan` read, behind a Transpose at most."""
+    return [site for value in graph.inputs if (site := _site(graph, value, plan)) is not None]
+
+
+def _site(graph: ir.Graph, image: ir.Value, plan: Plan) -> Site | None:
+    import onnx_ir as ir
+
+    if image.dtype != ir.DataType.FLOAT or image.shape is None or len(image.shape) != 4 or image.is_graph_output():
+        return None
+    value, axis = image, 1
+    only = [use.node for use in image.uses()]
+    if len(only) == 1 and only[0].op_type == "Transpose" and only[0].attributes.get_ints("perm", ()) == NHWC:
+        value, axis = only[0].outputs[0], 3
+    channels = image.shape[axis]
+    readers = [(node, index) for node, index in value.uses()]
+    layers = [node for node, index in readers if index == 0 and node in plan.weights and node.op_type == "Conv"]
+    if not layers or len(layers) < len(readers) or value.is_graph_output() or not isinstance(channels, int):
+        return None
+    if axis == 3 and not isinstance(image.shape[2], int):
+        return None  # what is added to a row is a constant of the row's length
+    if not all(equalize.is_layer(n) and n.attributes.get_int("group", 1) == 1 for n in layers):
+        return None
+    automatic = any(n.attributes.get_string("auto_pad", "NOTSET") not in ("", "NOTSET") for n in layers)
+    pads = {tuple(n.attributes.get_ints("pads", (0, 0, 0, 0))) for n in layers}
+    if automatic or len(pads) > 1 or min(padding := pads.pop()) < 0:
+        return None
+    if any(padding) and graph.opset_imports.get("", 0) < PADS:
+        return None
+    return Site(image, value, tuple(layers), padding, axis)  # type: ignore[arg-type]
+
+
+def apply(graph: ir.Graph, site: Site, factors: np.ndarray, offsets: np.ndarray) -> ir.Value:
+    """Let f∘x + o, f and o `[C]`, be what is quantized, with f and o in the layers' constants: the same in real
+    arithmetic. Returns the value that it is; factors that are all 1 need no Mul."""
+    made, before = site.image, next(node for node in graph if site.image in node.inputs)
+    name = str(site.image.name)
+    if any(site.pads):
+        top, left, bottom, right = site.pads
+        places = (0, 0, top, left, 0, 0, bottom, right) if site.axis == 1 else (0, top, left, 0, 0, bottom, right, 0)
+        pads = initializer(graph, f"{name}/pads", np.array(places, np.int64))
+        made = _emit(graph, "Pad", [made, pads], before, _padded(site), f"{name}/Pad")
+        for node in site.readers:
+            node.attributes.pop("pads", None)
+    if (factors != 1).any():
+        by = initializer(graph, f"{name}/factors", _spread(factors, site))
+        made = _emit(graph, "Mul", [made, by], before, _padded(site), f"{name}/factors")
+    by = initializer(graph, f"{name}/offsets", _spread(offsets, site))
+    made = _emit(graph, "Add", [made, by], before, _padded(site), f"{name}{NAME}")
+    if site.value is not site.image:
+        before.replace_input_with(0, made)
+        shape = _padded(site)
+        made, made.shape = site.value, _shape([shape[axis] for axis in NHWC])
+    else:
+        for node in site.readers:
+            node.replace_input_with(0, made)
+    _take(graph, site.readers, factors, offsets)
+    return made
+
+
+def _take(graph: ir.Graph, layers: Collection[ir.Node], factors: np.ndarray, offsets: np.ndarray) -> None:
+    """Let layers that read x read f∘x + o."""
+    for node in layers:
+        equalize.scale_input(graph, node, 1 / factors)
+        centre.offset_input(graph, node, -offsets)
+
+
+def _spread(numbers: np.ndarray, site: Site) -> np.ndarray:
+    """`[C]` so that it broadcasts fast: over rows of W·C numbers where the channels stand last."""
+    told = numbers.astype(np.float32)
+    if site.axis == 1:
+        return told.reshape(-1, 1, 1)
+    width = _padded(site)[2]
+    assert isinstance(width, int)
+    return np.tile(told, (width, 1))
+
+
+def _padded(site: Site) -> list[int | None]:
+    """The image's shape with its padding; None where it is open."""
+    top, left, bottom, right = site.pads
+    more = (0, 0, top + bottom, left + right) if site.axis == 1 else (0, top + bottom, left + right, 0)
+    assert site.image.shape is not None
+    return [dim + by if isinstance(dim, int) else None for dim, by in zip(site.image.shape, more, strict=True)]
+
+
+def _shape(dims: list[int | None]) -> ir.Shape:
+    import onnx_ir as ir
+
+    return ir.Shape(dims)
+
+
+def _emit(
+    graph: ir.Graph, op: str, inputs: list[ir.Value], before: ir.Node, shape: list[int | None], name: str
+) -> ir.Value:
+    import onnx_ir as ir
+
+    node = ir.node(op, inputs, name=fresh_name(graph, name))
+    result = node.outputs[0]
+    result.name, result.type, result.shape = fresh_name(graph, f"{name}/value"), inputs[0].type, _shape(shape)
+    graph.insert_before(before, node)
+    return result
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What `apply` did, found again: the Add, the Mul and the Pad in front of it, the layers behind, f and o."""
+
+    add: ir.Node
+    mul: ir.Node | None
+    pad: ir.Node | None
+    layers: tuple[ir.Node, ...]
+    factors: np.ndarray
+    offsets: np.ndarray
+
+
+def moved(graph: ir.Graph) -> list[Moved]:
+    """Every place in a graph, quantized or not, where `apply` was."""
+    found = []
+    for add in [node for node in graph if node.op_type == "Add" and NAME in str(node.name)]:
+        steps: dict[str, ir.Node] = {}
+        source = add.inputs[0]
+        while source is not None and (node := source.producer()) is not None and node.op_type in ("Mul", "Pad"):
+            steps[node.op_type] = node
+            source = node.inputs[0]
+        offsets = _channels(add)
+        factors = _channels(steps["Mul"]) if "Mul" in steps else np.ones_like(offsets)
+        layers = tuple(_behind(add.outputs[0]))
+        found.append(Moved(add, steps.get("Mul"), steps.get("Pad"), layers, factors, offsets))
+    return found
+
+
+def _channels(node: ir.Node) -> np.ndarray:
+    array = constant(node.inputs[1])
+    assert array is not None
+    return (array[:, 0, 0] if array.ndim == 3 else array[0]).astype(np.float64)
+
+
+def _behind(value: ir.Value) -> list[ir.Node]:
+    """The Convs that read a value, behind what only moves or rounds it."""
+    found = []
+    for node, _ in value.uses():
+        found += _behind(node.outputs[0]) if node.op_type in BETWEEN else [node] if node.op_type == "Conv" else []
+    return found
+
+
+def follow(nodes: Mapping[str, ir.Node], graph: ir.Graph, found: Collection[Moved]) -> None:
+    """Give the float layers `nodes` (by the quantized graph's names) the constants that the quantized ones have."""
+    for each in found:
+        layers = [nodes[str(node.name)] for node in each.layers if str(node.name) in nodes]
+        _take(graph, [node for node in layers if equalize.is_layer(node)], each.factors, each.offsets)
+
+
+def weights(graph: ir.Graph) -> dict[str, np.ndarray]:
+    """The float weights of the layers that read such a place, by node name."""
+    layers = [node for each in moved(graph) for node in each.layers]
+    return {str(node.name): weight for node in layers if (weight := constant(node.inputs[1])) is not None}
+
+
+def settle(graph: ir.Graph, before: Mapping[str, np.ndarray]) -> None:
+    """What rounding the weights took from what o brings is put into the biases: of rounded weights W′, b − W′·o."""
+    for each in moved(graph):
+        for node in each.layers:
+            if str(node.name) in before:
+                error = _rounded(node) - before[str(node.name)]
+                centre.move_bias(graph, node, -_summed(error) @ each.offsets)
+
+
+def release(graph: ir.Graph, plan: Plan) -> list[tuple[ir.Node, np.ndarray]]:
+    """Undo it where layers stay in float after all, whose weights are stored as yet.
+
+    Returns these with the factors `[C]` that their float weights are still to take.
+    """
+    import onnx_ir as ir
+
+    scaled = []
+    for each in moved(graph):
+        if not each.layers or any(node in plan.weights for node in each.layers):
+            continue
+        pads = constant(each.pad.inputs[1]) if each.pad is not None else None
+        for node in each.layers:
+            centre.move_bias(graph, node, _summed(_rounded(node)) @ each.offsets)
+            scaled.append((node, each.factors))
+            if pads is not None:
+                places = pads.reshape(2, 4)[:, 2:] if _first(each) else pads.reshape(2, 4)[:, 1:3]
+                node.attributes["pads"] = ir.AttrInt64s("pads", places.reshape(-1).tolist())
+        image = (each.pad or each.mul or each.add).inputs[0]
+        assert image is not None and image.shape is not None
+        for made in (each.add, each.mul, each.pad):
+            if made is not None:
+                drop_node(graph, made)
+        for node, _ in image.uses():
+            if node.op_type == "Transpose":
+                node.outputs[0].shape = ir.Shape([image.shape[axis] for axis in NHWC])
+    return scaled
+
+
+def _rounded(node: ir.Node) -> np.ndarray:
+    """What a Conv computes with whose weight is stored, float64 `[O, C, …]`."""
+    codes, pair = qdq.stored_weight(node), node.inputs[1].producer()  # type: ignore[union-attr]
+    scale = constant(pair.inputs[1]) if pair is not None else None
+    assert codes is not None and scale is not None
+    told: np.ndarray = codes * scale.astype(np.float64).reshape(-1, *[1] * (codes.ndim - 1))
+    return told
+
+
+def _summed(weight: np.ndarray) -> np.ndarray:
+    """`[O, C]` of a Conv's weight, over its taps."""
+    told: np.ndarray = weight.reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)
+    return told
+
+
+def _first(each: Moved) -> bool:
+    """Whether the channels stand in front of the places."""
+    array = constant(each.add.inputs[1])
+    return array is not None and array.ndim == 3
