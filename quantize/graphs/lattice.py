@@ -21,7 +21,7 @@ from edgerun.quantize.graphs.placement import Plan
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-NAME = "/own grid"  # how the name of the Add ends
+NAME = "/own_grid"  # how the name of the Add ends
 PADS = 11  # the first opset whose Pad takes its places as an input
 BETWEEN = ("Transpose", "QuantizeLinear", "DequantizeLinear")  # from there to the layers
 NHWC = (0, 3, 1, 2)  # such an input's axes as the layers read them
