@@ -82,24 +82,26 @@ def _site(graph: ir.Graph, image: ir.Value, plan: Plan) -> Site | None:
 def apply(graph: ir.Graph, site: Site, factors: np.ndarray, offsets: np.ndarray) -> ir.Value:
     """Let f∘x + o, f and o `[C]`, be what is quantized, with f and o in the layers' constants: the same in real
     arithmetic. Returns the value that it is; factors that are all 1 need no Mul."""
+    import onnx_ir as ir
+
     made, before = site.image, next(node for node in graph if site.image in node.inputs)
     name = str(site.image.name)
     if any(site.pads):
         top, left, bottom, right = site.pads
         places = (0, 0, top, left, 0, 0, bottom, right) if site.axis == 1 else (0, top, left, 0, 0, bottom, right, 0)
         pads = initializer(graph, f"{name}/pads", np.array(places, np.int64))
-        made = _emit(graph, "Pad", [made, pads], before, _padded(site), f"{name}/Pad")
+        made = _emit(graph, "Pad", [made, pads], before, site, f"{name}/Pad")
         for node in site.readers:
             node.attributes.pop("pads", None)
     if (factors != 1).any():
         by = initializer(graph, f"{name}/factors", _spread(factors, site))
-        made = _emit(graph, "Mul", [made, by], before, _padded(site), f"{name}/factors")
+        made = _emit(graph, "Mul", [made, by], before, site, f"{name}/factors")
     by = initializer(graph, f"{name}/offsets", _spread(offsets, site))
-    made = _emit(graph, "Add", [made, by], before, _padded(site), f"{name}{NAME}")
+    made = _emit(graph, "Add", [made, by], before, site, f"{name}{NAME}")
     if site.value is not site.image:
         before.replace_input_with(0, made)
-        shape = _padded(site)
-        made, made.shape = site.value, _shape([shape[axis] for axis in NHWC])
+        made, shape = site.value, _padded(site)
+        made.shape = ir.Shape([shape[axis] for axis in NHWC])
     else:
         for node in site.readers:
             node.replace_input_with(0, made)
@@ -124,28 +126,22 @@ def _spread(numbers: np.ndarray, site: Site) -> np.ndarray:
     return np.tile(told, (width, 1))
 
 
-def _padded(site: Site) -> list[int | None]:
-    """The image's shape with its padding; None where it is open."""
+def _padded(site: Site) -> list[int | ir.SymbolicDim | None]:
+    """The image's shape with its padding; None for an open size that grows."""
     top, left, bottom, right = site.pads
     more = (0, 0, top + bottom, left + right) if site.axis == 1 else (0, top + bottom, left + right, 0)
     assert site.image.shape is not None
-    return [dim + by if isinstance(dim, int) else None for dim, by in zip(site.image.shape, more, strict=True)]
+    grown = [dim + by if isinstance(dim, int) else None for dim, by in zip(site.image.shape, more, strict=True)]
+    return [new if by else dim for dim, new, by in zip(site.image.shape, grown, more, strict=True)]
 
 
-def _shape(dims: list[int | None]) -> ir.Shape:
-    import onnx_ir as ir
-
-    return ir.Shape(dims)
-
-
-def _emit(
-    graph: ir.Graph, op: str, inputs: list[ir.Value], before: ir.Node, shape: list[int | None], name: str
-) -> ir.Value:
+def _emit(graph: ir.Graph, op: str, inputs: list[ir.Value], before: ir.Node, site: Site, name: str) -> ir.Value:
     import onnx_ir as ir
 
     node = ir.node(op, inputs, name=fresh_name(graph, name))
     result = node.outputs[0]
-    result.name, result.type, result.shape = fresh_name(graph, f"{name}/value"), inputs[0].type, _shape(shape)
+    result.name, result.type = fresh_name(graph, f"{name}/value"), inputs[0].type
+    result.shape = ir.Shape(_padded(site))
     graph.insert_before(before, node)
     return result
 
