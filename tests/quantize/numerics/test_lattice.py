@@ -38,4 +38,4 @@ def test_other_numbers_have_none(seed: int) -> None:
         "few values": pixels % 16, "one": np.zeros(COUNT), "not a number": np.where(pixels == 3, np.nan, pixels),
     }  # fmt: skip
     for kind, values in others.items():
-        assert lattice.found(values.astype(np.float32)) is None, kind
+        assert lattice.found(np.asarray(values, np.float32)) is None, kind
