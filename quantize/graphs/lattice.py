@@ -29,14 +29,14 @@ NHWC = (0, 3, 1, 2)  # such an input's axes as the layers read them
 
 @dataclass(frozen=True)
 class Site:
-    """An `image` that the Convs `readers` read as `value`, `[N, C, H, W]`, all padding by `pads` (both sides, H and W).
+    """An `image` that the Conv `reader` reads as `value`, `[N, C, H, W]`, padding by `pads` (H and W, then behind).
 
     `axis` is the one of the channels in the image.
     """
 
     image: ir.Value
     value: ir.Value
-    readers: tuple[ir.Node, ...]
+    reader: ir.Node
     pads: tuple[int, int, int, int]
     axis: int
 
@@ -48,7 +48,7 @@ class Site:
 
 
 def sites(graph: ir.Graph, plan: Plan) -> list[Site]:
-    """The pictures among the graph's inputs that only layers of `plan` read, behind a Transpose at most."""
+    """The pictures among the graph's inputs that only one layer of `plan` reads, behind a Transpose at most."""
     return [site for value in graph.inputs if (site := _site(graph, value, plan)) is not None]
 
 
@@ -61,22 +61,20 @@ def _site(graph: ir.Graph, image: ir.Value, plan: Plan) -> Site | None:
     only = [use.node for use in image.uses()]
     if len(only) == 1 and only[0].op_type == "Transpose" and only[0].attributes.get_ints("perm", ()) == NHWC:
         value, axis = only[0].outputs[0], 3
-    channels = image.shape[axis]
-    readers = [(node, index) for node, index in value.uses()]
-    layers = [node for node, index in readers if index == 0 and node in plan.weights and node.op_type == "Conv"]
-    if not layers or len(layers) < len(readers) or value.is_graph_output() or not isinstance(channels, int):
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output() or not isinstance(image.shape[axis], int):
         return None
     if axis == 3 and not isinstance(image.shape[2], int):
         return None  # what is added to a row is a constant of the row's length
-    if not all(equalize.is_layer(n) and n.attributes.get_int("group", 1) == 1 for n in layers):
+    reader, told = uses[0].node, uses[0].node.attributes
+    layer = uses[0].idx == 0 and reader in plan.weights and reader.op_type == "Conv" and equalize.is_layer(reader)
+    if not layer or told.get_int("group", 1) != 1 or told.get_string("auto_pad", "NOTSET") not in ("", "NOTSET"):
         return None
-    automatic = any(n.attributes.get_string("auto_pad", "NOTSET") not in ("", "NOTSET") for n in layers)
-    pads = {tuple(n.attributes.get_ints("pads", (0, 0, 0, 0))) for n in layers}
-    if automatic or len(pads) > 1 or min(padding := pads.pop()) < 0:
+    top, left, bottom, right = told.get_ints("pads", (0, 0, 0, 0))
+    pads = top, left, bottom, right
+    if min(pads) < 0 or (any(pads) and graph.opset_imports.get("", 0) < PADS):
         return None
-    if any(padding) and graph.opset_imports.get("", 0) < PADS:
-        return None
-    return Site(image, value, tuple(layers), padding, axis)  # type: ignore[arg-type]
+    return Site(image, value, reader, pads, axis)
 
 
 def apply(graph: ir.Graph, site: Site, factors: np.ndarray, offsets: np.ndarray) -> ir.Value:
@@ -91,8 +89,7 @@ def apply(graph: ir.Graph, site: Site, factors: np.ndarray, offsets: np.ndarray)
         places = (0, 0, top, left, 0, 0, bottom, right) if site.axis == 1 else (0, top, left, 0, 0, bottom, right, 0)
         pads = initializer(graph, f"{name}/pads", np.array(places, np.int64))
         made = _emit(graph, "Pad", [made, pads], before, site, f"{name}/Pad")
-        for node in site.readers:
-            node.attributes.pop("pads", None)
+        site.reader.attributes.pop("pads", None)
     if (factors != 1).any():
         by = initializer(graph, f"{name}/factors", _spread(factors, site))
         made = _emit(graph, "Mul", [made, by], before, site, f"{name}/factors")
@@ -103,9 +100,8 @@ def apply(graph: ir.Graph, site: Site, factors: np.ndarray, offsets: np.ndarray)
         made, shape = site.value, _padded(site)
         made.shape = ir.Shape([shape[axis] for axis in NHWC])
     else:
-        for node in site.readers:
-            node.replace_input_with(0, made)
-    _take(graph, site.readers, factors, offsets)
+        site.reader.replace_input_with(0, made)
+    _take(graph, [site.reader], factors, offsets)
     return made
 
 

@@ -140,7 +140,7 @@ def test_the_float_model_is_the_same_with_it_and_without_it_again(
     graph = fold.apply(model.clone())
     rules = registry.target("onnxruntime").quantization()
     (site,) = lattice.sites(graph.graph, placement.plan(graph.graph, rules))
-    before = np.array(site.readers[0].inputs[1].const_value.numpy())  # type: ignore[union-attr]
+    before = np.array(site.reader.inputs[1].const_value.numpy())  # type: ignore[union-attr]
     lattice.apply(graph.graph, site, TORCH[1], TORCH[0])
     (moved,) = evaluate(Model.of(graph.clone()), feeds)
     assert sqnr_db(want, moved) > 90

@@ -35,6 +35,7 @@ def test_other_numbers_have_none(seed: int) -> None:
     others = {
         "floats": draw.standard_normal(COUNT), "pixels moved by a tenth": pixels + draw.uniform(-0.1, 0.1, COUNT),
         "two pixels' mean": pixels / 2 + draw.permutation(pixels) / 2, "squares": pixels**2,
+        "even floats": np.linspace(-1, 1, COUNT),
         "few values": pixels % 16, "one": np.zeros(COUNT), "not a number": np.where(pixels == 3, np.nan, pixels),
     }  # fmt: skip
     for kind, values in others.items():
