@@ -79,6 +79,8 @@ def exact(seen: Mapping[str, Activation], own: Mapping[str, Own]) -> dict[str, A
 
 def _grids(site: lattice.Site, request: Request) -> _Grids | None:
     """Those of a picture's channels; None where one of them has none."""
+    if site.known is not None:
+        return _Grids(*site.known, np.full(site.channels, TOP))
     parts = [feeds[str(site.image.name)] for feeds in _observation.batches(request, LOOKED, "")]
     if any(part.ndim != 4 or part.shape[site.axis] != site.channels for part in parts):
         return None

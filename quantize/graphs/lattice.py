@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize.graphs import centre, equalize, qdq
-from edgerun.quantize.graphs.edit import constant, drop_node, fresh_name, initializer
+from edgerun.quantize.graphs.edit import constant, drop_node, fresh_name, initializer, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ NHWC = (0, 3, 1, 2)  # such an input's axes as the layers read them
 class Site:
     """An `image` that the Conv `reader` reads as `value`, `[N, C, H, W]`, padding by `pads` (H and W, then behind).
 
-    `axis` is the one of the channels in the image.
+    `axis` is the one of the channels in the image; `known` are the steps and the lowest values of their grids, `[C]`,
+    where the graph computes the image from bytes.
     """
 
     image: ir.Value
@@ -39,6 +40,7 @@ class Site:
     reader: ir.Node
     pads: tuple[int, int, int, int]
     axis: int
+    known: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def channels(self) -> int:
@@ -48,33 +50,64 @@ class Site:
 
 
 def sites(graph: ir.Graph, plan: Plan) -> list[Site]:
-    """The pictures among the graph's inputs that only one layer of `plan` reads, behind a Transpose at most."""
-    return [site for value in graph.inputs if (site := _site(graph, value, plan)) is not None]
+    """The pictures that only one layer of `plan` reads: inputs of the graph, behind a Transpose at most, and what it
+    computes of bytes by a Cast, factors and offsets."""
+    layers = [node for node in plan.weights if node.op_type == "Conv" and node.inputs[0] is not None]
+    return [site for node in layers if (site := _site(graph, node)) is not None]
 
 
-def _site(graph: ir.Graph, image: ir.Value, plan: Plan) -> Site | None:
+def _site(graph: ir.Graph, reader: ir.Node) -> Site | None:
     import onnx_ir as ir
 
-    if image.dtype != ir.DataType.FLOAT or image.shape is None or len(image.shape) != 4 or image.is_graph_output():
+    value, told = reader.inputs[0], reader.attributes
+    image, axis = value, 1
+    if value is None or sole_consumer(value) is None or not equalize.is_layer(reader) or told.get_int("group", 1) != 1:
         return None
-    value, axis = image, 1
-    only = [use.node for use in image.uses()]
-    if len(only) == 1 and only[0].op_type == "Transpose" and only[0].attributes.get_ints("perm", ()) == NHWC:
-        value, axis = only[0].outputs[0], 3
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output() or not isinstance(image.shape[axis], int):
+    if _turns(node := value.producer()) and node is not None and sole_consumer(node.inputs[0]) is not None:
+        image, axis = node.inputs[0], 3
+    if image is None or image.shape is None or len(image.shape) != 4 or image.dtype != ir.DataType.FLOAT:
         return None
-    if axis == 3 and not isinstance(image.shape[2], int):
+    known = None
+    if image not in graph.inputs:
+        image, axis, known = value, 1, _of_bytes(value, 1)
+        if known is None:
+            return None
+    assert image.shape is not None
+    if not isinstance(channels := image.shape[axis], int) or (axis == 3 and not isinstance(image.shape[2], int)):
         return None  # what is added to a row is a constant of the row's length
-    reader, told = uses[0].node, uses[0].node.attributes
-    layer = uses[0].idx == 0 and reader in plan.weights and reader.op_type == "Conv" and equalize.is_layer(reader)
-    if not layer or told.get_int("group", 1) != 1 or told.get_string("auto_pad", "NOTSET") not in ("", "NOTSET"):
-        return None
     top, left, bottom, right = told.get_ints("pads", (0, 0, 0, 0))
-    pads = top, left, bottom, right
-    if min(pads) < 0 or (any(pads) and graph.opset_imports.get("", 0) < PADS):
+    pads, automatic = (top, left, bottom, right), told.get_string("auto_pad", "NOTSET") not in ("", "NOTSET")
+    if automatic or min(pads) < 0 or (any(pads) and graph.opset_imports.get("", 0) < PADS):
         return None
-    return Site(image, value, reader, pads, axis)
+    wide = None if known is None else (np.broadcast_to(known[0], channels), np.broadcast_to(known[1], channels))
+    return Site(image, value, reader, pads, axis, wide)
+
+
+def _turns(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == "Transpose" and node.attributes.get_ints("perm", ()) == NHWC
+
+
+def _of_bytes(value: ir.Value | None, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """f and o, `[C]` or `[1]`, of a value that is f∘p + o of bytes p with their channels on `axis`."""
+    import onnx_ir as ir
+
+    node = None if value is None else value.producer()
+    if value is not None and value.dtype == ir.DataType.UINT8:
+        return np.ones(1), np.zeros(1)
+    if node is None or node.domain != "" or node.op_type not in ("Cast", "Transpose", "Mul", "Add"):
+        return None
+    if node.op_type == "Transpose" and (axis != 1 or not _turns(node)):
+        return None
+    found = _of_bytes(node.inputs[0], 3 if node.op_type == "Transpose" else axis)
+    if found is None or node.op_type in ("Cast", "Transpose"):
+        return found
+    array = constant(node.inputs[1])
+    if array is None or array.ndim > 4 or array.size != ((1,) * (4 - array.ndim) + array.shape)[axis]:
+        return None
+    row = array.reshape(-1).astype(np.float64)
+    if node.op_type == "Add":
+        return found[0], found[1] + row
+    return (found[0] * row, found[1] * row) if (row > 0).all() else None
 
 
 def apply(graph: ir.Graph, site: Site, factors: np.ndarray, offsets: np.ndarray) -> ir.Value:
@@ -113,11 +146,12 @@ def _take(graph: ir.Graph, layers: Collection[ir.Node], factors: np.ndarray, off
 
 
 def _spread(numbers: np.ndarray, site: Site) -> np.ndarray:
-    """`[C]` so that it broadcasts fast: over rows of W·C numbers where the channels stand last."""
-    told = numbers.astype(np.float32)
+    """`[C]` so that it broadcasts fast: over rows of W·C numbers where the channels stand last, or may for a runtime
+    that moves the Transpose of bytes behind."""
+    told, width = numbers.astype(np.float32), _padded(site)[3 if site.axis == 1 else 2]
     if site.axis == 1:
-        return told.reshape(-1, 1, 1)
-    width = _padded(site)[2]
+        times = width if site.known is not None and isinstance(width, int) else 1
+        return np.tile(told.reshape(-1, 1, 1), (1, 1, times))
     assert isinstance(width, int)
     return np.tile(told, (width, 1))
 
@@ -159,8 +193,10 @@ def moved(graph: ir.Graph) -> list[Moved]:
     found = []
     for add in [node for node in graph if node.op_type == "Add" and NAME in str(node.name)]:
         steps: dict[str, ir.Node] = {}
-        source = add.inputs[0]
-        while source is not None and (node := source.producer()) is not None and node.op_type in ("Mul", "Pad"):
+        source, own = add.inputs[0], str(add.name).partition(NAME)[0]
+        while source is not None and (node := source.producer()) is not None and str(node.name).startswith(f"{own}/"):
+            if node.op_type not in ("Mul", "Pad"):
+                break
             steps[node.op_type] = node
             source = node.inputs[0]
         offsets = _channels(add)

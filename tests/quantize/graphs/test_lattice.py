@@ -80,6 +80,41 @@ def test_nothing_is_rounded_of_a_picture(
     assert ours > before - 0.5 and ours > 35, (ours, before)
 
 
+BYTES = FIRST.replace("float[n,3,20,20] x", "uint8[n,20,20,3] image").replace(
+    "  c1 =", "  f = Cast<to = 1>(image)  t = Transpose<perm = [0,3,1,2]>(f)  m = Mul(t, by)  x = Add(m, more)\n  c1 ="
+)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_is_rounded_of_bytes_that_the_model_takes_itself(
+    net: Any, weights: Any, evaluate: Any, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The contract's arithmetic in the graph: its padding needs the offsets there; the grid is known without data."""
+    mean, deviation = (each.reshape(1, 3, 1, 1) for each in TORCH)
+    arrays = {"by": 1 / deviation, "more": -mean / deviation, "w1": weights(1, 32, 3, 5, 5), "b1": weights(2, 32)}
+    arrays |= {"w2": weights(3, 4, 32, 3, 3), "b2": weights(4, 4)}
+    model = net(BYTES, **{name: np.asarray(array, np.float32) for name, array in arrays.items()})
+    same = network(net, weights, LAST)
+    seen, fresh = (
+        {"image": np.round(pictures(same, (np.zeros(3), np.ones(3)), seed)["image"]).astype(np.uint8)}
+        for seed in (1, 2)
+    )
+    (want,) = evaluate(model, fresh)
+    small = compress(model, target=target, calibration=seen, placement="rules")
+    (name,) = told(small)
+    monkeypatch.setattr(lattice, "sites", lambda graph, plan: [])
+    plain = compress(model, target=target, calibration=seen, placement="rules")
+    monkeypatch.undo()
+    alone = []
+    for each in (small, plain):
+        found = why_wrong(model, each, fresh, target=target, limit=32, top=20)
+        assert found.counterpart_db > 90
+        first = [n for n in each.ir.graph if n.op_type == "QuantizeLinear"][0].inputs[0]
+        alone += [row.alone_db for row in found.rows if row.tensor == str(first.name)] or [np.inf]  # type: ignore[union-attr]
+    assert alone[0] > alone[1] + 10 and alone[1] < 60, (name, alone)
+    assert sqnr_db(want, evaluate(small, fresh)[0]) > 35
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_one_grid_that_fits_all_channels_is_taken_as_it_is(net: Any, weights: Any, ops: Any, target: str) -> None:
     model = network(net, weights, FIRST)
