@@ -231,7 +231,7 @@ def _store_weights(
     """
     found: dict[str, Stored] = {}
     repairs = request.rules.reduced_range
-    before = lattice.weights(model.graph)
+    before = lattice.taken(model.graph)
     for nodes in plan.sharing():
         node = nodes[0]
         weight = edit.constant(node.inputs[1])

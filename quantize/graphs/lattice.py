@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs import centre, equalize, qdq
+from edgerun.quantize.graphs import centre, correction, equalize, qdq
 from edgerun.quantize.graphs.edit import constant, drop_node, fresh_name, initializer, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
 
@@ -227,10 +227,11 @@ def follow(nodes: Mapping[str, ir.Node], graph: ir.Graph, found: Collection[Move
         _take(graph, [node for node in layers if equalize.is_layer(node)], each.factors, each.offsets)
 
 
-def weights(graph: ir.Graph) -> dict[str, np.ndarray]:
-    """The float weights of the layers that read such a place, by node name."""
+def taken(graph: ir.Graph) -> dict[str, np.ndarray]:
+    """Of the layers that read such a place, by name, what an offset takes in their float weights: `over_taps`."""
     layers = [node for each in moved(graph) for node in each.layers]
-    return {str(node.name): weight for node in layers if (weight := constant(node.inputs[1])) is not None}
+    weights = {str(node.name): constant(node.inputs[1]) for node in layers}
+    return {name: correction.over_taps(weight) for name, weight in weights.items() if weight is not None}
 
 
 def settle(graph: ir.Graph, before: Mapping[str, np.ndarray]) -> None:
@@ -238,8 +239,7 @@ def settle(graph: ir.Graph, before: Mapping[str, np.ndarray]) -> None:
     for each in moved(graph):
         for node in each.layers:
             if str(node.name) in before:
-                error = _rounded(node) - before[str(node.name)]
-                centre.move_bias(graph, node, -_summed(error) @ each.offsets)
+                centre.move_bias(graph, node, (before[str(node.name)] - _stored(node)) @ each.offsets)
 
 
 def release(graph: ir.Graph, plan: Plan) -> list[tuple[ir.Node, np.ndarray]]:
@@ -255,7 +255,7 @@ def release(graph: ir.Graph, plan: Plan) -> list[tuple[ir.Node, np.ndarray]]:
             continue
         pads = constant(each.pad.inputs[1]) if each.pad is not None else None
         for node in each.layers:
-            centre.move_bias(graph, node, _summed(_rounded(node)) @ each.offsets)
+            centre.move_bias(graph, node, _stored(node) @ each.offsets)
             scaled.append((node, each.factors))
             if pads is not None:
                 places = pads.reshape(2, 4)[:, 2:] if _first(each) else pads.reshape(2, 4)[:, 1:3]
@@ -271,19 +271,12 @@ def release(graph: ir.Graph, plan: Plan) -> list[tuple[ir.Node, np.ndarray]]:
     return scaled
 
 
-def _rounded(node: ir.Node) -> np.ndarray:
-    """What a Conv computes with whose weight is stored, float64 `[O, C, …]`."""
-    codes, pair = qdq.stored_weight(node), node.inputs[1].producer()  # type: ignore[union-attr]
-    scale = constant(pair.inputs[1]) if pair is not None else None
-    assert codes is not None and scale is not None
-    told: np.ndarray = codes * scale.astype(np.float64).reshape(-1, *[1] * (codes.ndim - 1))
-    return told
-
-
-def _summed(weight: np.ndarray) -> np.ndarray:
-    """`[O, C]` of a Conv's weight, over its taps."""
-    told: np.ndarray = weight.reshape(*weight.shape[:2], -1).sum(axis=2, dtype=np.float64)
-    return told
+def _stored(node: ir.Node) -> np.ndarray:
+    """`over_taps` of a Conv whose weight is stored."""
+    pair = node.inputs[1].producer()  # type: ignore[union-attr]
+    scale = None if pair is None else constant(pair.inputs[1])
+    assert scale is not None
+    return correction.over_taps(qdq.stored_weight(node), scale)
 
 
 def _first(each: Moved) -> bool:
