@@ -60,7 +60,7 @@ class Reader:
             if not isinstance(item, Mapping):
                 got = type(item).__name__
                 raise EdgerunError("get_next() gave no feeds", got=got, wanted="a dict by input name, or None")
-            yield {str(name): np.asarray(value) for name, value in item.items()}
+            yield {str(name): np.array(value) for name, value in item.items()}  # readers write into one buffer again
 
     def _stored(self) -> Iterator[dict[str, np.ndarray]]:
         for index, names in enumerate(self._kept):

@@ -122,9 +122,11 @@ class Called:
             items = [items]
         elif not isinstance(items, Iterable):
             raise EdgerunError(f"{self._name} gave no data", got=type(items).__name__, wanted="an iterable of feeds")
+        # What is made one after the other may be the same array every time, written anew.
+        own = np.asarray if isinstance(items, (list, tuple)) else np.array
         for index, item in enumerate(items):
             where = f"{self._name}, item {index}"
-            yield where, {name: np.asarray(value) for name, value in _named(item, self.axes, where).items()}
+            yield where, {name: own(value) for name, value in _named(item, self.axes, where).items()}
 
 
 class Pictures:

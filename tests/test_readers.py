@@ -57,3 +57,26 @@ def test_readers_of_other_tools_are_named_as_callables_are(
         np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in data]), X)
     with pytest.raises(EdgerunError, match="not callable"):
         open_data(f"givers_{name}:NUMBER", ONE)
+
+
+class _Buffered:
+    """One that is rewound, and writes each sample into the array that it gave before."""
+
+    def __init__(self) -> None:
+        self._array = np.zeros((1, 3), np.float32)
+        self.rewind()
+
+    def rewind(self) -> None:
+        self._rows = iter(X)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        if (row := next(self._rows, None)) is None:
+            return None
+        self._array[0] = row
+        return {"x": self._array}
+
+
+def test_a_reader_may_write_into_one_buffer() -> None:
+    data = open_data(_Buffered(), ONE, batch=4)
+    for _ in range(2):
+        np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in data]), X)
