@@ -107,6 +107,13 @@ class Opener(Protocol):
     def __call__(self, graph: ir.Model, *, emulated: bool = False, lanes: int = 1) -> Session: ...
 
 
+class Timed(Protocol):
+    """How many times as long a run of the second graph takes on the target as one of the first, one thread, in turns;
+    infinite where it does not run there."""
+
+    def __call__(self, first: ir.Model, second: ir.Model) -> float: ...
+
+
 @dataclass
 class Request:
     """What a pass is asked for, and what it may use.
@@ -114,7 +121,8 @@ class Request:
     `rules` are the target's; `open` starts a graph for measuring on this machine (see Opener); `ranges` names an
     estimator or "auto"; `keep_float` nodes to leave alone; `effort` says how much to look at, `lanes` how many batches
     memory holds at once; `checkpoint` keeps what a killed run goes on from; `fresh` tells, batch by batch as the first
-    pass over the data goes on, how many samples do not repeat others (empty: not known).
+    pass over the data goes on, how many samples do not repeat others (empty: not known). `pace` is the target's clock,
+    where that may decide what stays float (None: it may not, or it is another machine's).
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history. In `telling` it leaves the places
     of batches whose outputs are not next to nothing, for who compares models on them (empty: not known); in `later`
@@ -129,6 +137,7 @@ class Request:
     effort: Effort = Effort()
     lanes: int = 1
     checkpoint: Checkpoint | None = None
+    pace: Timed | None = None
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None
     found: dict[str, Any] = field(default_factory=dict)
     fresh: Sequence[int] = ()

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from edgerun.passes import Request
 
     Judge = Callable[["Placed", Request, list[Totals]], list[Totals]]
+    Made = Callable[["Placed"], ir.Model]
 
 # dB: a model that is farther off gets float layers, until it is surely as near. On samples that its ranges were not
 # taken from it is 0.7 dB less near (PP-OCR, six placements by four halves of its calibration data).
 FLOOR = 21.0
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
-WIDER = (0.15, 0.25, 0.4)  # that the first layers may have of a model that is not there yet
+WIDER = (0.1, 0.2, 0.3, 0.4)  # that the first layers may have of a model that is not there yet
+FREE = 1.05  # times as long a run may take for as many of them as there are: no more than two sessions differ by
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
 LIKELY = 0.25  # of being wrong about that, which more of the first layers may have
 
@@ -96,6 +98,30 @@ class Cheap:
         few_tell = 2 * sum(telling(scores)) < len(scores)
         return scores if (_scores.surely if few_tell else _scores.sqnr)(scores) < FLOOR else []
 
+    def free(self, made: Placed, scores: list[Totals], judge: Judge, finished: Made, request: Request) -> Placed | None:
+        """`made`, which loses `scores`, with its depthwise layers in float and the most of the first ones that take
+        next to no time there, by the target's clock; None where there are none, or no clock.
+
+        Integers pay little in layers of few channels, and what they cost is as much as anywhere. By the `judge`, it
+        must be nearer to float then; both are timed as they are `finished`.
+        """
+        if request.pace is None:
+            return None
+        first = finished(replace(made, model=made.model.clone()))
+        wider = {self.kinds[kind] | self.kinds["depthwise"]: kind for kind in self.kinds if _wider(kind)}
+        for names, kind in reversed(wider.items()):
+            if names not in self.plans:
+                continue
+            other = self._without(made, names)
+            if request.pace(first, finished(replace(other, model=other.model.clone()))) > FREE:
+                continue
+            after = judge(other, replace(request, keep_float=request.keep_float | names, found={}), scores)
+            gain = _Gain.of(scores, after)
+            if gain.told(kind, gain.over_all > 0, request):
+                request.found["float layers"] = sorted(names)
+                return other
+        return None
+
     def spared(self, made: Placed, scores: list[Totals], judge: Judge, request: Request) -> Placed:
         """`made`, which loses `scores`, with each kind of layers in float that brings WORTH dB by the `judge`, one kind
         after the other.
@@ -108,22 +134,14 @@ class Cheap:
             trial = kept | names
             if trial == kept or trial not in self.plans:
                 continue
-            wider = kind not in ("stem", "depthwise")
+            wider = _wider(kind)
             if wider and _scores.surely(scores) >= FLOOR:
                 break
             own = replace(request, keep_float=request.keep_float | trial, found={})
             other = self._without(made, trial)
             after = judge(other, own, scores)
-            gain = _scores.sqnr(after) - _scores.sqnr(scores)
-            request.found.setdefault("dB won in float", {})[kind] = round(gain, 2)
-            # Samples that say nothing are not run again.
-            pairs = [(old, new) for old, new in zip(scores, after, strict=True) if new is not old]
-            run = [old for old, _ in pairs], [new for _, new in pairs]
-            mean, surely = _scores.gained(*run, _scores.ERROR)
-            pays = gain >= WORTH and (not wider or _scores.gained(*run, LIKELY)[1] > 0)
-            step, measured = _steps.FLOAT, _steps.OUTPUT
-            _steps.tell(request, step, mean, surely, n=len(pairs), measured=measured, kept=pays, choice=kind)
-            if pays:
+            gain = _Gain.of(scores, after)
+            if gain.told(kind, gain.over_all >= WORTH and (not wider or gain.likely > 0), request):
                 best, kept, scores = other, trial, after
         if kept:
             request.found["float layers"] = sorted(kept)
@@ -147,6 +165,37 @@ class Cheap:
             equalize.scale_input(model.graph, node, by)
         edit.drop_unused(model)
         return Placed(model, plan, {name: weight for name, weight in made.stored.items() if name not in names})
+
+
+def _wider(kind: str) -> bool:
+    return kind not in ("stem", "depthwise")
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """By how many dB what is lost becomes less: over all, and in the mean of `n` samples that were run, surely and
+    likely."""
+
+    over_all: float
+    mean: float
+    surely: float
+    likely: float
+    n: int
+
+    @classmethod
+    def of(cls, before: list[Totals], after: list[Totals]) -> _Gain:
+        # Samples that say nothing are not run again.
+        pairs = [(old, new) for old, new in zip(before, after, strict=True) if new is not old]
+        run = [old for old, _ in pairs], [new for _, new in pairs]
+        over_all, likely = _scores.sqnr(after) - _scores.sqnr(before), _scores.gained(*run, LIKELY)[1]
+        return cls(over_all, *_scores.gained(*run, _scores.ERROR), likely, len(pairs))
+
+    def told(self, kind: str, kept: bool, request: Request) -> bool:
+        """Whether layers of that `kind` are `kept` for it, which goes into the history."""
+        request.found.setdefault("dB won in float", {})[kind] = round(self.over_all, 2)
+        step, measured = _steps.FLOAT, _steps.OUTPUT
+        _steps.tell(request, step, self.mean, self.surely, n=self.n, measured=measured, kept=kept, choice=kind)
+        return kept
 
 
 def reached(

@@ -38,6 +38,7 @@ DONE = {
     _steps.ROUNDED: "rounded to the second order",
 }
 Steps = frozenset[str]
+SLIGHT = 0.5  # dB in a plain model: whether so little is lost or won is not worth whole ones
 LIKELY = 0.25  # the error of taking a step that makes runs slower
 
 
@@ -60,6 +61,13 @@ class _Gain:
     costs: float
     n: int
 
+    def open(self, *, light: bool) -> bool:
+        """Whether whole models are to say what it costs: not where these plain ones surely say that it is more than
+        SLIGHT; of a `light` model wherever it may be something, else where it surely is, and SLIGHT in the mean."""
+        if self.costs > SLIGHT:
+            return False
+        return self.surely < 0 if light else self.costs > 0 and self.mean < -SLIGHT
+
     def pays(self, *, slower: bool) -> bool:
         """Whether it stays: what does not surely cost anything does, and one that makes runs `slower` must likely bring
         something."""
@@ -74,7 +82,7 @@ def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
     whose truth is known, stays so for the steps behind. With `leave_out` the models are made as the default preset
     makes one, and all samples judge, but of second-order rounding those that it was not fitted to; with `try_out` it
     is every fourth batch, of a heavy model every eighth, steps and ranges are of the others, and the models are plain:
-    a step that surely costs something in these, or of a light model may, is tried in whole ones.
+    a step of which these do not surely say what it costs is tried in whole ones.
     """
     trials: _Trials
     again: _Trials | None = None
@@ -93,7 +101,7 @@ def prepared(observed: Observed, makes: Makes, request: Request) -> Prepared:
             continue
         slower = step == _steps.EVENED and not request.rules.channel_scales  # by a Mul in front of a quantizer
         gains[step] = trials.gain(step, without)
-        if again is not None and (gains[step].surely < 0 if size < LIGHT else gains[step].costs > 0):
+        if again is not None and gains[step].open(light=size < LIGHT):
             gains[step] = again.gain(step, without)
         if not gains[step].pays(slower=slower):
             without |= {step}

@@ -29,13 +29,14 @@ from edgerun.quantize import (
     fold,
     weight_int8,
 )
+from edgerun.quantize._as_qdq import quantized
 from edgerun.quantize._observation import Truth, observe
 from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import all_kept, finite
-from edgerun.quantize.graphs import correction, edit, flatten, lattice, placement, qdq, reach, saturation, suited
+from edgerun.quantize.graphs import correction, edit, flatten, lattice, placement, qdq, reach, saturation
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.graphs.work import keepable
@@ -118,12 +119,20 @@ def _plain(prepared: Prepared, request: Request) -> ir.Model:
     taken = {str(node.name): correction.over_taps(edit.constant(node.inputs[1])) for node in convolutions}
     read = {str(node.inputs[0].name) for node in convolutions}  # type: ignore[union-attr]
     stored = _store_weights(model, plan, seen, {}, request)
-    grids = grids_over(intervals(plan, seen, "minmax", rules.symmetric, rules.mirrored), request)
     for node in convolutions:
         taken[str(node.name)] -= correction.over_taps(qdq.stored_weight(node), stored[str(node.name)].grid.scale)
     means = {name: seen[name].unbiased for name in read if name in seen and seen[name].axis == 1}
-    shifts = correction.expected(plan, means, taken)
-    return _quantized(model, plan, grids, {} if rules.float_bias else stored, shifts, rules)
+    return _at_extremes(Placed(model, plan, stored), seen, correction.expected(plan, means, taken), request)
+
+
+def _at_extremes(
+    placed: Placed, seen: Mapping[str, Activation], shifts: Mapping[str, np.ndarray], request: Request
+) -> ir.Model:
+    """The Q/DQ model, with grids over the extremes; `placed.model` is consumed."""
+    rules = request.rules
+    spans = intervals(placed.plan, seen, "minmax", rules.symmetric, rules.mirrored)
+    stored = {} if rules.float_bias else placed.stored
+    return quantized(placed.model, placed.plan, grids_over(spans, request), stored, shifts, rules)
 
 
 def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.Model:
@@ -145,7 +154,10 @@ def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.M
             with _streaming(spared, truths, own, begun) as stream:
                 return _precision.reached(spared.plan, seen, stream, own, beside=beside)
 
-        made = cheap.spared(made, lost, judge, request)
+        def plain(placed: Placed) -> ir.Model:
+            return _at_extremes(placed, seen, {}, request)
+
+        made = cheap.free(made, lost, judge, plain, request) or cheap.spared(made, lost, judge, request)
         with _streaming(made, truths, request, begun) as stream:
             settled = _settled(made.plan, seen, stream, request)
     samples = checked(seen, truths, request), reported(seen, truths, request) if spare else 0
@@ -185,7 +197,7 @@ def _written(
     """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`; what it
     reaches is looked at on the second of them, and on `more`, where they are known."""
     biased = {} if request.rules.float_bias else made.stored
-    plain, moved = (_quantized(made.model.clone(), made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
+    plain, moved = (quantized(made.model.clone(), made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
     found = _finished.compared((plain, moved), truths, *samples, request)
     pays, n = found.pays, found.samples
     result = moved if pays else plain
@@ -265,33 +277,3 @@ def _emulated(model: ir.Model, plan: placement.Plan, request: Request) -> ir.Mod
     correction.add_shifts(result.graph, {str(node.name): node for node in result.graph}, plan, own)
     qdq.insert_open_points(result.graph, own, request.rules.activation)
     return result
-
-
-def _quantized(
-    model: ir.Model,
-    planned: placement.Plan,
-    grids: Mapping[str, Grid],
-    stored: Mapping[str, Stored],
-    shifts: Mapping[str, np.ndarray],
-    rules: Quantization,
-) -> ir.Model:
-    """The `model` of stored weights as Q/DQ, consumed; biases moved by `shifts`, int32 at the nodes in `stored`."""
-    graph, plan = model.graph, planned.on(model.graph)
-    correction.move(graph, plan, shifts)
-    scale = {str(value.name): grids[group].scale for value, group in plan.points.items()}
-    for node in plan.weights:
-        if str(node.name) not in stored or node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
-            continue
-        weight, input_scale = stored[str(node.name)], scale[str(node.inputs[0].name)]  # type: ignore[union-attr]
-        bias = edit.row_bias(node, weight.channels)
-        assert bias is not None
-        wide = grid.widen(weight.grid, bias, input_scale, dead=weight.dead)
-        if not np.array_equal(wide.scale, weight.grid.scale):
-            qdq.rescale_weight(graph, node, weight.grid, wide)
-        qdq.store_bias(graph, node, bias, input_scale, wide)
-    qdq.absorb(graph, plan, grids)
-    qdq.insert_points(graph, plan, grids)
-    suited.suit(graph, plan, rules)
-    qdq.share_constants(graph)
-    edit.drop_unused(model)
-    return model

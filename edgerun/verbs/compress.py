@@ -120,6 +120,7 @@ def compress(
     making = Making(
         aim.step, original, aim.target, aim.rules, data, fixed(original.model.inputs, list(shapes)),
         judged(original.model, data), ranges, frozenset(keep), PRESETS[preset], aim.told(data), progress, hold,
+        aim.timed,
     )  # fmt: skip
     made = making.whole({})
     if aim.timed:

@@ -23,6 +23,7 @@ from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.runtime.progress import told
 from edgerun.verbs import proof
 from edgerun.verbs.clock import Kept, usual_shapes
+from edgerun.verbs.pace import Pace
 from edgerun.verbs.placements import Made, Search
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ LEAN = {"enable_mem_pattern": "0", "execution_order": "priority"}
 MAPPED = {"MEMORY": "small"}  # weights of a large model stay in their files
 APART = 5  # batches between two that a first look at an engine is on
 MANY = 12  # batches of a second look at an engine
+BESIDE = 1 << 24  # bytes of calibration data that stay in memory between passes
 LANES = 2  # batches at once; the cap is measured with two
 EMULATED = {"session.disable_quant_qdq": "1"}
 KEPT = "kept float by the clock"
@@ -72,7 +74,7 @@ class Making:
 
     `inputs` have the sizes that the device runs, as far as they were told; `judgement` is what the data's
     preprocessing looks like; `told` goes into every history; `hold` stands for the pass where a bound on the drop is
-    to be held.
+    to be held; `timed` says that this machine's clock judges.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Making:
     told: Mapping[str, Any]
     progress: Progress
     hold: Hold | None = None
+    timed: bool = False
 
     def whole(self, kept: Kept) -> Made:
         """The compressed model with `kept` in float, proven, and its engine."""
@@ -135,6 +138,8 @@ class Making:
         asked = Request(self.rules, opened, known, self.ranges, names, effort)
         asked.lanes, asked.progress = min(LANES, machine.quota()), self.progress
         asked.found |= self.told
+        if self.timed and effort is self.effort:
+            asked.pace = Pace(self.target, self.inputs, self.data, self.progress)
         if known is not None:
             asked.found["calibration"], asked.fresh = known.found, known.fresh
         if kept:
@@ -209,6 +214,8 @@ class Known:
         self._data, self._most = data, most
         self._judged = judgement.warnings
         self.fresh: list[int] = []  # of each batch of the first pass, the samples that do not repeat others
+        self._beside: list[Feeds] = []
+        self._room, self._all_beside = BESIDE, False
         self.found: dict[str, Any] = {"preprocessing judged": judgement.judged, "warnings": judgement.warnings}
         if data.samples is None:
             _ = data.digest
@@ -234,7 +241,26 @@ class Known:
             self.found |= {**told, "warnings": [*told["warnings"], *self._judged]}
 
     def again(self) -> Any:
-        return self._data.again()
+        """One more pass. Its first batches, BESIDE bytes of them, are read once for all passes."""
+        place = 0
+        while place < len(self._beside):  # which another pass may lengthen
+            yield self._beside[place]
+            place += 1
+        if self._all_beside:
+            return
+        index = -1
+        for index, feeds in enumerate(self._data.again()):
+            if index >= place:
+                self._keep(index, feeds)
+                yield feeds
+        self._all_beside = len(self._beside) == index + 1
+
+    def _keep(self, index: int, feeds: Feeds) -> None:
+        """Beside those before it, where there is room and nobody may write into it; a str has no size here."""
+        size = sum(array.nbytes for array in feeds.values())
+        if index == len(self._beside) and size <= self._room and all(a.dtype.kind != "O" for a in feeds.values()):
+            self._beside.append({name: array.copy() for name, array in feeds.items()})
+            self._room -= size
 
     def __len__(self) -> int:
         return len(self._data)

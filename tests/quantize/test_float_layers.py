@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
-from edgerun import registry
+from edgerun import quantize, registry
+from edgerun.data import open_data
 from edgerun.metrics import Difference, sqnr_db
 from edgerun.mixed import order
 from edgerun.passes import Request
@@ -99,3 +101,40 @@ def test_more_of_the_first_layers_must_bring_something_on_most_samples(
     (step,) = request.found["steps"]
     assert (found == "without") == step["kept"] == kept and step["n"] == 8
     assert request.found["dB won in float"]["first 15%"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("ratios", "kept"),
+    [((1.04,), ["a", "b", "c"]), ((1.2, 1.04), ["a", "b"]), ((1.2, 1.2, 1.06), ["a"]), ((np.inf,) * 3, ["a"])],
+    ids=["three", "two", "by the precision", "none runs"],
+)
+def test_first_layers_that_take_no_more_time_stay_float(net: Any, ratios: tuple[float, ...], kept: list[str]) -> None:
+    """Of three first layers, each 9 % of the work, as many stay float as the clock finds a twentieth slower at most;
+    where that are none, those that bring precision: the first one, whose input has peaks."""
+    generator = np.random.default_rng(0)
+    shapes = {"first": (8, 8, 1, 1), "second": (8, 8, 1, 1), "third": (8, 8, 1, 1), "last": (64, 8, 1, 1)}
+    weights = {name: (generator.standard_normal(shape) / 8).astype(np.float32) for name, shape in shapes.items()}
+    text = """(float[n,8,16,16] x) => (float[n,64,16,16] y) { a = Conv(x, first) k = Clip(a, low, high)
+              b = Conv(k, second) c = Conv(b, third) y = Conv(c, last) }"""
+    model = net(text, **weights, low=np.float32(-2), high=np.float32(2))
+    x = generator.standard_normal((48, 8, 16, 16)).astype(np.float32)
+    x[:, 0, 8, 8] = 500 * (1 + generator.random(48))
+    timed: list[tuple[int, int]] = []
+
+    def pace(first: ir.Model, second: ir.Model) -> float:
+        timed.append((_integer(first), _integer(second)))
+        return ratios[len(timed) - 1]
+
+    rules = registry.target("onnxruntime").quantization()
+    request = Request(rules, opened, open_data({"x": x}, model.inputs, batch=1), pace=pace)
+    told = quantize.apply("static_int8", model, request).history[-1].options
+    assert told["float layers"] == kept
+    # Beside all four layers on integers, one after the other of them fewer in float.
+    assert timed == [(4, 4 - count) for count in (3, 2, 1)][: len(ratios)]
+    assert any(step["kept"] for step in told["steps"] if step["step"].startswith("float layers"))
+
+
+def _integer(graph: ir.Model) -> int:
+    """The convolutions between Q/DQ."""
+    stored = [node.inputs[1].producer() for node in graph.graph if node.op_type == "Conv"]  # type: ignore[union-attr]
+    return sum(producer is not None for producer in stored)
