@@ -9,11 +9,12 @@ from dataclasses import replace
 import onnx
 
 from edgerun.devices import Device
-from edgerun.errors import Unsupported
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import Options
 from edgerun.targets import _tensorrt_build as build
 from edgerun.targets import _tensorrt_library as tensorrt
+from edgerun.targets import _tensorrt_refit as refit
 
 DLA_TYPES = {"FLOAT16", "INT8"}
 
@@ -24,6 +25,9 @@ def ranges(model: Model, options: Options, device: Device | None) -> dict[str, b
     Raises EdgerunError for options or sizes that are refused there, and for a DLA that is not there or takes no layer.
     """
     found, refusal = build.read(options), Unsupported("")
+    if found.refit and not found.weights:
+        raise EdgerunError("the engine takes no other weights", got=f"{refit.OPTION}={found.refit}",
+                           do=f"{build.WEIGHTS}={refit.REFITTABLE} too, or leave it out")  # fmt: skip
     for name in [n for n in tensorrt.OLDEST if device is not None and device.value(n)] or list(tensorrt.OLDEST):
         try:
             build.check_library(replace(found, capability=found.capability or build.PORTABLE), name, _known(name))

@@ -20,7 +20,7 @@ from edgerun.verbs import compile as verb
 from edgerun.verbs import work
 from edgerun.verbs.devices import elsewhere, refuse_without
 from edgerun.verbs.feeds import feeds_for
-from edgerun.verbs.fitting import rules, unfit
+from edgerun.verbs.fitting import check_limits, rules, unfit
 from edgerun.verbs.load import target_for
 from edgerun.verbs.recipe import SUFFIX, Recipe
 from edgerun.verbs.saturating import remedy, saturating, told
@@ -110,16 +110,19 @@ def _made(
     original: str | Path | None,
 ) -> tuple[Recipe, str]:  # fmt: skip
     """The recipe, and what could be tried of it here. Raises EdgerunError for what the device would have to refuse:
-    a node, an option, a size, or a feed of another size."""
+    the IR version or opset, a node, an option, a size, or a feed of another size."""
     found = registry.target(name, usable=False)
     if not isinstance(found, Finishing):
         others = "".join(f", or -o NAME{suffix}" for suffix in getattr(found, "writes", ())[:1])
         do = f"-o NAME{found.suffixes[0]}{others}"
         raise Unsupported(f"{name} has nothing to finish on a device: its files run as they are", do=do)
+    reason = found.available()
+    if device is not None and (reason is None or device.limits(name)):  # else nobody knows what is read there
+        check_limits(model, device, name)
     ranges = found.ranges(model, options, device)
     if device is not None and (issues := unfit(model, found.quantization(device))):
         raise verb.unsupported(f"{name} on {device.name}", issues)
-    if reason := found.available():
+    if reason:
         tried = f"not tried here: {reason}"
     elif issues := found.check(model):
         raise verb.unsupported(name, issues)

@@ -127,6 +127,8 @@ SIZE = ("--size", "n=1,2,2")
         ([*ORIN, "--option", "COMPUTE_CAPABILITY=SM87"], 3, "wanted: current, portable"),
         ([*ORIN, "--option", "COMPUTE_CAPABILITY=SM89"], 3, "tensorrt does not build for this"),
         ([*ORIN, "--option", "RUNTIME_CACHE=a"], 3, "tensorrt compiles its kernels while it builds"),
+        ([*ORIN, "--option", "REFIT=a.onnx"], 2, "do: WEIGHTS=refittable too"),
+        ([*ORIN, "--option", "REFIT=a.onnx", "--option", "WEIGHTS=refittable"], 0, ""),
         ([*ORIN, "--size", "nn=1,2,4"], 2, "did you mean 'n'"),
         ([*ORIN, *SIZE, "--data", "long.npz"], 0, ""),
         ([*ORIN, "--size", "n=2,4,8", "--data", "long.npz"], 2, "wanted: 2 to 8"),

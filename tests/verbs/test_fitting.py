@@ -144,3 +144,22 @@ def test_a_recipe_has_no_floats_that_its_gpu_has_not(place: Any, cli: Cli) -> No
     assert "quantize (QuantizeLinear): the GPU has compute capability 8.7, and fp8 needs 8.9" in ran.err
     thor = cli("compile", path, "--device", "jetson-thor", "-o", place.folder / "made.recipe")
     assert thor.code == 0, thor.err
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_recipe_is_of_a_model_that_its_device_reads(
+    place: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    """What the device says is held to, without TensorRT here too; where it says nothing then, nobody knows."""
+    new, output, own = place.folder / "new.onnx", place.folder / "made.recipe", place.folder / "own.toml"
+    newer = onnx.load(place.a)
+    newer.opset_import[0].version, newer.ir_version = 23, 11
+    onnx.save(newer, new)
+    if not installed:
+        monkeypatch.setattr(registry.target("tensorrt", usable=False), "available", lambda: "needs tensorrt_rtx")
+    ran = cli("compile", new, "--device", "jetson-agx-orin", "-o", output)
+    assert ran.code == 3 and "jetson-agx-orin does not read the model" in ran.err and not output.exists(), ran.err
+    assert "IR version 11 is newer than 9" in ran.err and "--fix FILE.onnx" in ran.err
+    lines = devices.find("jetson-agx-orin").toml().splitlines()
+    own.write_text("\n".join(line for line in lines if not line.startswith(("opset", "ir_version"))))
+    assert cli("compile", new, "--device", own, "-o", output).code == 0
