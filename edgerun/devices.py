@@ -129,13 +129,15 @@ def known() -> list[Device]:
     return [read(name, (folder / f"{name}.toml").read_text(encoding="utf-8")) for name in names()]
 
 
-def is_board(name: str | Path) -> bool:
+def is_board(name: Device | str | Path) -> bool:
     """Whether `find` looks for a device by it."""
-    return Path(name).suffix == ".toml" or str(name) in names()
+    return isinstance(name, Device) or Path(name).suffix == ".toml" or str(name) in names()
 
 
-def find(name: str | Path) -> Device:
+def find(name: Device | str | Path) -> Device:
     """The device of that name, or of a file that `edgerun probe` wrote (`NAME.toml`)."""
+    if isinstance(name, Device):
+        return name
     path = Path(name)
     if path.suffix == ".toml":
         files.check_name(path)

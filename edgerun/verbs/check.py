@@ -131,7 +131,7 @@ def check(
     if part is not None and fix is not None and Path(part).absolute() == Path(fix).absolute():
         raise EdgerunError("the part and the rewritten model are one file", got=part, do="give each a name of its own")
     options = options or Options()
-    if isinstance(device, (str, Path)) and not is_board(device):
+    if device is not None and not is_board(device):
         name, options = placed(device, model, target, options)
         assert isinstance(name, str)  # where one target is asked, it stays one
         target, device = name, None

@@ -16,7 +16,7 @@ from edgerun.errors import EdgerunError, GateFailed
 from edgerun.metrics import Difference, correct, predicted
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Options
-from edgerun.verbs.feeds import Runnable, feeds_for, located, opened, tracked
+from edgerun.verbs.feeds import DeviceLike, Runnable, feeds_for, located, opened, tracked
 
 LARGE = 1_800_000_000  # bytes of weights of which memory holds one model's at a time
 
@@ -60,7 +60,7 @@ def compare(
     *,
     target: str | None = None,
     target_b: str | None = None,
-    device: str | Path | None = None,
+    device: DeviceLike | None = None,
     options: Options | None = None,
     checked: bool = False,
     preprocessing: Preprocessing | str | Path | None = None,

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.metrics import BFLOAT16_DB, SQNR_DB
@@ -22,7 +20,8 @@ from edgerun.runtime.progress import listener
 from edgerun.verbs import devices, work
 from edgerun.verbs.auto import AUTO, candidates, first
 from edgerun.verbs.judging import REAL, Pair, advice, apart
-from edgerun.verbs.truths import HEAVY, Truth, truths
+from edgerun.verbs.recipe import SUFFIX as RECIPE
+from edgerun.verbs.truths import Truth, exact, truths
 from edgerun.verbs.written_out import or_written_out
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ def compile(
     feeds: Sequence[Feeds] = (),
     original: Model | str | Path | None = None,
     output: str | Path | None = None,
-    device: Device | None = None,
+    device: Device | str | Path | None = None,
     force: bool = False,
     whole: bool = True,
 ) -> Engine:
@@ -49,16 +48,19 @@ def compile(
     `feeds` are compared on when given (real data tells more), else random draws with batch 1 and 3. `original` is
     the float model that a rounding one came from: its engine may be 3 dB further from it than the reference is.
     With `output` the engine is written there too, once it has passed; what kind of file it is says what is compiled,
-    and `device` for whom: it has to read the model. Without `whole` an engine that has kernels ready
-    for usual shapes is compared on `feeds` cut to these, and on one of another shape, which other kernels run.
+    and `device` (a known one, or a file that `edgerun probe` wrote) for whom: it has to read the model. Without `whole`
+    an engine that has kernels ready for usual shapes is compared on `feeds` cut to these, and on one of another shape,
+    which other kernels run.
     Operators that the target lacks, or computes wrongly, are written with others where ONNX defines them so.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
     the engine computes something else, of a float model with the first node from which on it does.
     """
     from edgerun.model import Model
 
+    where, _ = devices.chosen(device, target if isinstance(target, str) and target != AUTO else None)
+
     def made(name: str) -> Engine:
-        return _made(model, name, options or Options(), feeds, original, output, device, force, whole)
+        return _made(model, name, options or Options(), feeds, original, output, where, force, whole)
 
     if output is not None:
         files.refuse_same(Path(output), model, original)
@@ -171,7 +173,9 @@ def _proven(
 def check_output(path: Path, suffixes: Sequence[str], target: str, force: bool) -> None:
     """Raise EdgerunError where `target` does not write such a file, or it must not be overwritten."""
     if path.suffix not in suffixes:
-        raise EdgerunError(f"{target} does not write this kind of file", got=path, wanted=" or ".join(suffixes))
+        finishes = path.suffix == RECIPE and isinstance(registry.target(target, usable=False), Finishing)
+        do = f"the command writes it: edgerun compile MODEL.onnx --target {target} -o {path.name}" if finishes else None
+        raise EdgerunError(f"{target} does not write this kind of file", got=path, wanted=" or ".join(suffixes), do=do)
     files.refuse_overwrite(path, force)
     if path.suffix == ".xml":
         files.refuse_overwrite(path.with_suffix(".bin"), force)
@@ -287,14 +291,3 @@ def _beside(
         finally:
             if not isinstance(opened, Exception):
                 opened.close()
-
-
-def exact(original: Model | str | Path, feeds: Sequence[Feeds]) -> list[dict[str, np.ndarray]]:
-    """What the float model gives, nothing optimized."""
-    from edgerun.model import Model
-
-    original = original if isinstance(original, Model) else Model.load(original)
-    name, own = HEAVY
-    target = registry.target(name)
-    with target.load(target.compile(original, own), own) as session:
-        return [session.run(feed) for feed in feeds]

@@ -17,7 +17,7 @@ from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Engine, Options, SelfCheck, TensorSpec, machine
 from edgerun.runtime.progress import listener
 from edgerun.verbs import compile as verb
-from edgerun.verbs import work
+from edgerun.verbs import truths, work
 from edgerun.verbs.devices import elsewhere, refuse_without
 from edgerun.verbs.feeds import feeds_for
 from edgerun.verbs.fitting import check_limits, rules, unfit
@@ -48,7 +48,7 @@ def compiled(
     output: str | Path,
     *,
     target: str | None = None,
-    device: str | Path | None = None,
+    device: devices.Device | str | Path | None = None,
     options: Options | None = None,
     data: Any = None,
     preprocessing: Preprocessing | str | Path | None = None,
@@ -134,7 +134,7 @@ def _made(
     label, pairs = verb.reference(model, name, replace(options, sizes=ranges), feeds)
     inputs, rounds = [feed for feed, _ in pairs], work.rounds(model)
     _check_sizes(inputs, model.inputs, ranges)
-    exact = verb.exact(original, inputs) if original is not None and rounds else ()
+    exact = truths.exact(original, inputs) if original is not None and rounds else ()
     about = {"history": [asdict(step) for step in model.history], "preprocessing": model.preprocessing,
             "postprocessing": model.postprocessing}  # fmt: skip
     engine = Engine(name, model.to_bytes(), model.inputs, model.outputs, {}, model.digest())

@@ -20,7 +20,7 @@ _TOLD = ("gpu", "capability", "cuda")  # of a target's fingerprint
 
 def chosen(device: Device | str | Path | None, target: str | None) -> tuple[Device | None, str]:
     """The device by its name or file, and the target: the one asked for, else the device's, else onnxruntime."""
-    found = devices.find(device) if isinstance(device, (str, Path)) else device
+    found = devices.find(device) if device is not None else None
     name = target or (DEFAULT_TARGET if found is None else found.target)
     if found is not None:
         refuse_without(found, name)

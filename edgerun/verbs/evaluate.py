@@ -16,7 +16,7 @@ from edgerun.metrics import Interval, counted, paired_drop, samples_to_decide, w
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Options, Session
 from edgerun.verbs import scoring
-from edgerun.verbs.feeds import Runnable, feeds_for, opened, tracked
+from edgerun.verbs.feeds import DeviceLike, Runnable, feeds_for, opened, tracked
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def evaluate(
     max_drop: float | None = None,
     metric: scoring.Given = scoring.DEFAULT,
     target: str | None = None,
-    device: str | Path | None = None,
+    device: DeviceLike | None = None,
     options: Options | None = None,
     checked: bool = False,
     output: str | None = None,

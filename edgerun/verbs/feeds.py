@@ -13,6 +13,7 @@ from edgerun.data import Data, Feeds, open_data
 from edgerun.errors import EdgerunError
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Engine, Options, Session, TensorSpec
+from edgerun.verbs.load import DeviceLike as DeviceLike
 from edgerun.verbs.load import load
 
 Runnable = str | Path | bytes | Engine | Session
@@ -31,7 +32,7 @@ def opened(
     model: Runnable,
     target: str | None,
     options: Options | None,
-    device: str | Path | None = None,
+    device: DeviceLike | None = None,
     checked: bool = False,
 ) -> Iterator[Session]:
     """A session for a file (or `PATH@TARGET`), ONNX bytes or an Engine, closed at the end; a Session stays open, and

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from edgerun import distribution, files, guard, registry
 from edgerun.errors import EdgerunError, unknown
 from edgerun.runtime import Engine, Options, Session, machine
 
 if TYPE_CHECKING:
+    from edgerun.devices import Device
     from edgerun.target import Feeds
 
+DeviceLike: TypeAlias = "Device | str | Path"
 log = logging.getLogger("edgerun")
 WHOLE = "a Model: edgerun.compile(…) it first; an onnx.ModelProto: its SerializeToString()"
 WARM = {".recipe": "edgerun warm NAME.recipe on its device, and give what that writes"}
@@ -27,7 +29,7 @@ def load(
     target: str | Sequence[str] | None = None,
     options: Options | None = None,
     *,
-    device: str | Path | None = None,
+    device: DeviceLike | None = None,
     isolated: bool = False,
     timeout: float | None = None,
     checked: bool | Sequence[Feeds] = False,
@@ -82,7 +84,7 @@ def load(
 
 
 def placed(
-    device: str | Path, source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options
+    device: DeviceLike, source: str | Path | bytes | Engine, target: str | Sequence[str] | None, options: Options
 ) -> tuple[str | Sequence[str] | None, Options]:
     """Target and options that `device` means: a board's target, else the option by which the target chooses."""
     from difflib import get_close_matches
@@ -98,7 +100,7 @@ def placed(
     if name is None:
         assert not isinstance(source, Engine)
         name = target_for(".onnx" if isinstance(source, bytes) else _path(source).suffix)
-    if not isinstance(device, Path) and get_close_matches(device, devices.names(), 1):
+    if isinstance(device, str) and get_close_matches(device, devices.names(), 1):
         raise unknown("device", device, devices.names())
     if not isinstance(name, str) or name == "auto":
         raise EdgerunError("hardware is named in the words of one target", got=f"device={device!r}, target={target!r}",

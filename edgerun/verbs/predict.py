@@ -13,7 +13,7 @@ from edgerun.errors import EdgerunError
 from edgerun.postprocess import Postprocessing, Prediction
 from edgerun.preprocess import Preprocessing
 from edgerun.runtime import Options, Session
-from edgerun.verbs.feeds import Runnable, opened
+from edgerun.verbs.feeds import DeviceLike, Runnable, opened
 
 
 def predict(
@@ -21,7 +21,7 @@ def predict(
     data: str | Path | np.ndarray | Sequence[np.ndarray],
     *,
     target: str | None = None,
-    device: str | Path | None = None,
+    device: DeviceLike | None = None,
     options: Options | None = None,
     checked: bool = False,
     preprocessing: Preprocessing | str | Path | None = None,

@@ -12,7 +12,7 @@ from edgerun import files, guard
 from edgerun.errors import EdgerunError
 from edgerun.npy import read_npz
 from edgerun.runtime import Options
-from edgerun.verbs.feeds import opened
+from edgerun.verbs.feeds import DeviceLike, opened
 
 
 def run(
@@ -21,7 +21,7 @@ def run(
     output: str | Path | None = None,
     *,
     target: str | None = None,
-    device: str | Path | None = None,
+    device: DeviceLike | None = None,
     options: Options | None = None,
     checked: bool = False,
     force: bool = False,

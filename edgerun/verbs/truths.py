@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -214,3 +215,14 @@ def _ran(
         with contextlib.suppress(EdgerunError):
             return (made := special(feed)), reference.run(made)
     return feed, reference.run(feed)
+
+
+def exact(original: Model | str | Path, feeds: Sequence[Feeds]) -> list[dict[str, np.ndarray]]:
+    """What the float model gives, nothing optimized."""
+    from edgerun.model import Model
+
+    original = original if isinstance(original, Model) else Model.load(original)
+    name, own = HEAVY
+    target = registry.target(name)
+    with target.load(target.compile(original, own), own) as session:
+        return [session.run(feed) for feed in feeds]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgerun import registry
+from edgerun.devices import Device
 from edgerun.errors import EdgerunError
 from edgerun.measure import attribution
 from edgerun.measure.accounting import Account, Part, account
@@ -146,7 +147,7 @@ def why_slow(
     int8: str | Path,
     *,
     target: str | None = None,
-    device: str | Path | None = None,
+    device: Device | str | Path | None = None,
     options: Options | None = None,
     data: Any = None,
     preprocessing: Preprocessing | str | Path | None = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgerun import __version__, files, registry
 from edgerun.data import Data
+from edgerun.devices import Device
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.mixed import mixed
 from edgerun.model import Model, Step
@@ -39,7 +40,7 @@ def why_wrong(
     data: Any,
     *,
     target: str | None = None,
-    device: str | Path | None = None,
+    device: Device | str | Path | None = None,
     saturating: bool | None = None,
     top: int = 8,
     limit: int | None = None,

@@ -12,7 +12,7 @@ import pytest
 import edgerun
 from edgerun import devices
 from edgerun.devices import Fact
-from edgerun.errors import Unsupported
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import machine
 from tests.verbs.conftest import save_linear
 from tests.verbs.test_check import Cli, needs, quantized
@@ -75,3 +75,13 @@ def test_sums_that_saturate_there_are_told(cli: Cli, tmp_path: Path) -> None:
     assert "4 of 4 output channels of a layer can saturate on xeon-avx2" in ran.err, ran.err
     ran = cli("compile", path, "--target", "openvino", "--device", "xeon-avx512-vnni", "-o", tmp_path / "new.xml")
     assert "saturate" not in ran.err
+
+
+def test_python_is_told_what_writes_recipes(tmp_path: Path) -> None:
+    model, output = save_linear(tmp_path / "m.onnx"), tmp_path / "m.recipe"
+    with pytest.raises(EdgerunError, match="onnxruntime does not write this kind of file") as error:
+        edgerun.compile(model, "onnxruntime", output=output)
+    assert error.value.do is None, "the command would not either"
+    needs("tensorrt")
+    with pytest.raises(EdgerunError, match="edgerun compile MODEL.onnx --target tensorrt -o m.recipe"):
+        edgerun.compile(model, "tensorrt", output=output)

@@ -189,3 +189,24 @@ def test_the_note_goes_to_stderr(model: Path) -> None:
     command = [sys.executable, "-m", "edgerun", "compare", str(model), str(model), "--data", "random:2", "--json"]
     ran = subprocess.run([*command, "--device", device], capture_output=True, text=True, check=True)
     assert f"note: it runs on this machine, which is not {device}" in ran.stderr and device not in ran.stdout
+
+
+def test_python_takes_a_board_by_name_file_or_itself(model: Path, tmp_path: Path) -> None:
+    """Every verb that takes one."""
+    x, own, board = {"x": X[:2]}, tmp_path / "mine.toml", devices.find("raspberry-pi-5")
+    own.write_text(board.toml())
+    for device in ("raspberry-pi-5", own, board):
+        with edgerun.load(model, device=device) as session:
+            expected = session.run(x)["y"]
+        with edgerun.load(model, device=device, isolated=True) as session:
+            assert np.array_equal(session.run(x)["y"], expected)
+        assert edgerun.compile(model, "onnxruntime", device=device).check is not None
+        assert edgerun.compile(model, ["onnxruntime"], device=device).target == "onnxruntime"
+        assert edgerun.check(model, device=device).device in (board.name, own.stem)
+        assert edgerun.compare(model, model, data="random:2", device=device).samples == 2
+        np.savez(tmp_path / "labelled.npz", x=X, y=np.zeros(len(X), np.int64))
+        edgerun.evaluate(model, tmp_path / "labelled.npz", device=device)
+        with pytest.raises(EdgerunError, match="tensorrt does not run on"):
+            edgerun.compile(model, "tensorrt", device=device)
+    with pytest.raises(EdgerunError, match="did you mean 'raspberry-pi-5'"):
+        edgerun.compile(model, "onnxruntime", device="raspbery-pi-5")
