@@ -33,6 +33,7 @@ extra = ""
 suffixes = (".onnx", ".ort")
 writes = (".ort",)
 takes = setting.TAKES
+keeps = {".onnx": (setting.FORMAT,), ".ort": (setting.FORMAT, setting.OPTIMIZATION, "optimization.*", "session.*qdq*")}
 device_option = providers.PROVIDER  # the key in `takes` that says which hardware
 LITTLE = 8 << 20  # bytes that a process may keep for the next time: giving them back costs more than it brings
 MUCH = 32 << 20  # that go back soon: what is less comes again in milliseconds, which a small model's opening feels

@@ -41,7 +41,7 @@ extra = "openvino"
 suffixes = (".xml", ".onnx")
 takes = asked.TAKES
 device_option = asked.DEVICE  # the key in `takes` that says which hardware
-keeps = frozenset[str]()  # of the options: none is in the files, all are for `load`
+keeps = dict[str, tuple[str, ...]]()  # of the options: none is in the files, all are for `load`
 
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).

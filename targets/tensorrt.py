@@ -32,6 +32,7 @@ requires = ("tensorrt_rtx",)  # or tensorrt, which no package brings alone
 extra = "tensorrt"
 suffixes = (".engine", ".onnx")
 takes = build.TAKES
+keeps = {".engine": {*build.KEYS} - {build.GRAPH, build.JIT, refit.OPTION}}
 hardware = {"capability": "NVIDIA GPU (a compute capability)"}  # what a device has to have, by the fact that tells it
 
 # The parser takes any IR version and opset without a word, so the newest ones are those that NVIDIA documents

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +88,21 @@ def compiled(
         )
         if options.usual and not engine.usual:
             log.info("%s has nothing to make ready for known shapes of this model", engine.target)
-        keeps = getattr(registry.target(engine.target), "keeps", frozenset(options.extra))
-        again = tuple(f"{key}={value}" for key, value in options.extra.items() if key not in keeps)
+        again = tuple(_again(options, getattr(registry.target(engine.target), "keeps", None), output.suffix))
         notes, whom = tuple(_notes(loaded, engine.target, where)), where.name if where is not None else ""
         return Compiled(engine.target, engine.check, whom, again=again, notes=notes)
     made, tried = _made(loaded, name, where, options, feeds, original)
     files.refuse_overwrite(output, force)
     made.save(output)
     return Compiled(name, None, where.name if where else "another machine", tried)
+
+
+def _again(options: Options, keeps: Mapping[str, Collection[str]] | None, suffix: str) -> Iterator[str]:
+    """The options that a file of this kind does not hold; `keeps` are patterns of what a target's files do, by suffix,
+    or None where it doesn't tell."""
+    for key, value in options.extra.items():
+        if keeps is not None and not any(fnmatchcase(key, pattern) for pattern in keeps.get(suffix, ())):
+            yield f"{key}={value}"
 
 
 def _notes(model: Any, target: str, device: devices.Device | None) -> Iterator[str]:

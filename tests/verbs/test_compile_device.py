@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import edgerun
-from edgerun import devices
+from edgerun import devices, registry
 from edgerun.devices import Fact
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import machine
@@ -85,3 +85,35 @@ def test_python_is_told_what_writes_recipes(tmp_path: Path) -> None:
     needs("tensorrt")
     with pytest.raises(EdgerunError, match="edgerun compile MODEL.onnx --target tensorrt -o m.recipe"):
         edgerun.compile(model, "tensorrt", output=output)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "again"),
+    [
+        (".onnx", ["graph_optimization_level=basic", "SPINNING=0", "MEMORY=small"], [0, 1, 2]),
+        (".onnx", ["FORMAT=onnx", "session.disable_quant_qdq=1"], [1]),
+        (".ort", ["graph_optimization_level=basic", "session.disable_quant_qdq=1", "SPINNING=0"], [2]),
+        (".ort", ["FORMAT=ort"], []),
+        (".xml", ["INFERENCE_PRECISION_HINT=f32"], [0]),
+    ],
+)
+def test_options_that_the_file_does_not_keep_are_told(
+    cli: Cli, tmp_path: Path, suffix: str, options: list[str], again: list[int]
+) -> None:
+    """An .onnx is the model and no more; an .ort is a graph that was optimized as the options say."""
+    needs("openvino" if suffix == ".xml" else "onnxruntime")
+    command = ["compile", save_linear(tmp_path / "m.onnx"), "-o", tmp_path / f"made{suffix}"]
+    words, lost = [word for option in options for word in ("--option", option)], [options[index] for index in again]
+    ran = cli(*command, *words)
+    assert ran.code == 0 and ("which the file does not keep" in ran.out) == bool(lost), ran.err
+    assert not lost or " ".join(f"--option {option}" for option in lost) + ", which" in ran.out
+    assert json.loads(cli(*command, *words, "--force", "--json").out)["again"] == lost
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_what_files_keep_is_what_the_target_takes(target: str) -> None:
+    found = registry.target(target, usable=False)
+    taken = {key.partition("=")[0] for line in found.takes for key in line.split(", ")}
+    for suffix, keys in vars(found)["keeps"].items():
+        assert suffix in registry.written(target)
+        assert all(key in taken or f"{key.partition('.')[0]}.*" in taken for key in keys)
