@@ -7,7 +7,7 @@ import math
 import stat
 from pathlib import Path
 
-from edgerun import _beside, _calls, _passed, _wire, files
+from edgerun import _beside, _calls, _passed, _wire, distribution, files
 from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
@@ -45,8 +45,8 @@ def check_onnx(path: Path) -> frozenset[int]:
 
     Raise unless it is a whole ONNX model whose sizes add up and whose external data stays in its folder.
 
-    Reads the structure only, through a memory map: weights are neither copied nor looked at. Says nothing about
-    the meaning of the graph; that is for onnx.checker, in a limited child.
+    Reads the structure only, through a memory map: weights are not copied. What the graph means is for onnx.checker,
+    in a limited child.
     """
     check_file(path)
     known = _passed.kinds_of(path)
@@ -73,7 +73,7 @@ class _Model:
     def __init__(self, path: Path | str, file: Path | None) -> None:
         self.path, self.file = path, file
         self.kinds, self.plain, self.files = set[int](), set[bytes](), set[Path]()
-        self.weights, self.alone = list[memoryview](), True  # it names no file
+        self.weights, self.alone, self.divides = list[memoryview](), True, False  # it names no file
 
     def refuse(self, what: str, **more: str) -> EdgerunError:
         return EdgerunError(f"{self.path}: {what}", **more)
@@ -118,6 +118,10 @@ class _Model:
                         self.node(_wire.message(value), 0, set(), set())
             if fault := _calls.fault(functions):
                 raise self.refuse(fault[0], got=fault[1])
+            if self.divides and not distribution.lacks("_divided"):
+                from edgerun import _divided
+
+                _divided.check(self, data)
         except _wire.Malformed as error:
             if not ir_version or (graph is None and not isinstance(error, _wire.Truncated)):
                 raise self.refuse("not an ONNX model", got=str(error), wanted="a protobuf of onnx.ModelProto") from None
@@ -196,6 +200,7 @@ class _Model:
                 produced.add(name)
             elif number == 4:
                 kind = value
+        self.divides |= kind in (b"Div", b"Mod")
         if kind == _beside.CONTEXT:
             for name in _beside.named(data):
                 self.alone = False
