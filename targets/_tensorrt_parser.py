@@ -56,8 +56,9 @@ def unranged(network: Any, proto: onnx.ModelProto) -> Iterator[Issue]:
 
 def refused(parser: Any, errors: list[str], proto: onnx.ModelProto) -> Iterator[Issue]:
     """The parser's errors, one a node, or what its log `errors` say. Of a node in a branch or a function, which it
-    numbers apart, and where it tells no node, the first of that kind."""
-    seen = set()
+    numbers apart, and where it tells no node, the first of that kind. The first quantizer that has a zero point stands
+    for all: models have hundreds."""
+    seen, moved = set(), {_name(node): node for node in _moved(proto)}
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         place, op = int(error.node()), str(error.node_operator()) or _logged(errors, proto)
@@ -70,10 +71,24 @@ def refused(parser: Any, errors: list[str], proto: onnx.ModelProto) -> Iterator[
             known = not op or parser.supports_operator(op)
             reason = tensorrt.shortened(str(error.desc())) if known else "TensorRT has no translation of this op"
             yield Issue(name, op, reason)
+            for node in moved.values() if name in moved else ():
+                if (other := (_name(node), node.op_type)) not in seen:
+                    seen.add(other)
+                    yield Issue(*other, reason)
     if not seen:
         op = _logged(errors, proto)
         name = next((_name(node) for node in proto.graph.node if node.op_type == op), op)
         yield Issue(name, op, tensorrt.reason(errors) or "refused")
+
+
+def _moved(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """The quantizers with a zero point other than 0."""
+    from onnx import numpy_helper
+
+    nodes = [n for n in proto.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear") and len(n.input) > 2]
+    points = {node.input[2] for node in nodes}
+    moved = {t.name for t in proto.graph.initializer if t.name in points and numpy_helper.to_array(t).any()}
+    yield from (node for node in nodes if node.input[2] in moved)
 
 
 def _logged(errors: list[str], proto: onnx.ModelProto) -> str:

@@ -15,7 +15,7 @@ from edgerun.model import Model
 from edgerun.passes import Issue, Limits, Quantization, Target
 from edgerun.runtime import Options, SelfCheck
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, dictionaries, fitting, rewriting, saturating, subgraph
+from edgerun.verbs import devices, dictionaries, fitting, refusals, rewriting, saturating, subgraph
 from edgerun.verbs.asked import Asked, named
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
 from edgerun.verbs.load import placed
@@ -222,7 +222,7 @@ def _refused(model: Model, asked: Asked, limits: Limits, where: str) -> Iterator
         for issue in issues:
             yield Issue("", "", issue.reason + (needs if issue.reason.startswith("opset") else ""))
         return
-    for issue in dict.fromkeys(asked.issues(model)):
+    for issue in refusals.every(model, asked.issues):
         if issue.node or (found := subgraph.smallest(proto, "", lambda m: bool(asked.issues(m)))) is None:
             yield issue
         else:

@@ -35,15 +35,15 @@ class Graph:
 
         nodes = [node for place, node in enumerate(self.graph.node) if place in chosen]
         made = {name for node in nodes for name in node.output if name}
-        reads = dict.fromkeys(name for node in nodes for name in _reads(node) if name not in made)
+        needed = dict.fromkeys(name for node in nodes for name in reads(node) if name not in made)
         outside = {v.name for v in self.graph.output}
-        outside |= {n for place, node in enumerate(self.graph.node) if place not in chosen for n in _reads(node)}
-        within = {name for node in nodes for name in _reads(node)}
+        outside |= {n for place, node in enumerate(self.graph.node) if place not in chosen for n in reads(node)}
+        within = {name for node in nodes for name in reads(node)}
         inputs, outputs = [], []
-        for name in reads:
+        for name in needed:
             if name in self.constants:
                 continue
-            if not _known(self.types.get(name)):
+            if not known(self.types.get(name)):
                 return None
             inputs.append(onnx.ValueInfoProto(name=name, type=self.types[name]))
         for node in nodes:
@@ -51,11 +51,11 @@ class Graph:
                 if name in outside or name not in within:
                     kind = self.types.get(name)
                     if kind is None:
-                        kind = next((self.types[n] for n in node.input if _known(self.types.get(n))), None)
-                    if kind is None or not _known(kind):
+                        kind = next((self.types[n] for n in node.input if known(self.types.get(n))), None)
+                    if kind is None or not known(kind):
                         return None
                     outputs.append(onnx.ValueInfoProto(name=name, type=kind))
-        weights = [self.constants[name] for name in reads if name in self.constants]
+        weights = [self.constants[name] for name in needed if name in self.constants]
         if not outputs:
             return None
         proto = onnx.ModelProto(
@@ -70,7 +70,7 @@ class Graph:
     def around(self, place: int, levels: int) -> set[int]:
         """The node with those up to so many steps before it and behind it, and the constants' own nodes."""
         makers = {name: i for i, node in enumerate(self.graph.node) for name in node.output if name}
-        before = {i: {makers[n] for n in _reads(node) if n in makers} for i, node in enumerate(self.graph.node)}
+        before = {i: {makers[n] for n in reads(node) if n in makers} for i, node in enumerate(self.graph.node)}
         behind: dict[int, set[int]] = {i: set() for i in before}
         for i, sources in before.items():
             for source in sources:
@@ -164,18 +164,18 @@ def _within(
                 yield from _within(proto, inner, types, constants)
 
 
-def _reads(node: onnx.NodeProto) -> list[str]:
+def reads(node: onnx.NodeProto) -> list[str]:
     """What a node reads, in branches and loops of its own too, without what those make themselves."""
     found = [name for name in node.input if name]
     for attribute in node.attribute:
         for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
             own = {v.name for v in inner.input} | {t.name for t in inner.initializer}
             own |= {name for n in inner.node for name in n.output}
-            found += [name for n in inner.node for name in _reads(n) if name not in own]
+            found += [name for n in inner.node for name in reads(n) if name not in own]
             found += [v.name for v in inner.output if v.name not in own]
     return found
 
 
-def _known(kind: onnx.TypeProto | None) -> bool:
+def known(kind: onnx.TypeProto | None) -> bool:
     """Whether a type can stand at a model's door: a tensor with dtype and rank."""
     return kind is not None and kind.tensor_type.elem_type > 0 and kind.tensor_type.HasField("shape")
