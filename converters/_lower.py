@@ -40,8 +40,12 @@ def lowered(proto: onnx.ModelProto, limits: Limits) -> tuple[onnx.ModelProto, li
         _check_types(proto, limits.ir_version)
         proto = onnx.ModelProto.FromString(proto.SerializeToString())
         proto.ir_version = limits.ir_version
-    if opset_of(proto) and ir_version(opset_of(proto)) > proto.ir_version:
-        raise Unsupported(f"IR version {limits.ir_version} carries no opset {opset_of(proto)}")
+    if opset_of(proto) and (needed := ir_version(opset_of(proto))) > proto.ir_version:
+        if needed > limits.ir_version:
+            raise Unsupported(f"IR version {limits.ir_version} carries no opset {opset_of(proto)}")
+        told.append(f"IR version {proto.ir_version} -> {needed}")  # the file's own never carried its opset
+        proto = onnx.ModelProto.FromString(proto.SerializeToString())
+        proto.ir_version = needed
     try:
         onnx.checker.check_model(proto)
     except Exception as error:  # the checker's own class, and bare RuntimeError

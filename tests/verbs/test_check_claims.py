@@ -137,6 +137,16 @@ def test_open_sizes_are_no_reason_not_to_rewrite(cli: Cli, tmp_path: Path) -> No
     assert made.inputs == Model.load(path).inputs and not registry.target("tensorrt").check(made)
 
 
+def test_an_ir_version_that_never_carried_the_opset_is_raised(cli: Cli, tmp_path: Path) -> None:
+    """Opset 23 wants IR version 11, which the file has not, and 20, the newest that the device reads, wants 9."""
+    needs("tensorrt")
+    path = save(tmp_path / "m.onnx", "(float[2,8] x) => (float[2,8] y) { y = Relu(x) }", 23, 8)
+    told = cli("check", path, "--device", "jetson-agx-orin", "--fix", tmp_path / "f.onnx")
+    assert told.code == 0 and "opset 23 -> 20" in told.out and "IR version 8 -> 9" in told.out, told.err
+    made = onnx.load(tmp_path / "f.onnx")
+    assert (made.opset_import[0].version, made.ir_version) == (20, 9)
+
+
 def test_ideas_are_told_only_where_nobody_asked_to_try_them(cli: Cli, tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", "(float[n,8] h) => (float[n,8] y) { " + DOUBLE.format(out="y") + " }")
     assert "--fix would try: cast around odd (Acosh in float32)" in cli("check", path).out
