@@ -83,13 +83,14 @@ SIZES_SAID = {
     ("HammingWindow", 0): Range(4, 9),
     ("BlackmanWindow", 0): Range(4, 9),
 }
+DIVISOR = Range(1, 3)  # of integers: by 0 a runtime refuses to divide
 _PASS_INDICES = frozenset({"Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Transpose", "Expand"})
 
 
 def ranges(model: ir.Model) -> dict[str, Range]:
     """For every graph input that only selects rows of constant tables: numbers below the smallest one's row count; for
-    one that says which of many, or a size: those that there are, or those of SIZES_SAID. For one of strings: words that
-    the model knows, and others."""
+    one that says which of many, or a size: those that there are, or those of SIZES_SAID; for a divisor: no 0. For one
+    of strings: words that the model knows, and others."""
     found: dict[str, Range] = {}
     for value in model.graph.inputs:
         if value.name and value.dtype is not None and value.dtype.name == "STRING":
@@ -141,6 +142,8 @@ def _told(value: ir.Value) -> Iterator[Range]:
                 yield Range(0, table.shape.numpy()[axis])
         elif said := SIZES_SAID.get((node.op_type, slot)):
             yield said
+        elif node.op_type in ("Div", "Mod") and slot == 1 and value.dtype is not None and value.dtype.is_integer():
+            yield DIVISOR
         elif known := _hot(node, slot):
             yield known
         elif node.op_type in _PASS_INDICES and slot == 0:

@@ -39,6 +39,8 @@ def _model(text: str, opset: int = 17) -> Model:
         ("o (int64[9] k) => (float[9, 5] y) <int64 d = {5}, float[2] v = {0, 1}> { y = OneHot(k, d, v) }", "k", 0, 4),
         ("e (int32[9] k) => (bool[9, 4] y) <int64[1] a = {-1}, int32[1, 4] t = {2, 3, 4, 5}>"
          " { u = Unsqueeze(k, a) y = Equal(u, t) }", "k", 2, 5),
+        ("d (int32[9] x, int32[9] k) => (int32[9] y) { y = Div(x, k) }", "k", 1, 2),
+        ("m (uint8[9] x, uint8[9] k) => (uint8[9] y) { y = Mod(x, k) }", "k", 1, 2),
         ("p (int32[9] k) => (bool[9] y) <int32[1] t = {7}> { y = Equal(k, t) }", "k", 0, 1),
     ],
 )  # fmt: skip
@@ -47,6 +49,20 @@ def test_what_says_a_size_or_one_of_many_is_drawn_from_these(text: str, name: st
     ranges = input_ranges.ranges(model.ir)
     seen = {int(v) for seed in range(40) for v in draws.feeds(model.inputs, {}, seed, ranges)[name]}
     assert (min(seen), max(seen)) == (low, high)
+
+
+@pytest.mark.parametrize("target", RUNNERS)
+@pytest.mark.parametrize("op", ["Div", "Mod"])
+def test_no_integer_is_divided_by_a_drawn_zero(target: str, op: str) -> None:
+    """ONNX Runtime refuses to, and was called a target that fails on what the reference takes."""
+    model = _model(f"by (int32[n, 4] a, int32[n, 4] b) => (int32[n, 4] y) {{ y = {op}(a, b) }}")
+    check = edgerun.compile(model, target, edgerun.Options(threads=1)).check
+    assert check is not None and check.runs
+
+
+def test_a_float_divisor_is_drawn_as_any_float() -> None:
+    model = _model("by (float[n, 4] a, float[n, 4] b) => (float[n, 4] y) { y = Div(a, b) }")
+    assert input_ranges.ranges(model.ir) == {}
 
 
 @pytest.mark.parametrize("target", RUNNERS)
