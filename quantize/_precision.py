@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # taken from it is 0.7 dB less near (PP-OCR, six placements by four halves of its calibration data).
 FLOOR = 21.0
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
-WIDER = (0.1, 0.2, 0.3, 0.4)  # that the first layers may have of a model that is not there yet
+WIDER = (0.1, 0.2, 0.4)  # that the first layers may have of a model that is not there yet
 FREE = 1.05  # times as long a run may take for as many of them as there are: no more than two sessions differ by
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
 LIKELY = 0.25  # of being wrong about that, which more of the first layers may have
