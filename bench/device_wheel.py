@@ -33,9 +33,10 @@ FOLDERS = {
 OUT = (
     "edgerun.converters", "edgerun.quantize", "edgerun.model", "edgerun.verbs.compile", "edgerun.verbs.checked",
     "edgerun.verbs.inspect", "edgerun.verbs.why_slow", "edgerun.targets.reference", "edgerun.targets._alone",
-    "edgerun.targets._profile", "edgerun.targets._onnxruntime_overhead", "edgerun.targets._openvino_faults",
+    "edgerun.targets._profile", "edgerun.targets._onnxruntime_overhead", "edgerun.targets._onnxruntime_optimized",
+    "edgerun.targets._onnxruntime_context", "edgerun.targets._openvino_faults",
     "edgerun.targets._tensorrt_kernels", "edgerun.targets._tensorrt_parser", "edgerun.targets._tensorrt_recipe",
-    "edgerun.pair", "edgerun._divided", "edgerun.contents", "edgerun.processors", "edgerun.classifiers",
+    "edgerun.pair", "edgerun.contents", "edgerun.processors", "edgerun.classifiers",
 )  # fmt: skip
 DOORS = ("edgerun.cli.", "edgerun.compat.")  # import what they call when they are called
 ROOTS = ("edgerun.cli", "edgerun.targets", "edgerun.runtime", "edgerun.compat")  # with all that is public in them

@@ -7,7 +7,7 @@ import math
 import stat
 from pathlib import Path
 
-from edgerun import _beside, _calls, _passed, _wire, distribution, files
+from edgerun import _beside, _calls, _passed, _wire, files
 from edgerun.errors import EdgerunError, Unsupported
 
 NEWEST_OPSET = 28  # of the default domain, and the newest IR version: what the pinned onnx knows
@@ -118,7 +118,7 @@ class _Model:
                         self.node(_wire.message(value), 0, set(), set())
             if fault := _calls.fault(functions):
                 raise self.refuse(fault[0], got=fault[1])
-            if self.divides and not distribution.lacks("_divided"):
+            if self.divides:
                 from edgerun import _divided
 
                 _divided.check(self, data)

@@ -15,7 +15,7 @@ from edgerun import files, guard, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.runtime import Engine, Options, Session, machine
 from edgerun.targets import _onnxruntime_float8 as float8
-from edgerun.targets import _onnxruntime_ort as optimized
+from edgerun.targets import _onnxruntime_ort as ort
 from edgerun.targets import _onnxruntime_providers as providers
 from edgerun.targets import _onnxruntime_settings as setting
 from edgerun.targets._onnxruntime_session import NUMBERS, OrtSession, first_line, too_little
@@ -85,6 +85,7 @@ def compile(model: Model, options: Options) -> Engine:
     optimized graph in its own format, with FORMAT=context what a provider that compiles ahead made of it.
     """
     from edgerun.targets import _onnxruntime_context as context
+    from edgerun.targets import _onnxruntime_optimized as optimized
 
     here = {**device(), **providers.choice(options).device()}
     if optimized.wanted(options):
@@ -102,14 +103,16 @@ def written(suffix: str, options: Options, device: Device | None) -> Options:
 
     Raises Unsupported where the optimization that is asked for would be right on this machine's CPU alone.
     """
-    return optimized.written(options, device)
+    from edgerun.targets._onnxruntime_optimized import written
+
+    return written(options, device)
 
 
 def save(engine: Engine, path: Path) -> None:
     """Write the engine as one `.onnx` or `.ort` file, atomically; weights over 1.8 GB go to a file beside it."""
     if not isinstance(engine.payload, bytes):
         raise EdgerunError("the engine is a file already", got=engine.payload, do="copy that file")
-    suffix = suffixes[optimized.is_one(engine.payload)]
+    suffix = suffixes[ort.is_one(engine.payload)]
     if path.suffix != suffix:
         raise EdgerunError(f"the engine is an {suffix} file", got=path.name, wanted=f"-o NAME{suffix}")
     if engine.folder is not None or engine.weights:
@@ -125,8 +128,10 @@ def contents(path: Path) -> Contents:
 
     Raises Unsupported where it was laid out for another CPU, which cannot open it.
     """
+    from edgerun.targets._onnxruntime_optimized import contents
+
     with load(Engine("onnxruntime", path), Options(1)) as session:
-        return optimized.contents(path, session.inputs, session.outputs)
+        return contents(path, session.inputs, session.outputs)
 
 
 def load(engine: Engine, options: Options) -> Session:
@@ -170,7 +175,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
                 session.run(feed)
                 if index % TURN == TURN - 1:
                     chains.run(TURN)
-            events, model = trace.events(session.native), None if optimized.is_one(engine.payload) else engine.payload
+            events, model = trace.events(session.native), None if ort.is_one(engine.payload) else engine.payload
         return trace.kernels(events, model, written, lambda: chains.overhead(trace.by_run))
 
 
@@ -212,7 +217,7 @@ def _settings(options: Options) -> Any:
 
 def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     """The runtime's own session, on the provider of `options` and with their settings where no others are given."""
-    runtime, ready = _runtime(), optimized.is_one(engine.payload)
+    runtime, ready = _runtime(), ort.is_one(engine.payload)
     settings, chosen = settings or _settings(options), providers.choice(options)
     providers.require(runtime, chosen)
     if setting.lean(options):
@@ -222,8 +227,8 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
     else:
         machine.reuse_freed()
     if ready:
-        optimized.admit(engine.payload, device())
-        optimized.mapped(settings, options)
+        ort.admit(engine.payload, device())
+        ort.mapped(settings, options)
     faulty = float8.tamed(settings) if float8.present(engine) else []
     source = engine.payload if isinstance(engine.payload, bytes) else str(engine.payload)
     if engine.folder is not None:
@@ -252,9 +257,9 @@ def _open(engine: Engine, options: Options, settings: Any = None) -> Any:
 
 
 def _refused(error: Exception, options: Options) -> EdgerunError:
-    from edgerun.targets import _onnxruntime_context as context
+    from edgerun.targets._onnxruntime_foreign import foreign
 
-    if known := too_little(error, options.max_rss) or context.foreign(error):
+    if known := too_little(error, options.max_rss) or foreign(error):
         return known
     kind = Unsupported if type(error).__name__ == "NotImplemented" else EdgerunError
     return kind("ONNX Runtime refuses the model", got=first_line(error), do="edgerun check names the node")

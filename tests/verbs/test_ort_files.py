@@ -18,6 +18,7 @@ from edgerun.devices import Device, Fact
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model, Step
 from edgerun.runtime import Engine, Options, machine
+from edgerun.targets import _onnxruntime_optimized as optimized
 from edgerun.targets import _onnxruntime_ort as ort
 from edgerun.targets import onnxruntime as target
 from edgerun.verbs.compiled import compiled
@@ -116,10 +117,10 @@ def test_what_would_be_wrong_there_is_not_made(place: Any, cli: Any) -> None:
 
 def test_a_device_like_this_machine_gets_all() -> None:
     same = _device(target.device()["arch"], list(machine.isa()))
-    assert dict(ort.written(ONE, same).extra) == {"FORMAT": "ort"} == dict(ort.written(ONE, None).extra)
-    other = ort.written(ONE, _device("riscv64", ["rvv"])).extra
-    assert other["graph_optimization_level"] == "extended" and other[ort.INT8] == "0"
-    assert ort.written(ONE, devices.find("raspberry-pi-5")).extra[ort.INT8] == "1"
+    assert dict(optimized.written(ONE, same).extra) == {"FORMAT": "ort"} == dict(optimized.written(ONE, None).extra)
+    other = optimized.written(ONE, _device("riscv64", ["rvv"])).extra
+    assert other["graph_optimization_level"] == "extended" and other[optimized.INT8] == "0"
+    assert optimized.written(ONE, devices.find("raspberry-pi-5")).extra[optimized.INT8] == "1"
 
 
 @pytest.mark.parametrize("key", ["isa", "arch", "version"])
