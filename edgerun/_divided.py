@@ -6,6 +6,7 @@ divided as int32, and integers by 0 are refused by the runtimes.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -42,7 +43,7 @@ def _walk(model: _Model, nodes: Sequence[memoryview], stored: Sequence[memoryvie
         op, names = bytes(parts[4][-1] if parts[4] else b""), [_wire.text(part) for part in parts[1]]
         if op == b"Constant":
             constants |= {_wire.text(name): partial(_attributed, model, parts[5]) for name in parts[2]}
-        elif op in (b"Div", b"Mod") and len(names) == 2 and set(names) <= set(constants):
+        elif op in (b"Div", b"Mod") and len(names) == 2 and all(name in constants for name in names):
             (least, dividend), (_, divisor) = (constants[name]() for name in names)
             if -1 in divisor and least in dividend:
                 what = f"a constant's {op.decode()} by -1 overflows, which ends the process"
@@ -73,16 +74,19 @@ def _stored(model: _Model, tensor: memoryview) -> Integers:
     if not kind or kind[0] not in TYPES:
         return 0, ()
     form, least = TYPES[kind[0]]
-    raw = _parts(tensor, 9)[-1:]
-    if outside := _parts(tensor, 13):
-        entries = {"".join(_texts(pair, 1)): "".join(_texts(pair, 2)) for pair in outside}
-        start, length = int(entries.get("offset") or 0), int(entries.get("length") or 0)
-        assert model.folder is not None  # or the guard had refused it
-        raw = [_wire.view(model.folder / entries["location"])[start : start + length if length else None]]
-    if not raw:
-        return least, [n for number, value in told if number in (5, 7) for n in _wire.integers(value)]
-    model.alone &= len(raw[0]) < _passed.SHORT  # these weights decide, and a model is known again without its weights
     size = memoryview(bytes(8)).cast(form).itemsize
+    raw = _parts(tensor, 9)[-1:]
+    if outside := _parts(tensor, 13):  # read as the guard does, which has seen that such a file is there
+        pairs = [{n: _wire.text(value) for n, value in _wire.fields(pair)} for pair in outside]
+        entries = {pair.get(1, ""): pair.get(2, "") for pair in pairs}
+        dims = [n for number, value in told if number == 1 for n in _wire.integers(value)]
+        start, length = int(entries.get("offset") or 0), math.prod(dims) * size
+        assert model.folder is not None  # or the guard had refused it
+        raw = [_wire.view(model.folder / entries["location"])[start : start + length]] if length else [memoryview(b"")]
+    if not raw:
+        numbers = [n for number, value in told if number in (5, 7) for n in _wire.integers(value)]
+        return least, [(n - least) % (-2 * least) + least for n in numbers]  # as wide as the type, whatever was written
+    model.alone &= len(raw[0]) < _passed.SHORT  # these weights decide, and a model is known again without its weights
     return least, raw[0][: len(raw[0]) // size * size].cast(form)
 
 

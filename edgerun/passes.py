@@ -108,10 +108,10 @@ class Opener(Protocol):
 
 
 class Timed(Protocol):
-    """How many times as long a run of the second graph takes on the target as one of the first, one thread, in turns;
-    infinite where it does not run there."""
+    """Tells of a graph how many times as long a run of another takes on the target, one thread, in turns; None where
+    that cannot be timed."""
 
-    def __call__(self, first: ir.Model, second: ir.Model) -> float: ...
+    def __call__(self, first: ir.Model) -> Callable[[ir.Model], float | None]: ...
 
 
 @dataclass

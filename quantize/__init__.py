@@ -86,6 +86,7 @@ class _Told:
             request.checkpoint.add(step=name, version=__version__, model=self.digest, effort=effort, rules=rules)
             batch = None if request.calibration is None else request.calibration.batch
             request.checkpoint.add(batch=batch, ranges=request.ranges, kept=sorted(request.keep_float))
+            request.checkpoint.add(paced=request.pace is not None)
 
     def result(self, name: str, graph: ir.Model, request: Request) -> Model:
         """The Model of a pass's `graph`, with one more Step."""

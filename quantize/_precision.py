@@ -102,22 +102,24 @@ class Cheap:
         """`made`, which loses `scores`, with its depthwise layers in float and the most of the first ones that take
         next to no time there, by the target's clock; None where there are none, or no clock.
 
-        Integers pay little in layers of few channels, and what they cost is as much as anywhere. By the `judge`, it
-        must be nearer to float then; both are timed as they are `finished`.
+        Integers pay little in layers of few channels, and what they cost is as much as anywhere. It must bring WORTH dB
+        by the `judge`; both are timed as they are `finished`.
         """
         if request.pace is None:
             return None
-        first = finished(replace(made, model=made.model.clone()))
-        wider = {self.kinds[kind] | self.kinds["depthwise"]: kind for kind in self.kinds if _wider(kind)}
+        beside = request.pace(finished(replace(made, model=made.model.clone())))
+        first = {kind: names for kind, names in self.kinds.items() if names and _wider(kind)}
+        wider = {names | self.kinds["depthwise"]: kind for kind, names in first.items()}
         for names, kind in reversed(wider.items()):
             if names not in self.plans:
                 continue
             other = self._without(made, names)
-            if request.pace(first, finished(replace(other, model=other.model.clone()))) > FREE:
+            ratio = beside(finished(replace(other, model=other.model.clone())))
+            if ratio is None or ratio > FREE:
                 continue
             after = judge(other, replace(request, keep_float=request.keep_float | names, found={}), scores)
             gain = _Gain.of(scores, after)
-            if gain.told(kind, gain.over_all > 0, request):
+            if gain.told(kind, gain.over_all >= WORTH, request):
                 request.found["float layers"] = sorted(names)
                 return other
         return None

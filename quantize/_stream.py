@@ -144,7 +144,8 @@ class Stream:
     ) -> dict[int, list[Totals]]:
         """How far the outputs of the second spans are from those of the first in each sample of the batches `wanted`,
         also where the float model's are not known; with the shifts of each, found on `apart` samples."""
-        first, second = (self._apart(spans, self.missing(spans, apart, stage), wanted) for spans in pair)
+        # One after the other: a reader that is rewound has one pass at a time.
+        first, second = (list(self._apart(spans, self.missing(spans, apart, stage), wanted)) for spans in pair)
         outputs, found = list(self._truths[0].outputs), dict[int, list[Totals]]()
         for index, (rows, one), (_, other) in zip(sorted(wanted), first, second, strict=True):
             there = Truth(rows, {name: one[name] for name in outputs}, {}, self._truths[0].sides)

@@ -158,7 +158,8 @@ def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.M
             return _at_extremes(placed, seen, {}, request)
 
         made = cheap.free(made, lost, judge, plain, request) or cheap.spared(made, lost, judge, request)
-        with _streaming(made, truths, request, begun) as stream:
+        kept = frozenset(request.found.get("float layers", ()))  # what is known of ranges is of one placement
+        with _streaming(made, truths, replace(request, keep_float=request.keep_float | kept), begun) as stream:
             settled = _settled(made.plan, seen, stream, request)
     samples = checked(seen, truths, request), reported(seen, truths, request) if spare else 0
     return _written(made, *settled, truths, samples, request, more=spare)

@@ -132,3 +132,40 @@ def test_broken_numbers_are_a_damaged_file() -> None:
     assert data.count(packed) == 1 and broken != packed
     with pytest.raises(EdgerunError, match="the file is (truncated|damaged)"):
         guard.check_bytes(data.replace(packed, broken))
+
+
+def test_weights_behind_the_divisors_are_none_of_theirs(tmp_path: Path) -> None:
+    """External data that says where it begins, not where it ends, in one file with numbers that would trap."""
+    (tmp_path / "w").write_bytes(np.array([5, 2, LEAST["int32"], -1], np.int32).tobytes())
+    tensors = [onnx.TensorProto(data_type=6, dims=[1], data_location=onnx.TensorProto.EXTERNAL) for _ in range(2)]
+    for place, tensor in enumerate(tensors):
+        for key, value in (("location", "w"), ("offset", str(4 * place))):
+            tensor.external_data.add(key=key, value=value)
+    for dims, refused in ((1, False), (3, True)):
+        tensors[0].dims[:], tensors[1].dims[:] = [dims], [dims]
+        onnx.save(_model("Div", *tensors), tmp_path / f"{dims}.onnx")
+        if not refused:
+            guard.check_onnx(tmp_path / f"{dims}.onnx")
+            continue
+        with pytest.raises(EdgerunError, match="by -1 overflows"):
+            guard.check_onnx(tmp_path / f"{dims}.onnx")
+
+
+def test_an_int32_that_is_written_in_four_bytes() -> None:
+    """Encoders write -1 in ten bytes; protobuf reads the five of 4294967295 the same."""
+    model = _model("Div", _array([LEAST["int32"]], "int32"), onnx.TensorProto(data_type=6, dims=[1]))
+    model.graph.initializer[1].int32_data.append(-1)
+    packed = model.graph.initializer[1].SerializeToString()
+    short = packed.replace(b"\x2a\x0a" + b"\xff" * 9 + b"\x01", b"\x2a\x05\xff\xff\xff\xff\x0f")
+    assert short != packed and onnx.TensorProto.FromString(short).int32_data == [-1]
+    model.graph.initializer[1].CopyFrom(onnx.TensorProto())
+    data = model.SerializeToString()
+    empty = b"\x2a\x00"  # initializer (5) of no bytes
+    assert data.count(empty) == 1
+    told = data.replace(empty, b"\x2a" + bytes([len(short)]) + short)
+    size = len(model.graph.SerializeToString())
+    graph = b"\x3a" + bytes([size + len(short)]) if size + len(short) < 128 else None
+    assert graph is not None
+    told = told.replace(b"\x3a" + bytes([size]), graph)
+    with pytest.raises(EdgerunError, match="by -1 overflows"):
+        guard.check_bytes(told)

@@ -60,6 +60,8 @@ def compile(
     where, _ = devices.chosen(device, target if isinstance(target, str) and target != AUTO else None)
 
     def made(name: str) -> Engine:
+        if where is not None:
+            devices.refuse_without(where, name)
         return _made(model, name, options or Options(), feeds, original, output, where, force, whole)
 
     if output is not None:

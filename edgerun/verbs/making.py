@@ -138,7 +138,7 @@ class Making:
         asked = Request(self.rules, opened, known, self.ranges, names, effort)
         asked.lanes, asked.progress = min(LANES, machine.quota()), self.progress
         asked.found |= self.told
-        if self.timed and effort is self.effort:
+        if self.timed and self.rules.timed and effort is self.effort:
             asked.pace = Pace(self.target, self.inputs, self.data, self.progress)
         if known is not None:
             asked.found["calibration"], asked.fresh = known.found, known.fresh
@@ -241,7 +241,7 @@ class Known:
             self.found |= {**told, "warnings": [*told["warnings"], *self._judged]}
 
     def again(self) -> Any:
-        """One more pass. Its first batches, BESIDE bytes of them, are read once for all passes."""
+        """One more pass. The first batches, BESIDE bytes of them, are read once for all passes that end with them."""
         place = 0
         while place < len(self._beside):  # which another pass may lengthen
             yield self._beside[place]

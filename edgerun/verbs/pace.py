@@ -1,9 +1,8 @@
-"""How fast one graph runs on the target beside another, while a pass still chooses between them."""
+"""How fast graphs run on the target beside another, while a pass still chooses between them."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,44 +19,60 @@ from edgerun.verbs.timings import Timings
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+FIRST, SECOND = "first", "second"
+
 
 class Pace:
-    """A `passes.Timed` on `target`: one session, on the first sample of `data` at the sizes that `inputs` say.
+    """A `passes.Timed` on `target`: one session a pair, on the first sample of `data` at the sizes that `inputs` say.
 
-    Answers are kept by the content of both graphs (`verbs/timings.py`).
+    Answers are kept by the content of both graphs (`verbs/timings.py`), and as long as this object where they cannot
+    be. That a graph does not run is no answer: it may another time.
     """
 
     def __init__(self, target: str, inputs: Sequence[TensorSpec], data: Data | None, progress: Progress) -> None:
         self._target, self._inputs, self._data, self._progress = registry.target(target), inputs, data, progress
-        self._engines: dict[str, Engine] = {}  # of the last first graph, which others may come beside, by its digest
+        self._answers: dict[tuple[str, str], float] = {}
 
-    def __call__(self, first: ir.Model, second: ir.Model) -> float:
-        models = {model.digest(): model for model in map(Model.of, (first, second))}
+    def __call__(self, first: ir.Model) -> Callable[[ir.Model], float | None]:
+        model = Model.of(first)
+        digest = model.digest()
+        engine = functools.cache(lambda: self._target.compile(model, self._options))  # as long as who asks keeps this
+
+        def beside(second: ir.Model) -> float | None:
+            other = Model.of(second)
+            pair = digest, other.digest()
+            if pair not in self._answers:
+                timings = Timings(self._about(pair))
+                if (found := timings.get("ratio")) is None and (found := self._ratio(engine, other)) is not None:
+                    timings.put("ratio", found)
+                if found is None:
+                    return None
+                self._answers[pair] = found
+            return self._answers[pair]
+
+        return beside
+
+    def _about(self, pair: tuple[str, str]) -> dict[str, Any]:
         shapes = {name: [array.dtype.name, *array.shape] for name, array in self._feed.items()}
-        about: dict[str, Any] = {"paced": list(models), "feed": shapes, "edgerun": __version__}
-        about |= {"device": dict(self._target.device()), "usual": {name: [*s] for name, s in self._usual.items()}}
-        timings = Timings(about)
-        if (known := timings.get("ratio")) is None:
-            self._progress("timing", 0, 0)
-            known = self._timed(models)
-            timings.put("ratio", known)
-        return float(known)
+        usual = {name: list(shape) for name, shape in self._usual.items()}
+        device = dict(self._target.device())
+        return {"paced": list(pair), "feed": shapes, "usual": usual, "device": device, "edgerun": __version__}
 
-    def _timed(self, models: dict[str, Model]) -> float:
-        names = list(models)
+    def _ratio(self, engine: Callable[[], Engine], other: Model) -> float | None:
+        """The time of a run of `other` over that of `engine`."""
+        self._progress("timing", 0, 0)
         try:
-            for name in names:
-                self._engines[name] = self._engines.get(name) or self._target.compile(models[name], self._options)
-            taken = brief.session({name: functools.partial(self._opened, name) for name in names}, 0, SESSION)
+            engines = {FIRST: engine(), SECOND: self._target.compile(other, self._options)}
+            openers = {name: functools.partial(self._opened, made) for name, made in engines.items()}
+            # A session that other work spoils goes on until its rounds agree.
+            taken = brief.session(openers, 0, SESSION, lambda session: False)
         except EdgerunError:
-            return math.inf
-        finally:
-            self._engines = {name: engine for name, engine in self._engines.items() if name == names[0]}
-        return 1 / brief.compared([taken], names[0], names[-1]).value
+            return None
+        return 1 / brief.compared([taken], FIRST, SECOND).value
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[Callable[[], object]]:
-        with self._target.load(self._engines[name], self._options) as session:
+    def _opened(self, engine: Engine) -> Iterator[Callable[[], object]]:
+        with self._target.load(engine, self._options) as session:
             yield lambda: session.run(self._feed)
 
     @property

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 import edgerun
 from edgerun.metrics import sqnr_db
 from edgerun.model import Model
+from edgerun.quantize import _without
 from edgerun.quantize.graphs.statistics import Watch
 
 # What reads `a` is two products; the result hangs on the first one alone, which equalization serves less.
@@ -101,6 +102,23 @@ def test_a_step_that_pays_stays_and_its_gain_is_that_of_data_kept_apart() -> Non
     assert 12 < told["interval_db"][0] < told["gain_db"]
     few = edgerun.compress(model, calibration={"x": x[:12]}, target="openvino", placement="rules")
     assert steps(few)["equalization"]["measured"] == "predicted", "of three batches there is no fourth"
+
+
+@pytest.mark.parametrize(
+    ("gain", "light", "heavy"),
+    [
+        ((-3.0, -5.9, -4.1, 0.04), True, True),  # it surely costs something, perhaps not half a dB
+        ((-4.4, -7.4, -5.5, 1.35), False, False),  # it does
+        ((0.4, -6.4, -1.9, -7.3), True, False),  # it may cost something
+        ((-0.06, -0.12, -0.08, 0.01), True, False),  # it does, and hardly anything
+        ((5.0, 4.0, 4.6, -6.0), False, False),  # it pays
+    ],
+)
+def test_whole_models_are_made_where_plain_ones_leave_it_open(
+    gain: tuple[float, float, float, float], light: bool, heavy: bool
+) -> None:
+    found = _without._Gain(*gain, n=10)
+    assert (found.open(light=True), found.open(light=False)) == (light, heavy)
 
 
 def test_what_is_fitted_for_a_trial_knows_nothing_of_what_judges() -> None:

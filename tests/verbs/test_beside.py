@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgerun.verbs import making
 ROWS = np.arange(60, dtype=np.float32).reshape(20, 3)
 
 
-@pytest.mark.parametrize(("room", "read"), [(1 << 24, 3), (100, 6), (0, 6)], ids=["all", "a part", "nothing"])
+@pytest.mark.parametrize(("room", "read"), [(1 << 24, 3), (100, 5), (0, 6)], ids=["all", "a part", "nothing"])
 def test_every_pass_gives_the_same_and_reads_no_more_than_it_must(
     monkeypatch: pytest.MonkeyPatch, room: int, read: int
 ) -> None:
@@ -32,6 +33,6 @@ def test_every_pass_gives_the_same_and_reads_no_more_than_it_must(
     known = making.Known(open_data(source, [TensorSpec("x", "float32", ("n", 3))], batch=4), Judgement())
     assert [len(feeds["x"]) for feeds in known] == [4] * 5
     for most in (5, 2, 5, 5):
-        taken = [np.array(feeds["x"]) for feeds, _ in zip(known.again(), range(most), strict=False)]
+        taken = [np.array(feeds["x"]) for feeds in itertools.islice(known.again(), most)]
         np.testing.assert_array_equal(np.concatenate(taken), ROWS[: 4 * most])
     assert passes[0] == read
