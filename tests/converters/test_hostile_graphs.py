@@ -119,8 +119,9 @@ MAKERS: dict[str, Maker] = {
         ints("seven", 7), ints("zero", 0),
     ),
     "smallest_integer_over_minus_one": lambda folder: model(
-        [node("Div", "least minus", "q"), node("Cast", "q", "f", to=FLOAT), node("Add", "x f")],
-        ints("least", -(1 << 63)), ints("minus", -1),
+        [node("Neg", "one", "minus"), node("Div", "least minus", "q"), node("Cast", "q", "f", to=FLOAT),
+         node("Add", "x f")],
+        ints("least", -(1 << 63)), ints("one", 1),
     ),
     "operator_of_a_stranger": lambda folder: model([node("Steal", "x", domain="f")]),
     "attribute_of_another_type": lambda folder: model([node("Softmax", "x", axis="all of them")]),
