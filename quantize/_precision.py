@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgerun.passes import Request
 
     Judge = Callable[["Placed", Request, list[Totals]], list[Totals]]
-    Made = Callable[["Placed"], ir.Model]
+    Finish = Callable[["Placed"], ir.Model]
 
 # dB: a model that is farther off gets float layers, until it is surely as near. On samples that its ranges were not
 # taken from it is 0.7 dB less near (PP-OCR, six placements by four halves of its calibration data).
@@ -98,23 +98,23 @@ class Cheap:
         few_tell = 2 * sum(telling(scores)) < len(scores)
         return scores if (_scores.surely if few_tell else _scores.sqnr)(scores) < FLOOR else []
 
-    def free(self, made: Placed, scores: list[Totals], judge: Judge, finished: Made, request: Request) -> Placed | None:
+    def free(self, made: Placed, scores: list[Totals], judge: Judge, finish: Finish, request: Request) -> Placed | None:
         """`made`, which loses `scores`, with its depthwise layers in float and the most of the first ones that take
         next to no time there, by the target's clock; None where there are none, or no clock.
 
         Integers pay little in layers of few channels, and what they cost is as much as anywhere. It must bring WORTH dB
-        by the `judge`; both are timed as they are `finished`.
+        by the `judge`; both are timed as `finish` makes them.
         """
         if request.pace is None:
             return None
-        beside = request.pace(finished(replace(made, model=made.model.clone())))
+        beside = request.pace(finish(replace(made, model=made.model.clone())))
         first = {kind: names for kind, names in self.kinds.items() if names and _wider(kind)}
         wider = {names | self.kinds["depthwise"]: kind for kind, names in first.items()}
         for names, kind in reversed(wider.items()):
             if names not in self.plans:
                 continue
             other = self._without(made, names)
-            ratio = beside(finished(replace(other, model=other.model.clone())))
+            ratio = beside(finish(replace(other, model=other.model.clone())))
             if ratio is None or ratio > FREE:
                 continue
             after = judge(other, replace(request, keep_float=request.keep_float | names, found={}), scores)

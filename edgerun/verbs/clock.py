@@ -26,6 +26,7 @@ from edgerun.measure.proposals import Layer, layers
 from edgerun.measure.stats import Estimate, verdict
 from edgerun.model import Model
 from edgerun.runtime import Engine, Options, TensorSpec
+from edgerun.target import Target
 from edgerun.verbs.feeds import noise_for
 from edgerun.verbs.timings import Timings
 
@@ -143,7 +144,9 @@ class Clock:
         if taken and self.timings.get(label)["ended"]:
             return taken
         self._progress("timing", len(taken), brief.LOOKS[-1])
-        openers = {name: functools.partial(self._opened, engine) for name, engine in engines.items()}
+        openers = {
+            n: functools.partial(opened, self._target, of, self._options, self._feed) for n, of in engines.items()
+        }
         end, each = perf_counter() + seconds, 0.0
         for look in brief.LOOKS:
             if taken and perf_counter() + each * (look - len(taken)) > end:
@@ -184,15 +187,17 @@ class Clock:
             count = int(np.clip(PROFILE / (perf_counter() - start), FEWEST, MOST))
         return self._target.profile(engine, itertools.repeat(self._feed, count), self._options)
 
-    @contextmanager
-    def _opened(self, engine: EngineOf) -> Iterator[Callable[[], object]]:
-        with self._target.load(engine(), self._options) as session:
-            yield lambda: session.run(self._feed)
-
     def _float(self, original: Model | str | Path) -> Engine:
         if not isinstance(original, Model) and Path(original).suffix in self._target.suffixes:
             return Engine(self.target, Path(original))  # its weights need no place in memory twice
         return self.compiled(original if isinstance(original, Model) else Model.load(original))
+
+
+@contextmanager
+def opened(target: Target, engine: EngineOf, options: Options, feed: Feeds) -> Iterator[Callable[[], object]]:
+    """A run of an engine on `feed`, to be timed."""
+    with target.load(engine(), options) as session:
+        yield lambda: session.run(feed)
 
 
 def clock_for(

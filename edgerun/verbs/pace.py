@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgerun import __version__, registry
@@ -12,8 +11,8 @@ from edgerun.data import Data, Feeds
 from edgerun.errors import EdgerunError
 from edgerun.measure import brief
 from edgerun.model import Model
-from edgerun.runtime import Engine, Options, TensorSpec
-from edgerun.verbs.clock import SESSION, Progress, feed_for, usual_shapes
+from edgerun.runtime import Options, TensorSpec
+from edgerun.verbs.clock import SESSION, EngineOf, Progress, feed_for, opened, usual_shapes
 from edgerun.verbs.timings import Timings
 
 if TYPE_CHECKING:
@@ -58,22 +57,18 @@ class Pace:
         device = dict(self._target.device())
         return {"paced": list(pair), "feed": shapes, "usual": usual, "device": device, "edgerun": __version__}
 
-    def _ratio(self, engine: Callable[[], Engine], other: Model) -> float | None:
+    def _ratio(self, engine: EngineOf, other: Model) -> float | None:
         """The time of a run of `other` over that of `engine`."""
         self._progress("timing", 0, 0)
         try:
-            engines = {FIRST: engine(), SECOND: self._target.compile(other, self._options)}
-            openers = {name: functools.partial(self._opened, made) for name, made in engines.items()}
+            engines: dict[str, EngineOf] = {FIRST: engine, SECOND: lambda: self._target.compile(other, self._options)}
+            open_ = functools.partial(opened, self._target, options=self._options, feed=self._feed)
+            openers = {name: functools.partial(open_, of) for name, of in engines.items()}
             # A session that other work spoils goes on until its rounds agree.
             taken = brief.session(openers, 0, SESSION, lambda session: False)
         except EdgerunError:
             return None
         return 1 / brief.compared([taken], FIRST, SECOND).value
-
-    @contextmanager
-    def _opened(self, engine: Engine) -> Iterator[Callable[[], object]]:
-        with self._target.load(engine, self._options) as session:
-            yield lambda: session.run(self._feed)
 
     @property
     def _options(self) -> Options:

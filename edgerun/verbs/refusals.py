@@ -17,7 +17,8 @@ PLAIN = frozenset({1, 10})  # float32 and float16 of onnx.TensorProto, which eve
 
 
 def every(model: Model, issues: Callable[[Model], Sequence[Issue]]) -> list[Issue]:
-    """What `issues` says of the model, then of what is left without the nodes that it names, until it names none.
+    """What `issues` says of the model, then of what is left without the nodes that it names, until it names none
+    or was asked MOST times.
 
     Where the cut shows at a node it is not accused: as an input of the part, what was computed from constants, or is no
     float, may be what the target refuses.

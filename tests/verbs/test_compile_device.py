@@ -110,10 +110,13 @@ def test_options_that_the_file_does_not_keep_are_told(
     assert json.loads(cli(*command, *words, "--force", "--json").out)["again"] == lost
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
-def test_what_files_keep_is_what_the_target_takes(target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "suffixes"), [("onnxruntime", {".onnx", ".ort"}), ("openvino", set()), ("tensorrt", {".engine"})]
+)
+def test_what_files_keep_is_what_the_target_takes(target: str, suffixes: set[str]) -> None:
     found = registry.target(target, usable=False)
     taken = {key.partition("=")[0] for line in found.takes for key in line.split(", ")}
+    assert set(vars(found)["keeps"]) == suffixes
     for suffix, keys in vars(found)["keeps"].items():
         assert suffix in registry.written(target)
         assert all(key in taken or f"{key.partition('.')[0]}.*" in taken for key in keys)

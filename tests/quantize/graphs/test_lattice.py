@@ -77,14 +77,17 @@ def test_nothing_is_rounded_of_a_picture(
     plain = compress(model, target=target, calibration=seen, placement="rules")
     assert not told(plain) and "Pad" not in ops(plain)
     monkeypatch.undo()
-    alone = []
-    for each in (small, plain):
-        found = why_wrong(model, each, fresh, target=target, limit=32, top=20)
-        assert found.counterpart_db > 90
-        alone += [row.alone_db for row in found.rows if row.tensor == first(each)]
+    alone = [db for each in (small, plain) for db in first_alone(model, each, fresh, target)]
     assert len(alone) == 2 and alone[0] > alone[1] + 10 and alone[1] < 60, alone
     ours, before = (sqnr_db(want, evaluate(each, fresh)[0]) for each in (small, plain))
     assert ours > before - 0.5 and ours > 35, (ours, before)
+
+
+def first_alone(model: Any, made: Any, fresh: Any, target: str) -> list[float]:
+    """The SQNR with the first quantizer alone, by why-wrong, which finds all else exact."""
+    found = why_wrong(model, made, fresh, target=target, limit=32, top=20)
+    assert found.counterpart_db > 90
+    return [row.alone_db for row in found.rows if row.tensor == first(made)]
 
 
 BYTES = FIRST.replace("float[n,3,20,20] x", "uint8[n,20,20,3] image").replace(
@@ -112,11 +115,7 @@ def test_nothing_is_rounded_of_bytes_that_the_model_takes_itself(
     monkeypatch.setattr(lattice, "sites", lambda graph, plan: [])
     plain = compress(model, target=target, calibration=seen, placement="rules")
     monkeypatch.undo()
-    alone = []
-    for each in (small, plain):
-        found = why_wrong(model, each, fresh, target=target, limit=32, top=20)
-        assert found.counterpart_db > 90
-        alone += [row.alone_db for row in found.rows if row.tensor == first(each)]
+    alone = [db for each in (small, plain) for db in first_alone(model, each, fresh, target)]
     assert len(alone) == 2 and alone[0] > alone[1] + 10 and alone[1] < 60, (name, alone)
     assert sqnr_db(want, evaluate(small, fresh)[0]) > 35
 
