@@ -198,7 +198,11 @@ def _written(
     """The Q/DQ model, with the biases moved or not, as is nearer to the float one on the first `samples`; what it
     reaches is looked at on the second of them, and on `more`, where they are known."""
     biased = {} if request.rules.float_bias else made.stored
-    plain, moved = (quantized(made.model.clone(), made.plan, grids, biased, by, request.rules) for by in ({}, shifts))
+
+    def finished(by: dict[str, np.ndarray]) -> ir.Model:
+        return _rest.stored(quantized(made.model.clone(), made.plan, grids, biased, by, request.rules), request)
+
+    plain, moved = finished({}), finished(shifts)
     found = _finished.compared((plain, moved), truths, *samples, request)
     pays, n = found.pays, found.samples
     result = moved if pays else plain

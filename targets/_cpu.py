@@ -26,6 +26,7 @@ RULES = Quantization(
     absorbed=frozenset({"Relu", "Clip", "Max", "Min"}),
     float_gates=True,
     tables=True,
+    widens=True,
 )
 
 

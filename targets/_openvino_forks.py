@@ -29,11 +29,16 @@ def mend(ops: Mapping[str, list[Any]]) -> int:
 
 
 def _float_weights(node: Any) -> bool:
-    """Whether the weights are stored as they are, in the shape that the layer takes or (of a grouped one) another."""
+    """Whether the weights are stored as floats, in the shape that the layer takes or (of a grouped one) another."""
     weight = node.input_value(1).get_node()
-    while weight.get_type_name() == "Reshape":
+    while weight.get_type_name() == "Reshape" or _widens(weight):
         weight = weight.input_value(0).get_node()
     return str(weight.get_type_name()) == "Constant"
+
+
+def _widens(node: Any) -> bool:
+    """Whether it is a Convert from float16, in which weights of float layers are stored."""
+    return node.get_type_name() == "Convert" and str(node.get_input_element_type(0).get_type_name()) == "f16"
 
 
 def _past_zeros(result: Any) -> Any:
