@@ -53,8 +53,8 @@ class Quantization:
     joins values. `blocked`: float convolutions have a layout that sums with constants do not. `half` is the type that
     `w16a16` computes in. `half_rest`: products that stay in float beside integer layers compute in it,
     too. `joins_rounding`: a quantizer is fused with the elementwise ops before it. `qdq_constants`: only a
-    DequantizeLinear may read a constant in 8 bits. `widens`: weights that a Cast widens are widened once, when the model
-    is opened, so that what stays in float is stored in float16 at no cost.
+    DequantizeLinear may read a constant in 8 bits. `widens`: weights that a Cast widens are widened once, when a
+    model is opened, so that what stays in float is stored in float16 at no cost.
     """
 
     schemes: tuple[str, ...]

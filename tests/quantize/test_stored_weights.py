@@ -1,4 +1,4 @@
-"""Weights of layers that stay float are stored in half the bytes, where the target widens them when it opens a model."""
+"""Weights of layers that stay float take half the bytes, where the target widens them when it opens a model."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run(payload: bytes, target: str, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_a_float_layers_weights_take_two_bytes_each(net: Any, target: str) -> None:
-    """11 bits: 2^-11 of a weight at most, and what is computed is what the same numbers in float32 give, bit for bit."""
+    """11 bits: 2^-11 of a weight at most, computed is what the same numbers in float32 give, bit for bit."""
     model, x = made(net)
     result = compress(model, target=target, calibration={"x": x}, placement="rules", memory_cap=1)
     told = result.history[-1].options
