@@ -25,6 +25,7 @@ from edgerun.targets import _openvino_rules as rules
 from edgerun.targets import _openvino_sequences as sequences
 from edgerun.targets import _openvino_shapes as shapes
 from edgerun.targets import _openvino_ties as ties
+from edgerun.targets import _openvino_zeros as zeros
 from edgerun.targets._openvino_session import OvSession
 
 if TYPE_CHECKING:
@@ -191,7 +192,8 @@ def _read(payload: bytes | Path) -> Any:
     if ops.keys() & sequences.KINDS and sequences.write_out(graph):
         ops = ir.by_kind(graph)
     half.narrow(graph, ops)  # first: weights that are expanded would be taken for integers
-    done = [fake_quantize.fuse(ops), forks.mend(ops), ties.mend(ops, payload), edges.mend(ops, payload)]
+    done = [fake_quantize.fuse(ops), zeros.fold(ops), forks.mend(ops), ties.mend(ops, payload)]
+    done.append(edges.mend(ops, payload))
     if sum([*done, dynamic.fuse(graph, ops, payload)]):
         graph.validate_nodes_and_infer_types()
     return graph
