@@ -25,7 +25,6 @@ from edgerun.targets import _openvino_rules as rules
 from edgerun.targets import _openvino_sequences as sequences
 from edgerun.targets import _openvino_shapes as shapes
 from edgerun.targets import _openvino_ties as ties
-from edgerun.targets import _openvino_zeros as zeros
 from edgerun.targets._openvino_session import OvSession
 
 if TYPE_CHECKING:
@@ -100,10 +99,13 @@ def compile(model: Model, options: Options) -> Engine:
     What `options.extra` says (`takes`) is for `load`: the IR is the same for all.
     """
     from edgerun.targets import _openvino_faults as faults
+    from edgerun.targets import _openvino_zeros as zeros
 
     if wrong := faults.found(model.to_proto()):
         raise Unsupported("OpenVINO would compute something else", got=f"{wrong[0].node}: {wrong[0].reason}")
     graph, digest = _read(model.to_bytes()), model.digest()
+    if zeros.fold(ir.by_kind(graph)):
+        graph.validate_nodes_and_infer_types()
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],
         "outputs": [asdict(spec) for spec in model.outputs],
@@ -192,8 +194,7 @@ def _read(payload: bytes | Path) -> Any:
     if ops.keys() & sequences.KINDS and sequences.write_out(graph):
         ops = ir.by_kind(graph)
     half.narrow(graph, ops)  # first: weights that are expanded would be taken for integers
-    done = [fake_quantize.fuse(ops), zeros.fold(ops), forks.mend(ops), ties.mend(ops, payload)]
-    done.append(edges.mend(ops, payload))
+    done = [fake_quantize.fuse(ops), forks.mend(ops), ties.mend(ops, payload), edges.mend(ops, payload)]
     if sum([*done, dynamic.fuse(graph, ops, payload)]):
         graph.validate_nodes_and_infer_types()
     return graph
