@@ -108,10 +108,10 @@ class Opener(Protocol):
 
 
 class Timed(Protocol):
-    """Tells of a graph how many times as long a run of another takes on the target, one thread, in turns; None where
-    that cannot be timed."""
+    """Tells of a graph how many times as long a run of another takes on the target, one thread, in turns, as exactly as
+    it takes to know on which side of `bound` that lies; None where that cannot be timed."""
 
-    def __call__(self, first: ir.Model) -> Callable[[ir.Model], float | None]: ...
+    def __call__(self, first: ir.Model, bound: float) -> Callable[[ir.Model], float | None]: ...
 
 
 @dataclass

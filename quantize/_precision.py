@@ -107,7 +107,7 @@ class Cheap:
         """
         if request.pace is None:
             return None
-        beside = request.pace(finish(replace(made, model=made.model.clone())))
+        beside = request.pace(finish(replace(made, model=made.model.clone())), FREE)
         first = {kind: names for kind, names in self.kinds.items() if names and _wider(kind)}
         wider = {names | self.kinds["depthwise"]: kind for kind, names in first.items()}
         for names, kind in reversed(wider.items()):

@@ -59,6 +59,12 @@ def steady(found: Session) -> bool:
     return all(interval.high <= interval.low * (1 + LUCK) for interval in ends)
 
 
+def beyond(found: Session, base: str, other: str, bound: float) -> bool:
+    """Whether the rounds of a session surely say on which side of `bound` times as long as `other` a run of `base` is."""
+    interval = median((np.asarray(found[base]) / np.asarray(found[other])).tolist()).interval
+    return not interval.low <= bound <= interval.high
+
+
 def _entered(contexts: Sequence[AbstractContextManager[Run]], stack: ExitStack) -> list[Run]:
     """All at once: a runtime compiles a model on one core. Where one fails, the others are closed with the stack."""
     with ThreadPoolExecutor(len(contexts)) as pool:

@@ -30,19 +30,19 @@ class Pace:
 
     def __init__(self, target: str, inputs: Sequence[TensorSpec], data: Data | None, progress: Progress) -> None:
         self._target, self._inputs, self._data, self._progress = registry.target(target), inputs, data, progress
-        self._answers: dict[tuple[str, str], float] = {}
+        self._answers: dict[tuple[str, str, float], float] = {}
 
-    def __call__(self, first: ir.Model) -> Callable[[ir.Model], float | None]:
+    def __call__(self, first: ir.Model, bound: float) -> Callable[[ir.Model], float | None]:
         model = Model.of(first)
         digest = model.digest()
         engine = functools.cache(lambda: self._target.compile(model, self._options))  # as long as who asks keeps this
 
         def beside(second: ir.Model) -> float | None:
             other = Model.of(second)
-            pair = digest, other.digest()
+            pair = digest, other.digest(), bound
             if pair not in self._answers:
                 timings = Timings(self._about(pair))
-                if (found := timings.get("ratio")) is None and (found := self._ratio(engine, other)) is not None:
+                if (found := timings.get("ratio")) is None and (found := self._ratio(engine, other, bound)) is not None:
                     timings.put("ratio", found)
                 if found is None:
                     return None
@@ -51,21 +51,21 @@ class Pace:
 
         return beside
 
-    def _about(self, pair: tuple[str, str]) -> dict[str, Any]:
+    def _about(self, pair: tuple[str, str, float]) -> dict[str, Any]:
         shapes = {name: [array.dtype.name, *array.shape] for name, array in self._feed.items()}
         usual = {name: list(shape) for name, shape in self._usual.items()}
         device = dict(self._target.device())
         return {"paced": list(pair), "feed": shapes, "usual": usual, "device": device, "edgerun": __version__}
 
-    def _ratio(self, engine: EngineOf, other: Model) -> float | None:
+    def _ratio(self, engine: EngineOf, other: Model, bound: float) -> float | None:
         """The time of a run of `other` over that of `engine`."""
         self._progress("timing", 0, 0)
         try:
             engines: dict[str, EngineOf] = {FIRST: engine, SECOND: lambda: self._target.compile(other, self._options)}
             open_ = functools.partial(opened, self._target, options=self._options, feed=self._feed)
             openers = {name: functools.partial(open_, of) for name, of in engines.items()}
-            # A session that other work spoils goes on until its rounds agree.
-            taken = brief.session(openers, 0, SESSION, lambda session: False)
+            # A session that other work spoils goes on until its rounds agree, or all lie on one side.
+            taken = brief.session(openers, 0, SESSION, lambda rounds: brief.beyond(rounds, SECOND, FIRST, bound))
         except EdgerunError:
             return None
         return 1 / brief.compared([taken], FIRST, SECOND).value

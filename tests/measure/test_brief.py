@@ -96,3 +96,14 @@ def test_a_session_goes_on_while_its_rounds_disagree() -> None:
 @pytest.mark.parametrize(("times", "agree"), [([1.0, 1.02, 1.04] * 4, True), ([1.0, 1.5] * 6, False)])
 def test_rounds_that_agree(times: list[float], agree: bool) -> None:
     assert brief.steady({"a": [1.0] * 12, "b": times}) is agree
+
+
+@pytest.mark.parametrize(
+    ("ratios", "surely"),
+    [([1.2] * 6, True), ([0.9] * 6, True), ([1.2] * 5 + [1.0], False), ([1.2] * 11 + [1.0], True), ([1.05] * 6, False)],
+    ids=["above", "below", "one of six", "one of twelve", "at it"],
+)
+def test_rounds_that_lie_on_one_side_of_a_bound(ratios: list[float], surely: bool) -> None:
+    """By the sign test, 95 %: all of six, or all but two of twelve."""
+    found = {"slow": [ratio * 0.01 for ratio in ratios], "usual": [0.01] * len(ratios)}
+    assert brief.beyond(found, "slow", "usual", 1.05) == surely

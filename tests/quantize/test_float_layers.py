@@ -124,7 +124,7 @@ def test_first_layers_that_take_no_more_time_stay_float(
     x[:, 0, 8, 8] = 500 * (1 + generator.random(48))
     timed: list[tuple[int, int]] = []
 
-    def pace(first: ir.Model) -> Callable[[ir.Model], float | None]:
+    def pace(first: ir.Model, bound: float) -> Callable[[ir.Model], float | None]:
         def beside(second: ir.Model) -> float | None:
             timed.append((_integer(first), _integer(second)))
             return ratios[len(timed) - 1]
