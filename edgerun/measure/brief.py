@@ -60,7 +60,7 @@ def steady(found: Session) -> bool:
 
 
 def beyond(found: Session, base: str, other: str, bound: float) -> bool:
-    """Whether the rounds of a session surely say on which side of `bound` times as long as `other` a run of `base` is."""
+    """Whether a session's rounds surely say on which side of `bound` a run of `base` over one of `other` is."""
     interval = median((np.asarray(found[base]) / np.asarray(found[other])).tolist()).interval
     return not interval.low <= bound <= interval.high
 

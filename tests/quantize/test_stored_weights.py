@@ -47,7 +47,8 @@ def widened(model: Model) -> bytes:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), cast.output[0]))
             proto.graph.node.remove(cast)
     onnx.checker.check_model(proto)
-    return proto.SerializeToString()
+    payload: bytes = proto.SerializeToString()
+    return payload
 
 
 def run(payload: bytes, target: str, x: np.ndarray) -> np.ndarray:
