@@ -54,7 +54,8 @@ class Quantization:
     `w16a16` computes in. `half_rest`: products that stay in float beside integer layers compute in it,
     too. `joins_rounding`: a quantizer is fused with the elementwise ops before it. `qdq_constants`: only a
     DequantizeLinear may read a constant in 8 bits. `widens`: weights that a Cast widens are widened once, when a
-    model is opened, so that what stays in float is stored in float16 at no cost.
+    model is opened, so that what stays in float is stored in float16 at no cost. `denormals`: a Softmax takes a
+    multiple of the time where what it reads is masked, since it computes with numbers below the normal ones.
     """
 
     schemes: tuple[str, ...]
@@ -91,6 +92,7 @@ class Quantization:
     qdq_constants: bool = False
     joins_rounding: bool = False
     widens: bool = False
+    denormals: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 

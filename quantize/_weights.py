@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import Difference
-from edgerun.quantize import _observation, _reached, fold
+from edgerun.quantize import _masked, _observation, _reached, fold
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._stream import Totals, by_sample
 from edgerun.quantize.numerics.grid import channel_bounds, symmetric
@@ -36,7 +36,9 @@ def begin(model: ir.Model, request: Request) -> ir.Model:
         raise EdgerunError("this scheme has no activation ranges to estimate", got=f"ranges {request.ranges}",
                            do="leave --ranges away")  # fmt: skip
     fold.apply(model)
-    return model.clone()
+    original = model.clone()
+    _masked.raised(model, request)
+    return original
 
 
 def chosen(candidates: Iterable[ir.Node], request: Request, what: str, beside: Iterable[ir.Node] = ()) -> list[ir.Node]:

@@ -18,6 +18,7 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize import (
     _finished,
     _inputs,
+    _masked,
     _observation,
     _precision,
     _reached,
@@ -67,6 +68,7 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
     folded(model, request.rules)
     gc.collect()
     _check_kept(model, request)
+    _masked.raised(model, request)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
     original = model.clone() if _sequences.found(model.graph, request.keep_float) else None
     if not plan.compute:

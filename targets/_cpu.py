@@ -44,5 +44,10 @@ def halves(flags: Set[str]) -> Quantization:
 
 def saturates(flags: Set[str], device: Device | None) -> bool:
     """Whether a kernel that multiplies u8 by s8 with these instruction sets adds two products in 16 bits."""
+    return x86(device) and not DOT_PRODUCT & flags
+
+
+def x86(device: Device | None) -> bool:
+    """Whether `device`, or this machine, has such a CPU."""
     arch = platform.machine() if device is None else device.arch
-    return arch.lower() in ("x86_64", "amd64", "i686", "x86") and not DOT_PRODUCT & flags
+    return arch.lower() in ("x86_64", "amd64", "i686", "x86")

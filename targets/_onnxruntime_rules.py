@@ -29,4 +29,5 @@ def quantization(device: Device | None) -> Quantization:
         flat_rows=True,
         early=True,
         blocked="avx2" in flags,
+        denormals=_cpu.x86(device),
     )
