@@ -56,6 +56,7 @@ class Quantization:
     DequantizeLinear may read a constant in 8 bits. `widens`: weights that a Cast widens are widened once, when a
     model is opened, so that what stays in float is stored in float16 at no cost. `denormals`: a Softmax takes a
     multiple of the time where what it reads is masked, since it computes with numbers below the normal ones.
+    `fast_gelu`: GELU's tanh form has an operator of ONNX Runtime's own, a third of its pieces' time.
     """
 
     schemes: tuple[str, ...]
@@ -93,6 +94,7 @@ class Quantization:
     joins_rounding: bool = False
     widens: bool = False
     denormals: bool = False
+    fast_gelu: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -37,7 +37,7 @@ from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import all_kept, finite
-from edgerun.quantize.graphs import correction, edit, flatten, lattice, placement, qdq, reach, saturation
+from edgerun.quantize.graphs import correction, edit, flatten, gelus, lattice, placement, qdq, reach, saturation
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.graphs.work import keepable
@@ -94,6 +94,8 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
 def folded(model: ir.Model, rules: Quantization) -> ir.Model:
     """`model` itself as it is placed on: folded, and its products in the form that the target is fastest with."""
     fold.apply(model)
+    if rules.fast_gelu:
+        gelus.join(model)
     if flatten.apply(model.graph, rules):
         edit.drop_unused(model)
         fold.infer_shapes(model)

@@ -30,4 +30,5 @@ def quantization(device: Device | None) -> Quantization:
         early=True,
         blocked="avx2" in flags,
         denormals=_cpu.x86(device),
+        fast_gelu=True,
     )
