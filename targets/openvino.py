@@ -99,12 +99,14 @@ def compile(model: Model, options: Options) -> Engine:
     What `options.extra` says (`takes`) is for `load`: the IR is the same for all.
     """
     from edgerun.targets import _openvino_faults as faults
+    from edgerun.targets import _openvino_turns as turns
     from edgerun.targets import _openvino_zeros as zeros
 
     if wrong := faults.found(model.to_proto()):
         raise Unsupported("OpenVINO would compute something else", got=f"{wrong[0].node}: {wrong[0].reason}")
     graph, digest = _read(model.to_bytes()), model.digest()
-    if zeros.fold(ir.by_kind(graph)):
+    ops = ir.by_kind(graph)
+    if zeros.fold(ops) + turns.turn(ops):
         graph.validate_nodes_and_infer_types()
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],
