@@ -17,6 +17,7 @@ from edgerun.runtime import Options, SelfCheck
 from edgerun.runtime.progress import listener
 from edgerun.verbs import devices, dictionaries, fitting, refusals, rewriting, saturating, subgraph
 from edgerun.verbs.asked import Asked, named
+from edgerun.verbs.compile import asked_here
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
 from edgerun.verbs.load import placed
 
@@ -136,7 +137,8 @@ def check(
         assert isinstance(name, str)  # where one target is asked, it stays one
         target, device = name, None
     where, name = devices.chosen(device, target)
-    asked, chosen = Asked(name, options), registry.target(name)
+    asked, chosen = Asked(name, asked_here(name, None, options, where)), registry.target(name)
+    untried = [f"{key}={value}" for key, value in options.extra.items() if key not in asked.options.extra]
     listener()("reading", 0, 0)
     read = dictionaries.read(model) if part is fix is None else None  # whose tables would be written otherwise
     loaded, maps = (read.model, tuple(read.maps.values())) if read is not None else (Model.load(model), ())
@@ -157,7 +159,8 @@ def check(
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
-        refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_looked(where, name, chosen), *notes, *silent),
+        refused=tuple(refused), fell_back=found, unseen=unseen,
+        notes=(*_looked(where, name, chosen, untried), *notes, *silent),
         hardware=asked.hardware, left=left, saturating=cut, idle=chosen.runnable() is not None, advice=advice,
         ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice and not maps else ()),
         part=_part(loaded, refused, left or found, asked, limits, rules, part) if part is not None else None,
@@ -274,8 +277,11 @@ def _tried(model: Model, asked: Asked, rules: Quantization) -> Sequence[Fallback
         return ()
 
 
-def _looked(device: Device | None, target: str, chosen: Target) -> Iterator[str]:
-    """That the nodes were looked at by less than what runs them: another version of the runtime, or no device."""
+def _looked(device: Device | None, target: str, chosen: Target, untried: Sequence[str]) -> Iterator[str]:
+    """That the nodes were looked at by less than what runs them: another version of the runtime, without options for
+    the device's CPU, or no device."""
+    if untried:
+        yield f"looked at without {' '.join(untried)}, which this machine has no kernels for"
     told = chosen.device()
     if device is not None:
         there = next((f"{k} {device.value(k)}" for k in (told["runtime"], target) if device.value(k)), None)
