@@ -12,10 +12,10 @@ from edgerun.converters import _bodies, _lower
 from edgerun.devices import Device, is_board
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model
-from edgerun.passes import Issue, Limits, Quantization, Target
+from edgerun.passes import Issue, Limits, Quantization
 from edgerun.runtime import Options, SelfCheck
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, dictionaries, fitting, refusals, rewriting, saturating, subgraph
+from edgerun.verbs import devices, dictionaries, fitting, refusals, remarks, rewriting, saturating, subgraph
 from edgerun.verbs.asked import Asked, named
 from edgerun.verbs.compile import asked_here
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
@@ -160,7 +160,7 @@ def check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
         refused=tuple(refused), fell_back=found, unseen=unseen,
-        notes=(*_looked(where, name, chosen, untried), *notes, *silent),
+        notes=(*remarks.looked(where, name, untried), *remarks.needed(loaded, where, name), *notes, *silent),
         hardware=asked.hardware, left=left, saturating=cut, idle=chosen.runnable() is not None, advice=advice,
         ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice and not maps else ()),
         part=_part(loaded, refused, left or found, asked, limits, rules, part) if part is not None else None,
@@ -275,17 +275,3 @@ def _tried(model: Model, asked: Asked, rules: Quantization) -> Sequence[Fallback
         return fallbacks(model, asked.name, rules, extra=asked.options.extra)[0]
     except EdgerunError:
         return ()
-
-
-def _looked(device: Device | None, target: str, chosen: Target, untried: Sequence[str]) -> Iterator[str]:
-    """That the nodes were looked at by less than what runs them: another version of the runtime, without options for
-    the device's CPU, or no device."""
-    if untried:
-        yield f"looked at without {' '.join(untried)}, which this machine has no kernels for"
-    told = chosen.device()
-    if device is not None:
-        there = next((f"{k} {device.value(k)}" for k in (told["runtime"], target) if device.value(k)), None)
-        if there is not None and there != f"{told['runtime']} {told['version']}":
-            yield f"looked at with {told['runtime']} {told['version']}; {device.name} has {there}"
-    if reason := chosen.runnable():
-        yield f"{target} was asked which nodes it takes; whether it has kernels for them shows where it runs: {reason}"
