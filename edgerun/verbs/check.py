@@ -15,7 +15,7 @@ from edgerun.model import Model
 from edgerun.passes import Issue, Limits, Quantization
 from edgerun.runtime import Options, SelfCheck
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, dictionaries, fitting, refusals, remarks, rewriting, saturating, subgraph
+from edgerun.verbs import devices, dictionaries, fitting, footprint, refusals, remarks, rewriting, saturating, subgraph
 from edgerun.verbs.asked import Asked, named
 from edgerun.verbs.compile import asked_here
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
@@ -52,6 +52,7 @@ class Check:
     `hardware` is what runs them where that is not the CPU, as KEY=VALUE of the target's options; `left` the nodes that
     it leaves to another (of the graph that the runtime made of the model; None where nobody tells).
     `saturating` are the layers whose sums of u8·s8 products can leave 16 bits, where that CPU adds them so.
+    `memory` is what a run takes at least of the device's, where that is known.
     `ideas` are rewrites that `--fix` would try; `advice` is what helps where no rewriting does; `unfixed` says why it
     wrote none.
     """
@@ -69,6 +70,7 @@ class Check:
     hardware: str = ""
     left: tuple[Issue, ...] | None = ()
     saturating: tuple[saturating.Saturating, ...] = ()
+    memory: footprint.Memory | None = None
     idle: bool = False
     part: Part | None = None
     fix: Fix | None = None
@@ -77,12 +79,14 @@ class Check:
 
     def require(self, strict: bool) -> None:
         """Raise GateFailed for a node that does not run; if `strict`, also for one that the hardware asked for leaves,
-        that runs in float, or that saturates."""
+        that runs in float, or that saturates, and for a model that the device's memory cannot hold."""
         if self.refused and self.fix is None:
             what = f"{self.model} does not run on {self.device or self.target}"
             raise GateFailed(what + f" with {self.hardware}" * bool(self.hardware), got=named(self.refused))
         if not strict:
             return
+        if self.memory is not None:
+            self.memory.require()
         if self.left is None:
             raise Unsupported(f"which nodes {self.hardware} leaves cannot be seen here", got=self.notes[-1])
         if self.left:
@@ -110,6 +114,7 @@ def check(
     device: Device | str | Path | None = None,
     options: Options | None = None,
     strict: bool = False,
+    batch: int | None = None,
     part: str | Path | None = None,
     fix: str | Path | None = None,
     force: bool = False,
@@ -119,8 +124,10 @@ def check(
     `options.extra` says how, in the target's own keys (a provider, hardware), as `device` does where it is a word of
     the target's (`edgerun.load`): the model is opened so, and what that leaves to the CPU is told.
     Products between Q/DQ are profiled on drawn inputs, one thread, to see which run in float; with `strict` often
-    enough to tell what those cost. Which sums saturate on that CPU is told by the stored weights alone. `part` is where
-    the smallest failing part is written, `fix` the rewritten model, if the target takes that and it computes the same.
+    enough to tell what those cost. Which sums saturate on that CPU is told by the stored weights alone. The memory that
+    a run takes of the device is a bound from below, for `batch` samples (1) where the file leaves that open. `part` is
+    where the smallest failing part is written, `fix` the rewritten model, if the target takes that and it computes the
+    same.
     `Check.require` raises when the answer is no.
     """
     for output in (part, fix):
@@ -155,13 +162,14 @@ def check(
     runs = not refused or fixed is not None
     left, silent = _left(current, asked) if runs else ((), [])
     found, unseen, notes = _fell_back(current, asked, rules, where, strict, not runs)
+    held = footprint.memory(current, where, batch)
     cut = () if asked.hardware else saturating.saturating(current, rules, [fallback.node for fallback in found or ()])
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
         refused=tuple(refused), fell_back=found, unseen=unseen,
-        notes=(*remarks.looked(where, name, untried), *remarks.needed(loaded, where, name), *notes, *silent),
-        hardware=asked.hardware, left=left, saturating=cut, idle=chosen.runnable() is not None, advice=advice,
+        notes=(*remarks.remarks(loaded, where, name, untried, held), *notes, *silent), hardware=asked.hardware,
+        left=left, saturating=cut, memory=held, idle=chosen.runnable() is not None, advice=advice,
         ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice and not maps else ()),
         part=_part(loaded, refused, left or found, asked, limits, rules, part) if part is not None else None,
         fix=Fix(str(fix), fixed.rewritten, fixed.check, fixed.ran) if fixed is not None else None,

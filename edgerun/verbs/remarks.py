@@ -8,9 +8,22 @@ from edgerun import registry
 from edgerun.devices import Device
 from edgerun.model import Model
 from edgerun.verbs import fitting
+from edgerun.verbs.footprint import Memory
 
 
-def looked(device: Device | None, target: str, untried: Sequence[str]) -> Iterator[str]:
+def remarks(
+    model: Model, device: Device | None, target: str, untried: Sequence[str], held: Memory | None
+) -> Iterator[str]:
+    """All of them, one line each; `untried` are options for the device's CPU, `held` is what a run takes there."""
+    yield from _looked(device, target, untried)
+    if device is not None and (release := fitting.needed(model, device, target)):
+        read = f"opset {model.ir.opset_imports.get('', 0)} with IR version {model.ir.ir_version} is read by {target}"
+        yield f"{read} from {release} on; which {device.name} has is not known: edgerun probe tells it there"
+    if held is not None and held.fits:
+        yield held.told()
+
+
+def _looked(device: Device | None, target: str, untried: Sequence[str]) -> Iterator[str]:
     """That the nodes were looked at by less than what runs them: another version of the runtime, without the options
     for the device's CPU, or no device."""
     chosen = registry.target(target)
@@ -23,10 +36,3 @@ def looked(device: Device | None, target: str, untried: Sequence[str]) -> Iterat
             yield f"looked at with {told['runtime']} {told['version']}; {device.name} has {there}"
     if reason := chosen.runnable():
         yield f"{target} was asked which nodes it takes; whether it has kernels for them shows where it runs: {reason}"
-
-
-def needed(model: Model, device: Device | None, target: str) -> Iterator[str]:
-    """That the device may have a version of the runtime which does not read the model."""
-    if device is not None and (release := fitting.needed(model, device, target)):
-        read = f"opset {model.ir.opset_imports.get('', 0)} with IR version {model.ir.ir_version} is read by {target}"
-        yield f"{read} from {release} on; which {device.name} has is not known: edgerun probe tells it there"
