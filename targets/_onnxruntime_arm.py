@@ -36,18 +36,13 @@ def require(runtime: Any, key: str, value: str) -> None:
     if reason is None and not setting.holds(runtime.__file__, KEYS[key].mark):
         reason = f"ONNX Runtime {runtime.__version__} was built without them"
     if reason:
-        raise refusal(key, value, reason)
+        raise Unsupported(f"{key}={value} is about {KEYS[key].what}", got=reason, do="leave it out")
 
 
 def missing(key: str, arch: str, flags: Set[str], whose: str) -> str | None:
-    """Why a CPU of that architecture, with these instruction sets, has no such kernels; None if it has."""
+    """Why a CPU with these instruction sets has no such kernels; None if it has."""
     if arch != "aarch64":
         return f"{whose} is {arch}"
     if not (wanted := KEYS[key].flags) & flags:
         return f"{whose} has none of {', '.join(sorted(wanted))}"
     return None
-
-
-def refusal(key: str, value: str, reason: str) -> Unsupported:
-    """What is told of a key that would mean nothing."""
-    return Unsupported(f"{key}={value} is about {KEYS[key].what}", got=reason, do="leave it out")

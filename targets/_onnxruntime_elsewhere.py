@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgerun.errors import Unsupported
 from edgerun.runtime import Options, machine
 from edgerun.targets import _onnxruntime_arm as arm
 from edgerun.targets import _onnxruntime_optimized as optimized
@@ -29,7 +30,8 @@ def _without_kernels(options: Options, device: Device) -> Options:
     kept = dict(options.extra)
     for key in arm.KEYS.keys() & options.extra:
         if reason := arm.missing(key, machine.arch(device.arch), device.isa, device.name):
-            raise arm.refusal(key, options.extra[key], reason)
+            what = f"{key}={options.extra[key]} is about {arm.KEYS[key].what}"
+            raise Unsupported(what, got=reason, do="leave it out")
         if arm.missing(key, machine.arch(), machine.flags(), ""):
             del kept[key]
     return replace(options, extra=kept)
