@@ -150,7 +150,8 @@ class Target(Protocol):
 
 @runtime_checkable
 class Writing(Target, Protocol):
-    """A Target that writes other files too (`writes`): `written` gives the options with which `compile` makes one."""
+    """A Target that writes other files too (`writes`): `written` gives the options with which `compile` makes a file of
+    that kind, and runs it here: without those about the device alone."""
 
     writes: tuple[str, ...]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +32,17 @@ KEYS = {
 
 def require(runtime: Any, key: str, value: str) -> None:
     """Raise Unsupported where this CPU, or the installed build, has no kernels that the key is about."""
-    of = KEYS[key]
-    if reason := _missing(runtime, of):
-        raise Unsupported(f"{key}={value} is about {of.what}", got=reason, do="leave it out")
+    reason = missing(key, machine.arch(), machine.flags(), "this CPU")
+    if reason is None and not setting.holds(runtime.__file__, KEYS[key].mark):
+        reason = f"ONNX Runtime {runtime.__version__} was built without them"
+    if reason:
+        raise Unsupported(f"{key}={value} is about {KEYS[key].what}", got=reason, do="leave it out")
 
 
-def _missing(runtime: Any, of: Kernels) -> str | None:
-    if machine.arch() != "aarch64":
-        return f"this CPU is {machine.arch()}"
-    if not of.flags & machine.flags():
-        return f"this CPU has none of {', '.join(sorted(of.flags))}"
-    if not setting.holds(runtime.__file__, of.mark):
-        return f"ONNX Runtime {runtime.__version__} was built without them"
+def missing(key: str, arch: str, flags: Set[str], whose: str) -> str | None:
+    """Why a CPU with these instruction sets has no such kernels; None if it has."""
+    if arch != "aarch64":
+        return f"{whose} is {arch}"
+    if not (wanted := KEYS[key].flags) & flags:
+        return f"{whose} has none of {', '.join(sorted(wanted))}"
     return None

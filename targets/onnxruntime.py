@@ -99,13 +99,13 @@ def compile(model: Model, options: Options) -> Engine:
 
 
 def written(suffix: str, options: Options, device: Device | None) -> Options:
-    """`options` with which `compile` makes an `.ort` file for `device`, or for this machine.
+    """`options` with which `compile` makes such a file for `device`, or for this machine, and compares it here.
 
-    Raises Unsupported where the optimization that is asked for would be right on this machine's CPU alone.
+    Raises Unsupported where they would be right on this machine's CPU alone, or mean nothing on the device's.
     """
-    from edgerun.targets._onnxruntime_optimized import written
+    from edgerun.targets._onnxruntime_elsewhere import written
 
-    return written(options, device)
+    return written(suffix, options, device)
 
 
 def save(engine: Engine, path: Path) -> None:

@@ -45,7 +45,7 @@ keeps = dict[str, tuple[str, ...]]()  # of the options: none is in the files, al
 
 # OpenVINO takes any IR version and opset without a word, so the newest ones come from the ONNX that each release is
 # built with (2024.5: ONNX 1.16, 2025.0: 1.17; 2026.4's ONNX frontend library carries the schemas of opset 26).
-READS = {(2026, 4): Limits(13, 26), (2025, 0): Limits(10, 22), (0, 0): Limits(10, 21)}
+reads = {(2026, 4): Limits(13, 26), (2025, 0): Limits(10, 22), (0, 0): Limits(10, 21)}
 _SUMMARY = (
     (r"-- No conversion rule found for operations: (.*)", "OpenVINO has no translation of this op"),
     (r"-- Conversion is failed for: (.*)", "OpenVINO cannot translate this use of the op"),
@@ -74,7 +74,7 @@ def device() -> Mapping[str, str]:
 def limits() -> Limits:
     """What the installed version was built to read."""
     major, minor = (int(part) for part in ir.version().split(".")[:2])
-    return READS[max(release for release in READS if release <= (major, minor))]
+    return reads[max(release for release in reads if release <= (major, minor))]
 
 
 def check(model: Model) -> list[Issue]:
@@ -186,8 +186,8 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
     counted = Options(options.threads, {**options.extra, "PERF_COUNT": "YES"})
     with OvSession(lambda: _compiled(graph, counted), *door) as session:
         executed = session.compiled.get_runtime_model()
-        reads = counters.reads(session, itertools.chain([first, first], feeds))
-    return counters.kernels(source, executed, reads)
+        found = counters.reads(session, itertools.chain([first, first], feeds))
+    return counters.kernels(source, executed, found)
 
 
 def _read(payload: bytes | Path) -> Any:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 @click.option(
     "--strict",
     is_flag=True,
-    help="No node between Q/DQ may run in float or saturate, none beside what --option asks for: exit 1 with the list.",
+    help="No node between Q/DQ may run in float or saturate, none beside what --option asks for, and it must fit into "
+    "the device's memory: else exit 1.",
 )
+@click.option("--batch", type=click.IntRange(min=1), help="Samples in a run (1), for the memory of --device.")
 @click.option("--subgraph", type=click.Path(path_type=Path), metavar="PART.onnx",
               help="Write the smallest part that still fails.")  # fmt: skip
 @click.option("--fix", type=click.Path(path_type=Path), metavar="FIXED.onnx",
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace the outputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (times in seconds).")
 def command(
-    model: Path, target: str | None, device: str | None, extra: dict[str, str], strict: bool, subgraph: Path | None,
-    fix: Path | None, force: bool, as_json: bool,
+    model: Path, target: str | None, device: str | None, extra: dict[str, str], strict: bool, batch: int | None,
+    subgraph: Path | None, fix: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Tell which nodes a target or a device does not run, or runs in float, or which saturate there, and why.
 
@@ -48,8 +50,8 @@ def command(
 
     with Stages(notes=False) as show, told(show):
         found = check(
-            model, target=target, device=device, options=Options(extra=extra), strict=strict, part=subgraph, fix=fix,
-            force=force,
+            model, target=target, device=device, options=Options(extra=extra), strict=strict, batch=batch,
+            part=subgraph, fix=fix, force=force,
         )  # fmt: skip
     echo_notes(found.notes)
     if as_json:
@@ -83,6 +85,8 @@ def _echo(found: Check, fix: Path | None) -> None:
         for layer in found.saturating:
             click.echo(f"  {layer.node} ({layer.op}): {layer.channels} of {layer.total} channels")
         click.echo(f"  do: {remedy(found.device, found.target)}")
+    if found.memory is not None and not found.memory.fits:
+        click.echo(f"does not fit: {found.memory.told()}")
     if found.fix is None and found.unfixed is None:
         for idea in found.ideas:
             click.echo(f"--fix would try: {idea}")

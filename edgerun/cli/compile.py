@@ -76,6 +76,9 @@ def command(
     if made.again:
         again = " ".join(f"--option {option}" for option in made.again)
         click.echo(f"compared with {again}, which the file does not keep: give it again where the file runs")
+    if made.untried:
+        untried = " ".join(f"--option {option}" for option in made.untried)
+        click.echo(f"compared without {untried}, which this machine has no kernels for: give it where the file runs")
     if made.tried is not None:
         click.echo(made.tried, err=True)
         click.echo(f"the device finishes it: edgerun warm {output.name}")

@@ -16,7 +16,7 @@ from typing import Any, cast
 from edgerun.errors import EdgerunError
 
 # Where the speed of INT8 and of bfloat16 comes from, in the kernel's spelling.
-ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve")
+ISA = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve")
 MOST = 256  # threads, or streams: what a large server has
 QUIET = 1.0  # seconds without a new opening, after which freed memory goes back,
 LONG = 30.0  # or as many where it is little: opening a small model anew would take a third longer

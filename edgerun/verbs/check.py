@@ -12,11 +12,12 @@ from edgerun.converters import _bodies, _lower
 from edgerun.devices import Device, is_board
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model
-from edgerun.passes import Issue, Limits, Quantization, Target
+from edgerun.passes import Issue, Limits, Quantization
 from edgerun.runtime import Options, SelfCheck
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, dictionaries, fitting, refusals, rewriting, saturating, subgraph
+from edgerun.verbs import devices, dictionaries, fitting, footprint, refusals, remarks, rewriting, saturating, subgraph
 from edgerun.verbs.asked import Asked, named
+from edgerun.verbs.compile import asked_here
 from edgerun.verbs.fallbacks import Fallback, fallbacks, meant
 from edgerun.verbs.load import placed
 
@@ -51,6 +52,7 @@ class Check:
     `hardware` is what runs them where that is not the CPU, as KEY=VALUE of the target's options; `left` the nodes that
     it leaves to another (of the graph that the runtime made of the model; None where nobody tells).
     `saturating` are the layers whose sums of u8·s8 products can leave 16 bits, where that CPU adds them so.
+    `memory` is what a run takes at least of the device's, where that is known.
     `ideas` are rewrites that `--fix` would try; `advice` is what helps where no rewriting does; `unfixed` says why it
     wrote none.
     """
@@ -68,6 +70,7 @@ class Check:
     hardware: str = ""
     left: tuple[Issue, ...] | None = ()
     saturating: tuple[saturating.Saturating, ...] = ()
+    memory: footprint.Memory | None = None
     idle: bool = False
     part: Part | None = None
     fix: Fix | None = None
@@ -76,12 +79,14 @@ class Check:
 
     def require(self, strict: bool) -> None:
         """Raise GateFailed for a node that does not run; if `strict`, also for one that the hardware asked for leaves,
-        that runs in float, or that saturates."""
+        that runs in float, or that saturates, and for a model that the device's memory cannot hold."""
         if self.refused and self.fix is None:
             what = f"{self.model} does not run on {self.device or self.target}"
             raise GateFailed(what + f" with {self.hardware}" * bool(self.hardware), got=named(self.refused))
         if not strict:
             return
+        if self.memory is not None:
+            self.memory.require()
         if self.left is None:
             raise Unsupported(f"which nodes {self.hardware} leaves cannot be seen here", got=self.notes[-1])
         if self.left:
@@ -109,6 +114,7 @@ def check(
     device: Device | str | Path | None = None,
     options: Options | None = None,
     strict: bool = False,
+    batch: int | None = None,
     part: str | Path | None = None,
     fix: str | Path | None = None,
     force: bool = False,
@@ -118,8 +124,10 @@ def check(
     `options.extra` says how, in the target's own keys (a provider, hardware), as `device` does where it is a word of
     the target's (`edgerun.load`): the model is opened so, and what that leaves to the CPU is told.
     Products between Q/DQ are profiled on drawn inputs, one thread, to see which run in float; with `strict` often
-    enough to tell what those cost. Which sums saturate on that CPU is told by the stored weights alone. `part` is where
-    the smallest failing part is written, `fix` the rewritten model, if the target takes that and it computes the same.
+    enough to tell what those cost. Which sums saturate on that CPU is told by the stored weights alone. The memory that
+    a run takes of the device is a bound from below, for `batch` samples (1) where the file leaves that open. `part` is
+    where the smallest failing part is written, `fix` the rewritten model, if the target takes that and it computes the
+    same.
     `Check.require` raises when the answer is no.
     """
     for output in (part, fix):
@@ -136,7 +144,8 @@ def check(
         assert isinstance(name, str)  # where one target is asked, it stays one
         target, device = name, None
     where, name = devices.chosen(device, target)
-    asked, chosen = Asked(name, options), registry.target(name)
+    asked, chosen = Asked(name, asked_here(name, None, options, where)), registry.target(name)
+    untried = [f"{key}={value}" for key, value in options.extra.items() if key not in asked.options.extra]
     listener()("reading", 0, 0)
     read = dictionaries.read(model) if part is fix is None else None  # whose tables would be written otherwise
     loaded, maps = (read.model, tuple(read.maps.values())) if read is not None else (Model.load(model), ())
@@ -153,12 +162,14 @@ def check(
     runs = not refused or fixed is not None
     left, silent = _left(current, asked) if runs else ((), [])
     found, unseen, notes = _fell_back(current, asked, rules, where, strict, not runs)
+    held = footprint.memory(current, where, batch)
     cut = () if asked.hardware else saturating.saturating(current, rules, [fallback.node for fallback in found or ()])
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
-        refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*_looked(where, name, chosen), *notes, *silent),
-        hardware=asked.hardware, left=left, saturating=cut, idle=chosen.runnable() is not None, advice=advice,
+        refused=tuple(refused), fell_back=found, unseen=unseen,
+        notes=(*remarks.remarks(loaded, where, name, untried, held), *notes, *silent), hardware=asked.hardware,
+        left=left, saturating=cut, memory=held, idle=chosen.runnable() is not None, advice=advice,
         ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice and not maps else ()),
         part=_part(loaded, refused, left or found, asked, limits, rules, part) if part is not None else None,
         fix=Fix(str(fix), fixed.rewritten, fixed.check, fixed.ran) if fixed is not None else None,
@@ -272,14 +283,3 @@ def _tried(model: Model, asked: Asked, rules: Quantization) -> Sequence[Fallback
         return fallbacks(model, asked.name, rules, extra=asked.options.extra)[0]
     except EdgerunError:
         return ()
-
-
-def _looked(device: Device | None, target: str, chosen: Target) -> Iterator[str]:
-    """That the nodes were looked at by less than what runs them: another version of the runtime, or no device."""
-    told = chosen.device()
-    if device is not None:
-        there = next((f"{k} {device.value(k)}" for k in (told["runtime"], target) if device.value(k)), None)
-        if there is not None and there != f"{told['runtime']} {told['version']}":
-            yield f"looked at with {told['runtime']} {told['version']}; {device.name} has {there}"
-    if reason := chosen.runnable():
-        yield f"{target} was asked which nodes it takes; whether it has kernels for them shows where it runs: {reason}"

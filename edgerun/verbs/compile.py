@@ -128,7 +128,7 @@ def _made(
     found = registry.target(target)
     if output is not None:
         check_output(Path(output), registry.written(target), target, force)
-        options = _written(target, Path(output), options, device)
+    options = asked_here(target, output, options, device)
     model = model if isinstance(model, Model) else Model.load(model)
     options.check(model.inputs)
     check_limits(model, device, target)
@@ -142,14 +142,14 @@ def _made(
     return or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds, whole))
 
 
-def _written(target: str, output: Path, options: Options, device: Device | None) -> Options:
-    """`options` for this kind of file. Raises EdgerunError for an engine, which runs on this machine's GPU alone, where
-    the device is another."""
+def asked_here(target: str, output: str | Path | None, options: Options, device: Device | None) -> Options:
+    """`options` that make this file and run it here: without those about the CPU of `device` alone, which has to have
+    what they ask for. Raises EdgerunError for an engine, which runs on this machine's GPU alone, for another device."""
     found = registry.target(target)
-    if output.suffix != found.suffixes[0] and isinstance(found, Writing):
-        return found.written(output.suffix, options, device)
-    if isinstance(found, Finishing) and (reason := devices.elsewhere(device, target)):
-        what, do = f"an {output.suffix} is bound to the GPU that it is made on", f"-o {output.stem}.recipe"
+    if isinstance(found, Writing):
+        return found.written(found.suffixes[0] if output is None else Path(output).suffix, options, device)
+    if output is not None and isinstance(found, Finishing) and (reason := devices.elsewhere(device, target)):
+        what, do = f"an {Path(output).suffix} is bound to the GPU that it is made on", f"-o {Path(output).stem}.recipe"
         raise EdgerunError(
             what, got=f"this is not the device: {reason}", do=f"make a recipe, which the device finishes: {do}"
         )

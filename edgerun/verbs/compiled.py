@@ -33,7 +33,8 @@ SAMPLES = 4  # of data, that are compared
 @dataclass(frozen=True)
 class Compiled:
     """What was written: for which target; the comparison that it passed, or, of a recipe, the device that it is for
-    and what was tried of it here; and the options that the file does not keep, so that who runs it gives them again.
+    and what was tried of it here; and the options that the file does not keep, so that who runs it gives them again:
+    `again` those that it was compared with, `untried` those about the device's CPU alone.
     `notes` say that what compared it is not the device that it is for, and what that does not show."""
 
     target: str
@@ -41,6 +42,7 @@ class Compiled:
     for_device: str = ""
     tried: str | None = None
     again: tuple[str, ...] = ()
+    untried: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -88,19 +90,22 @@ def compiled(
         )
         if options.usual and not engine.usual:
             log.info("%s has nothing to make ready for known shapes of this model", engine.target)
-        again = tuple(_again(options, getattr(registry.target(engine.target), "keeps", None), output.suffix))
+        here = verb.asked_here(engine.target, output, options, where).extra
+        had = {key: value for key, value in options.extra.items() if key in here}
+        again = tuple(_again(had, getattr(registry.target(engine.target), "keeps", None), output.suffix))
+        untried = tuple(f"{key}={value}" for key, value in options.extra.items() if key not in here)
         notes, whom = tuple(_notes(loaded, engine.target, where)), where.name if where is not None else ""
-        return Compiled(engine.target, engine.check, whom, again=again, notes=notes)
+        return Compiled(engine.target, engine.check, whom, again=again, untried=untried, notes=notes)
     made, tried = _made(loaded, name, where, options, feeds, original)
     files.refuse_overwrite(output, force)
     made.save(output)
     return Compiled(name, None, where.name if where else "another machine", tried)
 
 
-def _again(options: Options, keeps: Mapping[str, Collection[str]] | None, suffix: str) -> Iterator[str]:
+def _again(extra: Mapping[str, str], keeps: Mapping[str, Collection[str]] | None, suffix: str) -> Iterator[str]:
     """The options that a file of this kind does not hold; `keeps` are patterns of what a target's files do, by suffix,
     or None where it doesn't tell."""
-    for key, value in options.extra.items():
+    for key, value in extra.items():
         if keeps is not None and not any(fnmatchcase(key, pattern) for pattern in keeps.get(suffix, ())):
             yield f"{key}={value}"
 

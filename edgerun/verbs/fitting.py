@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from edgerun.verbs import devices
 log = logging.getLogger("edgerun")
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 # What releases read, by the first that reads so much: for a device that tells the version of a runtime and no opset.
-# ONNX Runtime: what its wheels 1.20 to 1.31 take when they are asked; its documentation (Compatibility) says the same
-# up to 1.20.
+# ONNX Runtime: what its wheels 1.20 to 1.32 take when they are asked; its documentation (Compatibility) says the same
+# up to 1.20. Other targets tell it themselves (`reads`), with their sources.
 RELEASES = {
     "onnxruntime": {
         (1, 20): Limits(10, 21), (1, 21): Limits(10, 22), (1, 23): Limits(11, 23), (1, 24): Limits(13, 25),
-        (1, 25): Limits(13, 26),
+        (1, 25): Limits(13, 26), (1, 32): Limits(14, 28),
     },
 }  # fmt: skip
 
@@ -44,10 +45,23 @@ def limits(device: Device | None, target: str) -> Limits:
     return registry.target(target).limits()
 
 
-def _released(runtime: str, version: str) -> Limits | None:
+def needed(model: Model, device: Device | None, target: str) -> str | None:
+    """The first release of `target` that reads `model`, where not all do, and `device` does not tell which it has."""
+    if device is None or device.limits(target) or device.value(target) or devices.elsewhere(device, target) is None:
+        return None
+    known = _releases(target)
+    reading = [release for release, limits in known.items() if not limits.exceeded(model)]
+    return ".".join(map(str, min(reading))) if reading and min(reading) > min(known) else None
+
+
+def _released(target: str, version: str) -> Limits | None:
     number = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    known = [release for release in RELEASES.get(runtime, {}) if release <= number]
-    return RELEASES[runtime][max(known)] if known else None
+    known = [release for release in _releases(target) if release <= number]
+    return _releases(target)[max(known)] if known else None
+
+
+def _releases(target: str) -> Mapping[tuple[int, int], Limits]:
+    return RELEASES.get(target) or getattr(registry.target(target, usable=False), "reads", {})
 
 
 def fast(device: Device | None, target: str, rules: Quantization) -> list[str]:

@@ -13,7 +13,7 @@ import edgerun
 from edgerun import devices, registry
 from edgerun.devices import Fact
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.runtime import machine
+from edgerun.runtime import Options, machine
 from tests.verbs.conftest import save_linear
 from tests.verbs.test_check import Cli, needs, quantized
 
@@ -75,6 +75,47 @@ def test_sums_that_saturate_there_are_told(cli: Cli, tmp_path: Path) -> None:
     assert "4 of 4 output channels of a layer can saturate on xeon-avx2" in ran.err, ran.err
     ran = cli("compile", path, "--target", "openvino", "--device", "xeon-avx512-vnni", "-o", tmp_path / "new.xml")
     assert "saturate" not in ran.err
+
+
+BF16, KLEIDI = "mlas.enable_gemm_fastmath_arm64_bfloat16=1", "mlas.disable_kleidiai=1"
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".ort"])
+@pytest.mark.parametrize(
+    ("device", "option", "refusal"),
+    [
+        ("jetson-thor", BF16, ""),
+        ("jetson-thor", KLEIDI, ""),
+        ("raspberry-pi-5", KLEIDI, ""),
+        ("raspberry-pi-5", BF16, "raspberry-pi-5 has none of bf16"),
+        ("jetson-orin-nano", BF16, "jetson-orin-nano has none of bf16"),
+        ("raspberry-pi-4", KLEIDI, "raspberry-pi-4 has none of asimddp, i8mm, sme, sme2"),
+        ("intel-n100", BF16, "intel-n100 is x86_64"),
+    ],
+)
+def test_kernels_of_arm_are_the_device_s(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, device: str, option: str, refusal: str
+) -> None:
+    """By its instruction sets, as Arm and LLVM tell of its cores; this machine, which has others, is not asked."""
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(machine, "isa", lambda: ("avx2", "avx512f"))
+    model, output = save_linear(tmp_path / "m.onnx"), tmp_path / f"made{suffix}"
+    words = ("--target", "onnxruntime", "--device", device, "--option", option)
+    ran, looked = cli("compile", model, *words, "-o", output), cli("check", model, *words)
+    if refusal:
+        assert (ran.code, looked.code) == (3, 3) and not output.exists()
+        assert f"got: {refusal}" in ran.err and f"got: {refusal}" in looked.err
+        with pytest.raises(Unsupported, match=refusal):
+            edgerun.compile(model, "onnxruntime", Options(1, dict([option.split("=")])), device=device)
+        return
+    assert (ran.code, looked.code) == (0, 0), ran.err + looked.err
+    assert f"compared without --option {option}, which this machine has no kernels for" in ran.out
+    assert f"looked at without {option}" in looked.err and "does not keep" not in ran.out
+    told = json.loads(cli("compile", model, *words, "-o", output, "--force", "--json").out)
+    assert told["untried"] == [option] and told["again"] == []
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 8), np.float32))
+    own = cli("run", output, "--feeds", tmp_path / "x.npz", "--option", option, "-o", tmp_path / "y.npz")
+    assert own.code == 3 and "this CPU is x86_64" in own.err, "opened here, this machine's CPU decides"
 
 
 def test_python_is_told_what_writes_recipes(tmp_path: Path) -> None:

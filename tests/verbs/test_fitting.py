@@ -99,9 +99,52 @@ def test_what_a_release_reads_is_what_the_installed_one_does() -> None:
     target = registry.target("onnxruntime")
     facts = devices.find("jetson-orin-nano").facts
     for version, expected in ((target.device()["version"], target.limits()), ("1.19.2", target.limits()),
-                              ("1.22.1", Limits(10, 22))):  # fmt: skip
+                              ("1.22.1", Limits(10, 22)), ("1.32.0", Limits(14, 28))):  # fmt: skip
         given = devices.Device("own", "", {**facts, "onnxruntime": devices.Fact(version, "this test")})
         assert fitting.limits(given, "onnxruntime") == expected, version
+
+
+def test_a_version_of_openvino_on_the_device_counts(cli: Cli, tmp_path: Path) -> None:
+    """OpenVINO 2025 is built with ONNX 1.17, which defines opset 22; the version here is another."""
+    needs("openvino")
+    board = devices.find("intel-n100")
+    for version, newest in (("2025.1", 22), ("2024.6.0", 21)):
+        facts = {**board.facts, "openvino": devices.Fact(version, "this test")}
+        (tmp_path / "own.toml").write_text(devices.Device("own", "", facts).toml())
+        own = ("--device", tmp_path / "own.toml")
+        path = opset(save_linear(tmp_path / "m.onnx"), newest + 1, 11)
+        told = cli("check", path, *own)
+        assert told.code == 1 and f"opset {newest + 1} is newer than {newest}, the newest read on own" in told.out
+        assert "openvino from" not in told.err, "the version is known"
+        done = cli("convert", path, *own, "-o", tmp_path / "c.onnx", "--force")
+        written = onnx.load(tmp_path / "c.onnx")
+        assert done.code == 0 and (written.opset_import[0].version, written.ir_version) == (newest, 10), done.err
+
+
+@pytest.mark.parametrize(
+    ("device", "target", "version", "ir_version", "release"),
+    [
+        ("raspberry-pi-5", "onnxruntime", 21, 10, None),
+        ("raspberry-pi-5", "onnxruntime", 22, 10, "1.21"),
+        ("raspberry-pi-5", "onnxruntime", 22, 11, "1.23"),
+        ("raspberry-pi-5", "onnxruntime", 26, 13, "1.25"),
+        ("intel-n100", "openvino", 21, 10, None),
+        ("intel-n100", "openvino", 23, 11, "2026.4"),
+        ("jetson-orin-nano", "onnxruntime", 23, 11, None),
+    ],
+)
+def test_a_release_that_reads_the_model_is_told(
+    cli: Cli, tmp_path: Path, device: str, target: str, version: int, ir_version: int, release: str | None
+) -> None:
+    """Which version a board has that names none is up to its owner; nothing is said where every one reads the model."""
+    needs(target)
+    if devices.find(device).differences({}) == []:
+        pytest.skip(f"this is {device}")
+    path = opset(save_linear(tmp_path / "m.onnx"), version, ir_version)
+    told = cli("check", path, "--device", device, "--target", target)
+    assert told.code == 0, told.err
+    assert (f"is read by {target} from {release} on; which {device} has is not known" in told.err) == bool(release)
+    assert release is not None or "is read by" not in told.err
 
 
 @pytest.mark.parametrize(
