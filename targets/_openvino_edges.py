@@ -14,6 +14,9 @@ within another op's body, which is not looked into.)
 A Range whose end lies behind its begin counts on all the same, where ONNX has nothing.
 
 A NaN becomes 6 as an E2M1, the 4-bit float, and -0 in ONNX's own cases.
+
+What is float64 is computed in float32, and an infinity that comes or goes as float64 becomes the largest float32: such
+an input or output gets the type that is computed in, and numpy casts.
 """
 
 from __future__ import annotations
@@ -50,6 +53,25 @@ def mend(ops: Mapping[str, list[Any]], payload: bytes | Path) -> int:
         for node in nodes:
             how(node)
     return sum(len(nodes) for nodes, _ in pairs)
+
+
+def narrow_doors(graph: Any) -> None:
+    """Let inputs and outputs of float64 be float32, in place."""
+    make, kinds = ir.runtime().opset13, ir.runtime().Type
+    inputs = [op for op in graph.get_parameters() if op.get_element_type() == kinds.f64]
+    outputs = [result for result in graph.get_results() if result.get_element_type() == kinds.f64]
+    for op in inputs:
+        readers = op.output(0).get_target_inputs()
+        op.set_element_type(kinds.f32)
+        op.validate_and_infer_types()
+        made = make.convert(op, "f64").output(0)
+        for reader in readers:
+            reader.replace_source_output(made)
+    for result in outputs:
+        source = result.input_value(0)
+        _take_over(source, [result.input(0)], make.convert(source, "f32"))
+    if inputs or outputs:
+        graph.validate_nodes_and_infer_types()
 
 
 def _may_not_run(node: Any) -> bool:

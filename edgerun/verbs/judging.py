@@ -42,8 +42,8 @@ def judged(
 ) -> SelfCheck:
     """Run the feeds of `pairs` and compare with their outputs, which `label` computed; `rounds` says that steps round.
 
-    `exact` gives the float model's outputs for feeds, where it is known; it judges those of a rounding model that are
-    further from the reference than `least_db`. Raises GateFailed naming the worst output, and what to `do`.
+    `exact` gives the float model's outputs for feeds, or nothing where it is not known; it judges what is further from
+    the reference than the bound. Raises GateFailed naming the worst output, and what to `do`.
     """
     feeds, wanted = [feed for feed, _ in pairs], [outputs for _, outputs in pairs]
     got = [_run(session, feed, None if do == REAL else do) for feed in feeds]
@@ -51,13 +51,13 @@ def judged(
     worst = min(totals, key=lambda n: totals[n].sqnr_db if rounds else -totals[n].relative_error)
     error = totals[worst]
     agreed = error.sqnr_db >= least_db if rounds else error.agrees(rounds=False)
-    if rounds and not agreed and exact is not None:
-        agreed = _as_near(exact(feeds), wanted, got)
+    if not agreed and exact is not None:
+        agreed = bool(float_ := exact(feeds)) and _as_near(float_, wanted, got)
     if not agreed:
         raise GateFailed(
             f"the engine for {target} does not compute what the model says: output {worst!r}",
             got=f"SQNR {error.sqnr_db:.1f} dB, relative error {error.relative_error:.2g} against {label}",
-            wanted=f"SQNR of {least_db:g} dB" if rounds else f"relative error {RELATIVE_ERROR:g}",
+            wanted=f"SQNR of {least_db:.3g} dB" if rounds else f"relative error {RELATIVE_ERROR:g}",
             do=do,
         )
     shapes = dict.fromkeys(_shapes(feed) for feed in feeds)
@@ -93,8 +93,20 @@ def _as_near(
     exact: Sequence[Mapping[str, np.ndarray]], reference: Sequence[Mapping[str, np.ndarray]], got: Sequence[Any]
 ) -> bool:
     """Whether the engine's outputs are as near to the float model's as the reference's are, to SQNR_LOSS_DB."""
-    ours, theirs = _totals(exact, got), _totals(exact, reference)
+    ours, theirs = _totals(exact, _wide(exact, got)), _totals(exact, _wide(exact, reference))
     return all(ours[n].sqnr_db >= theirs[n].sqnr_db - SQNR_LOSS_DB for n in ours)
+
+
+def _wide(exact: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """`results` in the types of `exact`: half precision is compared with what it was rounded from."""
+    tensor = np.ndarray
+    return [
+        {
+            n: a.astype(want[n].dtype) if isinstance(want[n], tensor) and isinstance(a, tensor) else a
+            for n, a in r.items()
+        }
+        for want, r in zip(exact, results, strict=True)
+    ]
 
 
 def _totals(
