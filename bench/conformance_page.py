@@ -28,9 +28,9 @@ refused before anyone gets it. Cases run in limited child processes; one that ki
 - **wrong**: other values that the self-check let through. **error**: refused without naming the operator. **crash**:
   the process died or hung.
 
-Of onnx's 2,033 cases these are all that have data of their own. 1,590, which is said elsewhere, is what counts the nine
-networks of `real` too (opset 9; their runner draws inputs and asks the evaluator what is expected), and not the eight
-cases of `ai.onnx.ml` that import no opset of the default domain.
+1,590 cases, as is said elsewhere, are counted with the nine networks of `real` (opset 9, without data: their runner
+draws inputs and asks the evaluator what is expected), and without the eight cases of `ai.onnx.ml` that import no opset
+of the default domain.
 
 Two of Resize are refused everywhere (`align_corners` with scales that end between two samples): ONNX's text divides by
 the length that comes out, a whole number, as both runtimes and PyTorch do; its evaluator, which wrote the cases, by the

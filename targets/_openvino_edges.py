@@ -98,7 +98,10 @@ def _loop(node: Any) -> None:
 
 
 def _told_by_data(node: Any) -> bool:
-    """Whether anything but constants and the sizes of arrays says where it begins and ends."""
+    """Whether anything but constants and the sizes of arrays says where it begins and ends. (ONNX's own has one type,
+    another that of a window, whose size is no less than 0.)"""
+    if node.get_input_element_type(0) != node.get_input_element_type(1):
+        return False
     left, seen = list(node.input_values()), set[str]()
     while left and len(seen) < FARTHEST:
         source = left.pop().get_node()

@@ -68,14 +68,22 @@ def least_db(model: Model) -> float:
     every node is off by one step of the coarser type, which add up in power, of a large one HALF_DB."""
     if not halved(model):
         return SQNR_DB
-    bits = min(HALVES[int(value.dtype)] for value in _values(model.ir.graph) if value.dtype and _halved(value))
+    bits = min(HALVES[kind] for kind in _halves(model))
     nodes = sum(1 for _ in model.ir.graph.all_nodes())
     return max(HALF_DB, 20 * math.log10(2**bits) - 10 * math.log10(max(1, nodes)))
 
 
 def halved(model: Model) -> bool:
     """Whether `unrounded` has another form of it: whether it has values in half precision, and no other steps."""
-    return not (quantized(model) or model.ir.functions) and any(map(_halved, _values(model.ir.graph)))
+    return not (quantized(model) or model.ir.functions) and bool(_halves(model))
+
+
+def _halves(model: Model) -> set[int]:
+    """The types of half precision in it, of its values and of what Casts make: values inside may have none told."""
+    graph = model.ir.graph
+    kinds = {int(value.dtype) for value in _values(graph) if value.dtype is not None}
+    kinds |= {node.attributes.get_int("to", 0) for node in graph.all_nodes() if node.op_type == "Cast"}
+    return kinds & HALVES.keys()
 
 
 def _halved(value: ir.Value) -> bool:

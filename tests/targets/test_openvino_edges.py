@@ -234,6 +234,14 @@ def test_what_is_mended(text: str, mended: int) -> None:
     assert _mended(text) == mended
 
 
+@pytest.mark.parametrize("op", ["HannWindow", "HammingWindow", "BlackmanWindow"])
+def test_windows_count_to_a_size_that_is_an_input(op: str) -> None:
+    """Their Range begins with a float and ends with an integer, and ran into OpenVINO's own exception."""
+    text, feeds = f"r (int32 x) => (float[n] y) {{ y = {op}(x) }}", {"x": np.array(10, np.int32)}
+    evaluated: Any = onnx.reference.ReferenceEvaluator(_model(text).to_proto()).run(None, feeds)
+    np.testing.assert_allclose(_run(text, feeds)["y"], evaluated[0], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("body", "out"), [
     ("y = Identity(x)", "double"), ("y = Neg(x)", "double"), ("y = Cast<to = 1>(x)", "float"),
     ("y = Cast<to = 11>(f)", "double"), ("c = Cast<to = 11>(f) y = Add(x, c)", "double"),
