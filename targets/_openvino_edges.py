@@ -15,8 +15,7 @@ A Range whose end lies behind its begin counts on all the same, where ONNX has n
 
 A NaN becomes 6 as an E2M1, the 4-bit float, and -0 in ONNX's own cases.
 
-What is float64 is computed in float32, and an infinity that comes or goes as float64 becomes the largest float32: such
-an input or output gets the type that is computed in, and numpy casts.
+An infinity that comes or goes as float64 becomes the largest float32, in which all is computed: numpy casts instead.
 """
 
 from __future__ import annotations
@@ -57,21 +56,13 @@ def mend(ops: Mapping[str, list[Any]], payload: bytes | Path) -> int:
 
 def narrow_doors(graph: Any) -> None:
     """Let inputs and outputs of float64 be float32, in place."""
-    make, kinds = ir.runtime().opset13, ir.runtime().Type
-    inputs = [op for op in graph.get_parameters() if op.get_element_type() == kinds.f64]
-    outputs = [result for result in graph.get_results() if result.get_element_type() == kinds.f64]
-    for op in inputs:
-        readers = op.output(0).get_target_inputs()
-        op.set_element_type(kinds.f32)
-        op.validate_and_infer_types()
-        made = make.convert(op, "f64").output(0)
-        for reader in readers:
-            reader.replace_source_output(made)
-    for result in outputs:
-        source = result.input_value(0)
-        _take_over(source, [result.input(0)], make.convert(source, "f32"))
-    if inputs or outputs:
-        graph.validate_nodes_and_infer_types()
+    kinds, made = ir.runtime().Type, ir.runtime().preprocess.PrePostProcessor(graph)
+    doors = (made.input, graph.inputs), (made.output, graph.outputs)
+    wide = [at(i) for at, ports in doors for i, port in enumerate(ports) if port.element_type == kinds.f64]
+    for door in wide:
+        door.tensor().set_element_type(kinds.f32)
+    if wide:
+        made.build()
 
 
 def _may_not_run(node: Any) -> bool:
@@ -98,9 +89,8 @@ def _loop(node: Any) -> None:
 
 
 def _told_by_data(node: Any) -> bool:
-    """Whether anything but constants and the sizes of arrays says where it begins and ends. (ONNX's own has one type,
-    another that of a window, whose size is no less than 0.)"""
-    if node.get_input_element_type(0) != node.get_input_element_type(1):
+    """Whether anything but constants and the sizes of arrays says where it begins and ends."""
+    if node.get_input_element_type(0) != node.get_input_element_type(1):  # a window's, which is right
         return False
     left, seen = list(node.input_values()), set[str]()
     while left and len(seen) < FARTHEST:

@@ -18,7 +18,7 @@ from edgerun.passes import Feeds
 from edgerun.runtime import Engine, Options, Session, dtypes
 from edgerun.runtime.spec import DTYPES
 from edgerun.verbs import work
-from edgerun.verbs.judging import Pair
+from edgerun.verbs.judging import EXACT, Pair
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -230,10 +230,12 @@ def unrounded(model: Model, feeds: Sequence[Feeds]) -> list[dict[str, np.ndarray
     if (plain := work.unrounded(model)) is None:
         return []
     kinds = {spec.name: dtypes.dtype(spec.dtype) for spec in plain.inputs if spec.kind == "tensor"}
+    halved = {spec.name for spec, own in zip(plain.outputs, model.outputs, strict=True) if spec.dtype != own.dtype}
     wide = [{n: a.astype(kinds[n]) if n in kinds else a for n, a in feed.items()} for feed in feeds]
     for reference in (HEAVY, LIGHT):
         with contextlib.suppress(EdgerunError):
-            return _runs(reference, plain, wide)
+            found = _runs(reference, plain, wide)
+            return [{n: a.astype(EXACT) if n in halved else a for n, a in result.items()} for result in found]
     return []
 
 

@@ -97,7 +97,7 @@ def test_two_steps_of_bfloat16_are_rounding() -> None:
     case = Case("x", "X", b"", (), rtol=1e-3, atol=1e-7)
     want = np.array([0.75, 0.1], ml_dtypes.bfloat16)
     for steps, kind in ((0, "pass"), (1, "rounding"), (2, "rounding"), (3, "wrong")):
-        got = want + np.array([steps * 2.0**-8, 0], ml_dtypes.bfloat16)
+        got = np.array([0.75 + steps * 2.0**-8, 0.1], ml_dtypes.bfloat16)
         assert conformance.judged(case, {"y": got}, [want])[0] == kind
 
 
