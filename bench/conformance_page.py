@@ -19,12 +19,24 @@ A case is compiled with its own inputs as the feeds of the self-check, so that w
 refused before anyone gets it. Cases run in limited child processes; one that killed its process is counted as a crash.
 
 - **pass**: every element within the case's tolerance (mostly 1e-3 relative plus 1e-7).
-- **rounding**: beyond that, but within a thousandth of the largest output, or one step of a quantizer.
+- **rounding**: beyond that, but within a thousandth of the largest output, one step of a quantizer, or two of
+  bfloat16 at the largest.
 - **compiled**: an engine was built; where no GPU is, nothing of TensorRT runs, and what it computes is not known.
-- **unsupported**: refused, naming the operator, or the newest opset that is read. **wrong, refused**: the self-check
-  found other values than the model says (random operators among them: their generators differ from runtime to runtime).
+- **unsupported**: refused, naming the operator: the runtime lacks it, computes it otherwise, or came before it, or no
+  comparison can judge it, since it draws random numbers. **wrong, refused**: the self-check found other values than
+  the model says.
 - **wrong**: other values that the self-check let through. **error**: refused without naming the operator. **crash**:
   the process died or hung.
+
+1,590 cases, as is said elsewhere, are counted with the nine networks of `real` (opset 9, without data: their runner
+draws inputs and asks the evaluator what is expected), and without the eight cases of `ai.onnx.ml` that import no opset
+of the default domain.
+
+Two of Resize are refused everywhere (`align_corners` with scales that end between two samples): ONNX's text divides by
+the length that comes out, a whole number, as both runtimes and PyTorch do; its evaluator, which wrote the cases, by the
+unrounded one. With sizes in place of scales nothing is in doubt. The ten of Attention in bfloat16 that OpenVINO alone
+runs count as rounding: against the same computed in float32 it rounds 83 to 92 % of the elements correctly (53.6 to
+56.2 dB), and the cases, which round after every operator, 61 to 78 % (49.9 to 53.3 dB).
 
 `auto` is the first target, in the order of their names, whose engine passes the self-check, and of a float model one of
 which no element is far from the reference (1e-3 of itself and 1e-5 of the largest) before others. It passes what either

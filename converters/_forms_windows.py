@@ -12,14 +12,21 @@ if TYPE_CHECKING:
 
 
 def max_unpool(node: onnx.NodeProto, types: Sequence[onnx.TypeProto]) -> str | None:
-    """Values go back to where they were in the flat output: (size - 1)·stride + kernel - pads, other places are 0."""
+    """Values go back to where they were in the flat output: (size - 1)·stride + kernel - pads, other places are 0.
+    Where a larger output is asked for, more of those follow on every axis."""
     rank, kernel = facts.rank(types[0]), facts.integers(node, "kernel_shape")
-    if rank is None or not kernel or (len(node.input) > 2 and node.input[2]):
+    if rank is None or not kernel:
         return None
+    sized = len(node.input) > 2 and node.input[2]
+    padded = """unpooled = Reshape (filled, shape)
+        before = Sub (shape, shape)
+        behind = Sub (output_shape, shape)
+        pads = Concat <axis: int = 0> (before, behind)
+        y = Pad (unpooled, pads, like)"""
     n = rank - 2
     strides, pads = facts.integers(node, "strides") or [1] * n, facts.integers(node, "pads") or [0] * (2 * n)
     rest = [kernel[i] - strides[i] - pads[i] - pads[i + n] for i in range(n)]
-    return f"""(x, places) => (y) {{
+    return f"""({", ".join(("x", "places", "output_shape")[: len(node.input)])}) => (y) {{
         flat = Constant <value_ints: ints = [-1]> ()
         strides = Constant <value_ints: ints = [1, 1, {", ".join(map(str, strides))}]> ()
         rest = Constant <value_ints: ints = [0, 0, {", ".join(map(str, rest))}]> ()
@@ -33,7 +40,7 @@ def max_unpool(node: onnx.NodeProto, types: Sequence[onnx.TypeProto]) -> str | N
         values = Reshape (x, flat)
         index = Reshape (places, flat)
         filled = ScatterElements <axis: int = 0> (empty, index, values)
-        y = Reshape (filled, shape)
+        {padded if sized else "y = Reshape (filled, shape)"}
     }}"""
 
 

@@ -14,6 +14,8 @@ within another op's body, which is not looked into.)
 A Range whose end lies behind its begin counts on all the same, where ONNX has nothing.
 
 A NaN becomes 6 as an E2M1, the 4-bit float, and -0 in ONNX's own cases.
+
+An infinity that comes or goes as float64 becomes the largest float32, in which all is computed: numpy casts instead.
 """
 
 from __future__ import annotations
@@ -52,6 +54,17 @@ def mend(ops: Mapping[str, list[Any]], payload: bytes | Path) -> int:
     return sum(len(nodes) for nodes, _ in pairs)
 
 
+def narrow_doors(graph: Any) -> None:
+    """Let inputs and outputs of float64 be float32, in place."""
+    kinds, made = ir.runtime().Type, ir.runtime().preprocess.PrePostProcessor(graph)
+    doors = (made.input, graph.inputs), (made.output, graph.outputs)
+    wide = [at(i) for at, ports in doors for i, port in enumerate(ports) if port.element_type == kinds.f64]
+    for door in wide:
+        door.tensor().set_element_type(kinds.f32)
+    if wide:
+        made.build()
+
+
 def _may_not_run(node: Any) -> bool:
     """Whether data says how often it runs, or that it does not."""
     told = [node.input_value(index).get_node() for index in range(2)]
@@ -77,6 +90,8 @@ def _loop(node: Any) -> None:
 
 def _told_by_data(node: Any) -> bool:
     """Whether anything but constants and the sizes of arrays says where it begins and ends."""
+    if node.get_input_element_type(0) != node.get_input_element_type(1):  # a window's, which is right
+        return False
     left, seen = list(node.input_values()), set[str]()
     while left and len(seen) < FARTHEST:
         source = left.pop().get_node()

@@ -117,6 +117,8 @@ class OvSession(Session):
         """
         for index, name in self._feeds:
             array = feeds[name]
+            if array.dtype == np.float64:  # numpy warns of what there is no float32 for, which is infinite then
+                array = array.astype(np.float32)
             if not array.flags.c_contiguous:
                 array = np.ascontiguousarray(array)
             shared.append(array)
@@ -139,6 +141,7 @@ class OvSession(Session):
         ports = self.compiled.outputs
         if (
             self._packed
+            or any(array.dtype == np.float64 for array in feeds.values())
             or len({index for index, _ in places}) < len(places)
             or any(np.dtype(ports[index].element_type.to_dtype()) != array.dtype for index, array in places)
         ):

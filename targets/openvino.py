@@ -219,6 +219,7 @@ def _compiled(graph: Any, options: Options) -> Any:
     chosen = asked.choice(options, half.precision(graph))
     if half.precision(graph) != chosen.precision == "f32":
         half.widen(graph)
+    edges.narrow_doors(graph)
     # Activations that the model leaves in float stay so.
     settings = chosen.settings(dynamic.group_size(graph), dynamic.KEY)
     try:

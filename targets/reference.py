@@ -150,9 +150,23 @@ def _loop() -> Any:
     return Loop
 
 
+@functools.cache
+def _optional() -> Any:
+    """The evaluator's Optional, which made a list of what it holds (onnx 1.23)."""
+    optional: Any = importlib.import_module("onnx.reference.ops.op_optional").Optional
+
+    class Optional(optional):  # type: ignore[misc]
+        op_domain = ""
+
+        def _run(self, x: Any = None, type: Any = None) -> Any:
+            return (x,)
+
+    return Optional
+
+
 def _evaluator(proto: Any) -> Any:
     try:
-        return importlib.import_module("onnx.reference").ReferenceEvaluator(proto, new_ops=[_loop()])
+        return importlib.import_module("onnx.reference").ReferenceEvaluator(proto, new_ops=[_loop(), _optional()])
     except Exception as error:  # RuntimeContextError, NotImplementedError and others, by op
         raise Unsupported("the reference cannot take the model", got=error) from error
 

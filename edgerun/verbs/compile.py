@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING
 
 from edgerun import files, registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
-from edgerun.metrics import BFLOAT16_DB, SQNR_DB
 from edgerun.passes import Feeds, Finishing, Issue, Writing
 from edgerun.runtime import Engine, Options, SelfCheck, Session
 from edgerun.runtime.progress import listener
-from edgerun.verbs import devices, work
+from edgerun.verbs import devices, undecided, work
 from edgerun.verbs.auto import AUTO, candidates, first
 from edgerun.verbs.judging import REAL, Pair, advice, apart
 from edgerun.verbs.recipe import SUFFIX as RECIPE
-from edgerun.verbs.truths import Truth, exact, truths
+from edgerun.verbs.truths import Truth, exact, truths, unrounded
 from edgerun.verbs.written_out import or_written_out
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ def _explained(model: Model, target: str) -> Iterator[None]:
     """Say a target's refusal node by node, where it can."""
     found = registry.target(target)
     if issues := found.limits().exceeded(model):
-        raise unsupported(target, issues)
+        raise unsupported(target, [*issues, *undecided.newer(model, found.limits().opset)])
     try:
         yield
     except GateFailed:
@@ -240,11 +239,9 @@ def self_check(
     references have faults too. (Not where runtimes are known to share one.)
     """
     refusal: GateFailed | None = None
-    plain = work.unrounded(model)
-    judge = original if original is not None else plain
-    near = partial(exact, judge) if judge is not None else None
-    least_db = SQNR_DB if plain is None else BFLOAT16_DB
     rounds = work.rounds(model) if rounds is None else rounds
+    judge = partial(exact, original) if original is not None and rounds else None
+    near = judge or (partial(unrounded, model) if work.halved(model) else None)
     found = truths(model, engine, options, feeds, whole)
     do = REAL if rounds and not feeds and near is None else advice(options)
     loading = partial(registry.target(engine.target).load, engine, options)
@@ -253,7 +250,7 @@ def self_check(
             if refusal and (truth.target == engine.target or work.disputed(model)):
                 continue
             try:
-                check = apart(session, engine.target, truth.label, truth.parts, rounds, near, do, least_db)
+                check = apart(session, engine.target, truth.label, truth.parts, rounds, near, do, work.least_db(model))
             except GateFailed as error:
                 refusal = refusal or error
                 continue

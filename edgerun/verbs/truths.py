@@ -18,7 +18,7 @@ from edgerun.passes import Feeds
 from edgerun.runtime import Engine, Options, Session, dtypes
 from edgerun.runtime.spec import DTYPES
 from edgerun.verbs import work
-from edgerun.verbs.judging import Pair
+from edgerun.verbs.judging import EXACT, Pair
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -221,8 +221,26 @@ def exact(original: Model | str | Path, feeds: Sequence[Feeds]) -> list[dict[str
     """What the float model gives, nothing optimized."""
     from edgerun.model import Model
 
-    original = original if isinstance(original, Model) else Model.load(original)
-    name, own = HEAVY
+    return _runs(HEAVY, original if isinstance(original, Model) else Model.load(original), feeds)
+
+
+def unrounded(model: Model, feeds: Sequence[Feeds]) -> list[dict[str, np.ndarray]]:
+    """What a model in half precision gives where nothing is rounded on the way; nothing where neither reference runs
+    it so."""
+    if (plain := work.unrounded(model)) is None:
+        return []
+    kinds = {spec.name: dtypes.dtype(spec.dtype) for spec in plain.inputs if spec.kind == "tensor"}
+    halved = {spec.name for spec, own in zip(plain.outputs, model.outputs, strict=True) if spec.dtype != own.dtype}
+    wide = [{n: a.astype(kinds[n]) if n in kinds else a for n, a in feed.items()} for feed in feeds]
+    for reference in (HEAVY, LIGHT):
+        with contextlib.suppress(EdgerunError):
+            found = _runs(reference, plain, wide)
+            return [{n: a.astype(EXACT) if n in halved else a for n, a in result.items()} for result in found]
+    return []
+
+
+def _runs(reference: tuple[str, Options], model: Model, feeds: Sequence[Feeds]) -> list[dict[str, np.ndarray]]:
+    name, own = reference
     target = registry.target(name)
-    with target.load(target.compile(original, own), own) as session:
+    with target.load(target.compile(model, own), own) as session:
         return [session.run(feed) for feed in feeds]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgerun import sandbox
 from edgerun.errors import EdgerunError
+from edgerun.metrics import HALF_DB, SQNR_DB
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -16,7 +20,8 @@ if TYPE_CHECKING:
 
 ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"})
 PLAIN = frozenset({"half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"})  # of Resize, beyond dispute
-BFLOAT16 = 16  # TensorProto's
+HALVES = {10: 10, 16: 7}  # TensorProto's float16 and bfloat16, and the bits behind the point
+TYPES = ("to", "dtype", "output_dtype")  # attributes that say one
 _COUNTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 FASTEST = 2e11  # multiply-accumulates of float32 a second that no core reaches: two 16-wide units at 6 GHz
 LIGHT_MACS, LIGHT_WEIGHTS = 25e6, 20e6  # above either, the evaluator takes too long
@@ -37,26 +42,70 @@ def quantized(model: Model) -> bool:
 
 
 def unrounded(model: Model) -> Model | None:
-    """One that computes in bfloat16 (Casts to it and back stand around its nodes, `quantize/graphs/halves.py`), with
-    its constants but nothing rounded on the way. None for a model that has other steps too, or none."""
+    """The same with float32 for every float16 and bfloat16, so that nothing is rounded on the way but what the file
+    has rounded. None for a model that has other steps too, or none, and for one with functions of its own."""
+    if not halved(model):
+        return None
     import onnx_ir as ir
 
-    if quantized(model) or not any(map(_narrows, model.ir.graph)):
-        return None
     graph = (found := model.clone()).graph
-    narrows = [node for node in graph if _narrows(node)]
-    stored = [v for v in graph.initializers.values() if v.dtype is not None and int(v.dtype) == BFLOAT16]
-    readers = {user for value in (*(n.outputs[0] for n in narrows), *stored) for user, _ in value.uses()}
-    if any(node.op_type != "Cast" for node in readers):
-        return None
-    for node in narrows:
-        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
-        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    for value in filter(_halved, _values(graph)):
+        value.type = _widened(value.type)  # a clone has the types of what it was cloned from
+        if value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
+    for node in graph.all_nodes():
+        for attribute in list(node.attributes.values()):
+            if attribute.type == ir.AttributeType.INT and attribute.name in TYPES and attribute.value in HALVES:
+                node.attributes.add(ir.AttrInt64(attribute.name, int(ir.DataType.FLOAT)))
+            elif attribute.type == ir.AttributeType.TENSOR and int(attribute.value.dtype) in HALVES:
+                wide = ir.tensor(attribute.value.numpy().astype(np.float32), name=attribute.value.name)
+                node.attributes.add(ir.AttrTensor(attribute.name, wide))
     return type(model).of(found)
 
 
-def _narrows(node: ir.Node) -> bool:
-    return node.op_type == "Cast" and node.attributes["to"].as_int() == BFLOAT16
+def least_db(model: Model) -> float:
+    """The SQNR that its own rounding must leave where it has steps: of a model in half precision what is left where
+    every node is off by one step of the coarser type, which add up in power, of a large one HALF_DB."""
+    if not halved(model):
+        return SQNR_DB
+    bits = min(HALVES[kind] for kind in _halves(model))
+    nodes = sum(1 for _ in model.ir.graph.all_nodes())
+    return max(HALF_DB, 20 * math.log10(2**bits) - 10 * math.log10(max(1, nodes)))
+
+
+def halved(model: Model) -> bool:
+    """Whether `unrounded` has another form of it: whether it has values in half precision, and no other steps."""
+    return not (quantized(model) or model.ir.functions) and bool(_halves(model))
+
+
+def _halves(model: Model) -> set[int]:
+    """The types of half precision in it, of its values and of what Casts make: values inside may have none told."""
+    graph = model.ir.graph
+    kinds = {int(value.dtype) for value in _values(graph) if value.dtype is not None}
+    kinds |= {node.attributes.get_int("to", 0) for node in graph.all_nodes() if node.op_type == "Cast"}
+    return kinds & HALVES.keys()
+
+
+def _halved(value: ir.Value) -> bool:
+    return value.dtype is not None and int(value.dtype) in HALVES
+
+
+def _widened(kind: Any) -> Any:
+    """A type with float32 in it, of a tensor, or of a sequence or optional of such."""
+    import onnx_ir as ir
+
+    return ir.TensorType(ir.DataType.FLOAT) if isinstance(kind, ir.TensorType) else type(kind)(_widened(kind.elem_type))
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    """All that a graph reads and computes, in its branches and loops too."""
+    yield from (*graph.inputs, *graph.initializers.values())
+    for node in graph:
+        yield from node.outputs
+        for attribute in node.attributes.values():
+            for inner in attribute.value if attribute.type.name == "GRAPHS" else [attribute.value]:
+                if attribute.type.name in ("GRAPH", "GRAPHS"):
+                    yield from _values(inner)
 
 
 def disputed(model: Model) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgerun import registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.runtime import Engine
-from edgerun.verbs import work
+from edgerun.verbs import undecided, work
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -26,8 +26,18 @@ def or_written_out(model: Model, target: str, compile: Callable[[Model], Engine]
     """`compile(model)`, or where that is refused, or wrong, of the same model with other operators.
 
     Raises the first refusal when that does not help. (A model that rounds may differ by its ties alone, which other
-    operators would not cure.)
+    operators would not cure.) One that no comparison can judge is refused before, or told with its operator.
     """
+    undecided.refuse(model)
+    try:
+        return _first(model, target, compile)
+    except EdgerunError as refusal:
+        if (told := undecided.told(refusal, model)) is refusal:
+            raise
+        raise told from refusal
+
+
+def _first(model: Model, target: str, compile: Callable[[Model], Engine]) -> Engine:
     form, first, told = model, None, set[str]()
     for _ in range(ROUNDS):
         try:

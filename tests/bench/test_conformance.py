@@ -88,3 +88,26 @@ def test_tolerances() -> None:
     assert conformance.judged(case, {"y": codes + np.uint8(1)}, [codes])[0] == "rounding"
     assert conformance.judged(case, {"y": codes + np.uint8(2)}, [codes])[0] == "wrong"
     assert conformance.judged(case, {"y": [codes, codes]}, [[codes, codes]])[0] == "pass"
+
+
+def test_two_steps_of_bfloat16_are_rounding() -> None:
+    import ml_dtypes
+    import numpy as np
+
+    case = Case("x", "X", b"", (), rtol=1e-3, atol=1e-7)
+    want = np.array([0.75, 0.1], ml_dtypes.bfloat16)
+    for steps, kind in ((0, "pass"), (1, "rounding"), (2, "rounding"), (3, "wrong")):
+        got = np.array([0.75 + steps * 2.0**-8, 0.1], ml_dtypes.bfloat16)
+        assert conformance.judged(case, {"y": got}, [want])[0] == kind
+
+
+def test_operators_that_stood_in_doubt(every: list[Case]) -> None:
+    """Cases that once were "wrong, refused", or refused without their operator's name."""
+    kinds = {
+        "test_if_opt": "pass", "test_maxunpool_export_with_output_shape": "pass",
+        "test_resize_downsample_scales_cubic_align_corners": "unsupported", "test_training_dropout": "unsupported",
+        "test_bernoulli_seed": "unsupported", "test_convinteger_with_padding": "unsupported",
+        "test_reduce_max_empty_set_bool": "unsupported",
+    }  # fmt: skip
+    found = {case.name: kind for case, kind, _ in conformance.run([c for c in every if c.name in kinds], "onnxruntime")}
+    assert found == kinds

@@ -113,6 +113,22 @@ def test_unpooling(given: dict[str, Any]) -> None:
     assert y.shape == (1, 1, 4, 2) and y.reshape(-1).tolist() == [2, 0, 0, 1, 0, 3, 0, 4]
 
 
+@pytest.mark.parametrize("size", [(4, 4), (5, 4), (7, 9)])
+def test_unpooling_to_a_size(size: tuple[int, int]) -> None:
+    """Places are those of the output that kernel and strides make; what is asked for beyond is zeros behind it."""
+    feeds: Feeds = {"x": np.array([[[[1, 2], [3, 4]]]], np.float32), "at": np.array([[[[5, 7], [13, 15]]]], np.int64),
+                    "size": np.array([1, 1, *size], np.int64)}  # fmt: skip
+    node = helper.make_node("MaxUnpool", ["x", "at", "size"], ["y"], kernel_shape=[2, 2], strides=[2, 2])
+    proto = made(node, feeds, {"y": FLOAT}, opset=22)
+    agree(proto, feeds)
+    (y,) = evaluated(proto, feeds)
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, [1, 1, *size]))
+    engine = edgerun.compile(Model.from_proto(proto), "onnxruntime", ONE, feeds=[feeds])
+    with edgerun.load(engine, options=ONE) as session:  # which on its own reads places as those of the larger output
+        np.testing.assert_array_equal(session.run(feeds)["y"], y)
+    assert y.shape == (1, 1, *size) and y[0, 0, 1::2, 1::2][:2, :2].tolist() == [[1, 2], [3, 4]] and y.sum() == 10
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (5, 3, 3), (2, 3, 4, 4)])
 def test_determinants(shape: tuple[int, ...]) -> None:
     feeds = {"x": np.random.default_rng(3).uniform(-1, 1, shape).astype(np.float32)}

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
+import onnx.reference
 import pytest
 
 pytest.importorskip("openvino")
@@ -231,6 +232,50 @@ def test_a_range_that_ends_behind_its_begin_is_empty(kind: str) -> None:
 )  # fmt: skip
 def test_what_is_mended(text: str, mended: int) -> None:
     assert _mended(text) == mended
+
+
+@pytest.mark.parametrize("op", ["HannWindow", "HammingWindow", "BlackmanWindow"])
+def test_windows_count_to_a_size_that_is_an_input(op: str) -> None:
+    """Their Range begins with a float and ends with an integer, and ran into OpenVINO's own exception."""
+    text, feeds = f"r (int32 x) => (float[n] y) {{ y = {op}(x) }}", {"x": np.array(10, np.int32)}
+    evaluated: Any = onnx.reference.ReferenceEvaluator(_model(text).to_proto()).run(None, feeds)
+    np.testing.assert_allclose(_run(text, feeds)["y"], evaluated[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("body", "out"), [
+    ("y = Identity(x)", "double"), ("y = Neg(x)", "double"), ("y = Cast<to = 1>(x)", "float"),
+    ("y = Cast<to = 11>(f)", "double"), ("c = Cast<to = 11>(f) y = Add(x, c)", "double"),
+])  # fmt: skip
+def test_infinities_in_float64(body: str, out: str) -> None:
+    """At both doors, for shapes of every order, and as often as it takes to free what a run has left."""
+    names = [name for name in "xf" if f"({name}" in body]
+    text = (
+        f"r ({', '.join({'x': 'double[n,3] x', 'f': 'float[n,3] f'}[n] for n in names)}) => ({out}[n,3] y) {{ {body} }}"
+    )
+    wide = np.array([[1.5, np.inf, -np.inf], [np.nan, 1e30, -2.0], [0.0, 3e-7, np.inf]])
+    all_feeds = {"x": wide, "f": wide[::-1].astype(np.float32)}
+    feeds = {name: all_feeds[name] for name in names}
+    found = _run(text, feeds)["y"]
+    evaluated: Any = onnx.reference.ReferenceEvaluator(_model(text).to_proto()).run(None, feeds)
+    (want,) = evaluated
+    assert found.dtype == want.dtype
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    with edgerun.load(_model(text).to_bytes(), "openvino", ONE) as session:
+        for rows in (1, 3, 2, 40, 1, 5, 40, 2) * 3:
+            taken = {name: np.resize(array, (rows, 3)) for name, array in feeds.items()}
+            np.testing.assert_array_equal(session.run(taken)["y"][:3], found[:rows])
+
+
+def test_float64_into_given_memory() -> None:
+    """What is cast is no feed of the caller's, and so nothing is bound to that."""
+    out, x = {"y": np.zeros((2, 3))}, {"x": np.ones((2, 3))}
+    with edgerun.load(
+        _model("r (double[n,3] x) => (double[n,3] y) { y = Neg(x) }").to_bytes(), "openvino", ONE
+    ) as session:
+        for value in (2.0, 3.0):
+            x["x"][:] = value
+            session.run(x, out=out)
+            assert (out["y"] == -value).all()
 
 
 def test_ir_is_left_as_it_is() -> None:

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 import edgerun
 from edgerun import registry
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
+from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.runtime import Options
 from edgerun.verbs.auto import candidates
@@ -165,7 +166,8 @@ def test_what_a_target_lacks_is_written_with_other_operators(monkeypatch: pytest
 
 @OPENVINO
 def test_a_form_is_judged_as_the_model_is() -> None:
-    """Attention in bfloat16, written out, has constants in bfloat16: that is no reason for a wider bound."""
+    """Attention in bfloat16, written out, has constants in bfloat16: that is no reason for a wider bound. Beyond 1e-3
+    it must be as near to what is exact, 3 dB less, as the evaluator, which rounds after every operator."""
     import ml_dtypes
 
     value, random = helper.make_tensor_value_info, np.random.default_rng(0)
@@ -174,9 +176,13 @@ def test_a_form_is_judged_as_the_model_is() -> None:
     graph = helper.make_graph([node], "g", doors[:3], doors[3:])
     model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10))
     feeds = {name: random.uniform(0, 1, (2, 3, 4, 8)).astype(ml_dtypes.bfloat16) for name in "qkv"}
-    try:
-        engine = edgerun.compile(model, "openvino", ONE, feeds=[feeds])
-    except GateFailed as error:
-        assert "relative error 0.001" in str(error)
-    else:
-        assert engine.check is not None and engine.check.relative_error <= 1e-3
+    engine = edgerun.compile(model, "openvino", ONE, feeds=[feeds])
+    assert engine.check is not None and engine.check.relative_error > 1e-3
+    q, k, v = (feeds[name].astype(np.float64) for name in "qkv")
+    scores = np.where(np.tri(4, dtype=bool), np.exp(q @ k.swapaxes(2, 3) / np.sqrt(8)), 0)
+    exact = scores / scores.sum(3, keepdims=True) @ v
+    made: list[float] = []
+    for opened in (edgerun.load(engine, options=ONE), edgerun.load(model.to_bytes(), "reference")):
+        with opened as session:
+            made.append(sqnr_db(exact, session.run(feeds)["y"]))
+    assert made[0] > made[1] - 3 > 40
