@@ -22,79 +22,61 @@ Feeds = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Quantization:
-    """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement.
-
-    `lacks` are schemes that the target has elsewhere, each with the reason why not on this device.
-    `activation` is the storage dtype of activations, and `symmetric` says that their zero point is 0; `float_bias` that
-    biases stay float32 (else they are int32 in steps of s_x·s_w). `reduced_range` says that sums of two products are
-    cut off at 16 bits (x86 without VNNI or AMX), so that some weights need fewer steps; `paired`: the classes of CPU
-    where the target's kernels do so.
-    `compute` are the ops whose inputs are quantized because an integer kernel pays there;
-    `through` move quantized data without changing its values; `join` need quantized inputs and output to stay integer;
-    `absorbed` are activations that a quantizer right after them replaces (their clipping is the quantizer's).
-    `float_output` are compute ops that have an integer kernel which writes float (no quantizer behind needed).
-    `float_stem`: a Conv over at most so many input channels is faster in float there (a picture's first layer), if an
-    integer op follows at once, and a depthwise one that reads it is as fast. `depthwise_stem`: only such a pair is.
-    `thin`: so is a Conv whose outputs are sums of at most so many products, where nothing reads them on integers.
-    `requantizes`: what is left in float between two integer layers gets 8-bit weights with one scale from the runtime
-    itself, where its input has one scale for all channels. `float_gates`: layers over one position whose result scales
-    a whole tensor (squeeze-and-excitation) stay in float. `forked_bias`: a Conv on integers whose result is read more
-    than once needs a bias that is not zero. `fused_sum`: an Add is fused into the layer that writes one of its inputs,
-    which then needs no rounding of its own. `pair_matmul`: a product of two layers' results (attention's Q·Kᵀ) has an
-    integer kernel, its zeros in the middle. `dynamic` are the ops with constant weights that run on integers with
-    inputs quantized while they run. `float_loops`: beside integer layers, recurrent ones bear no 8-bit weights: the
-    runtime leaves them packed. `tables`: a Gather may read rows of int8 that are scaled afterwards (embeddings).
-    `flat_rows`: a rank-2 Gemm is faster than the same product over more axes with its bias behind. `timed`: what runs
-    here is as fast as on the device, so that this machine's clock may judge. `channel_scales`: activations may be
-    quantized and dequantized with one scale per channel at no cost. `sigmoid_apart`: a Sigmoid, SiLU's too, is faster
-    behind an integer convolution with fewer output channels than in it. `mirrored`: what a layer reads has the zero of
-    its grid in the middle where the shorter side is more than this share of the longer: a zero point is to be corrected
-    for. `early`: no pass over a tensor is fused with the next, so that scales and rounding pay before what repeats or
-    joins values. `blocked`: float convolutions have a layout that sums with constants do not. `half` is the type that
-    `w16a16` computes in. `half_rest`: products that stay in float beside integer layers compute in it,
-    too. `joins_rounding`: a quantizer is fused with the elementwise ops before it. `qdq_constants`: only a
-    DequantizeLinear may read a constant in 8 bits. `widens`: weights that a Cast widens are widened once, when a
-    model is opened, so that what stays in float is stored in float16 at no cost. `denormals`: a Softmax takes a
-    multiple of the time where what it reads is masked, since it computes with numbers below the normal ones.
-    `fast_gelu`: GELU's tanh form has an operator of ONNX Runtime's own, a third of its pieces' time.
-    """
+    """Which schemes run fast on a target, and where its kernels want Q/DQ: data, read by the placement."""
 
     schemes: tuple[str, ...]
-    activation: str = "uint8"
-    symmetric: bool = False
-    float_bias: bool = False
+    activation: str = "uint8"  # storage dtype of activations
+    symmetric: bool = False  # whose zero point is 0
+    float_bias: bool = False  # biases stay float32 (else they are int32 in steps of s_x·s_w)
+    # Sums of two products are cut off at 16 bits (x86 without VNNI or AMX), so that some weights need fewer steps; the
+    # classes of CPU where the target's kernels do so.
     reduced_range: bool = False
     paired: tuple[str, ...] = ("AVX2", "AVX-512")
-    compute: frozenset[str] = frozenset()
-    through: frozenset[str] = frozenset()
-    join: frozenset[str] = frozenset()
-    absorbed: frozenset[str] = frozenset()
-    float_output: frozenset[str] = frozenset()
+    compute: frozenset[str] = frozenset()  # ops whose inputs are quantized because an integer kernel pays there
+    through: frozenset[str] = frozenset()  # move quantized data without changing its values
+    join: frozenset[str] = frozenset()  # need quantized inputs and output to stay integer
+    absorbed: frozenset[str] = frozenset()  # activations whose clipping a quantizer right after them does
+    float_output: frozenset[str] = frozenset()  # compute ops whose integer kernel can write float: no quantizer behind
+    # A Conv over at most so many input channels is faster in float (a picture's first layer), if an integer op follows
+    # at once, and a depthwise one that reads it is as fast; or only such a pair is.
     float_stem: int = 0
     depthwise_stem: bool = False
-    thin: int = 0
+    thin: int = 0  # so is a Conv of sums of at most so many products, where nothing reads them on integers
+    # What is left in float between two integer layers gets 8-bit weights with one scale from the runtime itself, where
+    # its input has one scale for all channels.
     requantizes: bool = False
+    # Layers over one position whose result scales a whole tensor (squeeze-and-excitation) stay in float.
     float_gates: bool = False
-    forked_bias: bool = False
+    forked_bias: bool = False  # a Conv on integers that is read more than once needs a bias that is not zero
+    # An Add is fused into the layer that writes one of its inputs, which then needs no rounding of its own.
     fused_sum: bool = False
+    # A product of two layers' results (attention's Q·Kᵀ) has an integer kernel, its zeros in the middle.
     pair_matmul: bool = False
-    dynamic: frozenset[str] = frozenset()
+    dynamic: frozenset[str] = frozenset()  # ops with constant weights that quantize their inputs while they run
+    # Beside integer layers, recurrent ones bear no 8-bit weights: the runtime leaves them packed.
     float_loops: bool = False
-    tables: bool = False
-    flat_rows: bool = False
-    timed: bool = True
-    channel_scales: bool = False
+    tables: bool = False  # a Gather may read rows of int8 that are scaled afterwards (embeddings)
+    flat_rows: bool = False  # a rank-2 Gemm is faster than the same product over more axes with its bias behind
+    timed: bool = True  # what runs here is as fast as on the device, so that this machine's clock may judge
+    channel_scales: bool = False  # activations may have one scale per channel at no cost
+    # A Sigmoid, SiLU's too, is faster behind an integer convolution with fewer output channels than in it.
     sigmoid_apart: float = 0
+    # What a layer reads has the zero of its grid in the middle where the shorter side is more than this share of the
+    # longer: a zero point is to be corrected for.
     mirrored: float = 1.0
+    # No pass over a tensor is fused with the next: scales and rounding pay before what repeats or joins values.
     early: bool = False
-    blocked: bool = False
-    half: str = "float16"
-    half_rest: bool = False
-    qdq_constants: bool = False
-    joins_rounding: bool = False
+    blocked: bool = False  # float convolutions have a layout that sums with constants do not
+    half: str = "float16"  # the type that `w16a16` computes in
+    half_rest: bool = False  # products that stay in float beside integer layers compute in it, too
+    qdq_constants: bool = False  # only a DequantizeLinear may read a constant in 8 bits
+    joins_rounding: bool = False  # a quantizer is fused with the elementwise ops before it
+    # Weights that a Cast widens are widened once, when a model is opened: float16 costs nothing.
     widens: bool = False
+    # A Softmax takes a multiple of the time where it reads a mask: it computes with numbers below the normal ones.
     denormals: bool = False
-    fast_gelu: bool = False
+    fast_gelu: bool = False  # GELU's tanh form has an operator of ONNX Runtime's own, in a third of its pieces' time
+    # Schemes that the target has elsewhere, each with the reason why not on this device.
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 

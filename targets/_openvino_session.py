@@ -44,6 +44,7 @@ class OvSession(Session):
         self._results = [(made.get(s.name, i), s.name, dtypes.dtype(s.dtype)) for i, s in enumerate(outputs)]
         self._packed = {name for index, name, _ in self._results if ports[index]}
         self._longs = [s.name for s in inputs if s.dtype == "int64"]
+        self._wide = {s.name for s in inputs if s.dtype == "float64"}
         # A short list of integers may say a shape, which is then another with every value.
         self._by_value = [s.name for s in inputs if len(s.shape) < 2 and s.dtype.startswith(("int", "uint"))]
 
@@ -117,7 +118,7 @@ class OvSession(Session):
         """
         for index, name in self._feeds:
             array = feeds[name]
-            if array.dtype == np.float64:  # numpy warns of what there is no float32 for, which is infinite then
+            if name in self._wide:  # numpy warns of what there is no float32 for, which is infinite then
                 array = array.astype(np.float32)
             if not array.flags.c_contiguous:
                 array = np.ascontiguousarray(array)
@@ -141,7 +142,7 @@ class OvSession(Session):
         ports = self.compiled.outputs
         if (
             self._packed
-            or any(array.dtype == np.float64 for array in feeds.values())
+            or self._wide
             or len({index for index, _ in places}) < len(places)
             or any(np.dtype(ports[index].element_type.to_dtype()) != array.dtype for index, array in places)
         ):
