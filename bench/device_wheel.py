@@ -36,6 +36,7 @@ OUT = (
     "edgerun.targets._profile", "edgerun.targets._onnxruntime_overhead", "edgerun.targets._onnxruntime_optimized",
     "edgerun.targets._onnxruntime_context", "edgerun.targets._openvino_faults",
     "edgerun.targets._tensorrt_kernels", "edgerun.targets._tensorrt_parser", "edgerun.targets._tensorrt_recipe",
+    "edgerun.targets._tensorrt_trial",
     "edgerun.pair", "edgerun.contents", "edgerun.processors", "edgerun.classifiers",
 )  # fmt: skip
 DOORS = ("edgerun.cli.", "edgerun.compat.")  # import what they call when they are called
