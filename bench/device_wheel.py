@@ -37,6 +37,7 @@ OUT = (
     "edgerun.targets._onnxruntime_context", "edgerun.targets._openvino_faults",
     "edgerun.targets._openvino_turns", "edgerun.targets._openvino_zeros",
     "edgerun.targets._tensorrt_kernels", "edgerun.targets._tensorrt_parser", "edgerun.targets._tensorrt_recipe",
+    "edgerun.targets._tensorrt_trial",
     "edgerun.pair", "edgerun.contents", "edgerun.processors", "edgerun.classifiers",
 )  # fmt: skip
 DOORS = ("edgerun.cli.", "edgerun.compat.")  # import what they call when they are called

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.effort import Effort
 from edgerun.pieces import Part
-from edgerun.runtime import Session, TensorSpec
+from edgerun.runtime import Options, Session, TensorSpec
 from edgerun.taps import Taps
 from edgerun.target import Feeds as Feeds
 from edgerun.target import Finishing as Finishing
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgerun.checkpoint import Checkpoint
+    from edgerun.devices import Device
     from edgerun.model import Model
 
 Runner = Callable[[Feeds], dict[str, np.ndarray]]
@@ -143,6 +144,27 @@ class Request:
     fresh: Sequence[int] = ()
     telling: Sequence[int] = ()
     later: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a build of which nothing is kept.
+
+    `built` says for what it was, and by which version, "" where nothing was built (`reason` says why). `issues` are
+    what the builder refused (a node "" is the whole model), `kernels` what it chose where it refused none, untimed.
+    """
+
+    built: str = ""
+    issues: tuple[Issue, ...] = ()
+    kernels: tuple[NodeTime, ...] = ()
+    reason: str = ""
+
+
+@runtime_checkable
+class Building(Target, Protocol):
+    """A Target whose builder may refuse what its `check` takes: `tried` shows it, for `device` (None: as `compile`)."""
+
+    def tried(self, model: Model, options: Options, device: Device | None) -> Trial: ...
 
 
 class Pass(Protocol):

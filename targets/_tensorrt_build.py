@@ -43,6 +43,7 @@ BATCH: Range = (1, 1, 16)  # of an open batch without a size; another open dimen
 # On a DLA the three are the same, and types are float16 or int8 (NVIDIA, "DLA Supported Layers and Restrictions").
 ONE: Range = (1, 1, 1)
 FLOAT16 = "compress it first: --scheme w16a16"
+UNREAD, UNBUILT = "TensorRT cannot read the model", "TensorRT cannot build the model"
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
     network = builder.create_network(tensorrt.bit(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger.sink)
     if not parser.parse(model):
-        raise Unsupported("TensorRT cannot read the model", got=_complaint(parser, logger))
+        raise Unsupported(UNREAD, got=_complaint(parser, logger))
     inputs = _door(trt, [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _door(trt, [network.get_output(i) for i in range(network.num_outputs)])
     config = _config(trt, builder, asked)
@@ -158,7 +159,7 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
         what = f"an engine with {WEIGHTS}={asked.weights} is built where a GPU is"
         raise Unsupported(what, got=reason, do="build it on the device (edgerun warm), or leave it out")
     if plan is None:
-        raise Unsupported("TensorRT cannot build the model", got=tensorrt.reason(logger.errors) or "no reason given")
+        raise Unsupported(UNBUILT, got=tensorrt.reason(logger.errors) or "no reason given")
     timings.keep(trt, kept, asked.cache)
     kernels = "\n".join(text for text in logger.told if "LayerType: " in text)
     return Plan(bytes(plan), inputs, outputs, kernels)

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 # What a feed or an output may be; 8-bit floats and bfloat16 are TensorRT's own inside alone.
 DOOR = frozenset({"float32", "float16", "int64", "int32", "int8", "uint8", "bool"})
-LAYER = re.compile(r"'([^'\s]+)'|node_of_(\S+)|(\S+) has no runners")
+# How errors name a layer; several that became one stand as `a + b`, `PWN(a)` or `{ForeignNode[a...b]}`.
+LAYER = re.compile(
+    r"'([^'\s]+)'|node_of_(\S+)|(\S+) has no runners|[Ll]ayer (\S+?):?(?:\s|$)"
+    r"|implementation for node (.+?)(?= due to|\.\s|\.?\)?$)"
+)
+JOINED = re.compile(r"\.{3}|[\s+()\[\]{},]+")
 PARSED = re.compile(r"parsing node number \d+ \[(\w+)|In function import(\w+):")
 NUMBERED = re.compile(r"_U?\d+$")
 
@@ -98,13 +103,18 @@ def _logged(errors: list[str], proto: onnx.ModelProto) -> str:
 
 
 def named(error: Unsupported, proto: onnx.ModelProto) -> Unsupported:
-    """A refusal of the builder's with the first node that its reason is about: it speaks of layers, `node_of_y_2`."""
-    told = [word for pair in LAYER.findall(str(error.got)) for word in pair if word]
-    words = {form for word in told for form in (word, NUMBERED.sub("", word))}
-    for node in proto.graph.node:
-        if words & {node.name, *node.output}:
-            return Unsupported(error.what, got=f"{_name(node)} ({node.op_type}): {error.got}", do=error.do)
+    """A refusal of the builder's with the first node that its reason is about."""
+    for issue in blamed(str(error.got), proto):
+        return Unsupported(error.what, got=f"{issue.node} ({issue.op}): {issue.reason}", do=error.do)
     return error
+
+
+def blamed(reason: str, proto: onnx.ModelProto) -> list[Issue]:
+    """The nodes that the builder's `reason` is about, in the model's order: it speaks of layers, `node_of_y_2`."""
+    told = [word for words in LAYER.findall(reason) for text in words for word in (text, *JOINED.split(text)) if word]
+    words = {form for word in told for form in (word, NUMBERED.sub("", word))}
+    nodes = (node for node in proto.graph.node if words & {node.name, *node.output} - {""})
+    return [Issue(_name(node), node.op_type, reason) for node in nodes]
 
 
 def _touching(proto: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgerun.contents import Contents
     from edgerun.devices import Device
     from edgerun.model import Model
+    from edgerun.passes import Trial
 
 summary = "TensorRT on NVIDIA GPUs"
 requires = ("tensorrt_rtx",)  # or tensorrt, which no package brings alone
@@ -122,6 +123,13 @@ def check(model: Model) -> list[Issue]:
     if parser.supports_model_v2(model.to_bytes()):
         return list(read.unranged(network, proto))
     return list(read.refused(parser, logger.errors, proto))
+
+
+def tried(model: Model, options: Options, device: Device | None) -> Trial:
+    """What the builder says of a model that `check` takes, for `device`; no engine is kept."""
+    from edgerun.targets import _tensorrt_trial as trial
+
+    return trial.tried(model, options, device)
 
 
 def compile(model: Model, options: Options) -> Engine:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 @_options.device
 @_options.extra
 @click.option(
+    "--size", "sizes", multiple=True, metavar="NAME=LEAST,USUAL,MOST",
+    help="The sizes of an open dimension, for targets that build an engine to look. Repeatable.",
+)  # fmt: skip
+@click.option(
     "--strict",
     is_flag=True,
     help="No node between Q/DQ may run in float or saturate, none beside what --option asks for, and it must fit into "
@@ -34,12 +38,15 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace the outputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (times in seconds).")
 def command(
-    model: Path, target: str | None, device: str | None, extra: dict[str, str], strict: bool, batch: int | None,
+    model: Path, target: str | None, device: str | None, extra: dict[str, str], sizes: tuple[str, ...], strict: bool,
+    batch: int | None,
     subgraph: Path | None, fix: Path | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Tell which nodes a target or a device does not run, or runs in float, or which saturate there, and why.
 
     With a provider or hardware (--option PROVIDER=CUDA, --device GPU) also those that it leaves to the CPU.
+    TensorRT builds an engine too and keeps none, for the device's GPU where the library here can: seconds, for large
+    models minutes.
     Exit 1 when a node does not run, unless --fix wrote a model of which all nodes do.
     """
     from edgerun.cli._progress import Stages
@@ -48,10 +55,11 @@ def command(
     from edgerun.runtime.progress import told
     from edgerun.verbs.check import check
 
+    options = Options(extra=extra, sizes=_options.sizes(sizes))
     with Stages(notes=False) as show, told(show):
         found = check(
-            model, target=target, device=device, options=Options(extra=extra), strict=strict, batch=batch,
-            part=subgraph, fix=fix, force=force,
+            model, target=target, device=device, options=options, strict=strict, batch=batch, part=subgraph, fix=fix,
+            force=force,
         )  # fmt: skip
     echo_notes(found.notes)
     if as_json:
@@ -106,7 +114,8 @@ def _echo(found: Check, fix: Path | None) -> None:
         click.echo(f"not rewritten: {found.unfixed}")
     elif not found.refused:
         left = f", {len(found.left)} of them not on {found.hardware}" if found.left else ""
-        click.echo(f"{found.model}: {_all(found)} {where}{left}{_integers(found)}")
+        built = f", and built for {found.built}" if found.built else ""
+        click.echo(f"{found.model}: {_all(found)} {where}{built}{left}{_integers(found)}")
         if fix is not None:
             click.echo(f"nothing was rewritten, so nothing was written: {_unwritten(found)}", err=True)
 

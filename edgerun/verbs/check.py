@@ -12,7 +12,7 @@ from edgerun.converters import _bodies, _lower
 from edgerun.devices import Device, is_board
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.model import Model
-from edgerun.passes import Issue, Limits, Quantization
+from edgerun.passes import Building, Issue, Limits, Quantization
 from edgerun.runtime import Options, SelfCheck
 from edgerun.runtime.progress import listener
 from edgerun.verbs import devices, dictionaries, fitting, footprint, refusals, remarks, rewriting, saturating, subgraph
@@ -47,8 +47,9 @@ class Check:
 
     `nodes` counts all, `products` those between Q/DQ, which are to run on integers. `refused` are nodes that do not run
     (a node "" is the whole model); `fell_back` are the products that run in float, None where nothing of the target
-    runs here, so that nobody knows; `unseen` those whose kernel the profile does not tell; of the rewritten model where
-    there is one. `idle` says that nothing of the target runs here: it was asked which nodes it takes, and no more.
+    runs here and no engine was built, so that nobody knows; `unseen` those whose kernel the profile does not tell; of
+    the rewritten model where there is one. `idle` says that nothing of the target runs here: it was asked which nodes
+    it takes, and no more, but where an engine that nobody keeps was `built` ("" or for what).
     `hardware` is what runs them where that is not the CPU, as KEY=VALUE of the target's options; `left` the nodes that
     it leaves to another (of the graph that the runtime made of the model; None where nobody tells).
     `saturating` are the layers whose sums of u8·s8 products can leave 16 bits, where that CPU adds them so.
@@ -72,6 +73,7 @@ class Check:
     saturating: tuple[saturating.Saturating, ...] = ()
     memory: footprint.Memory | None = None
     idle: bool = False
+    built: str = ""
     part: Part | None = None
     fix: Fix | None = None
     unfixed: str | None = None
@@ -122,7 +124,8 @@ def check(
     """Look at every node of an `.onnx` file for `target` (onnxruntime, or the device's) and for what `device` reads.
 
     `options.extra` says how, in the target's own keys (a provider, hardware), as `device` does where it is a word of
-    the target's (`edgerun.load`): the model is opened so, and what that leaves to the CPU is told.
+    the target's (`edgerun.load`): the model is opened so, and what that leaves to the CPU is told. A target that builds
+    engines builds one for the device, where it does so here, at `options.sizes`, and what its builder refuses is told.
     Products between Q/DQ are profiled on drawn inputs, one thread, to see which run in float; with `strict` often
     enough to tell what those cost. Which sums saturate on that CPU is told by the stored weights alone. The memory that
     a run takes of the device is a bound from below, for `batch` samples (1) where the file leaves that open. `part` is
@@ -144,11 +147,12 @@ def check(
         assert isinstance(name, str)  # where one target is asked, it stays one
         target, device = name, None
     where, name = devices.chosen(device, target)
-    asked, chosen = Asked(name, asked_here(name, None, options, where)), registry.target(name)
+    asked = Asked(name, asked_here(name, None, options, where), where)
     untried = [f"{key}={value}" for key, value in options.extra.items() if key not in asked.options.extra]
     listener()("reading", 0, 0)
     read = dictionaries.read(model) if part is fix is None else None  # whose tables would be written otherwise
     loaded, maps = (read.model, tuple(read.maps.values())) if read is not None else (Model.load(model), ())
+    options.check(loaded.inputs)
     limits, whose = _limits(where, name)
     listener()(f"asking {name} which nodes it takes", 0, 0)
     rules = fitting.rules(where, name)
@@ -164,12 +168,13 @@ def check(
     found, unseen, notes = _fell_back(current, asked, rules, where, strict, not runs)
     held = footprint.memory(current, where, batch)
     cut = () if asked.hardware else saturating.saturating(current, rules, [fallback.node for fallback in found or ()])
+    told = remarks.remarks(loaded, asked, untried, asked.tried(current).reason if runs else "", held)
     result = Check(
         model=str(model), target=name, device=where.name if where else None, unfixed=unfixed,
         nodes=len(list(_bodies.nodes(loaded.to_proto().graph))), products=len(meant(current, rules)),
-        refused=tuple(refused), fell_back=found, unseen=unseen,
-        notes=(*remarks.remarks(loaded, where, name, untried, held), *notes, *silent), hardware=asked.hardware,
-        left=left, saturating=cut, memory=held, idle=chosen.runnable() is not None, advice=advice,
+        refused=tuple(refused), fell_back=found, unseen=unseen, notes=(*told, *notes, *silent), advice=advice,
+        hardware=asked.hardware, left=left, saturating=cut, memory=held, idle=asked.target.runnable() is not None,
+        built=asked.built,
         ideas=tuple(rewriting.ideas(loaded.to_proto(), refused, limits) if refused and not advice and not maps else ()),
         part=_part(loaded, refused, left or found, asked, limits, rules, part) if part is not None else None,
         fix=Fix(str(fix), fixed.rewritten, fixed.check, fixed.ran) if fixed is not None else None,
@@ -195,9 +200,13 @@ def _fell_back(
         return None, (), ["what runs in float was not looked at: first all nodes must run"]
     if asked.hardware:
         return None, (), [f"which kernels run on integers is known of the CPU alone, not of {asked.hardware}"]
-    if reason := asked.target.runnable():
+    reason, trial = asked.target.runnable(), asked.tried(model)
+    if reason and not trial.kernels:
         return None, (), [f"which kernels run on integers is not known here: {reason}"]
-    found, unseen = fallbacks(model, asked.name, rules, timed=timed, extra=asked.options.extra)
+    if reason:
+        found, unseen = fallbacks(model, asked.name, rules, kernels=trial.kernels)
+        return tuple(found), tuple(unseen), [f"which run on integers is what was chosen for {trial.built}"]
+    found, unseen = fallbacks(model, asked.name, rules, timed=timed, options=asked.options)
     elsewhere = devices.elsewhere(device, asked.name)
     notes = [f"which run on integers was looked at on this machine, and {elsewhere}"] if elsewhere else []
     return tuple(found), tuple(unseen), notes
@@ -234,7 +243,8 @@ def _refused(model: Model, asked: Asked, limits: Limits, where: str) -> Iterator
             yield Issue("", "", issue.reason + (needs if issue.reason.startswith("opset") else ""))
         return
     for issue in refusals.every(model, asked.issues):
-        if issue.node or (found := subgraph.smallest(proto, "", lambda m: bool(asked.issues(m)))) is None:
+        known = issue.node or isinstance(asked.target, Building)  # each part would be a build: `--subgraph` tries them
+        if known or (found := subgraph.smallest(proto, "", lambda m: bool(asked.issues(m)))) is None:
             yield issue
         else:
             node = found.ir.graph[-1]
@@ -280,6 +290,6 @@ def _tried(model: Model, asked: Asked, rules: Quantization) -> Sequence[Fallback
     try:
         if asked.hardware:
             return asked.left(model) or ()
-        return fallbacks(model, asked.name, rules, extra=asked.options.extra)[0]
+        return fallbacks(model, asked.name, rules, options=asked.options, kernels=asked.tried(model).kernels)[0]
     except EdgerunError:
         return ()

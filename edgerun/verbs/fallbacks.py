@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgerun import draws, input_ranges, registry
@@ -36,36 +36,50 @@ class Fallback:
 
 
 def fallbacks(
-    model: Model, target: str, rules: Quantization, *, timed: bool = False, extra: Mapping[str, str] | None = None
+    model: Model,
+    target: str,
+    rules: Quantization,
+    *,
+    timed: bool = False,
+    options: Options | None = None,
+    kernels: Sequence[NodeTime] = (),
 ) -> tuple[list[Fallback], list[str]]:
     """Products whose inputs are all dequantized and whose kernel is none on integers, as `target` runs them here; and
     those of which the profile does not tell the kernel.
 
-    `timed` profiles nine sessions, of ten runs each, in place of one; `extra` are the target's own keys.
+    `timed` profiles nine sessions, of ten runs each, in place of one, one thread and else as `options` say. Where
+    `kernels` of the model are known, these are looked at, and nothing runs.
     Raises Unsupported where nothing of the target runs, and EdgerunError when no drawn input is taken.
     """
     if not (nodes := meant(model, rules)):
         return [], []
-    options = Options(threads=1, extra=extra or {})
-    feed = _taken(model, target, options)
-    sessions, count = list[list[NodeTime]](), SESSIONS if timed else 1
-    for done in range(count):
-        listener()("profiling", done, count)
-        sessions.append(_profiled(model, target, feed, RUNS if timed else 1, options))
+    if kernels:
+        sessions, timed = [list(kernels)], False
+    else:
+        sessions = _sessions(model, target, replace(options or Options(), threads=1), timed)
     found, unseen = list[Fallback](), list[str]()
     for node in nodes:
-        kernels = [[k for k in kernels if set(k.covers) & set(_names(node))] for kernels in sessions]
-        if not all(kernels):
+        own = [[k for k in session if set(k.covers) & set(_names(node))] for session in sessions]
+        if not all(own):
             unseen.append(_names(node)[0])
-        elif not any(k.integer for k in kernels[0]):
-            costs = _cost(kernels, sessions) if timed else (None, None)
-            found.append(Fallback(_names(node)[0], node.op_type, _reason(node, target, rules, kernels[0]), *costs))
+        elif not any(k.integer for k in own[0]):
+            costs = _cost(own, sessions) if timed else (None, None)
+            found.append(Fallback(_names(node)[0], node.op_type, _reason(node, target, rules, own[0]), *costs))
     return found, unseen
 
 
 def meant(model: Model, rules: Quantization) -> list[ir.Node]:
     """The products that somebody put between Q/DQ."""
     return [node for node in model.ir.graph if _meant(node, rules)]
+
+
+def _sessions(model: Model, target: str, options: Options, timed: bool) -> list[list[NodeTime]]:
+    """The kernels of one session, or of the nine in which they are `timed`, on drawn inputs."""
+    feed, found, count = _taken(model, target, options), list[list[NodeTime]](), SESSIONS if timed else 1
+    for done in range(count):
+        listener()("profiling", done, count)
+        found.append(_profiled(model, target, feed, RUNS if timed else 1, options))
+    return found
 
 
 def _profiled(model: Model, target: str, feed: Feeds, runs: int, options: Options) -> list[NodeTime]:

@@ -136,10 +136,15 @@ def test_hardware_of_openvino(cli: Cli, tmp_path: Path) -> None:
     assert told.code == 3 and "OpenVINO has no NPU.7 here" in told.err
 
 
-def test_engines_are_not_built_to_try_options(cli: Cli, tmp_path: Path) -> None:
+def test_options_of_a_target_that_builds_engines(cli: Cli, tmp_path: Path) -> None:
+    """An engine is built by them; what there is none of is misuse, whether or not the model itself would run."""
     needs("tensorrt")
-    told = cli("check", save(tmp_path / "m.onnx", NODES), "--target", "tensorrt", "--option", "LEVEL=1")
-    assert told.code == 3 and "leave --option out" in told.err
+    good, bad = save(tmp_path / "m.onnx", NODES), double_conv(tmp_path / "d.onnx")
+    for path in (good, bad):
+        told = cli("check", path, "--target", "tensorrt", "--option", "LEVEL=1")
+        assert told.code == 2 and "unknown option of TensorRT 'LEVEL'" in told.err and not told.out
+    told = cli("check", good, "--target", "tensorrt", "--option", "OPTIMIZATION_LEVEL=1")
+    assert told.code == 0 and "and built for" in told.out, told.err
 
 
 def test_a_device_of_python(tmp_path: Path) -> None:
