@@ -29,7 +29,7 @@ SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
 WIDER = (0.1, 0.2, 0.4)  # that the first layers may have of a model that is not there yet
 FREE = 1.05  # times as long a run may take for as many of them as there are: no more than two sessions differ by
 WORTH = 0.5  # dB that it must bring: a tenth of the noise
-LIKELY = 0.25  # of being wrong about that, which more of the first layers may have
+LIKELY = 0.25 / len(WIDER)  # of being wrong about that: a quarter, in all that are tried of the first layers
 
 
 @dataclass(frozen=True)
