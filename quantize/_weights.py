@@ -13,6 +13,7 @@ from edgerun.metrics import Difference
 from edgerun.quantize import _masked, _observation, _reached, fold
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._stream import Totals, by_sample
+from edgerun.quantize.graphs import gelus
 from edgerun.quantize.numerics.grid import channel_bounds, symmetric
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def begin(model: ir.Model, request: Request) -> ir.Model:
                            do="leave --ranges away")  # fmt: skip
     fold.apply(model)
     original = model.clone()
+    if request.rules.fast_gelu:
+        gelus.join(model)
     _masked.raised(model, request)
     return original
 

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize import fold
 from edgerun.quantize.graphs import gelus
+from edgerun.verbs.compress import compress
 
 HEAD = "(float[n,8] x) => (float[n,8] y) { a = Relu(x) %s }"
 CONSTANTS = {"k": 0.044715, "r": math.sqrt(2 / math.pi), "one": 1.0, "half": 0.5, "two": 2.0, "three": 3.0,
@@ -62,3 +64,22 @@ def test_pieces_are_one(
 def test_what_is_none(net: Any, text: str) -> None:
     _, made, count = joined(net, text)
     assert count == 0 and any(node.op_type == "Tanh" for node in made.ir.graph)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic", "w8a16"])
+def test_compressed_models_have_it_on_onnx_runtime(net: Any, evaluate: Any, scheme: str) -> None:
+    """Beside layers on integers or in 8 bits; on OpenVINO the pieces stay, which it joins by itself."""
+    w = np.random.default_rng(0).standard_normal((2, 32, 32)).astype(np.float32) / 6
+    used = {name: np.float32(value) for name, value in CONSTANTS.items() if name in ("k", "r", "one", "half")}
+    text = f"a = MatMul(x, w) {FLAX} h = Mul(half, g) i = Mul(a, h) y = MatMul(i, v)"
+    model = net(f"(float[n,32] x) => (float[n,32] y) {{ {text} }}", w=w[0], v=w[1], **used)
+    x = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)
+    options: dict[str, Any] = {"scheme": scheme, "calibration": {"x": x}}
+    if scheme != "w8a16":
+        options["placement"] = "rules"
+    made = compress(model, **options)
+    assert sum(node.op_type == "FastGelu" for node in made.ir.graph) == 1
+    (wanted,), (found,) = (evaluate(one, {"x": x}) for one in (model, made))
+    assert sqnr_db(wanted, found) > 25
+    there = compress(model, target="openvino", **options)
+    assert not any(node.op_type == "FastGelu" for node in there.ir.graph)
