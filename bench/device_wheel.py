@@ -35,7 +35,7 @@ OUT = (
     "edgerun.verbs.inspect", "edgerun.verbs.why_slow", "edgerun.targets.reference", "edgerun.targets._alone",
     "edgerun.targets._profile", "edgerun.targets._onnxruntime_overhead", "edgerun.targets._onnxruntime_optimized",
     "edgerun.targets._onnxruntime_context", "edgerun.targets._openvino_faults",
-    "edgerun.targets._openvino_turns", "edgerun.targets._openvino_zeros",
+    "edgerun.targets._openvino_reduces", "edgerun.targets._openvino_turns", "edgerun.targets._openvino_zeros",
     "edgerun.targets._tensorrt_kernels", "edgerun.targets._tensorrt_parser", "edgerun.targets._tensorrt_recipe",
     "edgerun.targets._tensorrt_trial",
     "edgerun.pair", "edgerun.contents", "edgerun.processors", "edgerun.classifiers",

@@ -99,6 +99,7 @@ def compile(model: Model, options: Options) -> Engine:
     What `options.extra` says (`takes`) is for `load`: the IR is the same for all.
     """
     from edgerun.targets import _openvino_faults as faults
+    from edgerun.targets import _openvino_reduces as reduces
     from edgerun.targets import _openvino_turns as turns
     from edgerun.targets import _openvino_zeros as zeros
 
@@ -106,7 +107,7 @@ def compile(model: Model, options: Options) -> Engine:
         raise Unsupported("OpenVINO would compute something else", got=f"{wrong[0].node}: {wrong[0].reason}")
     graph, digest = _read(model.to_bytes()), model.digest()
     ops = ir.by_kind(graph)
-    if zeros.fold(ops) + turns.turn(ops):
+    if zeros.fold(ops) + turns.turn(ops) + reduces.part(ops):
         graph.validate_nodes_and_infer_types()
     told = {
         "inputs": [asdict(spec) for spec in model.inputs],

@@ -32,6 +32,20 @@ def absorbable(node: ir.Node | None, rules: Quantization) -> bool:
     return -np.inf < lower(node) <= 0
 
 
+def joins(node: ir.Node, rules: Quantization) -> bool:
+    """Whether it is integer where its neighbours are: not a mean that counts padding, which kernels take for the lowest
+    code (OpenVINO 2026.4), or leave out of the last windows (ONNX Runtime 1.31), unless that code is zero."""
+    if node.domain != "" or node.op_type not in rules.join:
+        return False
+    if node.op_type != "AveragePool" or not node.attributes.get_int("count_include_pad", 0):
+        return True
+    automatic = node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME")
+    if not automatic and not any(node.attributes.get_ints("pads", ())) and not node.attributes.get_int("ceil_mode", 0):
+        return True
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return not node.attributes.get_int("ceil_mode", 0) and producer is not None and lower(producer) >= 0
+
+
 def lower(node: ir.Node) -> float:
     """The least that a Relu, a Clip, a Min behind a Relu, or a Max with one constant number lets through; else −∞."""
     if node.op_type in ("Relu", "Min"):

@@ -205,7 +205,7 @@ def _extend_joins(
     """Residual adds and the like run on integers when integers come in and integers are wanted behind."""
     wanted = _wanted(graph, placement, rules)
     for node in list(graph):
-        if node.domain != "" or node.op_type not in rules.join or node.name in keep_float or not _float32(node):
+        if not between.joins(node, rules) or node.name in keep_float or not _float32(node):
             continue
         inputs = [v for v in node.inputs if v is not None]
         final = between.behind(node.outputs[0], rules)
@@ -239,7 +239,7 @@ def _wanted(graph: ir.Graph, placement: Plan, rules: Quantization) -> set[ir.Val
     """The values that some integer op reads, directly or through joins, movers and absorbed activations."""
     wanted = set(placement.points)
     for node in reversed(list(graph)):
-        passes_on = node.op_type in rules.join or between.moves(node, rules) or between.absorbable(node, rules)
+        passes_on = between.joins(node, rules) or between.moves(node, rules) or between.absorbable(node, rules)
         if node.domain == "" and passes_on and wanted.intersection(node.outputs):
             wanted.update(v for v in node.inputs if v is not None)
     return wanted

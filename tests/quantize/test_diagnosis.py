@@ -64,7 +64,7 @@ def test_the_counterpart_of_a_folded_and_equalized_model_computes_as_the_float_o
     assert counterpart.rescaled > 0 and not counterpart.foreign
     plain = switches.off(quantized.ir, counterpart, found)
     assert not {n.op_type for n in plain.graph} & {"QuantizeLinear", "DequantizeLinear"}
-    assert sqnr_db(_run(model.ir), _run(plain)) > 90
+    assert sqnr_db(_run(model.ir), _run(plain)) > 60  # the first layer's weights are float16's
 
 
 def test_channels_that_were_moved_are_moved_in_the_counterpart(net: Any, weights: Any) -> None:
@@ -217,7 +217,7 @@ def test_a_healthy_model_has_no_cause_but_rounding(model: Model) -> None:
     quantized = compress(model, calibration=FEEDS, ranges="minmax")
     judged = trials.collect(opened_here, model.ir, [FEEDS], ["y"], 32, lambda *_: None)
     found = diagnosis.diagnose(quantized.ir, model.ir, judged, 4, lambda *_: None)
-    assert found.counterpart_db > 90 and not found.notes
+    assert found.counterpart_db > 60 and not found.notes  # by the first layer's weights, which are float16's
     assert {f.cause.name for f in found.findings if f.damage > 0.5 * float(found.quantized.noise.mean())} <= {
         causes.ROUNDING
     }

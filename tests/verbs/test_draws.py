@@ -139,13 +139,9 @@ def test_infinities_stand_where_nothing_is_computed(text: str, moved: set[str]) 
 
 @pytest.mark.parametrize("target", RUNNERS)
 @pytest.mark.parametrize(("source", "to", "number"), [("float", "double", 11), ("double", "float", 1)])
-def test_a_cast_that_clamps_infinities_is_found(target: str, source: str, to: str, number: int) -> None:
-    """OpenVINO 2026.4 makes 3.4e38 of an infinity wherever a double goes in or comes out."""
+def test_no_cast_clamps_infinities(target: str, source: str, to: str, number: int) -> None:
+    """OpenVINO 2026.4 makes 3.4e38 of an infinity wherever a double goes in or comes out: those are float32 there."""
     model = _model(_cast(source, to, number), 19)
-    if target == "openvino":
-        with pytest.raises(GateFailed, match="does not compute what the model says"):
-            edgerun.compile(model, target, edgerun.Options(threads=1))
-        return
     check = edgerun.compile(model, target, edgerun.Options(threads=1)).check
     assert check is not None and check.runs == 4 and check.relative_error < 1e-6
 
