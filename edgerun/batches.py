@@ -83,7 +83,7 @@ class Digest:
     def update(self, feeds: Feeds) -> None:
         for name, array in feeds.items():
             text = "\0".join(map(str, array.flat)).encode() if array.dtype.kind == "O" else None
-            self._hashes[name].update(array.data if text is None else text)
+            self._hashes[name].update(array.view("u1") if text is None else text)  # bfloat16 gives no buffer
             runs, shape = self._runs[name], list(array.shape[1:])
             if runs and runs[-1][0] == shape:
                 runs[-1][1] += len(array)
