@@ -123,13 +123,20 @@ def batching(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -
     """Whether the first axes are one batch axis, and its size where the model fixes it.
 
     A fixed size above 1 may as well be that of channels, or of features: a batch's is in front of every output too, and
-    where no `outputs` are known, not the only one of an input.
+    where no `outputs` are known, not the only one of an input. An open one may be a length, of time say: where no
+    output has it, and all begin with a number or with another dimension of the inputs.
     """
     firsts = {_first(spec) for spec in inputs}
     if len(firsts) != 1 or not all(spec.shape for spec in inputs):
         return False, None
     size = firsts.pop()
-    if size is not None and size > 1:
+    if size is None:
+        opens = {spec.shape[0] for spec in inputs}
+        others = {dim for spec in inputs for dim in spec.shape[1:]}
+        shapes = [spec.shape for spec in outputs]
+        lengths = [s and opens.isdisjoint(s) and (isinstance(s[0], int) or s[0] in others) for s in shapes]
+        return not (lengths and all(lengths)), None
+    if size > 1:
         begin = [spec.shape[:1] for spec in outputs]
         known = all(first and (isinstance(first[0], str) or first[0] == size) for first in begin)
         if not (known if outputs else any(len(spec.shape) > 1 for spec in inputs)):
