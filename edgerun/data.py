@@ -10,8 +10,8 @@
                                                 get_inference_data() (nncf.Dataset)
 
 An array has the model input's axes (rows of samples first), or one axis fewer (one sample). When the inputs have
-no batch axis in common (a scalar among them, say, or sizes or lengths that no output begins with), every stored row is
-one whole feed without batching, and an array with the input's own axes is one.
+no batch axis in common (a scalar among them, say, or sizes that no output begins with), every stored row is one whole
+feed without batching, and an array with the input's own axes is one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx.parser
-import onnxruntime as ort
+import onnxruntime as ort  # type: ignore[import-untyped]
 import pytest
 from onnx import numpy_helper
 
