@@ -83,7 +83,7 @@ class Digest:
     def update(self, feeds: Feeds) -> None:
         for name, array in feeds.items():
             text = "\0".join(map(str, array.flat)).encode() if array.dtype.kind == "O" else None
-            self._hashes[name].update(array.data if text is None else text)
+            self._hashes[name].update(array.view("u1").data if text is None else text)  # bfloat16 has no buffer
             runs, shape = self._runs[name], list(array.shape[1:])
             if runs and runs[-1][0] == shape:
                 runs[-1][1] += len(array)
@@ -123,19 +123,20 @@ def batching(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -
     """Whether the first axes are one batch axis, and its size where the model fixes it.
 
     A fixed size above 1 may as well be that of channels, or of features: a batch's is in front of every output too, and
-    where no `outputs` are known, not the only one of an input.
+    where no `outputs` are known, not the only one of an input. An open one is a length where no output has it and all
+    begin with a number, or another dimension of the inputs.
     """
-    firsts = {_first(spec) for spec in inputs}
-    if len(firsts) != 1 or not all(spec.shape for spec in inputs):
+    doors, answers = [spec.shape for spec in inputs], [spec.shape for spec in outputs]
+    firsts = set(next(zip(*doors, strict=False), ()))  # none where an input is a scalar
+    if {*map(type, firsts)} == {str}:
+        dims = sum(doors, ())
+        lengths = [s and firsts.isdisjoint(s) and (isinstance(s[0], int) or s[0] in dims) for s in answers]
+        return not lengths or not all(lengths), None
+    size = next(iter(firsts), "")
+    if isinstance(size, str) or len(firsts) > 1:
         return False, None
-    size = firsts.pop()
-    if size is not None and size > 1:
-        begin = [spec.shape[:1] for spec in outputs]
-        known = all(first and (isinstance(first[0], str) or first[0] == size) for first in begin)
-        if not (known if outputs else any(len(spec.shape) > 1 for spec in inputs)):
+    if size > 1:
+        begun = [s and (isinstance(s[0], str) or s[0] == size) for s in answers]
+        if not (all(begun) if begun else max(map(len, doors)) > 1):
             return False, None
     return True, size
-
-
-def _first(spec: TensorSpec) -> int | None:
-    return next((dim for dim in spec.shape[:1] if isinstance(dim, int)), None)

@@ -294,7 +294,7 @@ def _rows(array: np.ndarray, spec: TensorSpec, batched: bool, where: str, first:
     if rows.ndim != len(want) + 1 or any(isinstance(w, int) and w != h for h, w in zip(have, want, strict=True)):
         wanted = f"{list(spec.shape)}, or {list(want)} for one sample" if batched else str(list(want))
         raise EdgerunError(f"{name} has the wrong shape", got=f"{list(array.shape)} at {at}", wanted=wanted, do=do)
-    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+    if rows.dtype.kind in "fV" and not np.isfinite(rows).all():
         bad = first + int(np.argmin(np.isfinite(rows).reshape(len(rows), -1).all(axis=1)))
         raise EdgerunError(f"{name} holds NaN or infinity", got=f"at sample {bad}", do="remove or repair the sample")
     return np.ascontiguousarray(rows)

@@ -16,7 +16,7 @@ from edgerun.adequacy import FEW
 from edgerun.errors import Unsupported
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize.graphs import correction, placement, sides
-from edgerun.quantize.graphs.activation import Activation, unusable
+from edgerun.quantize.graphs.activation import Activation, check, unusable
 from edgerun.quantize.graphs.sides import Sides
 from edgerun.quantize.graphs.statistics import APART, Watch
 from edgerun.quantize.graphs.windows import Window
@@ -127,8 +127,7 @@ def observe(
     request.found["samples run"], request.later = told.rows, later
     seen = watch.activations()
     for name, activation in seen.items():
-        if not all(np.isfinite(a).all() for a in vars(activation.channels).values()):
-            raise unusable(name)
+        check(name, activation.channels)
     tried = request.effort.try_out and len(told.truths) >= APART
     return seen, watch.activations(fit=True) if tried else {}, truths
 

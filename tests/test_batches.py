@@ -59,8 +59,15 @@ def test_what_points_into_a_dimension_is_not_cut(
     ([(64,)], [], None),
     ([(8, 3)], [(8, 2), ()], None),
     ([(2, 3), (4, 3)], [(2, 3)], None),
+    ([("t", 40)], [(1, 10)], None),  # frames
+    ([("t",)], [(10,), (1, 4)], None),
+    ([("t", "n", 40)], [("n", 10)], None),
+    ([("n", 3)], [("m", 2)], 4),  # a name of its own says nothing
+    ([("n", 3)], [("n", 2), (5, 4)], 4),
+    ([("n", 7, 3)], [(1, "n", 6)], 4),  # a state
+    ([("n", 3)], [()], 4),
 ])  # fmt: skip
-def test_a_fixed_first_size_is_a_batch_where_outputs_begin_with_it(
+def test_a_first_axis_is_a_batch_where_outputs_begin_with_it(
     inputs: list[tuple[int | str, ...]], outputs: list[tuple[int | str, ...]], batch: int | None
 ) -> None:
     """And else a feed is one sample: an array of the input's own shape, or a row of one with an axis more."""

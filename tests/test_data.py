@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -102,6 +103,18 @@ def test_columns_first_and_big_endian_files_give_the_same_values(tmp_path: Path)
         assert (
             np.array_equal(joined(feeds), X) and feeds[0]["x"].dtype == np.float32 and feeds[0]["x"].flags.c_contiguous
         )
+
+
+def test_bfloat16_is_served_hashed_and_searched_for_nan() -> None:
+    narrow = X.astype(ml_dtypes.bfloat16)
+    spec = (TensorSpec("x", "bfloat16", ("n", 3)),)
+    assert np.array_equal(joined(open_data(narrow, spec, batch=4)), narrow)
+    assert open_data(narrow, spec, batch=4).digest == open_data(list(narrow), spec).digest
+    assert open_data(-narrow, spec).digest != open_data(narrow, spec).digest
+    narrow[7, 1] = np.nan
+    with pytest.raises(EdgerunError, match="NaN") as refused:
+        list(open_data(narrow, spec))
+    assert refused.value.got == "at sample 7"
 
 
 @pytest.mark.parametrize("save", SAVERS)

@@ -17,6 +17,19 @@ def unusable(name: str) -> EdgerunError:
     return EdgerunError(f"activation {name!r} is not finite on the calibration data", do=do)
 
 
+def check(name: str, channels: Channels) -> None:
+    """Raise EdgerunError for what is NaN or infinite, and for finite values whose squares have no sum in float32."""
+    if not (np.isfinite(channels.lows) & np.isfinite(channels.highs)).all() or np.isnan(channels.power).any():
+        raise unusable(name)
+    if np.isinf(channels.power).any():
+        raise EdgerunError(
+            f"activation {name!r} is too large for statistics in float32",
+            got=f"values up to {channels.peak.max():.3g}",
+            wanted=f"a sum of squares below {np.finfo(np.float32).max:.3g}, in a batch",
+            do="give the model smaller values, or --keep-float the nodes that read it, or --scheme w8a16",
+        )
+
+
 FEWEST = 8  # sampled values of a channel without which they say nothing of its mean
 
 

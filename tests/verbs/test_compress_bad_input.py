@@ -197,6 +197,15 @@ def test_activations_that_are_not_finite(place: Path, refused: Callable[..., str
     assert "'s' is not finite" in refused(2, target=target)
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_activations_whose_squares_overflow(place: Path, refused: Callable[..., str], target: str) -> None:
+    """They are finite, and the model's answers too: what is told is how large they are."""
+    np.savez(place / "c.npz", x=X * np.float32(1e30), z=X)
+    largest = float(np.abs(X).max()) * 1e30
+    told = refused(2, target=target)
+    assert "'s' is too large for statistics in float32" in told and f"values up to {largest:.3g}" in told
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 32 KiB."""
