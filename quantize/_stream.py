@@ -14,6 +14,7 @@ from edgerun.checkpoint import Memo
 from edgerun.metrics import Difference
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import LEAST, Truth, batches, samples_in
+from edgerun.quantize._scores import counted
 from edgerun.quantize.graphs import correction, qdq
 from edgerun.quantize.graphs.sides import cut
 from edgerun.quantize.numerics import grid
@@ -202,14 +203,15 @@ def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
 
 
 def telling(scores: Sequence[Totals]) -> list[bool]:
-    """Whether a sample has a share worth mentioning of the signal or of the noise of any output.
+    """Whether a sample has a share worth mentioning of the signal or of the noise of any output that counts.
 
     A detector's SQNR is that of the pictures in which it finds something: where it finds nothing, there is neither.
     """
-    whole = {name: sum((score[name] for score in scores), Difference()) for name in scores[0]}
+    over = counted(list(scores))
+    whole = {name: sum((score[name] for score in scores), Difference()) for name in over}
     return [
-        any(own.signal > LEAST * whole[name].signal or not own.noise < LEAST * whole[name].noise
-            for name, own in score.items())
+        any(score[name].signal > LEAST * total.signal or not score[name].noise < LEAST * total.noise
+            for name, total in whole.items())
         for score in scores
     ]  # fmt: skip
 
