@@ -11,6 +11,7 @@ import numpy as np
 
 from edgerun import cache
 from edgerun.checkpoint import Memo
+from edgerun.errors import Unsupported
 from edgerun.metrics import Difference
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import LEAST, Truth, batches, samples_in
@@ -195,7 +196,15 @@ def grids_over(spans: Intervals, request: Request) -> dict[str, Grid]:
 
 
 def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
-    """The Difference of every sample's outputs, by sides; of the whole batch where an output has no row for each."""
+    """The Difference of every sample's outputs, by sides; of the whole batch where an output has no row for each.
+
+    Raises Unsupported where the model does not give as many numbers as the float one.
+    """
+    for name, array in truth.outputs.items():
+        if np.shape(out[name]) != np.shape(array):
+            raise Unsupported(f"how many numbers output {name!r} has depends on the data, and rounding changes it",
+                              got=f"shape {np.shape(out[name])}", wanted=f"{np.shape(array)}, the float model's",
+                              do="add an output of a fixed size, such as the scores that it selects from")  # fmt: skip
     rows, known, there = parts(truth), truth.parts, cut(out, truth.sides)
     for part in range(rows):
         own: Any = ... if rows == 1 else slice(part, part + 1)

@@ -12,7 +12,7 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize import _masked, _observation, _reached, fold
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._stream import Totals, as_array, as_totals, by_sample
-from edgerun.quantize.graphs import gelus
+from edgerun.quantize.graphs import compared, gelus
 from edgerun.quantize.numerics.grid import channel_bounds, symmetric
 
 if TYPE_CHECKING:
@@ -93,12 +93,9 @@ class Truth:
 
 
 def truths(original: ir.Model, batches: Iterable[Feeds], request: Request) -> list[Truth]:
-    """The numeric outputs of the float model. Raises Unsupported when it has none, EdgerunError when one overflows."""
-    import onnx_ir as ir
-
-    names = [str(value.name) for value in original.graph.outputs if value.dtype != ir.DataType.STRING]
-    if not names:
-        raise Unsupported("the model has no numeric output to compare", do="add the scores as an output")
+    """What the float model gives at the outputs that are `compared`. Raises Unsupported when it has none, EdgerunError
+    when one overflows."""
+    names = compared.outputs(original.graph)
     with request.open(original, lanes=request.lanes) as session:
         runs = in_lanes(session.run, batches, request.lanes)
         found = [Truth(feeds, {name: out[name] for name in names}) for feeds, out in runs]
