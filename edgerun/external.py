@@ -144,8 +144,9 @@ def split(model: ir.Model) -> tuple[bytes, dict[str, ir.TensorProtocol]]:
 
 def apart(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
     """As `split`, for a runtime: what is mapped is named by its place in the folder that is returned (None where
-    nothing is), and the rest are arrays, which share memory with `model`. What nobody reads stays in the graph:
-    runtimes drop it, and then do not find it. So do arrays of less than a byte, which they take from nobody."""
+    nothing is), and the rest are arrays in C order, which share the memory of `model` where that has it. What nobody
+    reads stays in the graph: runtimes drop it, and then do not find it. So do arrays of less than a byte, which they
+    take from nobody."""
     values = model.graph.initializers
     held = {
         name: tensor for name, tensor in outside(model).items()
@@ -157,7 +158,9 @@ def apart(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray], Path | None]:
     names = {name: _stand_in(tensor, "weights", 0) for name, tensor in held.items()}
     for name, tensor in mapped.items():
         names[name] = _stand_in(tensor, Path(tensor.path).relative_to(folder or "/").as_posix(), tensor.offset or 0)
-    return _graph(model, names), {name: t.numpy() for name, t in held.items() if name not in mapped}, folder
+    # A folded Transpose left a view of another's memory, in another order: runtimes take none.
+    arrays = {name: np.ascontiguousarray(t.numpy()) for name, t in held.items() if name not in mapped}
+    return _graph(model, names), arrays, folder
 
 
 def outside(model: ir.Model) -> dict[str, ir.TensorProtocol]:

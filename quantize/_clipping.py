@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.metrics import Difference
-from edgerun.quantize._scores import gained, sqnr
+from edgerun.quantize._scores import counted, gained, sqnr
 
 if TYPE_CHECKING:
     from edgerun.quantize._stream import Intervals, Totals
@@ -95,8 +95,9 @@ def weighed(extremes: list[Totals], spans: list[Totals], between: Sequence[tuple
         ]
         parts.append((share, before, after))
     mean = sum(weight * gained(b, a)[0] for weight, b, a in parts)
-    first, second = (sqnr([_mean(part[i], weight) for weight, *part in parts]) for i in (0, 1))
-    return Verdict(mean, first, second)
+    first, second = ([_mean(part[i], weight) for weight, *part in parts] for i in (0, 1))
+    over = counted(first, second)
+    return Verdict(mean, sqnr(first, over), sqnr(second, over))
 
 
 def _mean(scores: Sequence[Totals], weight: float) -> Totals:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.adequacy import FEW
-from edgerun.errors import Unsupported
 from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize.graphs import correction, placement, sides
+from edgerun.quantize.graphs import compared, correction, placement, sides
 from edgerun.quantize.graphs.activation import Activation, check, unusable
 from edgerun.quantize.graphs.sides import Sides
 from edgerun.quantize.graphs.statistics import APART, Watch
@@ -81,7 +80,7 @@ def observe(
     is no fourth). The run ends when the extremes are settled (`coverage.verdict`); the rest of the data is only looked
     at. `vectors` says of which values some are kept, by name, and where.
     """
-    outputs = _numeric_outputs(model)
+    outputs = compared.outputs(model.graph)
     # A sum may need rounding after all once the layer that it is fused into stays in float.
     every = placement.plan(model.graph, replace(request.rules, fused_sum=False), request.keep_float)
     names = [str(value.name) for value in every.points]
@@ -284,13 +283,3 @@ def with_moved_means(truth: Truth, changed: Mapping[str, tuple[np.ndarray | floa
         return told
 
     return replace(truth, means={name: moved(name, mean) for name, mean in truth.means.items()})
-
-
-def _numeric_outputs(model: ir.Model) -> list[str]:
-    """The outputs that have an SQNR. Raises Unsupported when there is none."""
-    import onnx_ir as ir
-
-    names = [str(value.name) for value in model.graph.outputs if value.dtype != ir.DataType.STRING]
-    if not names:
-        raise Unsupported("the model has no numeric output to compare", do="add the scores as an output")
-    return names

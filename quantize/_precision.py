@@ -189,8 +189,9 @@ class _Gain:
         # Samples that say nothing are not run again.
         pairs = [(old, new) for old, new in zip(before, after, strict=True) if new is not old]
         run = [old for old, _ in pairs], [new for _, new in pairs]
-        over_all, likely = _scores.sqnr(after) - _scores.sqnr(before), _scores.gained(*run, LIKELY)[1]
-        return cls(over_all, *_scores.gained(*run, _scores.ERROR), likely, len(pairs))
+        first, second = (_scores.sqnr(scores, _scores.counted(before, after)) for scores in (before, after))
+        likely = _scores.gained(*run, LIKELY)[1]
+        return cls(second - first, *_scores.gained(*run, _scores.ERROR), likely, len(pairs))
 
     def told(self, kind: str, kept: bool, request: Request) -> bool:
         """Whether layers of that `kind` are `kept` for it, which goes into the history."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgerun.quantize import _clipping, _steps
 from edgerun.quantize._observation import LIGHT, Truth
-from edgerun.quantize._scores import ERROR, gained, sqnr
+from edgerun.quantize._scores import ERROR, counted, gained, sqnr
 from edgerun.quantize._stream import Intervals, Stream, Totals
 from edgerun.quantize.graphs import placement, qdq
 from edgerun.quantize.graphs.activation import Activation
@@ -133,7 +133,8 @@ def _tried(
     # Who loses by a range that is a tenth shorter wins nothing by one that is two.
     if gained(tried["minmax"], tried["shrink90"])[0] > -CLEAR:
         tried["shrink80"] = judged("shrink80", few, few)
-    request.found["tried (dB)"] = {name: round(sqnr(scores), 2) for name, scores in tried.items()}
+    over = counted(*tried.values())
+    request.found["tried (dB)"] = {name: round(sqnr(scores, over), 2) for name, scores in tried.items()}
     left = [name for name in SEARCH[1:] if name in tried and gained(tried["minmax"], tried[name])[0] > -CLEAR]
     others = [name for name in tried if name != "minmax"]
     told = {name: (*gained(tried["minmax"], tried[name], ERROR), len(tried[name])) for name in others}
@@ -214,6 +215,7 @@ def _refined(
     pays = surely > 0 and _everywhere(plan, seen, (spans, found), (before, after), later, stream, request).holds
     if changed:
         _steps.tell(request, _steps.REFINED, gain, surely, n=len(before), measured=_steps.OUTPUT, kept=pays)
-    request.found["refined"] = {"dB before": round(sqnr(before), 2), "dB after": round(sqnr(after), 2),
+    over = counted(before, after)
+    request.found["refined"] = {"dB before": round(sqnr(before, over), 2), "dB after": round(sqnr(after, over), 2),
                                 "gain, surely (dB)": [round(gain, 2), round(surely, 2)], "ranges": changed}  # fmt: skip
     return found if pays else spans

@@ -25,9 +25,10 @@ MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpo
 def tell(graph: ir.Graph, scores: list[Totals], request: Request) -> None:
     """Write into the history what a model loses of each sample (of each batch, where outputs have no row per sample).
 
-    `graph` has the outputs as the float model does. SQNR is the mean over outputs, or their sides; `far off` are those
-    of numbers below FAR_DB. That is a measure of outputs, not of accuracy: of probabilities, which near zero have a low
-    SQNR for any error (a detector that finds nothing), only those count of which one moved by MOVED or more.
+    `graph` has the outputs as the float model does. SQNR is the mean over outputs, or their sides, that are not exact;
+    `far off` are those of numbers below FAR_DB. That is a measure of outputs, not of accuracy: of probabilities, which
+    near zero have a low SQNR for any error (a detector that finds nothing), only those count of which one moved by
+    MOVED or more.
     """
     ends = interval(scores)
     told: dict[str, Any] = {"samples": len(scores)}

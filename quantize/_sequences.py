@@ -92,8 +92,9 @@ def _decided(
 
     def taken(trial: _spare.Trial, names: Sequence[str], what: str) -> list[str]:
         own = {name: sizes[name] for name in names}
-        floor = min(FLOOR_DB, _weights.sqnr_db(trial(()), judge, request) - LOSS_DB) if own else 0.0
-        spared = _spare.spared(own, trial, floor, (few, judge), request, what, most=1.0) if own else []
+        if not own:
+            return []
+        spared = _spare.spared(own, trial, FLOOR_DB, (few, judge), request, what, most=1.0, loss_db=LOSS_DB)
         return [name for name in names if name not in spared]
 
     on_integers = taken(trial := functools.partial(_on_integers, model, codes, request), able, "layers on integers")

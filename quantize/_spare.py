@@ -9,13 +9,14 @@ import numpy as np
 
 from edgerun import cache
 from edgerun.checkpoint import Memo
-from edgerun.quantize import _resumed, _weights
+from edgerun.quantize import _resumed, _scores, _weights
 from edgerun.quantize._observation import samples_in
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgerun.passes import Feeds, Request
+    from edgerun.quantize._stream import Totals
 
 Trial = Callable[[Iterable[str]], "ir.Model"]
 
@@ -48,8 +49,10 @@ def spared(
     request: Request,
     what: str,
     most: float = MOST,
+    loss_db: float | None = None,
 ) -> list[str]:
-    """The names of the layers to spare so that the outputs on the second data keep `floor_db`, by bisection.
+    """The names of the layers to spare so that the outputs on the second data keep `floor_db`, by bisection;
+    where it is not None, it is enough that no more than `loss_db` is lost of what there is with none rounded.
 
     `sizes` are numbers of weights by layer, `trial(names)` the model with these layers rounded and all others float,
     `data` a few samples and what judges. The order is that of damage per weight: the noise at the model's outputs
@@ -59,12 +62,21 @@ def spared(
     ranking, judge = data
     memo = Memo(request.checkpoint, f"trials of {what}", *_resumed.about(request), *sorted(request.keep_float))
 
+    def lost(names: Sequence[str]) -> list[Totals]:
+        return _weights.lost(memo, cache.key(*names), lambda: trial(names), judge, request)
+
+    # Fewer rounded layers may leave an output exact, which then counts as that.
+    over = _scores.counted(lost(list(sizes)))
+
     def reached(names: Sequence[str]) -> float:
-        return float(memo.get(cache.key(*names), lambda: _weights.sqnr_db(trial(names), judge, request)))
+        return _scores.sqnr(lost(names), over)
 
     def alone(name: str) -> float:
-        return float(memo.get(f"alone: {name}", lambda: _weights.sqnr_db(trial([name]), ranking, request)))
+        scores = _weights.lost(memo, f"alone: {name}", lambda: trial([name]), ranking, request)
+        return _scores.sqnr(scores, over)
 
+    if loss_db is not None and reached(list(sizes)) < floor_db:
+        floor_db = min(floor_db, reached([]) - loss_db)
     if reached(list(sizes)) >= floor_db:
         return []
     damage = {}

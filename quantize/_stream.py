@@ -11,9 +11,11 @@ import numpy as np
 
 from edgerun import cache
 from edgerun.checkpoint import Memo
+from edgerun.errors import Unsupported
 from edgerun.metrics import Difference
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import LEAST, Truth, batches, samples_in
+from edgerun.quantize._scores import counted
 from edgerun.quantize.graphs import correction, qdq
 from edgerun.quantize.graphs.sides import cut
 from edgerun.quantize.numerics import grid
@@ -194,7 +196,15 @@ def grids_over(spans: Intervals, request: Request) -> dict[str, Grid]:
 
 
 def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
-    """The Difference of every sample's outputs, by sides; of the whole batch where an output has no row for each."""
+    """The Difference of every sample's outputs, by sides; of the whole batch where an output has no row for each.
+
+    Raises Unsupported where the model does not give as many numbers as the float one.
+    """
+    for name, array in truth.outputs.items():
+        if np.shape(out[name]) != np.shape(array):
+            raise Unsupported(f"how many numbers output {name!r} has depends on the data, and rounding changes it",
+                              got=f"shape {np.shape(out[name])}", wanted=f"{np.shape(array)}, the float model's",
+                              do="add an output of a fixed size, such as the scores that it selects from")  # fmt: skip
     rows, known, there = parts(truth), truth.parts, cut(out, truth.sides)
     for part in range(rows):
         own: Any = ... if rows == 1 else slice(part, part + 1)
@@ -202,14 +212,15 @@ def by_sample(truth: Truth, out: Mapping[str, np.ndarray]) -> Iterator[Totals]:
 
 
 def telling(scores: Sequence[Totals]) -> list[bool]:
-    """Whether a sample has a share worth mentioning of the signal or of the noise of any output.
+    """Whether a sample has a share worth mentioning of the signal or of the noise of any output that counts.
 
     A detector's SQNR is that of the pictures in which it finds something: where it finds nothing, there is neither.
     """
-    whole = {name: sum((score[name] for score in scores), Difference()) for name in scores[0]}
+    over = counted(list(scores))
+    whole = {name: sum((score[name] for score in scores), Difference()) for name in over}
     return [
-        any(own.signal > LEAST * whole[name].signal or not own.noise < LEAST * whole[name].noise
-            for name, own in score.items())
+        any(score[name].signal > LEAST * total.signal or not score[name].noise < LEAST * total.noise
+            for name, total in whole.items())
         for score in scores
     ]  # fmt: skip
 

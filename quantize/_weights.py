@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgerun.errors import EdgerunError, Unsupported
-from edgerun.metrics import Difference
 from edgerun.quantize import _masked, _observation, _reached, fold
 from edgerun.quantize._lanes import in_lanes
-from edgerun.quantize._stream import Totals, by_sample
-from edgerun.quantize.graphs import gelus
+from edgerun.quantize._stream import Totals, as_array, as_totals, by_sample
+from edgerun.quantize.graphs import compared, gelus
 from edgerun.quantize.numerics.grid import channel_bounds, symmetric
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from edgerun.checkpoint import Memo
     from edgerun.passes import Feeds, Request
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulNBits")
@@ -93,12 +93,9 @@ class Truth:
 
 
 def truths(original: ir.Model, batches: Iterable[Feeds], request: Request) -> list[Truth]:
-    """The numeric outputs of the float model. Raises Unsupported when it has none, EdgerunError when one overflows."""
-    import onnx_ir as ir
-
-    names = [str(value.name) for value in original.graph.outputs if value.dtype != ir.DataType.STRING]
-    if not names:
-        raise Unsupported("the model has no numeric output to compare", do="add the scores as an output")
+    """What the float model gives at the outputs that are `compared`. Raises Unsupported when it has none, EdgerunError
+    when one overflows."""
+    names = compared.outputs(original.graph)
     with request.open(original, lanes=request.lanes) as session:
         runs = in_lanes(session.run, batches, request.lanes)
         found = [Truth(feeds, {name: out[name] for name in names}) for feeds, out in runs]
@@ -108,15 +105,10 @@ def truths(original: ir.Model, batches: Iterable[Feeds], request: Request) -> li
     return found
 
 
-def sqnr_db(result: ir.Model, wanted: Sequence[Truth], request: Request) -> float:
-    """SQNR of `result` against the float model in dB, the mean over outputs; an exact output counts as 120."""
-    totals: dict[str, Difference] = {}
-    with request.open(result) as session:
-        for truth in wanted:
-            got = session.run(truth.feeds)
-            for name, array in truth.outputs.items():
-                totals[name] = totals.get(name, Difference()) + Difference.of(array, got[name])
-    return float(np.mean([min(total.sqnr_db, 120.0) for total in totals.values()]))
+def lost(memo: Memo, key: str, make: Callable[[], ir.Model], wanted: Sequence[Truth], request: Request) -> list[Totals]:
+    """What a trial loses of each sample, for `_scores.sqnr`; made where the `memo` does not know it by that `key`."""
+    found = memo.get(f"lost: {key}", lambda: as_array(scores(make(), wanted, request)))
+    return as_totals(found, list(wanted[0].outputs))
 
 
 def scores(result: ir.Model, wanted: Sequence[Truth], request: Request) -> list[Totals]:

@@ -12,7 +12,7 @@ from edgerun.quantize import _finished, _reached, _rest, _steps, _without, stati
 from edgerun.quantize._observation import Truth
 from edgerun.quantize._prepared import Prepared
 from edgerun.quantize._ranges import intervals
-from edgerun.quantize._scores import ERROR, gained, sqnr
+from edgerun.quantize._scores import ERROR, counted, gained, sqnr
 from edgerun.quantize._stream import Stream
 from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import correction, edit, opsets, placement, qdq
@@ -91,7 +91,8 @@ def _shifts(
         found = stream.missing({}, half, stage)
         none = {layer: np.zeros_like(shift) for layer, shift in found.items()}
         scores = [stream.scores({}, shifts, 2 * half, stage, skip=half) for shifts in (none, found)]
-    pays = all(scores) and sqnr(scores[1]) > sqnr(scores[0])
+    over = counted(*scores) if all(scores) else []
+    pays = all(scores) and sqnr(scores[1], over) > sqnr(scores[0], over)
     if all(scores):
         gain, surely = gained(scores[0], scores[1], ERROR)
         _steps.tell(request, _steps.BIAS, gain, surely, n=len(scores[0]), measured=_steps.OUTPUT, kept=pays)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.checkpoint import Memo
-from edgerun.quantize import _recurrent, _resumed, _spare, _steps, _weights, weight_int8
+from edgerun.quantize import _recurrent, _resumed, _scores, _spare, _steps, _weights, weight_int8
 from edgerun.quantize._lanes import in_lanes
 from edgerun.quantize._observation import samples_in
 from edgerun.quantize._sequences import LAYERS as LOOPS
@@ -224,11 +224,12 @@ def _better(
     nearest = {name: Rounded(part.nearest, part.nearest) for name, part in rounded.items()}
     memo = Memo(request.checkpoint, "trials of roundings", *_resumed.about(request), *sorted(request.keep_float))
 
-    def db(tried: dict[str, Rounded]) -> float:
-        return _weights.sqnr_db(_trial(original, tried, rounded), judge, request)
-
     tries = {"second order": rounded, "nearest": nearest}
-    reached = [float(memo.get(name, functools.partial(db, tried))) for name, tried in tries.items()]
+    lost = [
+        _weights.lost(memo, name, functools.partial(_trial, original, tried, rounded), judge, request)
+        for name, tried in tries.items()
+    ]
+    reached = [_scores.sqnr(scores, _scores.counted(*lost)) for scores in lost]
     if pays := reached[0] > reached[1]:
         request.found["rounding"] = "second order"
     request.found["dB of second order and of nearest"] = [round(db, 2) for db in reached]

@@ -66,7 +66,7 @@ class _Region:
             if array is not None and array.shape == (weight.shape[1],):
                 bias, result = row, add.outputs[0]
                 self.replaced.add(add)
-        inputs = [self._enter(source, node), node.inputs[1]]
+        inputs = [self._enter(source), node.inputs[1]]
         op = "MatMul" if bias is None else "Gemm"
         last = node if bias is None else add
         assert last is not None
@@ -108,14 +108,16 @@ class _Region:
             if made_here and (uses or value.is_graph_output()):
                 self._restore(value, twin, uses)
 
-    def _enter(self, value: ir.Value, before: ir.Node) -> ir.Value:
+    def _enter(self, value: ir.Value) -> ir.Value:
         if value not in self.flat:
             assert value.shape is not None
             rows = initializer(self.graph, f"{value.name}/rows", np.array([-1, value.shape[-1]], np.int64))
             source, producer = value, value.producer()
             if producer is not None and producer.op_type == "Reshape" and producer.inputs[0] is not None:
                 source = producer.inputs[0]  # a Reshape of a Reshape is the last one
-            twin = self._emit("Reshape", [source, rows], value, before, f"{value.name}/Reshape", after=False)
+            # As early as can be: Reshapes that stand before the product read the twin as well.
+            where, after = (next(iter(self.graph)), False) if producer is None else (producer, True)
+            twin = self._emit("Reshape", [source, rows], value, where, f"{value.name}/Reshape", after=after)
             self.flat[value], self.entered[twin] = twin, value
         return self.flat[value]
 

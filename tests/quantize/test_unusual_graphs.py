@@ -121,6 +121,36 @@ def test_result(net: Any, evaluate: Any, parts: dict[str, np.ndarray], case: str
             assert (want == got).mean() > 0.9
 
 
+COUNTED = "(float[n,8] x) => (float[n,8] y, int64[two,k] places)", "a = MatMul(x, f) r = Relu(a) y = MatMul(r, f)"
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a16_b32", "w8a8_dynamic"])
+def test_an_output_of_a_size_that_the_data_decide(
+    net: Any, evaluate: Any, parts: dict[str, np.ndarray], scheme: str
+) -> None:
+    """How many numbers lie above zero is another after rounding: the other output is what the model is judged by."""
+    door, text = COUNTED
+    x = np.random.default_rng(2).standard_normal((200, 8)).astype(np.float32)
+    model = built(net, parts, door, f"{text} s = Relu(y) places = NonZero(s)")
+    result = compress(model, scheme=scheme, calibration={"x": x})
+    assert result.outputs == model.outputs
+    (want, float_places), (got, places) = (evaluate(each, {"x": x}) for each in (model, result))
+    np.testing.assert_array_equal(places, np.nonzero(np.maximum(got, 0)))
+    assert places.shape != float_places.shape
+    assert result.history[-1].options["calibration SQNR (dB)"] == pytest.approx(
+        sqnr_db(want, got),
+        abs=4,  # of some of the samples; a scale that is found while it runs is one for all that run
+    )
+
+
+def test_nothing_but_an_output_of_a_size_that_the_data_decide(net: Any, parts: dict[str, np.ndarray]) -> None:
+    _, text = COUNTED
+    x = np.random.default_rng(2).standard_normal((200, 8)).astype(np.float32)
+    model = built(net, parts, "(float[n,8] x) => (int64[two,k] places)", f"{text} s = Relu(y) places = NonZero(s)")
+    with pytest.raises(Unsupported, match="'places' has depends on the data(?s:.*)add an output of a fixed size"):
+        compress(model, calibration={"x": x})
+
+
 @pytest.mark.parametrize("dead", [[3, 4, 5], list(range(8))])
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_channels_without_weights_keep_their_bias(

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
+import edgerun
 from edgerun import external
+from edgerun.metrics import sqnr_db
 from edgerun.model import Model
 from edgerun.quantize.graphs.edit import initializer
+from edgerun.runtime import Options
+from edgerun.verbs.compress import compress
 from edgerun.verbs.why_wrong import opened_here
 
 
@@ -22,3 +27,19 @@ def test_what_no_node_reads_stays_in_the_graph(net: Any, weights: Any) -> None:
     feeds = {"x": np.eye(32, dtype=np.float32)}
     with opened_here(graph) as session:
         np.testing.assert_allclose(session.run(feeds)["y"], apart["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic", "w4a16_b32"])
+def test_a_table_that_is_transposed_for_the_last_product(net: Any, weights: Any, scheme: str) -> None:
+    """Tied embeddings: the folded Transpose is a view of the table that is looked up, in another order of memory."""
+    text = "e = Gather(table, ids) h = Relu(e) t = Transpose<perm=[1,0]>(table) y = MatMul(h, t)"
+    model = net(f"(int64[n,6] ids) => (float[n,6,200] y) {{ {text} }}", table=weights(1, 200, 32))
+    ids = {"ids": np.random.default_rng(0).integers(0, 200, (24, 6))}
+    result = compress(model, scheme=scheme, calibration=ids)
+    found = []
+    for each in (model, result):
+        with edgerun.load(edgerun.compile(each, "onnxruntime", Options(1)), "onnxruntime") as session:
+            found.append(session.run(ids)["y"])
+    table = model.ir.graph.initializers["table"].const_value.numpy()
+    np.testing.assert_allclose(found[0], np.maximum(table[ids["ids"]], 0) @ table.T, rtol=1e-4, atol=1e-6)
+    assert sqnr_db(*found) > 20

@@ -64,6 +64,49 @@ def test_the_sqnr_has_its_n_and_its_interval(tmp_path: Path, cli: Any, scheme: s
     assert f"{low:.1f} to {high:.1f} (n={n}, 95 %)" in cli(*words).out
 
 
+EXACT = {
+    "passed on": ("float[n,64] x_again", " x_again = Identity(x)"),
+    "constant": ("float[3] k", " k = Mul(three, two)"),
+    "zero in both": ("float[n,64] z", " p = Abs(x) m = Neg(p) z = Relu(m)"),
+}
+
+
+def deep(path: Path, more: str = "", ends: str = "") -> Path:
+    """Seven layers, whose rounding to 4 bits leaves less than 18 dB of y [n, 8]."""
+    layers = "".join(f" a{i} = MatMul({'x' if i == 0 else f'r{i - 1}'}, w{i}) r{i} = Relu(a{i})" for i in range(6))
+    door = f"(float[n,64] x) => (float[n,8] y{', ' * bool(more)}{more})"
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> net {door} {{{layers} y = MatMul(r5, w6){ends} }}'
+    )
+    generator = np.random.default_rng(3)
+    arrays = {f"w{i}": 0.18 * generator.standard_normal((64, 8 if i == 6 else 64)) for i in range(7)}
+    arrays |= {"three": np.ones(3), "two": np.array(2.0)}
+    used = {name for node in proto.graph.node for name in node.input}
+    kept = (numpy_helper.from_array(a.astype(np.float32), name) for name, a in arrays.items() if name in used)
+    proto.graph.initializer.extend(kept)
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_an_exact_output_hides_nothing_of_the_others(tmp_path: Path, case: str) -> None:
+    """The floor and the number are those of y: without the other output, and by the written model."""
+    x = np.random.default_rng(0).standard_normal((100, 64)).astype(np.float32)
+    told = []
+    for more, ends in (("", ""), EXACT[case]):
+        model, made = deep(tmp_path / "m.onnx", more, ends), tmp_path / "o.onnx"
+        edgerun.compress(model, scheme="w4a16_b32", calibration={"x": x}, output=made, force=True)
+        options = edgerun.Model.load(made).history[-1].options
+        told.append([options["weights in 8 bits"], options[_reached.REACHED]])
+        outputs = []
+        for path in (model, made):
+            with edgerun.load(path, "onnxruntime") as session:
+                outputs.append(session.run({"x": x})["y"])
+        assert options[_reached.REACHED] == pytest.approx(metrics.sqnr_db(*outputs), abs=1)  # of some of the samples
+    alone, beside = told
+    assert beside[0] == alone[0] > 0 and beside[1] == pytest.approx(alone[1], abs=0.5)
+
+
 def test_one_sample_has_no_interval(tmp_path: Path, cli: Any) -> None:
     out = ran(cli, network(tmp_path / "m.onnx"), X[:1], "--limit", "1").out
     assert "to the float model (n=1)" in out

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from edgerun import registry
@@ -30,6 +31,11 @@ CASES = {
     "heads": ("(float[n,4,8] x) => (float[n,4,8] y)",
               "a = MatMul(x, m) h = Reshape(a, heads) t = Transpose<perm=[0,2,1,3]>(h)"
               " s = Transpose<perm=[0,2,1,3]>(t) j = Reshape(s, joined) y = MatMul(j, m2)", 2),
+    "rows before the product": (DOOR, "r = Reshape(x, rows) p = MatMul(r, m) h = Reshape(p, joined) a = MatMul(x, m2)"
+                                " y = Add(a, h)", 1),
+    "rows of a layer before the product": (
+        DOOR, "t = Softmax<axis=1>(x) r = Reshape(t, rows) p = MatMul(r, m) h = Reshape(p, joined) a = MatMul(t, m2)"
+        " y = Add(a, h)", 1),
     "sizes copied by place": ("(float[n,l,8] x) => (float[n,l,2,4] y)", "a = MatMul(x, m) y = Reshape(a, copied)", 1),
     "four axes": ("(float[n,2,3,8] x) => (float[n,2,3,8] y)", "a = MatMul(x, m) y = Add(a, b)", 1),
     "fixed sizes": ("(float[2,3,8] x) => (float[2,3,8] y)", "a = MatMul(x, m) y = Relu(a)", 1),
@@ -46,7 +52,8 @@ def parts(weights: Any) -> dict[str, np.ndarray]:
     return {
         "m": weights(1, 8, 8), "m2": weights(2, 8, 8), "b": weights(3, 8), "g": weights(4, 8),
         "places": weights(5, 4, 8),
-        "heads": np.array([-1, 4, 2, 4]), "joined": np.array([-1, 4, 8]), "copied": np.array([0, 0, 2, 4]),
+        "heads": np.array([-1, 4, 2, 4]), "joined": np.array([-1, 4, 8]), "rows": np.array([-1, 8]),
+        "copied": np.array([0, 0, 2, 4]),
     }  # fmt: skip
 
 
@@ -64,6 +71,7 @@ def test_outputs_stay(net: Any, evaluate: Any, ops: Any, parts: dict[str, np.nda
     edit.drop_unused(graph)
     fold.infer_shapes(graph)
     after = Model.of(graph)
+    onnx.checker.check_model(after.to_proto(), full_check=True)
     assert [(o.name, o.dtype, len(o.shape)) for o in after.outputs] == [
         (o.name, o.dtype, len(o.shape)) for o in before.outputs
     ]
