@@ -221,7 +221,7 @@ def _open(
     if isinstance(source, str) and re.fullmatch(r"[^\W\d][\w.]*:[^\W\d][\w.]*", source) and not Path(source).exists():
         named = sources.imported(source)
         if callable(getattr(named, "get_next", None)) or callable(getattr(named, "get_inference_data", None)):
-            source = named() if isinstance(named, type) else named
+            source = readers.made(source, named)
         elif not callable(named):
             wanted = "a function that gives feeds, a CalibrationDataReader, or an nncf.Dataset"
             raise EdgerunError(f"{source} is not callable", got=type(named).__name__, wanted=wanted)

@@ -47,7 +47,8 @@ class Reader:
 
     def chunks(self, rows: int) -> Iterator[sources.Chunk]:
         if self._rewind is not None:
-            self._rewind()
+            with sources.called("the calibration data reader"):
+                self._rewind()
         for index, item in enumerate(self._stored() if self._folder else self._drained()):
             where = f"the calibration data reader, item {index}"
             yield where, sources.pick(item, list(self.axes), where)
@@ -56,16 +57,26 @@ class Reader:
         return None
 
     def _drained(self) -> Iterator[dict[str, np.ndarray]]:
-        while (item := self._reader.get_next()) is not None:
+        while (item := self._next()) is not None:
             if not isinstance(item, Mapping):
                 got = type(item).__name__
                 raise EdgerunError("get_next() gave no feeds", got=got, wanted="a dict by input name, or None")
             yield {str(name): np.array(value) for name, value in item.items()}  # readers write into one buffer again
 
+    def _next(self) -> Any:
+        with sources.called("the calibration data reader"):
+            return self._reader.get_next()
+
     def _stored(self) -> Iterator[dict[str, np.ndarray]]:
         for index, names in enumerate(self._kept):
             with np.load(Path(self._folder) / f"{index}.npz", allow_pickle=False) as arrays:
                 yield dict(zip(names, arrays.values(), strict=True))
+
+
+def made(name: str, given: Any) -> Any:
+    """A reader or dataset that was named, or one of the class that was. Raises EdgerunError where that fails."""
+    with sources.called(name):
+        return given() if isinstance(given, type) else given
 
 
 def dataset(source: GivesInferenceData, axes: sources.Axes) -> sources.Called:

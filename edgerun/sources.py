@@ -6,6 +6,7 @@ An array has one axis more than a sample (rows), or is one sample itself.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import traceback
@@ -105,12 +106,8 @@ class Called:
         return np.concatenate(found) if found else None
 
     def _items(self) -> Iterator[Chunk]:
-        try:
+        with called(self._name):
             yield from self._given()
-        except (EdgerunError, MemoryError):
-            raise
-        except Exception as error:
-            raise _failed(self._name, error) from error
 
     def _given(self) -> Iterator[Chunk]:
         items: Any = self._function()
@@ -215,11 +212,8 @@ def imported(reference: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise EdgerunError(
-            f"cannot import {reference}",
-            got=str(error),
-            do="run from the folder that holds the module, or check the name",
-        ) from error
+        do = "run from the folder that holds the module, or check the name"
+        raise EdgerunError(f"cannot import {reference}", got=str(error), do=do) from error
     finally:
         sys.path.remove("")
     return found
@@ -235,12 +229,19 @@ def pick(values: Mapping[str, Any], wanted: Sequence[str], where: str = "the dat
     raise _missing(next(name for name in wanted if name not in values), list(values), wanted, where)
 
 
-def _failed(name: str, error: Exception) -> EdgerunError:
-    """What a callable raised, and the line of the caller's where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent] or frames
-    where = f", at {outside[-1].filename}:{outside[-1].lineno}" if outside else ""
-    return EdgerunError(f"{name} failed", got=f"{type(error).__name__}: {error}{where}", do="call it by itself first")
+@contextlib.contextmanager
+def called(name: str) -> Iterator[None]:
+    """What a caller's own code raises within becomes an EdgerunError, with the line of it where that is known."""
+    try:
+        yield
+    except (EdgerunError, MemoryError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        outside = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
+        where = f", at {outside[-1].filename}:{outside[-1].lineno}" if outside else ""
+        got = f"{type(error).__name__}: {error}{where}"
+        raise EdgerunError(f"{name} failed", got=got, do="call it by itself first") from error
 
 
 def _named(item: Any, axes: Axes, where: str) -> Mapping[str, Any]:

@@ -88,6 +88,8 @@ def _reason(node: onnx.NodeProto, told: dict[str, Any], facts: Facts) -> str | N
         return "OpenVINO takes layout 1 for layout 0"
     if op == "LSTM" and len(node.input) > PEEPHOLES and node.input[PEEPHOLES]:
         return "OpenVINO ignores peepholes"
+    if op == "LSTM" and told.get("input_forget", 0):
+        return "OpenVINO ignores input_forget"
     if op == "Attention" and max(told.get("left_window_size", -1), told.get("right_window_size", -1)) >= 0:
         return "OpenVINO ignores windows"
     if op == "RoiAlign" and told.get("mode") == b"max":

@@ -134,11 +134,17 @@ def split(payload: bytes) -> tuple[bytes, bytes]:
 def serialized(graph: Any) -> tuple[bytes, bytes]:
     """Graph and weights as the same bytes every time: names that OpenVINO made up count per process, ours per model."""
     _name_by_place(graph)
-    with tempfile.TemporaryDirectory() as folder:
-        xml, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
-        runtime().serialize(graph, str(xml), str(weights))
-        data = weights.read_bytes()
-        return xml.read_bytes().replace(DIGEST.encode(), hashlib.sha256(data).hexdigest().encode()), data
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            xml, weights = Path(folder, "model.xml"), Path(folder, "model.bin")
+            runtime().serialize(graph, str(xml), str(weights))
+            data = weights.read_bytes()
+            return xml.read_bytes().replace(DIGEST.encode(), hashlib.sha256(data).hexdigest().encode()), data
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "iostream" not in str(error):  # what its streams say of a full disk
+            raise
+        do = "free space, or set TMPDIR to a folder that has some"
+        raise EdgerunError("could not write temporary files", got=error, do=do) from error
 
 
 def _name_by_place(graph: Any) -> None:

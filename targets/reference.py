@@ -15,6 +15,7 @@ from edgerun import files, registry
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds, Issue, Limits, NodeTime, Quantization
 from edgerun.runtime import Engine, Options, Session, TensorSpec
+from edgerun.targets._reference_cells import cells
 
 if TYPE_CHECKING:
     from edgerun.devices import Device
@@ -165,8 +166,9 @@ def _optional() -> Any:
 
 
 def _evaluator(proto: Any) -> Any:
+    own = [_loop(), _optional(), *cells()]
     try:
-        return importlib.import_module("onnx.reference").ReferenceEvaluator(proto, new_ops=[_loop(), _optional()])
+        return importlib.import_module("onnx.reference").ReferenceEvaluator(proto, new_ops=own)
     except Exception as error:  # RuntimeContextError, NotImplementedError and others, by op
         raise Unsupported("the reference cannot take the model", got=error) from error
 

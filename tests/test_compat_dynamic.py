@@ -123,6 +123,21 @@ def test_quant_pre_process_leaves_the_model_as_it_is(model: Path, tmp_path: Path
         quant_pre_process(model, tmp_path / "p.onnx", external_data_location="weights")
 
 
+def test_the_model_is_not_replaced_by_what_is_made_of_it(model: Path, tmp_path: Path) -> None:
+    """Nor through a link: as `compress` refuses it."""
+    before, link = model.read_bytes(), tmp_path / "link.onnx"
+    link.symlink_to(model)
+    for output in (model, link):
+        for make in (
+            lambda to: quantize_static(model, to, Once()),
+            lambda to: quantize_dynamic(str(model), to),
+            lambda to: quant_pre_process(model, str(to)),
+        ):
+            with pytest.raises(EdgerunError, match="would replace what it is made from"):
+                make(output)
+    assert model.read_bytes() == before and link.is_symlink()
+
+
 def test_nncf_takes_a_list_of_samples() -> None:
     """As `nncf.Dataset` of it."""
     made = nncf.quantize(network(), list(X), subset_size=18)

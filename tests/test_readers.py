@@ -80,3 +80,35 @@ def test_a_reader_may_write_into_one_buffer() -> None:
     data = open_data(_Buffered(), ONE, batch=4)
     for _ in range(2):
         np.testing.assert_array_equal(np.concatenate([feeds["x"] for feeds in data]), X)
+
+
+FAILING = """
+class Reader:
+    def get_next(self): raise FileNotFoundError("photo_5.jpg")
+class Again:
+    def get_next(self): return {"x": [0.0, 0.0, 0.0]}
+    def rewind(self): raise OSError("no disk")
+class Dataset:
+    def get_inference_data(self): yield 1 / 0
+class Asks:
+    def __init__(self, path): pass
+    def get_next(self): return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("Reader", r"the calibration data reader failed\s+got: FileNotFoundError: photo_5.jpg, at .*failing_\w+\.py:3"),
+        ("Again", r"the calibration data reader failed\s+got: OSError: no disk, at .*failing_\w+\.py:6"),
+        ("Dataset", r"the dataset failed\s+got: ZeroDivisionError: division by zero, at .*failing_\w+\.py:8"),
+        ("Asks", r"failing_Asks:Asks failed\s+got: TypeError: .*missing 1 required positional argument: 'path'\n"),
+    ],
+)
+def test_what_fails_is_told_with_its_line(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"failing_{name}.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EdgerunError, match=told):
+        list(open_data(f"failing_{name}:{name}", ONE))

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgerun import files
 from edgerun.compat._nodes import Nodes, heard, member, refuse
 from edgerun.errors import EdgerunError
 from edgerun.model import Model
@@ -91,7 +92,7 @@ def quantize_static(
         refuse("calibration_providers", got=list(calibration_providers), do="leave it out: calibration runs on the CPU")
     ranges = "auto" if calibrate_method is None else _ranges(calibrate_method)
     _check_extra(extra_options or {})
-    model = _loaded(model_input, use_external_data_format)
+    model = _loaded(model_input, model_output, use_external_data_format)
     kept = _kept(Nodes(model, target), op_types_to_quantize, nodes_to_quantize, nodes_to_exclude)
     return compress(
         model, target=target, calibration=calibration_data_reader, output=model_output, ranges=ranges,
@@ -128,7 +129,7 @@ def quantize_dynamic(
     _check_type("weight_type", weight_type)
     _check_range(reduce_range, target)
     _check_extra({key: value for key, value in (extra_options or {}).items() if (key, value) != CONSTANT_ONLY})
-    model = _loaded(model_input, use_external_data_format)
+    model = _loaded(model_input, model_output, use_external_data_format)
     nodes = Nodes(model, target, "w8a8_dynamic")
     kept = _kept(nodes, op_types_to_quantize, nodes_to_quantize, nodes_to_exclude)
     asked = {op for op in op_types_to_quantize or () if op in nodes.all.values()} - {*nodes.source.values()}
@@ -168,10 +169,12 @@ def quant_pre_process(
         raise EdgerunError("quant_pre_process reads a model and writes one", wanted="input_model, output_model_path")
     if external_data_location is not None:
         refuse("external_data_location", got=external_data_location, do="leave it out")
-    _loaded(given, save_as_external_data).save(output_model_path)
+    _loaded(given, output_model_path, save_as_external_data).save(output_model_path)
 
 
-def _loaded(given: str | Path | onnx.ModelProto, external: bool) -> Model:
+def _loaded(given: str | Path | onnx.ModelProto, output: str | Path, external: bool) -> Model:
+    """The float model. Raises EdgerunError where `output` is its own file, as `compress` does."""
+    files.refuse_same(Path(output), given)
     model = Model.load(given) if isinstance(given, (str, Path)) else Model.from_proto(given)
     if external and model.weight_bytes() <= 1_800_000_000:
         warnings.warn("the weights stay inside the model: it is under 1.8 GB", stacklevel=3)

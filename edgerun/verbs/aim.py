@@ -81,12 +81,15 @@ class Aim:
                 raise EdgerunError(what, do=do)
 
     def check_clock(self, allow_slower: bool, placement: str | None) -> None:
-        """Raise EdgerunError for `allow_slower` where nothing could be refused for being slower."""
+        """Raise EdgerunError for `allow_slower` where nothing could be refused for being slower, and for a `placement`
+        that was asked for (not None) where there is none to time."""
         reason = f"with --placement {placement} nothing is timed" if placement == PLACEMENTS[1] else self.idle
         if not self._faster:
             reason = f"{self.scheme} promises no speed, and is not timed"
-        if allow_slower and reason:
-            raise EdgerunError("--allow-slower does nothing here", got=reason, do="leave it out")
+        asked = {"--allow-slower": allow_slower, "--placement": placement is not None and not self._faster}
+        for option, given in asked.items():
+            if given and reason:
+                raise EdgerunError(f"{option} does nothing here", got=reason, do="leave it out")
 
     @property
     def _faster(self) -> bool:

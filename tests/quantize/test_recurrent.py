@@ -148,7 +148,7 @@ def test_schemes_about_products_store_recurrent_weights_in_8_bits(
 ) -> None:
     """A quarter of their bytes, where no kernel takes them on integers; kept in float, all of them."""
     model, known, new = headed(op), data(24, 1) if calibrated else None, data(8, 2)
-    options: dict[str, Any] = {"scheme": scheme, "target": target, "calibration": known, "placement": "rules"}
+    options: dict[str, Any] = {"scheme": scheme, "target": target, "calibration": known}
     made, kept = compress(model, **options), compress(model, keep_float=["rec"], **options)
     recurrent_bytes = 4 * GATES[op] * HIDDEN * (INPUTS + HIDDEN)
     saved = kept.weight_bytes() - made.weight_bytes()
@@ -166,7 +166,7 @@ def test_tables_beside_products_may_stay_in_float(scheme: str) -> None:
     for name, shape in {"t": (512, 64), "w": (64, 64)}.items():
         proto.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
     told = [
-        compress(Model.from_proto(proto), scheme=scheme, keep_float=kept, placement="rules").history[-1].options
+        compress(Model.from_proto(proto), scheme=scheme, keep_float=kept).history[-1].options
         for kept in ((), ("table",))
     ]
     assert [options["tables in 8 bits"] for options in told] == [1, 0]

@@ -61,8 +61,12 @@ def _sized(sizes: str, more: str) -> str:
             "axis 1, whatever the input says",
         ),
         ("(float[1, 6, 8, 1] x, int64 k) => (float[1, 6, 8, 2] y) { y = DFT(x, \"\", k) }", 20, "axis 1, whatever"),
+        (
+            """(float[2, 1, 3] x, float[1, 8, 3] w, float[1, 8, 2] r) => (float[2, 1, 1, 2] y) {
+                y = LSTM<hidden_size = 2, input_forget = 1>(x, w, r) }""", 20, "ignores input_forget",
+        ),
     ],
-    ids=["linear", "cubic", "sizes", "outside", "aspect", "boxes", "one-sided", "default", "second", "open"],
+    ids=["linear", "cubic", "sizes", "outside", "aspect", "boxes", "one-sided", "default", "second", "open", "forget"],
 )  # fmt: skip
 def test_the_reason_is_told_before_anything_is_compiled(text: str, opset: int, reason: str) -> None:
     model = _model(text, opset)

@@ -106,6 +106,11 @@ def test_a_refusal_is_json_too(tmp_path: Path, model: Path, cli: Any, monkeypatc
         (("--scheme", "w8a16", "--memory-cap", "64"), "--memory-cap does nothing for w8a16"),
         (("--scheme", "w8a8_dynamic", "--limit", "3"), "--limit does nothing for w8a8_dynamic"),
         (("--scheme", "fp16", "--allow-slower"), "--allow-slower does nothing"),
+        (
+            ("--scheme", "w8a16", "--placement", "rules"),
+            "--placement does nothing here\n  got: w8a16 promises no speed",
+        ),
+        (("--scheme", "fp16", "--placement", "clock"), "--placement does nothing here\n  got: fp16 promises no speed"),
         (("--calibration", "c.npz", "--placement", "rules", "--allow-slower"), "nothing is timed"),
     ],
 )

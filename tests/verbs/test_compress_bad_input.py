@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -234,6 +235,20 @@ def test_a_full_disk(place: Path, cli: Any, tiny_disk: Path, target: str, name: 
     done = cli("compress", place / "m.onnx", "-o", tiny_disk / name, *arguments)
     assert done.code == 2 and "could not write" in done.err and "free space" in done.err
     assert stored(tiny_disk) == {name: b"old"}
+
+
+def test_no_space_for_temporary_files(place: Path) -> None:
+    """OpenVINO writes its IR into some, and says nothing of space: no file may grow over 8 kB here."""
+    pytest.importorskip("openvino")
+    command = [sys.executable, "-m", "edgerun", "compress", place / "m.onnx", "-o", place / "s.xml"]
+    command += ["--target", "openvino", "--calibration", place / "c.npz", "--placement", "rules"]
+    limits = (8192, resource.RLIM_INFINITY)
+    done = subprocess.run(
+        command, capture_output=True, text=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    )
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert done.stderr.splitlines()[-3] == "error: could not write temporary files"
+    assert "free space" in done.stderr and not (place / "s.xml").exists()
 
 
 def test_the_whole_way_prints_no_traceback(place: Path) -> None:

@@ -217,7 +217,7 @@ def loops(tmp_path: Path) -> Place:
 @pytest.mark.parametrize("scheme", ["w4a16_b32", "w4a8", "w8a16"])
 def test_other_schemes_go_on_too(loops: Place, scheme: str) -> None:
     """SIGKILL in the float run of the second moments, and in the trials of layers; what was run is not run again."""
-    more = {"preset": "default", "more": ("--scheme", scheme, "--placement", "rules")}
+    more = {"preset": "default", "more": ("--scheme", scheme)}
     (whole,) = loops.run((None, {"patience": None, "output": "whole.onnx", **more}))
     assert whole.code == 0 and not loops.entries, whole.err
     for fatal in (20, whole.runs // 2, whole.runs - 20):
@@ -235,7 +235,7 @@ def test_fp8_goes_on_too(place: Place) -> None:
     proto = onnx.load(place.folder / "m.onnx")
     proto.ir_version, proto.opset_import[0].version = 9, 19
     onnx.save(proto, place.folder / "m.onnx")
-    more = {"more": ("--scheme", "fp8", "--target", "tensorrt", "--placement", "rules")}
+    more = {"more": ("--scheme", "fp8", "--target", "tensorrt")}
     (whole,) = place.run((None, {"patience": None, "output": "whole.onnx", **more}))
     if "unavailable" in whole.err or "needs" in whole.err:
         pytest.skip(whole.err)

@@ -93,7 +93,7 @@ def test_activations_that_overflow_are_one_refusal(cli: Cli, place: Path, scheme
     onnx.save(proto, place / "m.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        asked = ["--scheme", scheme, "--calibration", place / "x.npz", "--placement", "rules"]
+        asked = ["--scheme", scheme, "--calibration", place / "x.npz"]
         done = cli("compress", place / "m.onnx", *asked, "-o", place / "o.onnx")
     assert done.code == 2 and "is not finite on the calibration data" in done.err and not (place / "o.onnx").exists()
 
