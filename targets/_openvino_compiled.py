@@ -1,11 +1,11 @@
-"""A compiled OpenVINO model and its infer requests; compiled anew after a run that failed.
+"""A compiled OpenVINO model and its infer requests; compiled anew after a run that failed."""
 
-The CPU plugin's nodes remember the shapes that they computed last, and infer their outputs' anew when their inputs' are
-others. A run that fails in the middle leaves the nodes before it with the outputs of the failed run and the inputs of
-the one before: the same good feeds as before then fail too, meet a shape that is not theirs, or write where nothing is
-theirs and end the process. Infer requests share these nodes, so a new request cures nothing (2026.4; seen with an input
-of another length than the rest, and with an empty batch). So feeds run alone until their like has run once.
-"""
+# The CPU plugin's nodes remember the shapes that they computed last, and infer their outputs' anew when their inputs'
+# are others. A run that fails in the middle leaves the nodes before it with the outputs of the failed run and the
+# inputs of the one before: the same good feeds as before then fail too, meet a shape that is not theirs, or write where
+# nothing is theirs and end the process. Infer requests share these nodes, so a new request cures nothing (2026.4; seen
+# with an input of another length than the rest, and with an empty batch). So feeds run alone until their like has run
+# once.
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""Products that quantize their input while they run, in the form that OpenVINO has kernels for.
+"""Products that quantize their input while they run, in the form that OpenVINO has kernels for."""
 
-DynamicQuantizeLinear and MatMulInteger are translated into some forty plain ops. The CPU plugin does the same thing
-inside one fully connected kernel: int8 weights that are expanded in the graph, and a group size for the inputs. It
-rounds in groups of so many inputs of one token where ONNX has one scale for the whole tensor: it is nearer to float.
-
-MatMulNBits may compute on integers where its accuracy_level is 4. OpenVINO reads no such thing, and its group size is
-one for the whole graph: that of MatMulNBits' own blocks here.
-"""
+# DynamicQuantizeLinear and MatMulInteger are translated into some forty plain ops. The CPU plugin does the same thing
+# inside one fully connected kernel: int8 weights that are expanded in the graph, and a group size for the inputs. It
+# rounds in groups of so many inputs of one token where ONNX has one scale for the whole tensor: it is nearer to float.
+#
+# MatMulNBits may compute on integers where its accuracy_level is 4. OpenVINO reads no such thing, and its group size is
+# one for the whole graph: that of MatMulNBits' own blocks here.
 
 from __future__ import annotations
 

@@ -1,22 +1,21 @@
-"""Operators that OpenVINO (2026.4) computes as ONNX does, but for what lies at their edges: there they are mended.
+"""Operators that OpenVINO (2026.4) computes as ONNX does, but for what lies at their edges: there they are mended."""
 
-ReduceMax of floats begins with the least finite number, and so gives that one of -infinities, as a row that a mask
-hides has, and of nothing; ReduceMin likewise. They are mended where infinities can come to them: from a constant, as in
-the functions of Attention, or a model's input, through nothing but sums, choices and moves.
-
-Tile reads beyond the data for some repeats that are no constant: it is written axis by axis, which is right.
-
-MaxPool with ceil_mode keeps a last window that lies in the padding alone, which ONNX drops.
-
-A Loop of no iteration leaves what it collects as the last run had it: there that is cut to nothing. (Not
-within another op's body, which is not looked into.)
-
-A Range whose end lies behind its begin counts on all the same, where ONNX has nothing.
-
-A NaN becomes 6 as an E2M1, the 4-bit float, and -0 in ONNX's own cases.
-
-An infinity that comes or goes as float64 becomes the largest float32, in which all is computed: numpy casts instead.
-"""
+# ReduceMax of floats begins with the least finite number, and so gives that one of -infinities, as a row that a mask
+# hides has, and of nothing; ReduceMin likewise. They are mended where infinities can come to them: from a constant, as
+# in the functions of Attention, or a model's input, through nothing but sums, choices and moves.
+#
+# Tile reads beyond the data for some repeats that are no constant: it is written axis by axis, which is right.
+#
+# MaxPool with ceil_mode keeps a last window that lies in the padding alone, which ONNX drops.
+#
+# A Loop of no iteration leaves what it collects as the last run had it: there that is cut to nothing. (Not within
+# another op's body, which is not looked into.)
+#
+# A Range whose end lies behind its begin counts on all the same, where ONNX has nothing.
+#
+# A NaN becomes 6 as an E2M1, the 4-bit float, and -0 in ONNX's own cases.
+#
+# An infinity that comes or goes as float64 becomes the largest float32, in which all is computed: numpy casts instead.
 
 from __future__ import annotations
 

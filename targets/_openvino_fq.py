@@ -1,11 +1,10 @@
-"""Q/DQ pairs as single FakeQuantize nodes: the form in which OpenVINO's graph passes leave them together.
+"""Q/DQ pairs as single FakeQuantize nodes: the form in which OpenVINO's graph passes leave them together."""
 
-Read from ONNX, a pair is FakeQuantize, Convert, Convert, Subtract, Multiply. Strides and transposes are then moved
-into the middle of it before it is recognised, and the layers behind run in float. Weights lose a zero Subtract.
-
-What depends on nothing but shapes, as the zeros that a cell's first step reads, is a constant once these are known. A
-FakeQuantize of one is taken for a weight's, and the plugin (2026.4) cannot compile a product of two of these.
-"""
+# Read from ONNX, a pair is FakeQuantize, Convert, Convert, Subtract, Multiply. Strides and transposes are then moved
+# into the middle of it before it is recognised, and the layers behind run in float. Weights lose a zero Subtract.
+#
+# What depends on nothing but shapes, as the zeros that a cell's first step reads, is a constant once these are known. A
+# FakeQuantize of one is taken for a weight's, and the plugin (2026.4) cannot compile a product of two of these.
 
 from __future__ import annotations
 

@@ -1,14 +1,13 @@
-"""Arithmetic in bfloat16, by the types in the graph: the CPU plugin computes each op in the type that it has there.
+"""Arithmetic in bfloat16, by the types in the graph: the CPU plugin computes each op in the type that it has there."""
 
-Read from ONNX, such an op has float32, between Converts of its inputs from bfloat16 and of its result to it
-(`quantize/graphs/halves.py`). Here the Converts go and the op gets the type. That is more than the plugin's precision
-hint says, which is one for the whole graph: what the model keeps in float32 stays so, as masks near float32's end do,
-which would be infinite, and normalization, which loses more than a product.
-
-Some ops stay in float32 for the plugin's sake (2026.4): one with a constant per channel is fused into the convolution
-in front of it, and if that has a bias, and the batch is open and is 1, results of one position are wrong (0 to 11 dB,
-where others have 45). Under the precision hint a float model has that fault too.
-"""
+# Read from ONNX, such an op has float32, between Converts of its inputs from bfloat16 and of its result to it
+# (`quantize/graphs/halves.py`). Here the Converts go and the op gets the type. That is more than the plugin's precision
+# hint says, which is one for the whole graph: what the model keeps in float32 stays so, as masks near float32's end do,
+# which would be infinite, and normalization, which loses more than a product.
+#
+# Some ops stay in float32 for the plugin's sake (2026.4): one with a constant per channel is fused into the convolution
+# in front of it, and if that has a bias, and the batch is open and is 1, results of one position are wrong (0 to 11 dB,
+# where others have 45). Under the precision hint a float model has that fault too.
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""Recurrent layers whose sequences have lengths of their own, written as a loop over the steps.
+"""Recurrent layers whose sequences have lengths of their own, written as a loop over the steps."""
 
-The CPU plugin (2026.4) runs all sequences to the end of the longest where a size is open, whatever the lengths say, and
-where all sizes are known, it reads beyond the data when a length is larger than that. In step t of a sequence of length
-n, with the states H and C before it:
-
-    h, c = cell(x_t, H, C);   y_t = t < n ? h : 0;   H, C = t < n ? h, c : H, C
-
-The last states of a sequence of length 0 are zero, in both plugin and ONNX Runtime; ONNX leaves it open.
-"""
+# The CPU plugin (2026.4) runs all sequences to the end of the longest where a size is open, whatever the lengths say,
+# and where all sizes are known, it reads beyond the data when a length is larger than that. In step t of a sequence of
+# length n, with the states H and C before it:
+#
+#     h, c = cell(x_t, H, C);   y_t = t < n ? h : 0;   H, C = t < n ? h, c : H, C
+#
+# The last states of a sequence of length 0 are zero, in both plugin and ONNX Runtime; ONNX leaves it open.
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Equal values and boxes at the threshold, where OpenVINO's operators decide otherwise than ONNX's (2026.4).
+"""Equal values and boxes at the threshold, where OpenVINO's operators decide otherwise than ONNX's (2026.4)."""
 
-TopK gives equal values in any order, where ONNX has the lower index first. OpenVINO's own stable order costs k·n (a
-hundredth of a microsecond each), so that TopK gets it where that is little, and wherever its values are a model's
-inputs as they come, which tie as the caller likes. Scores from within a large net, as a detector's, stay in the fast
-order. NonMaxSuppression drops boxes at the threshold too, so that the default of 0 leaves one box of all, where ONNX
-drops those above it: the threshold goes up by the least that a float32 can.
-"""
+# TopK gives equal values in any order, where ONNX has the lower index first. OpenVINO's own stable order costs k·n (a
+# hundredth of a microsecond each), so that TopK gets it where that is little, and wherever its values are a model's
+# inputs as they come, which tie as the caller likes. Scores from within a large net, as a detector's, stay in the fast
+# order. NonMaxSuppression drops boxes at the threshold too, so that the default of 0 leaves one box of all, where ONNX
+# drops those above it: the threshold goes up by the least that a float32 can.
 
 from __future__ import annotations
 

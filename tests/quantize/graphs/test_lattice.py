@@ -166,9 +166,11 @@ def test_a_first_layer_that_is_left_in_float_is_as_it_was(
     given = {str(tensor.name): tensor for tensor in model.ir.graph.initializers.values()}["w1"]
     kept = constant(layer.inputs[1].producer().inputs[0])  # type: ignore[union-attr]
     assert kept is not None and kept.dtype == np.float16
-    factors = np.median(kept.astype(np.float64) / constant(given), axis=(1, 2, 3), keepdims=True)
+    wanted = constant(given)
+    assert wanted is not None
+    factors = np.median(kept.astype(np.float64) / wanted, axis=(1, 2, 3), keepdims=True)
     # But for equalization's factors, one for each row, and float16's 11 bits.
-    np.testing.assert_allclose(kept.astype(np.float64), constant(given) * factors, rtol=2.0**-10, atol=2.0**-24)
+    np.testing.assert_allclose(kept.astype(np.float64), wanted * factors, rtol=2.0**-10, atol=2.0**-24)
 
 
 @pytest.mark.parametrize("text", [FIRST, LAST], ids=["NCHW", "NHWC"])
