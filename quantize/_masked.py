@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun.quantize import _observation
-from edgerun.quantize.graphs.edit import fresh_name, initializer
+from edgerun.quantize.graphs.edit import fresh_name, initializer, reduction
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -103,20 +103,12 @@ def _raise(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _largest(graph: ir.Graph, value: ir.Value, name: str) -> ir.Value:
-    """The largest value of every row `[…, 1]`, right behind `value`, in the form that the model's opset has."""
+    """The largest value of every row `[…, 1]`, right behind `value`."""
     import onnx_ir as ir
 
     assert value.shape is not None
-    axes = np.array([len(value.shape) - 1], np.int64)
-    if graph.opset_imports.get("", 0) >= 18:
-        listed = f"edgerun/axes/{axes.tolist()}"
-        known = graph.initializers.get(listed)
-        held = known if known is not None else initializer(graph, listed, axes)
-        node = ir.node("ReduceMax", [value, held], attributes={"keepdims": 1}, name=f"{name}/largest")
-    else:
-        node = ir.node("ReduceMax", [value], attributes={"keepdims": 1, "axes": axes.tolist()}, name=f"{name}/largest")
+    node = reduction(graph, "ReduceMax", value, [len(value.shape) - 1], f"{name}/largest")
     result = node.outputs[0]
-    result.name, result.type = f"{name}/largest", value.type
     result.shape = ir.Shape([*value.shape[:-1], 1])
     producer = value.producer()
     assert producer is not None

@@ -117,9 +117,8 @@ class OvSession(Session):
         where OpenVINO takes no such shape.
         """
         for index, name in self._feeds:
-            array = feeds[name]
-            if name in self._wide:  # numpy warns of what there is no float32 for, which is infinite then
-                array = array.astype(np.float32)
+            # Of float64, numpy warns of what there is no float32 for, which is infinite then.
+            array = feeds[name].astype(np.float32) if name in self._wide else feeds[name]
             if not array.flags.c_contiguous:
                 array = np.ascontiguousarray(array)
             shared.append(array)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.quantize.graphs.edit import constant, fresh_name, initializer, set_constant, sole_consumer
+from edgerun.quantize.graphs.edit import constant, fresh_name, reduction, set_constant, sole_consumer
 from edgerun.quantize.graphs.placement import Plan
 
 if TYPE_CHECKING:
@@ -207,14 +207,8 @@ def _mean(graph: ir.Graph, holder: ir.Node, value: ir.Value, name: str) -> ir.Va
         source.name, source.type = f"{name}/positions", ir.TensorType(ir.DataType.FLOAT)
         graph.insert_after(holder, pool)
         holder = pool
-    if graph.opset_imports.get("", 0) >= 18:
-        known = graph.initializers.get(f"edgerun/axes/{axes}")
-        listed = known if known is not None else initializer(graph, f"edgerun/axes/{axes}", np.array(axes, np.int64))
-        node = ir.node("ReduceMean", [source, listed], attributes={"keepdims": 1}, name=name)
-    else:
-        node = ir.node("ReduceMean", [source], attributes={"keepdims": 1, "axes": axes}, name=name)
+    node = reduction(graph, "ReduceMean", source, axes, name)
     mean = node.outputs[0]
-    mean.name, mean.type = name, ir.TensorType(ir.DataType.FLOAT)
     mean.shape = ir.Shape([value.shape[i] if i == channel else 1 for i in range(rank)])  # type: ignore[index]
     graph.insert_after(holder, node)
     return mean

@@ -93,6 +93,26 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
+def reduction(graph: ir.Graph, op: str, value: ir.Value, axes: list[int], name: str) -> ir.Node:
+    """A node that reduces `value` over `axes`, which stay as 1, in the form of the model's opset; in no graph yet.
+
+    Its output has the name and type, and no shape.
+    """
+    import onnx_ir as ir
+
+    attributes: dict[str, int | list[int]] = {"keepdims": 1}
+    inputs = [value]
+    if graph.opset_imports.get("", 0) >= 18:
+        listed = f"edgerun/axes/{axes}"
+        known = graph.initializers.get(listed)
+        inputs.append(known if known is not None else initializer(graph, listed, np.array(axes, np.int64)))
+    else:
+        attributes["axes"] = axes
+    node = ir.node(op, inputs, attributes=attributes, name=name)
+    node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
+    return node
+
+
 def set_constant(graph: ir.Graph, node: ir.Node, index: int, array: np.ndarray, name: str | None = None) -> None:
     """Make input `index` of `node` the constant `array`; other users of the old initializer keep it.
 
