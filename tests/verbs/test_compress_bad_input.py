@@ -231,7 +231,7 @@ def test_a_full_disk(place: Path, cli: Any, tiny_disk: Path, target: str, name: 
 def test_no_space_for_temporary_files(place: Path) -> None:
     """OpenVINO writes its IR into some, and says nothing of space: no file may grow over 8 kB here."""
     pytest.importorskip("openvino")
-    command = [sys.executable, "-m", "edgerun", "compress", place / "m.onnx", "-o", place / "s.xml"]
+    command: list[str | Path] = [sys.executable, "-m", "edgerun", "compress", place / "m.onnx", "-o", place / "s.xml"]
     command += ["--target", "openvino", "--calibration", place / "c.npz", "--placement", "rules"]
     limits = (8192, resource.RLIM_INFINITY)
     done = subprocess.run(
