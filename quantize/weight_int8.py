@@ -27,7 +27,7 @@ scheme = "w8a16"
 FLOOR_DB = 30.0  # of the outputs on data kept apart: weights stay float16 until it is met
 BLOCK = 128  # inputs for one scale and zero point, of the products of a large model
 LEAST = 256  # elements below which a scale and two nodes are no saving
-LEAST_TABLE = 1 << 16  # the same for tables of schemes about other weights: a run scales each row that it looks up
+LEAST_TABLE = 1 << 14  # the same for the tables of the schemes that are about other weights
 WHAT = "Conv, Gemm, MatMul, LSTM, GRU, RNN or Gather with a constant float32 weight of at least 256 elements"
 
 
