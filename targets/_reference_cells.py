@@ -48,7 +48,7 @@ def _cell(op: str, usual: tuple[str, ...]) -> Any:
 
 def _activations(usual: tuple[str, ...], told: Mapping[str, Any]) -> Iterator[list[Act]]:
     """Those of each direction. Alphas and betas go, in order, to the functions that have them; what goes into a gate is
-    clipped, and not what an LSTM's cell gives to its last one: so do all runtimes."""
+    clipped, and not what an LSTM's cell gives to its last one: so does ONNX Runtime."""
     bound, (alphas, betas) = (
         told.get("clip") or np.inf,
         (list(told[f"activation_{n}"] or ()) for n in ("alpha", "beta")),
