@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FOUND = "masked softmax"  # in the history: the share of masked values, by the node
 LOOKED = 8  # samples that show what is masked
-LEAST = 0.25  # of all values: what raising takes is won back by an eighth (ONNX Runtime 1.31, rows of 64)
+LEAST = 0.25  # of all values: what raising takes is won back by a sixth (ONNX Runtime 1.31, rows of 64)
 FAR = 75.0  # e^-75 over a row of 10^5 values is a normal number
 DENORMAL = -87.3  # whose exponential is none
 MASKS = frozenset({"Add", "Sub", "Where"})
