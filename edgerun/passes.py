@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from edgerun.checkpoint import Checkpoint
     from edgerun.devices import Device
+    from edgerun.metrics import Difference
     from edgerun.model import Model
 
 Runner = Callable[[Feeds], dict[str, np.ndarray]]
@@ -115,6 +116,15 @@ class Timed(Protocol):
     def __call__(self, first: ir.Model, bound: float) -> Callable[[ir.Model], float | None]: ...
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What a finished graph loses of the float model: `lost` of each sample, and, by what runs the same on something
+    else, what that loses `of` each of the first so many of these."""
+
+    lost: Sequence[Mapping[str, Difference]]
+    of: Callable[[Runner], Sequence[Mapping[str, Difference]]]
+
+
 @dataclass
 class Request:
     """What a pass is asked for, and what it may use.
@@ -127,7 +137,8 @@ class Request:
     `progress(stage, done, total)` is called between batches (total 0: unknown). A pass writes what it decided and
     measured into `found` (JSON values): that becomes part of the Step in the history. In `telling` it leaves the places
     of batches whose outputs are not next to nothing, for who compares models on them (empty: not known); in `later`
-    what else is known of the float model's outputs, for the check.
+    what else is known of the float model's outputs, for the check; in `evidence` what the finished graph was judged by,
+    for who judges an engine of it.
     """
 
     rules: Quantization
@@ -144,6 +155,7 @@ class Request:
     fresh: Sequence[int] = ()
     telling: Sequence[int] = ()
     later: Sequence[Any] = ()
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)

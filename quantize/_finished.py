@@ -15,7 +15,7 @@ from edgerun.quantize._stream import Totals, by_sample
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Feeds, Request
+    from edgerun.passes import Feeds, Request, Runner
     from edgerun.runtime import Session
 
 FEWEST = 4  # samples whose spread means something
@@ -81,6 +81,12 @@ def compared(
         scores = moved if pays else plain
         rest = _scores(sessions[pays], truths, reported, request, look) if reported > look else []
     return Compared(pays, gain, surely, judged, scores + rest)
+
+
+def by(run: Runner, truths: list[Truth], samples: int, request: Request) -> list[Totals]:
+    """What who `run`s a finished model loses of each of so many samples."""
+    known = zip(batches(request, samples, ""), truths, strict=False)
+    return [lost for feeds, truth in known for lost in by_sample(truth, run(feeds))]
 
 
 def _scores(session: Session, truths: list[Truth], samples: int, request: Request, known: int = 0) -> list[Totals]:

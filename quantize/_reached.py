@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from edgerun.metrics import Difference
+from edgerun.passes import Evidence
 from edgerun.quantize._scores import interval, sqnr
 from edgerun.quantize._stream import Totals
 from edgerun.quantize.graphs import sides
@@ -13,7 +14,9 @@ from edgerun.quantize.graphs import sides
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from edgerun.passes import Request
+    from edgerun.passes import Request, Runner
+
+    Judge = Callable[[Runner], list[Totals]]
 
 REACHED, JUDGED, FAR = "calibration SQNR (dB)", "calibration SQNR", "far off"  # in the history
 FAR_DB = 15.0  # of an output, below which more than 3 % of its power is error; zoo models lie between 19 and 40
@@ -22,8 +25,9 @@ PROBABILITIES = frozenset({"Softmax", "Sigmoid", "HardSigmoid"})
 MOVES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
-def tell(graph: ir.Graph, scores: list[Totals], request: Request) -> None:
-    """Write into the history what a model loses of each sample (of each batch, where outputs have no row per sample).
+def tell(graph: ir.Graph, scores: list[Totals], request: Request, judge: Judge) -> None:
+    """Write into the history what a model loses of each sample (of each batch, where outputs have no row per sample);
+    the `judge` may be asked what an engine of it loses of the first of these.
 
     `graph` has the outputs as the float model does. SQNR is the mean over outputs, or their sides, that are not exact;
     `far off` are those of numbers below FAR_DB. That is a measure of outputs, not of accuracy: of probabilities, which
@@ -36,6 +40,7 @@ def tell(graph: ir.Graph, scores: list[Totals], request: Request) -> None:
     if far := list(_far(graph, scores)):
         told[FAR] = far
     request.found |= {REACHED: round(sqnr(scores), 2), JUDGED: told}
+    request.evidence = Evidence(scores, judge)
 
 
 def _parts(graph: ir.Graph) -> Iterator[tuple[str, ir.Value]]:

@@ -68,6 +68,23 @@ def interval(scores: list[Totals], confidence: float = 0.95) -> tuple[float, flo
     return (middle - reach, middle + reach) if math.isfinite(reach) else None
 
 
+def farther(first: list[Totals], second: list[Totals], error: float = ERROR) -> float:
+    """By how many dB the second are surely farther from float than the first, of the same samples, by their `sqnr`.
+
+    Student's bound on the difference, as in `surely`; −∞ for one sample.
+    """
+    n, over = len(first), counted(first, second)
+    if n < 2:
+        return -math.inf
+
+    def difference(left: int | None) -> float:
+        before, after = (scores if left is None else scores[:left] + scores[left + 1 :] for scores in (first, second))
+        return sqnr(before, over) - sqnr(after, over)
+
+    spread = paired.jackknife(np.array([difference(i) for i in range(n)]))
+    return difference(None) - paired.student(1 - error, n - 1) * spread
+
+
 def _spread(scores: list[Totals]) -> float:
     """The standard error of `sqnr`, in dB."""
     n, over = len(scores), counted(scores)

@@ -76,7 +76,8 @@ def apply(original: ir.Model, model: ir.Model, request: Request, settled: Settle
     result = _stored(result, chosen.codes, request, left, chosen.stored)
     request.found["integer nodes"] = request.found.get("integer nodes", 0) + len(chosen.on_integers)
     request.found[LAYERS] = {"on integers": list(chosen.on_integers), "weights in 8 bits": list(chosen.stored)}
-    _reached.tell(original.graph, _weights.scores(result, chosen.judge, request), request)
+    judge = functools.partial(_weights.by, wanted=chosen.judge, request=request)
+    _reached.tell(original.graph, _weights.scores(result, chosen.judge, request), request, judge)
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from edgerun.checkpoint import Memo
-    from edgerun.passes import Feeds, Request
+    from edgerun.passes import Feeds, Request, Runner
 
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "MatMulNBits")
 
@@ -113,11 +114,16 @@ def lost(memo: Memo, key: str, make: Callable[[], ir.Model], wanted: Sequence[Tr
 
 def scores(result: ir.Model, wanted: Sequence[Truth], request: Request) -> list[Totals]:
     """What is lost of each sample."""
-    found: list[Totals] = []
     with request.open(result) as session:
-        for truth in wanted:
-            own = _observation.Truth(_observation.samples_in(truth.feeds, request), truth.outputs, {})
-            found += by_sample(own, session.run(truth.feeds))
+        return by(session.run, wanted, request)
+
+
+def by(run: Runner, wanted: Sequence[Truth], request: Request) -> list[Totals]:
+    """What who `run`s a model loses of each sample."""
+    found: list[Totals] = []
+    for truth in wanted:
+        own = _observation.Truth(_observation.samples_in(truth.feeds, request), truth.outputs, {})
+        found += by_sample(own, run(truth.feeds))
     return found
 
 
@@ -131,4 +137,5 @@ def evidence(original: ir.Model, result: ir.Model, request: Request) -> None:
         if sum(_observation.samples_in(one, request) for one in few) >= request.effort.check:
             break
     request.progress("comparing", 0, 0)
-    _reached.tell(original.graph, scores(result, truths(original, few, request), request), request)
+    wanted = truths(original, few, request)
+    _reached.tell(original.graph, scores(result, wanted, request), request, partial(by, wanted=wanted, request=request))

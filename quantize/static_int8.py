@@ -10,6 +10,7 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -108,6 +109,7 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     model = _placed(prepared, own) if prepared.truths else prepared.model
     if prepared.original is not None:
         model = _sequences.apply(prepared.original, model, own, prepared.settled)
+    request.evidence = own.evidence
     return _rest.narrowed(model, prepared.truths, request) if prepared.truths else model
 
 
@@ -211,7 +213,8 @@ def _written(
     pays, n = found.pays, found.samples
     result = moved if pays else plain
     known = [*found.scores, *(_finished.later(result, truths, request) if more else ())]
-    _reached.tell(made.model.graph, known, request)
+    judge = partial(_finished.by, truths=truths, samples=max(samples), request=request)
+    _reached.tell(made.model.graph, known, request, judge)
     _steps.tell(request, _steps.BIAS, found.gain, found.surely, n=n, measured=_steps.OUTPUT, kept=pays)
     request.found |= {
         "bias correction": pays,

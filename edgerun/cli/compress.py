@@ -13,6 +13,7 @@ from edgerun.cli import _options
 
 if TYPE_CHECKING:
     from edgerun.model import Model
+    from edgerun.quantize import Compiled
     from edgerun.verbs.clock import Speed
 
 SQNR, JUDGED = "calibration SQNR (dB)", "calibration SQNR"  # in the history
@@ -92,6 +93,7 @@ def command(
     give_memory_back()
     _late.load_now(_late.GRAPHS)
     speeds: list[Speed] = []
+    engines: list[Compiled] = []
     cap = None if memory_cap is None else memory_cap << 20
     try:
         with Stages() as progress:
@@ -100,7 +102,7 @@ def command(
                 preset=preset, ranges=ranges, keep_float=keep_float, memory_cap=cap, limit=limit,
                 preprocessing=preprocessing, fold_preprocessing=fold, max_drop=_points(max_drop), labelled=labelled,
                 logits=logits, metric=metric, placement=placement, shapes=shapes, allow_slower=allow_slower,
-                clocked=speeds.append, force=force, progress=progress,
+                clocked=speeds.append, compiled=engines.append, force=force, progress=progress,
             )  # fmt: skip
     except GateFailed as error:
         if as_json:
@@ -113,15 +115,15 @@ def command(
         click.echo(f"warning: {warning}", err=True)
     if as_json:
         told = {"output": str(output), "bytes": after, "bytes before": before, **step.options, "warnings": warnings}
-        if speeds:
-            told["speed"] = speeds[0].to_json()
+        told |= {"speed": speeds[0].to_json()} if speeds else {}
+        told |= {"as compiled": engines[0].to_json()} if engines else {}
         click.echo(json.dumps(told))
         return
     found = step.options
     click.echo(
         f"{output}: {after / 1e6:.2f} MB (was {before / 1e6:.2f} MB), {scheme} for {found['target']}{_on(found)}"
     )
-    for line in _decided(found):
+    for line in (*_decided(found), *engines):
         click.echo(line)
     for speed in speeds:
         _echo_speed(speed, smaller=after < before)

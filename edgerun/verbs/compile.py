@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from edgerun.devices import Device
     from edgerun.model import Model
 
+Judge = Callable[[Session], None]
+
 
 def compile(
     model: Model | str | Path,
@@ -39,6 +41,7 @@ def compile(
     device: Device | str | Path | None = None,
     force: bool = False,
     whole: bool = True,
+    judge: Judge = lambda session: None,
 ) -> Engine:
     """The engine of `model` (or of an `.onnx` file) for `target`; `engine.check` holds the numbers of its comparison.
 
@@ -49,7 +52,7 @@ def compile(
     With `output` the engine is written there too, once it has passed; what kind of file it is says what is compiled,
     and `device` (a known one, or a file that `edgerun probe` wrote) for whom: it has to read the model. Without `whole`
     an engine that has kernels ready for usual shapes is compared on `feeds` cut to these, and on one of another shape,
-    which other kernels run.
+    which other kernels run. What has passed goes, as a session, to the `judge`, who may refuse it as well.
     Operators that the target lacks, or computes wrongly, are written with others where ONNX defines them so.
     Raises Unsupported with the nodes that cannot run, or where no engine of the target runs at all, and GateFailed when
     the engine computes something else, of a float model with the first node from which on it does.
@@ -61,7 +64,7 @@ def compile(
     def made(name: str) -> Engine:
         if where is not None:
             devices.refuse_without(where, name)
-        return _made(model, name, options or Options(), feeds, original, output, where, force, whole)
+        return _made(model, name, options or Options(), feeds, original, output, where, force, whole, judge)
 
     if output is not None:
         files.refuse_same(Path(output), model, original)
@@ -119,6 +122,7 @@ def _made(
     device: Device | None,
     force: bool,
     whole: bool,
+    judge: Judge = lambda session: None,
 ) -> Engine:
     """`compile` for one target; `output` is not written yet."""
     from edgerun.model import Model
@@ -138,7 +142,9 @@ def _made(
             got=reason, do="compile the model where it shall run" + hint,
         )  # fmt: skip
     rounds = work.rounds(model)  # of the model itself: what it is written with may have constants in half precision
-    return or_written_out(model, target, lambda form: _proven(form, target, options, feeds, original, rounds, whole))
+    return or_written_out(
+        model, target, lambda form: _proven(form, target, options, feeds, original, rounds, whole, judge)
+    )
 
 
 def asked_here(target: str, output: str | Path | None, options: Options, device: Device | None) -> Options:
@@ -163,12 +169,13 @@ def _proven(
     original: Model | str | Path | None,
     rounds: bool,
     whole: bool,
+    judge: Judge,
 ) -> Engine:
     with _explained(model, target):
         listener()(f"compiling for {target}", 0, 0)
         engine = registry.target(target).compile(model, options)
         listener()("comparing with the reference", 0, 0)
-        return replace(engine, check=self_check(model, engine, options, feeds, original, rounds, whole))
+        return replace(engine, check=self_check(model, engine, options, feeds, original, rounds, whole, judge))
 
 
 def check_output(path: Path, suffixes: Sequence[str], target: str, force: bool) -> None:
@@ -230,8 +237,10 @@ def self_check(
     original: Model | str | Path | None = None,
     rounds: bool | None = None,
     whole: bool = True,
+    judge: Judge = lambda session: None,
 ) -> SelfCheck:
-    """Run `engine` and a reference on the same feeds. Raises GateFailed naming the worst output.
+    """Run `engine` and a reference on the same feeds, then let the `judge` see its session. Raises GateFailed naming
+    the worst output.
 
     `rounds` says whether ties may move a whole step; None looks at `model`. Without `whole` feeds are cut to the
     engine's usual shapes, where it has such, and one of another shape joins them.
@@ -240,8 +249,8 @@ def self_check(
     """
     refusal: GateFailed | None = None
     rounds = work.rounds(model) if rounds is None else rounds
-    judge = partial(exact, original) if original is not None and rounds else None
-    near = judge or (partial(unrounded, model) if work.halved(model) else None)
+    near = partial(unrounded, model) if work.halved(model) else None
+    near = partial(exact, original) if original is not None and rounds else near
     found = truths(model, engine, options, feeds, whole)
     do = REAL if rounds and not feeds and near is None else advice(options)
     loading = partial(registry.target(engine.target).load, engine, options)
@@ -260,6 +269,7 @@ def self_check(
                     got="; ".join(check.shapes), wanted="real inputs",
                     do="give --data (compress: --calibration), or compile() feeds=[...]",
                 )  # fmt: skip
+            judge(session)
             return check
     assert refusal is not None  # _truths gives one at least, or raises
     raise refusal

@@ -19,6 +19,7 @@ from edgerun.mixed import mixed
 from edgerun.model import Model
 from edgerun.passes import Faster, Request
 from edgerun.preprocess import Preprocessing
+from edgerun.quantize import Compiled
 from edgerun.quantize.fold import infer_shapes
 from edgerun.quantize.graphs.work import layers
 from edgerun.readers import GivesInferenceData, GivesNext
@@ -68,6 +69,7 @@ def compress(
     shapes: Iterable[TensorSpec | str] = (),
     allow_slower: bool = False,
     clocked: Callable[[Speed], None] = lambda speed: None,
+    compiled: Callable[[Compiled], None] = lambda compiled: None,
     preprocessing: Preprocessing | str | Path | None = None,
     fold_preprocessing: bool = False,
     force: bool = False,
@@ -92,7 +94,8 @@ def compress(
 
     What a scheme that promises speed makes is timed against the float model on the first sample (at the sizes of
     `shapes`, where given); nodes that do not pay stay in float, and `clocked` gets what the clock said. With
-    `placement` "rules" nothing is timed; "clock" is the default, or what $EDGERUN_PLACEMENT says.
+    `placement` "rules" nothing is timed; "clock" is the default, or what $EDGERUN_PLACEMENT says. `compiled` gets what
+    the engine loses on calibration data, where that is not what the graph was judged on.
 
     Raises EdgerunError for bad input, and for an option that would do nothing, Unsupported when nothing in the model
     can be quantized for the target, GateFailed when the compiled result does not compute what it says, the bound on the
@@ -125,12 +128,14 @@ def compress(
     made = making.whole({})
     if aim.timed:
         made = _timed(made, making, preset, began, allow_slower, clocked)
+    if made.compiled is not None:
+        compiled(made.compiled)
     return _written(made, aim, output, force)
 
 
 def _written(made: Made, aim: Aim, output: str | Path | None, force: bool) -> Model:
     """The model that was made, and `output` of it."""
-    result, engine = made
+    result, engine, _ = made
     fitting.check_limits(result, aim.device, aim.target)
     if output is not None:
         refuse_overwrite(output, force)

@@ -22,7 +22,7 @@ from edgerun.quantize.graphs.looks import Judgement
 from edgerun.runtime import Engine, Options, Session, TensorSpec, machine
 from edgerun.runtime.progress import told
 from edgerun.verbs import proof
-from edgerun.verbs.clock import Kept, usual_shapes
+from edgerun.verbs.clock import Kept, Usual, usual_shapes
 from edgerun.verbs.pace import Pace
 from edgerun.verbs.placements import Made, Search
 
@@ -104,7 +104,7 @@ class Making:
         finally:
             if not kept:  # once, and also where the result is refused
                 _tell_data(asked.found)
-        made = result, self._proven(result, asked.telling)
+        made = self._proven(result, asked)
         asked.checkpoint.clear()
         return made
 
@@ -146,24 +146,33 @@ class Making:
             asked.found[KEPT] = dict(kept)
         return asked
 
-    def _proven(self, result: Model, telling: Sequence[int]) -> Engine:
-        with told(self.progress):
-            return self._compared(result, telling)
+    def _proven(self, result: Model, asked: Request) -> Made:
+        usual, found = usual_shapes(self.inputs, self.data), list[quantize.Compiled]()
 
-    def _compared(self, result: Model, telling: Sequence[int]) -> Engine:
-        usual = usual_shapes(self.inputs, self.data)
+        def judge(session: Session) -> None:
+            if asked.evidence is not None and self.target != MEASURER:
+                run = quantize.one_by_one(session, usual)
+                found.append(quantize.judged(run, asked.evidence, self.target))
+
+        with told(self.progress):
+            engine = self._compared(result, asked.telling, usual, judge)
+        return Made(result, engine, found[-1] if found else None)
+
+    def _compared(
+        self, result: Model, telling: Sequence[int], usual: Usual, judge: Callable[[Session], None]
+    ) -> Engine:
         # Two batches apart from each other: neighbours may show nothing, both of them.
         first = next(iter(telling), 0)
         places = first, next((place for place in telling if place >= first + APART), first + APART)
         few = list(itertools.islice(self.data or (), places[0], places[1] + 1, places[1] - places[0]))
         try:
-            return proof.proven(result, self.original.source, self.target, few, MEASURER, usual)
+            return proof.proven(result, self.original.source, self.target, few, MEASURER, usual, judge)
         except GateFailed:
             # Two pictures without anything in them leave but noise to compare: many together do not.
             many = self._spread(MANY)
             if len(many) <= len(few):
                 raise
-            return proof.proven(result, self.original.source, self.target, many, MEASURER, usual)
+            return proof.proven(result, self.original.source, self.target, many, MEASURER, usual, judge)
 
     def _spread(self, count: int) -> list[Feeds]:
         """As many batches as that, from all over the data."""

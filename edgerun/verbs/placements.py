@@ -12,16 +12,27 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import NamedTuple
 
 from edgerun.errors import EdgerunError, GateFailed, Unsupported
 from edgerun.measure import brief
 from edgerun.measure.proposals import proposals
 from edgerun.measure.stats import FEWEST_SESSIONS, MARGIN, verdict
 from edgerun.model import Model
+from edgerun.quantize import Compiled
 from edgerun.runtime import Engine
 from edgerun.verbs.clock import AS_FAST, RULES, TUNED, Clock, EngineOf, Kept, Speed, judged, label, not_timed
 
-Made = tuple[Model, Engine]
+
+class Made(NamedTuple):
+    """A compressed model, its engine, and what that loses on calibration data (None: nothing says it beside the graph,
+    which the history tells of)."""
+
+    model: Model
+    engine: Engine
+    compiled: Compiled | None = None
+
+
 INCUMBENT = "incumbent"
 LEAST = 60.0  # seconds of a compression that a search counts with, at least, where the rules' placement does not pay
 HOPE = 0.95  # of the incumbent's speed in one session: two sessions of one model may differ by a tenth

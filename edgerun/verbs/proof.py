@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from edgerun import draws, registry
 from edgerun.errors import Unsupported
 from edgerun.model import Model
 from edgerun.passes import Target
-from edgerun.runtime import Engine, Options
+from edgerun.runtime import Engine, Options, Session
 from edgerun.verbs.compile import built, compile
 
 
@@ -34,9 +34,10 @@ def proven(
     feeds: Sequence[Mapping[str, np.ndarray]],
     measurer: str,
     usual: Mapping[str, tuple[int, ...]],
+    judge: Callable[[Session], None],
 ) -> Engine:
     """The engine of `result`, for feeds that are `usual`, compared with the reference on `feeds` at the usual shapes
-    and at one other.
+    and at one other; then its session goes to the `judge`.
 
     Where no engine of the target runs, it is compiled, and the graph itself is compared with the target `measurer`.
     """
@@ -45,7 +46,7 @@ def proven(
         engine = built(result, target, options)
         compile(result, measurer, feeds=feeds, original=original)
         return engine
-    return compile(result, target, options, feeds=feeds, original=original, whole=False)
+    return compile(result, target, options, feeds=feeds, original=original, whole=False, judge=judge)
 
 
 def _sizes(model: Model, feeds: Iterable[Mapping[str, np.ndarray]]) -> dict[str, tuple[int, int, int]]:
