@@ -199,10 +199,8 @@ def built(model: Model, target: str, options: Options) -> Engine:
 
 
 def reference(model: Model, target: str, options: Options, feeds: Sequence[Feeds] = ()) -> tuple[str, list[Pair]]:
-    """What the first reference that takes the model computes, and who it is; no engine of `target` is needed.
-
-    Raises EdgerunError when there is none.
-    """
+    """What the first reference that takes the model computes, and who it is; no engine of `target` is needed. Raises
+    EdgerunError when there is none."""
     truth = next(truths(model, Engine(target, b""), options, feeds))
     return truth.label, truth.pairs
 
@@ -239,8 +237,7 @@ def self_check(
     whole: bool = True,
     judge: Judge = lambda session: None,
 ) -> SelfCheck:
-    """Run `engine` and a reference on the same feeds, then let the `judge` see its session. Raises GateFailed naming
-    the worst output.
+    """Run `engine` and a reference on the same feeds, then let the `judge` look. Raises GateFailed naming the worst output.
 
     `rounds` says whether ties may move a whole step; None looks at `model`. Without `whole` feeds are cut to the
     engine's usual shapes, where it has such, and one of another shape joins them.
