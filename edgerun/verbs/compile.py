@@ -237,7 +237,7 @@ def self_check(
     whole: bool = True,
     judge: Judge = lambda session: None,
 ) -> SelfCheck:
-    """Run `engine` and a reference on the same feeds, then let the `judge` look. Raises GateFailed naming the worst output.
+    """Run `engine` and a reference on the same feeds, then let the `judge` look. Raises GateFailed by the worst output.
 
     `rounds` says whether ties may move a whole step; None looks at `model`. Without `whole` feeds are cut to the
     engine's usual shapes, where it has such, and one of another shape joins them.
