@@ -151,6 +151,7 @@ class Making:
 
         def judge(session: Session) -> None:
             if asked.evidence is not None and self.target != MEASURER:
+                self.progress("judging the engine", 0, 0)
                 run = quantize.one_by_one(session, usual)
                 found.append(quantize.judged(run, asked.evidence, self.target))
 
