@@ -7,6 +7,7 @@ An array has one axis more than a sample (rows), or is one sample itself.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 import traceback
@@ -106,7 +107,7 @@ class Called:
         return np.concatenate(found) if found else None
 
     def _items(self) -> Iterator[Chunk]:
-        with called(self._name):
+        with called(f"{self._name} failed"):
             yield from self._given()
 
     def _given(self) -> Iterator[Chunk]:
@@ -205,18 +206,13 @@ def pictures(folder: Path) -> list[Path]:
 
 def imported(reference: str) -> Any:
     """What `module:name` names; modules of the working folder are found. They run with the user's rights."""
-    module_name, _, attribute = reference.partition(":")
+    module, _, attribute = reference.partition(":")
     sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        do = "run from the folder that holds the module, or check the name"
-        raise EdgerunError(f"cannot import {reference}", got=str(error), do=do) from error
+        with called(f"cannot import {reference}", "import it by itself first, from the folder that holds it"):
+            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
     finally:
         sys.path.remove("")
-    return found
 
 
 def pick(values: Mapping[str, Any], wanted: Sequence[str], where: str = "the data") -> dict[str, Any]:
@@ -230,18 +226,19 @@ def pick(values: Mapping[str, Any], wanted: Sequence[str], where: str = "the dat
 
 
 @contextlib.contextmanager
-def called(name: str) -> Iterator[None]:
-    """What a caller's own code raises within becomes an EdgerunError, with the line of it where that is known."""
+def called(what: str, do: str = "call it by itself first") -> Iterator[None]:
+    """What a caller's own code raises within becomes an EdgerunError of `what`, with its line where that is known."""
     try:
         yield
     except (EdgerunError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        outside = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
-        where = f", at {outside[-1].filename}:{outside[-1].lineno}" if outside else ""
+        ours = Path(__file__).parent
+        own = [f for f in frames if ours not in Path(f.filename).parents and "importlib" not in f.filename]
+        where = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
         got = f"{type(error).__name__}: {error}{where}"
-        raise EdgerunError(f"{name} failed", got=got, do="call it by itself first") from error
+        raise EdgerunError(what, got=got, do=do) from error
 
 
 def _named(item: Any, axes: Axes, where: str) -> Mapping[str, Any]:
