@@ -72,7 +72,8 @@ def test_sequences_that_end_early(op: str, direction: str, states: bool, tmp_pat
 
 
 LOOP = """<ir_version: 8, opset_import: ["": 17]> loops (float[n,3] x, int64 trips)
-=> (float[n,3] y, float[k,n,3] all, int64[k] steps) <bool go = {1}> { y, all, steps = Loop (trips, go, x) <body = body (int64 i, bool c, float[n,3] s) =>
+=> (float[n,3] y, float[k,n,3] all, int64[k] steps) <bool go = {1}> {
+    y, all, steps = Loop (trips, go, x) <body = body (int64 i, bool c, float[n,3] s) =>
     (bool more, float[n,3] t, float[n,3] seen, int64 at) {
         more = Identity(c) t = Add(s, s) seen = Identity(s) at = Identity(i) }> }"""
 
