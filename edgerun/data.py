@@ -174,13 +174,11 @@ class Data:
         for where, raw in self.source.chunks(self.batch or 1):
             number = getattr(self.source, "number", first)  # where the source has another order
             chunk = {s.name: _rows(raw[s.name], s, self.batch is not None, where, number) for s in self.inputs}
-            counts = {len(array) for array in chunk.values()}
-            if len(counts) > 1:
-                shapes = {name: list(array.shape) for name, array in raw.items()}
-                raise EdgerunError(f"{where}: the inputs differ in their number of samples", got=shapes)
+            shapes = {name: array.shape for name, array in raw.items()}
+            count = sources.agreed({len(array) for array in chunk.values()}, shapes, f"{where}: ")
             if self._limit is not None:
                 chunk = {name: array[: self._limit - first] for name, array in chunk.items()}
-            first += counts.pop()
+            first += count
             yield chunk
             if self._limit is not None and first >= self._limit:
                 return

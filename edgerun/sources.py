@@ -23,6 +23,7 @@ from edgerun.preprocess import Preprocessing
 from edgerun.runtime.spec import WORDS
 
 LABELS = ("labels", "y")
+OURS = Path(__file__).parent
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 Chunk = tuple[str, dict[str, np.ndarray]]
 Axes = Mapping[str, int]  # input name -> number of axes of one sample
@@ -45,10 +46,7 @@ class Files:
         self.samples: int | None = 0
         for part in parts:
             counts = {s.shape[0] if len(s.shape) > axes[name] else 1 for name, s in part.items()}
-            if len(counts) > 1:
-                where = ", ".join(f"{s.where}{list(s.shape)}" for s in part.values())
-                raise EdgerunError("the inputs differ in their number of samples", got=where)
-            self.samples += counts.pop()
+            self.samples += agreed(counts, {s.where: s.shape for s in part.values()})
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         for part in self.parts:
@@ -68,11 +66,8 @@ class Arrays:
         values = {name: np.asarray(value) for name, value in arrays.items()}
         self._arrays = {name: rows(array, axes[name]) for name, array in pick(values, list(axes)).items()}
         self._labels = next((values[name] for name in LABELS if name in values and name not in axes), None)
-        counts = {len(array) for array in self._arrays.values()}
-        if len(counts) > 1:
-            shapes = {name: list(array.shape) for name, array in self._arrays.items()}
-            raise EdgerunError("the inputs differ in their number of samples", got=shapes)
-        self.samples: int | None = counts.pop()
+        shapes = {name: array.shape for name, array in self._arrays.items()}
+        self.samples: int | None = agreed({len(array) for array in self._arrays.values()}, shapes)
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         for start in range(0, self.samples or 0, rows):
@@ -234,8 +229,7 @@ def called(what: str, do: str = "call it by itself first") -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        ours = Path(__file__).parent
-        own = [f for f in frames if ours not in Path(f.filename).parents and "importlib" not in f.filename]
+        own = [f for f in frames if OURS not in Path(f.filename).parents and "importlib" not in f.filename]
         where = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
         got = f"{type(error).__name__}: {error}{where}"
         raise EdgerunError(what, got=got, do=do) from error
@@ -268,6 +262,13 @@ def _missing(name: str, got: Sequence[str], wanted: Sequence[str], where: str) -
     return EdgerunError(
         f"input {name!r} is missing in {where}", got=", ".join(got) or "nothing", wanted=", ".join(wanted)
     )
+
+
+def agreed(counts: set[int], shapes: Mapping[str, Sequence[int]], where: str = "") -> int:
+    """The one number of samples. Raises EdgerunError where inputs of these shapes have several."""
+    if len(counts) > 1:
+        raise EdgerunError(f"{where}the inputs differ in their number of samples", got=shapes)
+    return counts.pop()
 
 
 def rows(array: np.ndarray, axes: int) -> np.ndarray:
