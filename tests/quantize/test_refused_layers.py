@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import edgerun
-from edgerun.errors import Unsupported
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.metrics import sqnr_db
 from edgerun.quantize import fold
 from edgerun.verbs.compress import compress
@@ -67,6 +67,11 @@ REFUSED: dict[str, tuple[str, np.ndarray, dict[str, np.ndarray], str]] = {
         "(float[4,8] x) => (float[4,6] y) { y = Gemm(x, w, b) }", X, {"w": W, "b": W[:4]},
         "1 Gemm: the bias is computed, or more than a row (y)",
     ),
+    "a branch": (
+        FLAT + """ { m = ReduceMax<keepdims = 0>(x) c = IsInf(m) y = If(c) <then_branch = t () => (float[n,6] p) {
+            p = MatMul(x, w) }, else_branch = e () => (float[n,6] q) { q = MatMul(x, u) }> }""",
+        X, {"w": W, "u": 2 * W}, "2 MatMul: in a branch or a loop",
+    ),
     "nothing": (FLAT.replace("6", "8") + "{ y = Relu(x) }", X, {}, "no layer of these kinds"),
 }  # fmt: skip
 
@@ -78,3 +83,30 @@ def test_the_reason_is_told(name: str, target: str, net: Any) -> None:
     with pytest.raises(Unsupported, match="nothing in this model runs on integers") as error:
         compress(net(text, **weights), target=target, calibration={"x": x}, placement="rules")
     assert reason in str(error.value.got)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_computed_weight_leaves_the_other_layers(target: str, net: Any, evaluate: Any) -> None:
+    text = """(float[n,8,4,4] x) => (float[n,6,4,4] y) {
+        m = ReduceMax<keepdims = 0>(x) k = Mul(v, m) a = Conv(x, k) r = Relu(a) y = Conv(r, u) }"""
+    kernels = {"v": GENERATOR.standard_normal((8, 8, 1, 1)), "u": W.T.reshape(6, 8, 1, 1)}
+    model = net(text, **{name: array.astype(np.float32) for name, array in kernels.items()})
+    small = compress(model, target=target, calibration={"x": PLANES}, placement="rules")
+    assert small.history[-1].options["integer nodes"] == 1
+    assert sqnr_db(evaluate(model, {"x": PLANES[:4]})[0], evaluate(small, {"x": PLANES[:4]})[0]) > 30
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_what_is_empty_for_some_samples_is_told_as_that(target: str, net: Any, evaluate: Any) -> None:
+    """Of rows that nothing is selected from, there are no extremes; what reads them may stay in float."""
+    text = """(float[n,8] x) => (float[1,6] y, float[n,8] h) {
+        h = Gemm(x, v) m = ReduceMax<axes = [1], keepdims = 0>(h) k = Greater(m, high)
+        q = Compress<axis = 0>(h, k) s = MatMul(q, w) y = ReduceSum(s, rows) }"""
+    square = GENERATOR.standard_normal((8, 8)).astype(np.float32)
+    told = {"v": square, "w": W, "high": np.float32(5), "rows": np.array([0])}
+    model = net(text, **{name: np.asarray(array) for name, array in told.items()})
+    with pytest.raises(EdgerunError, match="activation 'q' is empty for some of the calibration data") as error:
+        compress(model, target=target, calibration={"x": X}, placement="rules")
+    assert "--keep-float the nodes that read it" in str(error.value)
+    small = compress(model, target=target, calibration={"x": X}, placement="rules", keep_float=["s"])
+    assert sqnr_db(evaluate(model, {"x": X})[1], evaluate(small, {"x": X})[1]) > 30
