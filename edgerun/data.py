@@ -7,7 +7,7 @@
                                                 the last line's objects, which may be named themselves
     open_data("random:64", …)                   seeded noise, only by this name
     open_data(reader or dataset, …)             what has get_next() (ONNX Runtime's CalibrationDataReader) or
-                                                get_inference_data() (nncf.Dataset)
+                                                get_inference_data() (nncf.Dataset); a torch Dataset or DataLoader
 
 An array has the model input's axes (rows of samples first), or one axis fewer (one sample). When the inputs have
 no batch axis in common (a scalar among them, say, or sizes that no output begins with), every stored row is one whole
@@ -238,6 +238,8 @@ def _open(
     if callable(source):
         function = cast("Callable[[], Iterable[Any]]", source)
         return sources.Called(getattr(source, "__name__", "the callable"), function, axes)
+    if not isinstance(source, Iterable) and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        return sources.Called("the data", lambda: map(source.__getitem__, range(len(source))), axes)
     if isinstance(source, Iterator) or not isinstance(source, Iterable):
         got, do = type(source).__name__, "give a list, or a function that returns a new iterator"
         raise EdgerunError("the data cannot be read more than once", got=got, do=do)
