@@ -211,6 +211,13 @@ def _unlock(device: Device, address: ctypes.c_void_p) -> None:
     device.close()
 
 
+def free_bytes() -> int:
+    """Memory of the current context's device that nobody holds."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    _call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+    return free.value
+
+
 def _size(count: int) -> ctypes.c_size_t:
     return ctypes.c_size_t(count)
 

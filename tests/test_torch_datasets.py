@@ -51,11 +51,12 @@ def by_onnxruntime(path: Path, data: Any) -> Model:
 
 
 def by_nncf(path: Path, data: Any) -> Model:
-    return nncf.quantize(path, data)
+    made: Model = nncf.quantize(path, data)
+    return made
 
 
 def by_its_dataset(path: Path, data: Any) -> Model:
-    return nncf.quantize(path, nncf.Dataset(data))
+    return by_nncf(path, nncf.Dataset(data))
 
 
 @pytest.mark.parametrize("made", [pairs, Endless])

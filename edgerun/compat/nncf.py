@@ -8,24 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from edgerun.compat._nodes import Nodes, heard, member, refuse
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
+
+if TYPE_CHECKING:
+    from edgerun.verbs.compress import Indexed
 
 __all__ = ["Dataset", "IgnoredScope", "ModelType", "QuantizationPreset", "TargetDevice", "quantize"]
 
 QuantizationPreset = Enum("QuantizationPreset", {"PERFORMANCE": "performance", "MIXED": "mixed"})
 TargetDevice = Enum("TargetDevice", {"ANY": "ANY", "CPU": "CPU", "GPU": "GPU", "NPU": "NPU", "CPU_SPR": "CPU_SPR"})
 ModelType = Enum("ModelType", {"TRANSFORMER": "transformer"})
-
-
-class Indexed(Protocol):
-    """As a torch Dataset."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class Dataset:

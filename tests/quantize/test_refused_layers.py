@@ -89,7 +89,7 @@ def test_the_reason_is_told(name: str, target: str, net: Any) -> None:
 def test_a_computed_weight_leaves_the_other_layers(target: str, net: Any, evaluate: Any) -> None:
     text = """(float[n,8,4,4] x) => (float[n,6,4,4] y) {
         m = ReduceMax<keepdims = 0>(x) k = Mul(v, m) a = Conv(x, k) r = Relu(a) y = Conv(r, u) }"""
-    kernels = {"v": GENERATOR.standard_normal((8, 8, 1, 1)), "u": W.T.reshape(6, 8, 1, 1)}
+    kernels: dict[str, np.ndarray] = {"v": GENERATOR.standard_normal((8, 8, 1, 1)), "u": W.T.reshape(6, 8, 1, 1)}
     model = net(text, **{name: array.astype(np.float32) for name, array in kernels.items()})
     small = compress(model, target=target, calibration={"x": PLANES}, placement="rules")
     assert small.history[-1].options["integer nodes"] == 1

@@ -32,7 +32,9 @@ def _cell(op: str, direction: str, states: bool) -> tuple[onnx.NodeProto, dict[s
     """A layer, and feeds of all its inputs."""
     ways, rows, random = 2 if direction == "bidirectional" else 1, GATES[op] * HIDDEN, np.random.default_rng(3)
     shapes = {"x": (STEPS, BATCH, SIZE), "w": (ways, rows, SIZE), "r": (ways, rows, HIDDEN), "b": (ways, 2 * rows)}
-    own = {name: random.uniform(-1, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+    own: dict[str, np.ndarray] = {
+        name: random.uniform(-1, 1, shape).astype(np.float32) for name, shape in shapes.items()
+    }
     own["lengths"] = LENGTHS
     for name in ("h0", "c0")[: (2 if op == "LSTM" else 1) * states]:
         own[name] = random.uniform(1, 2, (ways, BATCH, HIDDEN)).astype(np.float32)
