@@ -21,7 +21,7 @@ def built(factory: str, kind: type, called: str) -> Any:
     sys.path.insert(0, "")
     try:
         made = getattr(importlib.import_module(name), attribute)()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise EdgerunError(
             f"the factory {factory} failed", got=f"{type(error).__name__}: {first_line(error)}",
             wanted=f"a callable without arguments, importable from here, whose result is a {called}",

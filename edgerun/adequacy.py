@@ -100,7 +100,8 @@ class FeedCheck:
             yield f"{self._blank} of {self.samples} calibration samples are blank: one number throughout"
         if self.different < FEW:
             share, kind = 2 / (self.different + 1), " different" if doubles else ""
+            few = "samples are few" if self.different > 1 else "sample is few"
             yield (
-                f"{self.different}{kind} calibration samples are few: up to {share:.0%} of new data will leave a "
+                f"{self.different}{kind} calibration {few}: up to {share:.0%} of new data will leave a "
                 "range; a hundred are usual"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from edgerun.runtime.spec import TensorSpec
 
 Feeds = dict[str, np.ndarray]
+LENGTH = re.compile("(?i)[lt]|(?!.*batch).*(len|seq|time|frame|step|tok).*").fullmatch
 
 
 def rebatched(chunks: Iterator[Feeds], size: int) -> Iterator[Feeds]:
@@ -123,15 +125,15 @@ def batching(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec] = ()) -
     """Whether the first axes are one batch axis, and its size where the model fixes it.
 
     A fixed size above 1 may as well be that of channels, or of features: a batch's is in front of every output too, and
-    where no `outputs` are known, not the only one of an input. An open one is a length where no output has it and all
-    begin with a number, or another dimension of the inputs.
+    where no `outputs` are known, not the only one of an input. An open one is a length where it is called so (LENGTH),
+    or no output has it and all begin with a number, or another dimension of the inputs.
     """
     doors, answers = [spec.shape for spec in inputs], [spec.shape for spec in outputs]
     firsts = set(next(zip(*doors, strict=False), ()))  # none where an input is a scalar
     if {*map(type, firsts)} == {str}:
         dims = sum(doors, ())
         lengths = [s and firsts.isdisjoint(s) and (isinstance(s[0], int) or s[0] in dims) for s in answers]
-        return not lengths or not all(lengths), None
+        return not (lengths and all(lengths) or any(map(LENGTH, map(str, firsts)))), None
     size = next(iter(firsts), "")
     if isinstance(size, str) or len(firsts) > 1:
         return False, None

@@ -7,7 +7,7 @@
                                                 the last line's objects, which may be named themselves
     open_data("random:64", …)                   seeded noise, only by this name
     open_data(reader or dataset, …)             what has get_next() (ONNX Runtime's CalibrationDataReader) or
-                                                get_inference_data() (nncf.Dataset)
+                                                get_inference_data() (nncf.Dataset); a torch Dataset or DataLoader
 
 An array has the model input's axes (rows of samples first), or one axis fewer (one sample). When the inputs have
 no batch axis in common (a scalar among them, say, or sizes that no output begins with), every stored row is one whole
@@ -174,13 +174,11 @@ class Data:
         for where, raw in self.source.chunks(self.batch or 1):
             number = getattr(self.source, "number", first)  # where the source has another order
             chunk = {s.name: _rows(raw[s.name], s, self.batch is not None, where, number) for s in self.inputs}
-            counts = {len(array) for array in chunk.values()}
-            if len(counts) > 1:
-                shapes = {name: list(array.shape) for name, array in raw.items()}
-                raise EdgerunError(f"{where}: the inputs differ in their number of samples", got=shapes)
+            shapes = {name: array.shape for name, array in raw.items()}
+            count = sources.agreed({len(array) for array in chunk.values()}, shapes, f"{where}: ")
             if self._limit is not None:
                 chunk = {name: array[: self._limit - first] for name, array in chunk.items()}
-            first += counts.pop()
+            first += count
             yield chunk
             if self._limit is not None and first >= self._limit:
                 return
@@ -240,6 +238,8 @@ def _open(
     if callable(source):
         function = cast("Callable[[], Iterable[Any]]", source)
         return sources.Called(getattr(source, "__name__", "the callable"), function, axes)
+    if not isinstance(source, Iterable) and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        return sources.Called("the data", lambda: map(source.__getitem__, range(len(source))), axes)
     if isinstance(source, Iterator) or not isinstance(source, Iterable):
         got, do = type(source).__name__, "give a list, or a function that returns a new iterator"
         raise EdgerunError("the data cannot be read more than once", got=got, do=do)

@@ -18,9 +18,6 @@ RELATIVE_ERROR = 1e-3  # of float models: max |y - r| / max |r|, every output
 # on a quantized MobileNetV2 ONNX Runtime with and without its optimizations agrees with itself to 20 dB, and both are
 # as near to the float model. So the float model is the judge where it is known, and else the bound is a low one.
 SQNR_DB = 10.0
-# Of large models in half precision, where rounding leaves more as a rule (bfloat16, five networks, drawn inputs: 28 to
-# 48 dB). Below, the same model without its rounding is the judge.
-HALF_DB = 30.0
 BLOCK = 1 << 13  # elements that are looked at together: what is computed of them stays in a core's cache
 
 

@@ -1,4 +1,4 @@
-"""What a plug-in is: the protocols Converter and Pass, and of `edgerun.target`, which a device has alone, Target."""
+"""What a plug-in is: Converter, Pass and Writing, and of `edgerun.target`, which a device has alone, Target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from edgerun.target import Limits as Limits
 from edgerun.target import NodeTime as NodeTime
 from edgerun.target import Quantization as Quantization
 from edgerun.target import Target as Target
-from edgerun.target import Writing as Writing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -209,3 +208,13 @@ class Faster(Pass, Protocol):
     """A pass whose models are to be faster than the float ones, by the nodes that it puts on integers or in halves."""
 
     def integers(self, model: Model, rules: Quantization, keep_float: frozenset[str]) -> list[str]: ...
+
+
+@runtime_checkable
+class Writing(Target, Protocol):
+    """A Target that writes other files too (`writes`): `written` gives the options with which `compile` makes a file of
+    that kind, and runs it here: without those about the device alone."""
+
+    writes: tuple[str, ...]
+
+    def written(self, suffix: str, options: Options, device: Device | None) -> Options: ...

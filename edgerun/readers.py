@@ -47,7 +47,7 @@ class Reader:
 
     def chunks(self, rows: int) -> Iterator[sources.Chunk]:
         if self._rewind is not None:
-            with sources.called("the calibration data reader"):
+            with sources.called("the calibration data reader failed"):
                 self._rewind()
         for index, item in enumerate(self._stored() if self._folder else self._drained()):
             where = f"the calibration data reader, item {index}"
@@ -64,7 +64,7 @@ class Reader:
             yield {str(name): np.array(value) for name, value in item.items()}  # readers write into one buffer again
 
     def _next(self) -> Any:
-        with sources.called("the calibration data reader"):
+        with sources.called("the calibration data reader failed"):
             return self._reader.get_next()
 
     def _stored(self) -> Iterator[dict[str, np.ndarray]]:
@@ -75,7 +75,7 @@ class Reader:
 
 def made(name: str, given: Any) -> Any:
     """A reader or dataset that was named, or one of the class that was. Raises EdgerunError where that fails."""
-    with sources.called(name):
+    with sources.called(f"{name} failed"):
         return given() if isinstance(given, type) else given
 
 

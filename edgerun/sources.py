@@ -7,6 +7,7 @@ An array has one axis more than a sample (rows), or is one sample itself.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 import traceback
@@ -22,6 +23,7 @@ from edgerun.preprocess import Preprocessing
 from edgerun.runtime.spec import WORDS
 
 LABELS = ("labels", "y")
+OURS = Path(__file__).parent
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 Chunk = tuple[str, dict[str, np.ndarray]]
 Axes = Mapping[str, int]  # input name -> number of axes of one sample
@@ -44,10 +46,7 @@ class Files:
         self.samples: int | None = 0
         for part in parts:
             counts = {s.shape[0] if len(s.shape) > axes[name] else 1 for name, s in part.items()}
-            if len(counts) > 1:
-                where = ", ".join(f"{s.where}{list(s.shape)}" for s in part.values())
-                raise EdgerunError("the inputs differ in their number of samples", got=where)
-            self.samples += counts.pop()
+            self.samples += agreed(counts, {s.where: s.shape for s in part.values()})
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         for part in self.parts:
@@ -67,11 +66,8 @@ class Arrays:
         values = {name: np.asarray(value) for name, value in arrays.items()}
         self._arrays = {name: rows(array, axes[name]) for name, array in pick(values, list(axes)).items()}
         self._labels = next((values[name] for name in LABELS if name in values and name not in axes), None)
-        counts = {len(array) for array in self._arrays.values()}
-        if len(counts) > 1:
-            shapes = {name: list(array.shape) for name, array in self._arrays.items()}
-            raise EdgerunError("the inputs differ in their number of samples", got=shapes)
-        self.samples: int | None = counts.pop()
+        shapes = {name: array.shape for name, array in self._arrays.items()}
+        self.samples: int | None = agreed({len(array) for array in self._arrays.values()}, shapes)
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         for start in range(0, self.samples or 0, rows):
@@ -106,7 +102,7 @@ class Called:
         return np.concatenate(found) if found else None
 
     def _items(self) -> Iterator[Chunk]:
-        with called(self._name):
+        with called(f"{self._name} failed"):
             yield from self._given()
 
     def _given(self) -> Iterator[Chunk]:
@@ -205,18 +201,13 @@ def pictures(folder: Path) -> list[Path]:
 
 def imported(reference: str) -> Any:
     """What `module:name` names; modules of the working folder are found. They run with the user's rights."""
-    module_name, _, attribute = reference.partition(":")
+    module, _, attribute = reference.partition(":")
     sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        do = "run from the folder that holds the module, or check the name"
-        raise EdgerunError(f"cannot import {reference}", got=str(error), do=do) from error
+        with called(f"cannot import {reference}", "import it by itself first, from the folder that holds it"):
+            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
     finally:
         sys.path.remove("")
-    return found
 
 
 def pick(values: Mapping[str, Any], wanted: Sequence[str], where: str = "the data") -> dict[str, Any]:
@@ -230,18 +221,18 @@ def pick(values: Mapping[str, Any], wanted: Sequence[str], where: str = "the dat
 
 
 @contextlib.contextmanager
-def called(name: str) -> Iterator[None]:
-    """What a caller's own code raises within becomes an EdgerunError, with the line of it where that is known."""
+def called(what: str, do: str = "call it by itself first") -> Iterator[None]:
+    """What a caller's own code raises within becomes an EdgerunError of `what`, with its line where that is known."""
     try:
         yield
     except (EdgerunError, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        outside = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
-        where = f", at {outside[-1].filename}:{outside[-1].lineno}" if outside else ""
+        own = [f for f in frames if OURS not in Path(f.filename).parents and "importlib" not in f.filename]
+        where = f", at {own[-1].filename}:{own[-1].lineno}" if own else ""
         got = f"{type(error).__name__}: {error}{where}"
-        raise EdgerunError(f"{name} failed", got=got, do="call it by itself first") from error
+        raise EdgerunError(what, got=got, do=do) from error
 
 
 def _named(item: Any, axes: Axes, where: str) -> Mapping[str, Any]:
@@ -271,6 +262,13 @@ def _missing(name: str, got: Sequence[str], wanted: Sequence[str], where: str) -
     return EdgerunError(
         f"input {name!r} is missing in {where}", got=", ".join(got) or "nothing", wanted=", ".join(wanted)
     )
+
+
+def agreed(counts: set[int], shapes: Mapping[str, Sequence[int]], where: str = "") -> int:
+    """The one number of samples. Raises EdgerunError where inputs of these shapes have several."""
+    if len(counts) > 1:
+        raise EdgerunError(f"{where}the inputs differ in their number of samples", got=shapes)
+    return counts.pop()
 
 
 def rows(array: np.ndarray, axes: int) -> np.ndarray:

@@ -131,16 +131,6 @@ class Target(Protocol):
 
 
 @runtime_checkable
-class Writing(Target, Protocol):
-    """A Target that writes other files too (`writes`): `written` gives the options with which `compile` makes a file of
-    that kind, and runs it here: without those about the device alone."""
-
-    writes: tuple[str, ...]
-
-    def written(self, suffix: str, options: Options, device: Device | None) -> Options: ...
-
-
-@runtime_checkable
 class Finishing(Target, Protocol):
     """A Target that finishes recipes: it compiles an `.onnx` file's bytes alone, for open sizes within `ranges`."""
 

@@ -134,7 +134,8 @@ def observe(
 def _extremes(watch: Watch, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
     lows, highs = watch.extremes(names)
     if not (finite := (np.isfinite(lows) & np.isfinite(highs)).all(axis=0)).all():
-        raise unusable(names[int(finite.argmin())])
+        worst = int(finite.argmin())
+        raise unusable(names[worst], lows[:, worst], highs[:, worst])
     return lows, highs
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgerun import rearranged
-from edgerun.quantize.graphs import affine, gates, hardswish, tables
+from edgerun.quantize.graphs import affine, gates, hardswish, plain, tables
 from edgerun.quantize.graphs.edit import constant, sole_consumer
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def constants(model: ir.Model) -> None:
 
 
 def maps(model: ir.Model) -> None:
-    """Make lookups of one-hot products, join hard-swish, put per-channel maps into the layers next to them, and a row
-    that is added to a product into a Gemm."""
+    """Make lookups of one-hot products, join hard-swish, put factors of products and per-channel maps into the layers,
+    and a row that is added to a product into a Gemm."""
     import onnx_ir.passes.common as common
 
     infer_shapes(model)
@@ -79,6 +79,8 @@ def maps(model: ir.Model) -> None:
         infer_shapes(model)
     if hardswish.join(model):
         common.RemoveUnusedNodesPass()(model)
+        infer_shapes(model)
+    if plain.write(model.graph):
         infer_shapes(model)
     affine.fold_back(model.graph)
     infer_shapes(model)

@@ -38,7 +38,18 @@ from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import all_kept, finite
-from edgerun.quantize.graphs import correction, edit, flatten, gelus, lattice, placement, qdq, reach, saturation
+from edgerun.quantize.graphs import (
+    correction,
+    edit,
+    flatten,
+    gelus,
+    lattice,
+    placement,
+    qdq,
+    reach,
+    saturation,
+    suitable,
+)
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.graphs.work import keepable
@@ -78,7 +89,8 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
         if placement.plan(model.graph, request.rules).compute or _sequences.found(model.graph):
             raise all_kept(request)
         wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
-        raise Unsupported("nothing in this model runs on integers on the target", wanted=wanted)
+        got = suitable.refusals(model.graph, request.rules)
+        raise Unsupported("nothing in this model runs on integers on the target", got=got, wanted=wanted)
     own = _inputs.aligned(model, plan, request)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
     seen, fit, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))

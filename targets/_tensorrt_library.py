@@ -23,7 +23,6 @@ OLDEST = {"tensorrt": (10, 3), "tensorrt_rtx": (1, 7)}
 # where it refuses one ("8.0 8.6 8.9 12.0 12.1 >12.0"), and on 7.5 one that was built for it alone (NVIDIA's
 # documentation, "CPU-Only AOT and TensorRT-RTX Engines"). Hopper, Orin, Thor and Blackwell's B GPUs are not among them.
 RTX_RUNS, RTX_ALONE, RTX_FROM = frozenset({(8, 0), (8, 6), (8, 9)}), frozenset({(7, 5)}), (12, 0)
-RTX_BUILDS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")  # what 1.7.1 builds for, by number
 NOISE = re.compile(
     r"\[checkMacros\S* Error Code \d+: Cuda Runtime .*", re.DOTALL
 )  # it looks for a GPU when it complains

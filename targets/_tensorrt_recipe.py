@@ -16,6 +16,7 @@ from edgerun.targets import _tensorrt_build as build
 from edgerun.targets import _tensorrt_library as tensorrt
 from edgerun.targets import _tensorrt_refit as refit
 
+RTX_BUILDS = ("SM75", "SM80", "SM86", "SM89", "SM120", "SM121")  # what tensorrt_rtx 1.7.1 builds for, by number
 DLA_TYPES = {"FLOAT16", "INT8"}
 
 
@@ -71,5 +72,5 @@ def _known(name: str) -> tuple[str, ...]:
     if name != "tensorrt_rtx":
         return (build.CURRENT, build.PORTABLE)
     if importlib.util.find_spec(name) is None:
-        return (build.PORTABLE, *tensorrt.RTX_BUILDS)
+        return (build.PORTABLE, *RTX_BUILDS)
     return build.capabilities(importlib.import_module(name))

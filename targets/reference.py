@@ -139,14 +139,25 @@ def _parsed(data: bytes) -> Any:
 
 @functools.cache
 def _loop() -> Any:
-    """The evaluator's Loop, which without a condition ran no iteration (onnx 1.23) in place of all."""
+    """The evaluator's Loop (onnx 1.23) ran no iteration without a condition in place of all, and joined what each gave
+    along its first axis in place of a new one."""
     loop: Any = importlib.import_module("onnx.reference.ops.op_loop").Loop
 
     class Loop(loop):  # type: ignore[misc]
         op_domain = ""
 
-        def _run(self, trips: Any, condition: Any, *args: Any, **words: Any) -> Any:
-            return super()._run(trips, np.array(True) if condition is None else condition, *args, **words)
+        def _run(
+            self, trips: Any, condition: Any, *states: Any, context: Any = None, body: Any = None, **told: Any
+        ) -> Any:
+            step, scans, goes_on = 0, list[Any](), condition is None or bool(condition)
+            while goes_on and (trips is None or step < trips):
+                own = zip(self.body.input_names, (np.array(step, np.int64), np.array(True), *states), strict=False)
+                goes_on, *found = self._run_body({**(context or {}), **dict(own)}, **told)
+                states, step = found[: self.N], step + 1
+                scans.append(found[self.N :])
+            if self.K and not scans:
+                raise ValueError("a Loop without an iteration has scan outputs of no known shape")
+            return (*states, *map(np.stack, zip(*scans, strict=True)))
 
     return Loop
 

@@ -62,6 +62,10 @@ def test_what_points_into_a_dimension_is_not_cut(
     ([("t", 40)], [(1, 10)], None),  # frames
     ([("t",)], [(10,), (1, 4)], None),
     ([("t", "n", 40)], [("n", 10)], None),
+    ([("L",)], [("L", 10)], None),  # tokens, by name
+    ([("seq_len", 8)], [("seq_len", 10)], None),
+    ([("T", "n", 8)], [("T", "n", 4)], None),
+    ([("batch_times_steps", 8)], [("batch_times_steps", 4)], 4),
     ([("n", 3)], [("m", 2)], 4),  # a name of its own says nothing
     ([("n", 3)], [("n", 2), (5, 4)], 4),
     ([("n", 7, 3)], [(1, "n", 6)], 4),  # a state

@@ -257,7 +257,17 @@ def _decided(found: Mapping[str, Any]) -> Iterator[str]:
         low, high = judged["interval (dB, 95 %)"] or (None, None)
         ends = "" if low is None else f", {low:.1f} to {high:.1f}"
         n = f"n={judged['samples']}{', 95 %' if ends else ''}"
-        yield f"on the calibration data: SQNR {found[SQNR]:.1f} dB to the float model{ends} ({n})"
+        few = "; so few samples say little of others" if _few(found) else ""
+        yield f"on the calibration data: SQNR {found[SQNR]:.1f} dB to the float model{ends} ({n}){few}"
+
+
+def _few(found: Mapping[str, Any]) -> bool:
+    """Whether so few samples set the ranges that what is lost of them is no measure of others: 16 to 20 dB on new ones
+    where three had 50 dB."""
+    from edgerun.adequacy import FEW
+
+    told = found.get("calibration", {})
+    return bool(told) and told["samples"] - told["duplicates"] < FEW
 
 
 def _brief(value: Any) -> str:

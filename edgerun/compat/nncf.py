@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgerun.compat._nodes import Nodes, heard, member, refuse
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
+
+if TYPE_CHECKING:
+    from edgerun.verbs.compress import Indexed
 
 __all__ = ["Dataset", "IgnoredScope", "ModelType", "QuantizationPreset", "TargetDevice", "quantize"]
 
@@ -22,18 +25,26 @@ ModelType = Enum("ModelType", {"TRANSFORMER": "transformer"})
 
 
 class Dataset:
-    """Items of `data_source`, which can be read again, through `transform_func`: what a model is fed with."""
+    """Items of `data_source`, which can be read again (an iterable, or, as a torch Dataset, with length and items),
+    through `transform_func`: what a model is fed with. Raises EdgerunError for an iterator."""
 
-    def __init__(self, data_source: Iterable[Any], transform_func: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, data_source: Iterable[Any] | Indexed, transform_func: Callable[[Any], Any] | None = None
+    ) -> None:
+        if isinstance(data_source, Iterator):
+            got, do = type(data_source).__name__, "give what it iterates over: a list, a DataLoader"
+            raise EdgerunError("the dataset cannot be read more than once", got=got, do=do)
         self._source, self._transform = data_source, transform_func
 
     def get_data(self) -> Iterator[Any]:
         """The items as they are."""
-        return iter(self._source)
+        if isinstance(self._source, Iterable):
+            return iter(self._source)
+        return map(self._source.__getitem__, range(len(self._source)))
 
     def get_inference_data(self) -> Iterator[Any]:
         """The items as the model takes them: a dict by input name, an array, or a list in the inputs' order."""
-        return iter(self._source) if self._transform is None else map(self._transform, self._source)
+        return self.get_data() if self._transform is None else map(self._transform, self.get_data())
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ def _dataset(given: Any) -> Any:
     """A dataset as it is, or one of samples that can be iterated over."""
     if hasattr(given, "get_inference_data"):
         return given
-    if isinstance(given, Iterable) and not isinstance(given, (str, Mapping)):
+    if (isinstance(given, Iterable) or hasattr(given, "__getitem__")) and not isinstance(given, (str, Mapping)):
         return Dataset(given)
     raise EdgerunError("this is no dataset", got=type(given).__name__, wanted="nncf.Dataset, or a list of samples")
 

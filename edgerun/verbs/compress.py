@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,15 @@ from edgerun.verbs.making import Making, Original, judged
 from edgerun.verbs.placements import Made
 
 Progress = Callable[[str, int, int], None]
+
+
+class Indexed(Protocol):
+    """As a torch Dataset."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 Calibration = (
     str
     | Path
@@ -42,6 +51,7 @@ Calibration = (
     | Callable[[], Iterable[Any]]
     | GivesNext
     | GivesInferenceData
+    | Indexed
     | Data
 )
 DEFAULT_CAP = 192 << 20  # bytes of activations

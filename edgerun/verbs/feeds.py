@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgerun import contracts, onnx_file
+from edgerun.batches import batching
 from edgerun.data import Data, Feeds, open_data
 from edgerun.errors import EdgerunError
 from edgerun.preprocess import Preprocessing
@@ -80,12 +81,14 @@ def noise_for(inputs: Sequence[TensorSpec], model: Runnable, samples: int, batch
     try:
         return feeds_for(inputs, model, f"random:{samples}", batch=batch, **given)
     except EdgerunError as error:
-        if not (left := [spec for spec in inputs if any(isinstance(dim, str) for dim in spec.shape[1:])]):
+        cut = int(batching(inputs, given.get("outputs", ()))[0])
+        left = {s.name: (1,) * cut + s.shape[cut:] for s in inputs if any(isinstance(d, str) for d in s.shape[cut:])}
+        if not left:
             raise
-        options = " ".join(f"--input-shape {s.name}:[{','.join(map(str, (1, *s.shape[1:])))}]" for s in left)
-        words = ", ".join(dict.fromkeys(str(dim) for s in left for dim in s.shape[1:] if isinstance(dim, str)))
-        do = f"give {options}, with numbers for {words}; or real data"
-        raise EdgerunError(error.what, got=", ".join(map(str, left)), do=do) from None
+        options = " ".join(f"--input-shape {name}:[{','.join(map(str, shape))}]" for name, shape in left.items())
+        words = dict.fromkeys(dim for shape in left.values() for dim in shape if isinstance(dim, str))
+        do = f"give {options}, with numbers for {', '.join(words)}; or real data"
+        raise EdgerunError(error.what, got=error.got, do=do) from None
 
 
 def tracked(data: Data, progress: Callable[[float], None] | None) -> Iterator[Feeds]:

@@ -32,7 +32,7 @@ from edgerun.errors import EdgerunError, unknown
 from edgerun.metrics import correct, predicted, same_class
 from edgerun.postprocess import Prediction, overlaps
 from edgerun.runtime import Session, TensorSpec
-from edgerun.sources import imported
+from edgerun.sources import called, imported
 
 if TYPE_CHECKING:
     from edgerun.model import Model
@@ -213,11 +213,8 @@ class _One(dict[str, np.ndarray]):
 def _called(name: str, function: Callable[..., Any], outputs: Outputs, labels: Any) -> np.ndarray:
     """What a callable says of a batch."""
     rows = 1 if isinstance(outputs, _One) else len(next(iter(labels.values())) if isinstance(labels, dict) else labels)
-    try:
+    with called(f"{name} failed", "call it on one batch by itself first"):
         found = np.atleast_1d(np.asarray(function(outputs, labels)))
-    except Exception as error:
-        raise EdgerunError(f"{name} failed", got=f"{type(error).__name__}: {error}",
-                           do="call it on one batch by itself first") from error  # fmt: skip
     if found.dtype.kind not in "bfiu" or found.shape != (rows,) or not ((found >= 0) & (found <= 1)).all():
         raise EdgerunError(f"{name} gave no scores", got=f"{found.dtype}{list(found.shape)} {found[:3]}",
                            wanted=f"[{rows}] numbers of 0 to 1, 1 for right")  # fmt: skip

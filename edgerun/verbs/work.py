@@ -11,7 +11,7 @@ import numpy as np
 
 from edgerun import sandbox
 from edgerun.errors import EdgerunError
-from edgerun.metrics import HALF_DB, SQNR_DB
+from edgerun.metrics import SQNR_DB
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ROUNDING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"})
 PLAIN = frozenset({"half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"})  # of Resize, beyond dispute
 HALVES = {10: 10, 16: 7}  # TensorProto's float16 and bfloat16, and the bits behind the point
+# Of large models in half precision, where rounding leaves more as a rule (bfloat16, five networks, drawn inputs: 28 to
+# 48 dB). Below, the same model without its rounding is the judge.
+HALF_DB = 30.0
 TYPES = ("to", "dtype", "output_dtype")  # attributes that say one
 _COUNTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 FASTEST = 2e11  # multiply-accumulates of float32 a second that no core reaches: two 16-wide units at 6 GHz

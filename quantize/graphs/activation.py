@@ -11,16 +11,20 @@ import numpy as np
 from edgerun.errors import EdgerunError
 
 
-def unusable(name: str) -> EdgerunError:
-    """What is said of a value that is NaN or infinite on the calibration data."""
+def unusable(name: str, lows: np.ndarray, highs: np.ndarray) -> EdgerunError:
+    """What is said of a value that is NaN, infinite or empty on the calibration data, whose extremes these are."""
+    if ((lows == np.inf) & (highs == -np.inf)).any():  # of no element
+        do = "--keep-float the nodes that read it, or leave out the samples that make it so"
+        return EdgerunError(f"activation {name!r} is empty for some of the calibration data", do=do)
     do = "check the preprocessing; run the float model on the same data"
     return EdgerunError(f"activation {name!r} is not finite on the calibration data", do=do)
 
 
 def check(name: str, channels: Channels) -> None:
-    """Raise EdgerunError for what is NaN or infinite, and for finite values whose squares have no sum in float32."""
+    """Raise EdgerunError for what is NaN, infinite or empty, and for finite values whose squares have no sum in
+    float32."""
     if not (np.isfinite(channels.lows) & np.isfinite(channels.highs)).all() or np.isnan(channels.power).any():
-        raise unusable(name)
+        raise unusable(name, channels.lows, channels.highs)
     if np.isinf(channels.power).any():
         raise EdgerunError(
             f"activation {name!r} is too large for statistics in float32",

@@ -49,7 +49,7 @@ def _products(rows: np.ndarray, name: str) -> np.ndarray:
     if np.isfinite(np.diag(found)).all():
         return found
     if not np.isfinite(rows).all():
-        raise unusable(name)
+        raise unusable(name, rows, rows)
     wide = rows.astype(np.float64)  # squares that float32 has no room for
     found = wide.T @ wide
     return found

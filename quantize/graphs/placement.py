@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from edgerun.passes import Quantization
 from edgerun.quantize.graphs import between, gates, lifted, recurrent, thin
-from edgerun.quantize.graphs.edit import COPIES, constant, row_bias, sole_consumer
+from edgerun.quantize.graphs.edit import COPIES, constant, sole_consumer
+from edgerun.quantize.graphs.suitable import is_layer, refusal
+from edgerun.quantize.graphs.suitable import weight_axis as weight_axis
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -86,7 +88,7 @@ def _plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str]) -> P
     stem: set[ir.Node] = set()
     left = {*(gates.nodes(graph) if rules.float_gates else ()), *recurrent.heads(graph)}
     for node in graph:
-        if node.name in keep_float or node in left or not _computes(node, rules):
+        if node.name in keep_float or node in left or not is_layer(node, rules) or refusal(node, rules):
             continue
         if node.op_type == "Conv" and _stem(node, stem, rules):
             stem.add(node)
@@ -112,35 +114,6 @@ def _plan(graph: ir.Graph, rules: Quantization, keep_float: frozenset[str]) -> P
     pairs = [node for node in placement.compute if constant(node.inputs[1]) is None]
     placement.centred = {placement.points[value] for node in pairs for value in _activations(node)}
     return placement
-
-
-def weight_axis(node: ir.Node) -> int:
-    """The output-channel axis of a node's weight (input 1)."""
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    weight = constant(node.inputs[1])
-    assert weight is not None
-    return weight.ndim - 1
-
-
-def _computes(node: ir.Node, rules: Quantization) -> bool:
-    if node.domain != "" or node.op_type not in rules.compute or not _float32(node):
-        return False
-    weight = constant(node.inputs[1])
-    if node.op_type == "MatMul":
-        return weight.ndim == 2 if weight is not None else rules.pair_matmul
-    if weight is None:
-        return False
-    if node.op_type in ("Conv", "Gemm") and row_bias(node, weight.shape[weight_axis(node)]) is None:
-        return False
-    if node.op_type == "Gemm":
-        plain = not node.attributes.get_int("transA", 0) and node.attributes.get_float("beta", 1.0) == 1.0
-        return plain and node.attributes.get_float("alpha", 1.0) == 1.0
-    return node.op_type != "ConvTranspose" or node.attributes.get_int("group", 1) == 1
 
 
 def _stem(node: ir.Node, before: set[ir.Node], rules: Quantization) -> bool:

@@ -123,7 +123,7 @@ def test_inputs_are_asked_for_and_checked() -> None:
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A state_dict of `nets:small`, which stands in the working folder."""
     code = "from torch import nn\n\ndef small():\n    return nn.Sequential(nn.Linear(4, 3), nn.ReLU())\n\n"
-    code += "def number():\n    return 3\n"
+    code += "def number():\n    return 3\n\ndef leaves():\n    raise SystemExit(3)\n"
     (tmp_path / "nets.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "small.pt"
@@ -151,6 +151,7 @@ def test_checkpoint_around_a_state_dict(weights: Path) -> None:
         ("nets:large", "no attribute 'large'"),
         ("nosuch:large", "No module named 'nosuch'"),
         ("nets:number", "returned no nn.Module"),
+        ("nets:leaves", r"nets:leaves failed[\s\S]*SystemExit: 3"),
         ("torch.nn:ReLU", "does not fit"),
     ],
 )

@@ -39,6 +39,19 @@ def test_no_number_of_samples_is_passed_over(
     assert done.code == 0, done.err
     lines = [line for line in done.err.splitlines() if line.startswith("calibration data: ") and "repeat" not in line]
     assert len(lines) == 1 and lines[0].startswith(f"calibration data: {told}")
+    assert ("so few samples say little of others" in done.out) == (told == "15 calibration samples are few")
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"), [(1, "1 calibration sample is few"), (3, "3 calibration samples are few")]
+)
+def test_next_to_no_samples(tmp_path: Path, model: Path, cli: Any, samples: int, told: str) -> None:
+    """What is lost of the very samples that set the ranges is told as that, and for one without an interval."""
+    np.savez(tmp_path / "few.npz", x=X[:samples])
+    done = cli("compress", model, "-o", tmp_path / "small.onnx", "--calibration", tmp_path / "few.npz")
+    assert done.code == 0 and told in done.err, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("on the calibration data")]
+    assert line.endswith(f"(n={samples}{', 95 %' * (samples > 1)}); so few samples say little of others")
 
 
 def by_verb(path: Path, folder: Path, data: Any) -> None:

@@ -99,7 +99,7 @@ CASES: dict[str, tuple[Quantization, str, str, str, str, str]] = {
         PAIRS, FLAT, "q = MatMul(x, m) k = MatMul(x, m) t = Transpose(k) s = MatMul(q, t) p = Softmax(s)"
         " v = MatMul(x, m) y = MatMul(p, v)", "x q k=t", "q k s v", "",
     ),
-    "alpha": (RULES, FLAT, "a = Gemm<alpha=0.5>(x, m) y = Gemm(a, m)", "a", "y", ""),
+    "alpha": (RULES, FLAT, "a = Gemm<alpha=0.5>(x, m) y = Gemm(a, m)", "x a", "a y", ""),
     "transposed input": (RULES, "(float[8,n] x) => (float[n,8] y)", "y = Gemm<transA=1>(x, m)", "", "", ""),
     "a bias that is a matrix": (RULES, "(float[8,8] x) => (float[8,8] y)", "y = Gemm(x, m, m2)", "", "", ""),
     "read outside too": (RULES, DOOR, "a = Conv(x, w) r = Relu(a) s = Sigmoid(a) y = Conv(r, w) z = Add(s, r)",
