@@ -37,7 +37,18 @@ from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import all_kept, finite
-from edgerun.quantize.graphs import correction, edit, equalize, flatten, gelus, lattice, placement, qdq, reach, saturation
+from edgerun.quantize.graphs import (
+    correction,
+    edit,
+    equalize,
+    flatten,
+    gelus,
+    lattice,
+    placement,
+    qdq,
+    reach,
+    saturation,
+)
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.graphs.work import keepable
@@ -84,7 +95,7 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
     request.telling = _observation.telling(truths)
     request = replace(request, keep_float=request.keep_float | plan.thin)  # nothing was seen of what these read
     for told in (seen, fit):
-        told |= {name: told[name].within(*ends) for name, ends in reach.ends(plan).items() if told}
+        told |= {name: told[name].within(*ends) for name, ends in reach.ends(plan, told).items()} if told else {}
         told |= _inputs.exact(told, own)
     _observation.tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     makes = makes or _without.Makes(_all_placed, _plain)
