@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # dB: a model that is farther off gets float layers, until it is surely as near. On samples that its ranges were not
 # taken from it is 0.7 dB less near (PP-OCR, six placements by four halves of its calibration data).
 FLOOR = 21.0
+MARGIN = 3.0  # dB above it, up to which a model still gets those that take no time at all
 SHARE = 0.06  # of all multiply-accumulates that a kind of layers may have
 WIDER = (0.1, 0.2, 0.4)  # that the first layers may have of a model that is not there yet
 FREE = 1.05  # times as long a run may take for as many of them as there are: no more than two sessions differ by
@@ -85,29 +86,32 @@ class Cheap:
     def needed(
         self, plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request
     ) -> list[Totals]:
-        """What the model loses of each sample, where it is less than FLOOR dB near the float one; else nothing.
+        """What the model loses of each sample, where it is less than FLOOR dB near the float one, or MARGIN above and a
+        clock may say what takes no time; else nothing.
 
-        A few samples may surely say that it is nearer; where less than half of them tell anything, it must be sure.
+        A few samples may surely say that it is nearer.
         """
         if not self.plans:
             return []
+        enough = FLOOR if request.pace is None else FLOOR + MARGIN
         few = _ranges.looked_at(seen, stream, request) or _ranges.RACE
-        if _scores.surely(reached(plan, seen, stream, request, few)) >= FLOOR:
+        if _scores.surely(reached(plan, seen, stream, request, few)) >= enough:
             return []
         scores = reached(plan, seen, stream, request)
-        few_tell = 2 * sum(telling(scores)) < len(scores)
-        return scores if (_scores.surely if few_tell else _scores.sqnr)(scores) < FLOOR else []
+        return scores if _near(scores) < enough else []
 
     def free(self, made: Placed, scores: list[Totals], judge: Judge, finish: Finish, request: Request) -> Placed | None:
         """`made`, which loses `scores`, with its depthwise layers in float and the most of the first ones that take
-        next to no time there, by the target's clock; None where there are none, or no clock.
+        next to no time there, by the target's clock, or none at all where it is FLOOR dB near; None where there are
+        none, or no clock.
 
         Integers pay little in layers of few channels, and what they cost is as much as anywhere. It must bring WORTH dB
         by the `judge`; both are timed as `finish` makes them.
         """
         if request.pace is None:
             return None
-        beside = request.pace(finish(replace(made, model=made.model.clone())), FREE)
+        most = FREE if _near(scores) < FLOOR else 1.0
+        beside = request.pace(finish(replace(made, model=made.model.clone())), most)
         first = {kind: names for kind, names in self.kinds.items() if names and _wider(kind)}
         wider = {names | self.kinds["depthwise"]: kind for kind, names in first.items()}
         for names, kind in reversed(wider.items()):
@@ -115,7 +119,7 @@ class Cheap:
                 continue
             other = self._without(made, names)
             ratio = beside(finish(replace(other, model=other.model.clone())))
-            if ratio is None or ratio > FREE:
+            if ratio is None or ratio > most:
                 continue
             after = judge(other, replace(request, keep_float=request.keep_float | names, found={}), scores)
             gain = _Gain.of(scores, after)
@@ -126,12 +130,14 @@ class Cheap:
 
     def spared(self, made: Placed, scores: list[Totals], judge: Judge, request: Request) -> Placed:
         """`made`, which loses `scores`, with each kind of layers in float that brings WORTH dB by the `judge`, one kind
-        after the other.
+        after the other; as it is where that is FLOOR dB near.
 
         Ever more of the first layers are tried as long as the model is not surely FLOOR dB near; they are no longer
         cheap, and so must likely bring something: a few samples, of which one may be far off, can say neither.
         """
         best, kept = made, frozenset[str]()
+        if _near(scores) >= FLOOR:
+            return best
         for kind, names in self.kinds.items():
             trial = kept | names
             if trial == kept or trial not in self.plans:
@@ -167,6 +173,12 @@ class Cheap:
             equalize.scale_input(model.graph, node, by)
         edit.drop_unused(model)
         return Placed(model, plan, {name: weight for name, weight in made.stored.items() if name not in names})
+
+
+def _near(scores: list[Totals]) -> float:
+    """dB, which must be sure where less than half of the samples tell anything."""
+    few_tell = 2 * sum(telling(scores)) < len(scores)
+    return (_scores.surely if few_tell else _scores.sqnr)(scores)
 
 
 def _wider(kind: str) -> bool:

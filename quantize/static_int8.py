@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgerun.errors import EdgerunError, Unsupported
 from edgerun.quantize import (
     _finished,
     _inputs,
@@ -23,6 +22,7 @@ from edgerun.quantize import (
     _observation,
     _precision,
     _reached,
+    _refused,
     _rest,
     _rounding,
     _sequences,
@@ -37,10 +37,11 @@ from edgerun.quantize._precision import Cheap, Placed, Stored
 from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
-from edgerun.quantize._weights import all_kept, finite
+from edgerun.quantize._weights import finite
 from edgerun.quantize.graphs import (
     correction,
     edit,
+    equalize,
     flatten,
     gelus,
     lattice,
@@ -48,11 +49,9 @@ from edgerun.quantize.graphs import (
     qdq,
     reach,
     saturation,
-    suitable,
 )
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
-from edgerun.quantize.graphs.work import keepable
 from edgerun.quantize.numerics import grid
 from edgerun.quantize.numerics.grid import Grid
 
@@ -76,28 +75,24 @@ def prepare(model: ir.Model, request: Request, makes: _without.Makes | None = No
 
     Where the effort tries each step without, `makes` finish the models that are compared (None: as INT8).
     """
-    _refuse_quantized(model)
+    _refused.quantized(model)
     folded(model, request.rules)
     gc.collect()
-    _check_kept(model, request)
+    _refused.kept_in_vain(model, request)
     _masked.raised(model, request)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
     original = model.clone() if _sequences.found(model.graph, request.keep_float) else None
     if not plan.compute:
         if original is not None:
             return Prepared(model, original, {}, [], {})
-        if placement.plan(model.graph, request.rules).compute or _sequences.found(model.graph):
-            raise all_kept(request)
-        wanted = f"float32 {', '.join(sorted(request.rules.compute))} with constant weights"
-        got = suitable.refusals(model.graph, request.rules)
-        raise Unsupported("nothing in this model runs on integers on the target", got=got, wanted=wanted)
+        raise _refused.nothing(model, request)
     own = _inputs.aligned(model, plan, request)
     plan = placement.plan(model.graph, request.rules, request.keep_float)
     seen, fit, truths = observe(model, plan, request, vectors=_rounding.wanted(plan, request))
     request.telling = _observation.telling(truths)
     request = replace(request, keep_float=request.keep_float | plan.thin)  # nothing was seen of what these read
     for told in (seen, fit):
-        told |= {name: told[name].within(*ends) for name, ends in reach.ends(plan).items() if told}
+        told |= {name: told[name].within(*ends) for name, ends in reach.ends(plan, told).items()} if told else {}
         told |= _inputs.exact(told, own)
     _observation.tell_coverage({str(v.name): seen[str(v.name)] for v in plan.points}, request)
     makes = makes or _without.Makes(_all_placed, _plain)
@@ -159,6 +154,8 @@ def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.M
     tables = weight_int8.tables(model.graph, request.keep_float) if request.rules.tables else 0
     request.found["tables in 8 bits"] = tables
     plan = placement.plan(model.graph, request.rules, request.keep_float)
+    for node, factors in lattice.release(model.graph, plan):
+        equalize.scale_input(model.graph, node, factors)
     cheap = Cheap.of(model, plan, request)
     made = Placed(model, plan, _store_weights(model, plan, seen, prepared.codes, request))
     del model
@@ -236,22 +233,6 @@ def _written(
     repaired = sum(weight.repaired for weight in made.stored.values())
     request.found["saturation"] = saturation.certificate(result.graph, repaired, request.rules.paired)
     return result
-
-
-def _refuse_quantized(model: ir.Model) -> None:
-    for node in model.graph.all_nodes():
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear") or "Integer" in node.op_type:
-            raise EdgerunError("the model is quantized already", got=f"{node.op_type} {node.name!r}",
-                               wanted="a float model", do="compress the model that it was made from")  # fmt: skip
-
-
-def _check_kept(model: ir.Model, request: Request) -> None:
-    candidates = keepable(model.graph, request.rules)
-    for name in request.keep_float:
-        if name not in candidates:
-            ops = sorted({node.op_type for node in model.graph if node.name in candidates})
-            wanted = f"the name of a {', '.join(ops)} node" if ops else None
-            raise EdgerunError(f"keeping {name!r} in float has no effect: it is never quantized", wanted=wanted)
 
 
 def _store_weights(

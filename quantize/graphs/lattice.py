@@ -239,11 +239,11 @@ def settle(graph: ir.Graph, before: Mapping[str, np.ndarray]) -> None:
     for each in moved(graph):
         for node in each.layers:
             if str(node.name) in before:
-                centre.move_bias(graph, node, (before[str(node.name)] - _stored(node)) @ each.offsets)
+                centre.move_bias(graph, node, (before[str(node.name)] - _weights(node)) @ each.offsets)
 
 
 def release(graph: ir.Graph, plan: Plan) -> list[tuple[ir.Node, np.ndarray]]:
-    """Undo it where layers stay in float after all, whose weights are stored as yet.
+    """Undo it where layers stay in float after all, whose weights may be stored as yet.
 
     Returns these with the factors `[C]` that their float weights are still to take.
     """
@@ -255,7 +255,7 @@ def release(graph: ir.Graph, plan: Plan) -> list[tuple[ir.Node, np.ndarray]]:
             continue
         pads = constant(each.pad.inputs[1]) if each.pad is not None else None
         for node in each.layers:
-            centre.move_bias(graph, node, _stored(node) @ each.offsets)
+            centre.move_bias(graph, node, _weights(node) @ each.offsets)
             scaled.append((node, each.factors))
             if pads is not None:
                 places = pads.reshape(2, 4)[:, 2:] if _first(each) else pads.reshape(2, 4)[:, 1:3]
@@ -271,12 +271,12 @@ def release(graph: ir.Graph, plan: Plan) -> list[tuple[ir.Node, np.ndarray]]:
     return scaled
 
 
-def _stored(node: ir.Node) -> np.ndarray:
-    """`over_taps` of a Conv whose weight is stored."""
+def _weights(node: ir.Node) -> np.ndarray:
+    """`over_taps` of a Conv whose weight is stored, or float."""
     pair = node.inputs[1].producer()  # type: ignore[union-attr]
-    scale = None if pair is None else constant(pair.inputs[1])
-    assert scale is not None
-    return correction.over_taps(qdq.stored_weight(node), scale)
+    if pair is None:
+        return correction.over_taps(constant(node.inputs[1]))
+    return correction.over_taps(qdq.stored_weight(node), constant(pair.inputs[1]))
 
 
 def _first(each: Moved) -> bool:
