@@ -12,7 +12,6 @@ from edgerun.model import Model, Step
 from edgerun.passes import Pass, Request, Staged
 from edgerun.quantize._engine import Compiled as Compiled
 from edgerun.quantize._engine import judged as judged
-from edgerun.quantize._engine import one_by_one as one_by_one
 from edgerun.runtime import TensorSpec
 
 if TYPE_CHECKING:

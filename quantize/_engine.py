@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgerun.errors import GateFailed
+from edgerun.errors import GateFailed, Unsupported
 from edgerun.quantize._scores import ERROR, counted, farther, interval, sqnr
 
 if TYPE_CHECKING:
@@ -39,11 +39,22 @@ class Compiled:
                 "interval (dB, 95 %)": None if self.interval is None else list(self.interval)}  # fmt: skip
 
 
-def judged(run: Runner, evidence: Evidence, target: str) -> Compiled:
-    """What `run`, of an engine of `target`, loses on the samples that the graph was judged on.
+def judged(session: Session, usual: Mapping[str, Sequence[int]], evidence: Evidence, target: str) -> Compiled | None:
+    """What a `session` of an engine of `target` loses on the samples that the graph was judged on, run one by one where
+    its kernels are for `usual` shapes of one; None where rounding decides how many numbers an output has.
 
     Raises GateFailed where it is surely LOSS_DB farther from the float model than the graph is, and not NEAR_DB near.
     """
+    try:
+        return _judged(_one_by_one(session, usual), evidence, target)
+    except (GateFailed, Unsupported):  # or the samples of a batch say something of each other
+        try:
+            return _judged(session.run, evidence, target)
+        except Unsupported:
+            return None
+
+
+def _judged(run: Runner, evidence: Evidence, target: str) -> Compiled:
     pairs = list(zip(evidence.of(run), evidence.lost, strict=False))
     there, graph = ([dict(lost) for lost in one] for one in zip(*pairs, strict=True))
     over = counted(there, graph)
@@ -58,10 +69,7 @@ def judged(run: Runner, evidence: Evidence, target: str) -> Compiled:
     return Compiled(target, round(found, 2), _rounded(interval(there)), len(there))
 
 
-def one_by_one(session: Session, usual: Mapping[str, Sequence[int]]) -> Runner:
-    """Runs of a batch's samples by themselves, where that is how its kernels are `usual`, and every output has a row
-    for each."""
-
+def _one_by_one(session: Session, usual: Mapping[str, Sequence[int]]) -> Runner:
     def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         rows = {array.shape[0] if array.ndim else 1 for array in feeds.values()}
         if len(rows) > 1 or rows == {1} or any(tuple(shape)[:1] != (1,) for shape in usual.values()) or not usual:

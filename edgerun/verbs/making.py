@@ -147,13 +147,12 @@ class Making:
         return asked
 
     def _proven(self, result: Model, asked: Request) -> Made:
-        usual, found = usual_shapes(self.inputs, self.data), list[quantize.Compiled]()
+        usual, found = usual_shapes(self.inputs, self.data), list[quantize.Compiled | None]()
 
         def judge(session: Session) -> None:
             if asked.evidence is not None and self.target != MEASURER:
                 self.progress("judging the engine", 0, 0)
-                run = quantize.one_by_one(session, usual)
-                found.append(quantize.judged(run, asked.evidence, self.target))
+                found.append(quantize.judged(session, usual, asked.evidence, self.target))
 
         with told(self.progress):
             engine = self._compared(result, asked.telling, usual, judge)

@@ -275,8 +275,12 @@ def _weights(node: ir.Node) -> np.ndarray:
     """`over_taps` of a Conv whose weight is stored, or float."""
     pair = node.inputs[1].producer()  # type: ignore[union-attr]
     if pair is None:
-        return correction.over_taps(constant(node.inputs[1]))
-    return correction.over_taps(qdq.stored_weight(node), constant(pair.inputs[1]))
+        weight = constant(node.inputs[1])
+        assert weight is not None
+        return correction.over_taps(weight)
+    scale = constant(pair.inputs[1])
+    assert scale is not None
+    return correction.over_taps(qdq.stored_weight(node), scale)
 
 
 def _first(each: Moved) -> bool:
