@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgerun.passes import Request
 
-    Judge = Callable[["Placed", Request, list[Totals]], list[Totals]]
+    Judge = Callable[["Placed", Request, "Lost"], list[Totals]]
     Finish = Callable[["Placed"], ir.Model]
 
 # dB: a model that is farther off gets float layers, until it is surely as near. On samples that its ranges were not
@@ -50,6 +51,19 @@ class Placed:
     model: ir.Model
     plan: placement.Plan
     stored: Mapping[str, Stored]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What a placement loses of each sample, `scores`, of as many `samples` as judge it."""
+
+    scores: list[Totals]
+    samples: int
+
+    @property
+    def near(self) -> float:
+        """dB, of which it must be sure where less than half of the samples tell anything."""
+        return _near(self.scores)
 
 
 @dataclass(frozen=True)
@@ -85,72 +99,76 @@ class Cheap:
 
     def needed(
         self, plan: placement.Plan, seen: Mapping[str, Activation], stream: Stream, request: Request
-    ) -> list[Totals]:
+    ) -> Lost | None:
         """What the model loses of each sample, where it is less than FLOOR dB near the float one, or MARGIN above and a
-        clock may say what takes no time; else nothing.
+        clock may say what takes no time; else None.
 
         A few samples may surely say that it is nearer.
         """
         if not self.plans:
-            return []
+            return None
         enough = FLOOR if request.pace is None else FLOOR + MARGIN
-        few = _ranges.looked_at(seen, stream, request) or _ranges.RACE
-        if _scores.surely(reached(plan, seen, stream, request, few)) >= enough:
-            return []
-        scores = reached(plan, seen, stream, request)
-        return scores if _near(scores) < enough else []
+        samples = _ranges.looked_at(seen, stream, request) or _ranges.RACE
+        scores = reached(plan, seen, stream, request, samples)
+        if (surely := _scores.surely(scores)) < FLOOR:
+            samples = _ranges.corrected_on(seen, stream, request)
+            surely = _near(scores := reached(plan, seen, stream, request, samples))
+        return Lost(scores, samples) if surely < enough else None
 
-    def free(self, made: Placed, scores: list[Totals], judge: Judge, finish: Finish, request: Request) -> Placed | None:
-        """`made`, which loses `scores`, with its depthwise layers in float and the most of the first ones that take
-        next to no time there, by the target's clock, or none at all where it is FLOOR dB near; None where there are
-        none, or no clock.
+    def free(self, made: Placed, lost: Lost, judge: Judge, finish: Finish, request: Request) -> Placed | None:
+        """`made`, which loses that, with its depthwise layers in float and the most of the first ones that take next to
+        no time there, by the target's clock, or none at all where it is FLOOR dB near; None where there are none, or no
+        clock.
 
         Integers pay little in layers of few channels, and what they cost is as much as anywhere. It must bring WORTH dB
         by the `judge`; both are timed as `finish` makes them.
         """
         if request.pace is None:
             return None
-        most = FREE if _near(scores) < FLOOR else 1.0
+        near = lost.near >= FLOOR
+        most = 1.0 if near else FREE
         beside = request.pace(finish(replace(made, model=made.model.clone())), most)
         first = {kind: names for kind, names in self.kinds.items() if names and _wider(kind)}
         wider = {names | self.kinds["depthwise"]: kind for kind, names in first.items()}
-        for names, kind in reversed(wider.items()):
-            if names not in self.plans:
-                continue
-            other = self._without(made, names)
-            ratio = beside(finish(replace(other, model=other.model.clone())))
-            if ratio is None or ratio > most:
-                continue
-            after = judge(other, replace(request, keep_float=request.keep_float | names, found={}), scores)
-            gain = _Gain.of(scores, after)
+        trials = [(kind, names, self._without(made, names)) for names, kind in wider.items() if names in self.plans]
+
+        def fast(trial: tuple[str, frozenset[str], Placed]) -> bool:
+            ratio = beside(finish(replace(trial[2], model=trial[2].model.clone())))
+            return ratio is not None and ratio <= most
+
+        # Where nothing may be paid, most trials are in vain: the least is asked first, and more where that is free.
+        found = reversed([*itertools.takewhile(fast, trials)]) if near else filter(fast, reversed(trials))
+        for kind, names, other in found:
+            after = judge(other, replace(request, keep_float=request.keep_float | names, found={}), lost)
+            gain = _Gain.of(lost.scores, after)
             if gain.told(kind, gain.over_all >= WORTH, request):
                 request.found["float layers"] = sorted(names)
                 return other
         return None
 
-    def spared(self, made: Placed, scores: list[Totals], judge: Judge, request: Request) -> Placed:
-        """`made`, which loses `scores`, with each kind of layers in float that brings WORTH dB by the `judge`, one kind
+    def spared(self, made: Placed, lost: Lost, judge: Judge, request: Request) -> Placed:
+        """`made`, which loses that, with each kind of layers in float that brings WORTH dB by the `judge`, one kind
         after the other; as it is where that is FLOOR dB near.
 
         Ever more of the first layers are tried as long as the model is not surely FLOOR dB near; they are no longer
         cheap, and so must likely bring something: a few samples, of which one may be far off, can say neither.
         """
         best, kept = made, frozenset[str]()
-        if _near(scores) >= FLOOR:
+        if lost.near >= FLOOR:
             return best
         for kind, names in self.kinds.items():
             trial = kept | names
             if trial == kept or trial not in self.plans:
                 continue
             wider = _wider(kind)
-            if wider and _scores.surely(scores) >= FLOOR:
+            if wider and _scores.surely(lost.scores) >= FLOOR:
                 break
             own = replace(request, keep_float=request.keep_float | trial, found={})
             other = self._without(made, trial)
-            after = judge(other, own, scores)
-            gain = _Gain.of(scores, after)
+            after = judge(other, own, lost)
+            gain = _Gain.of(lost.scores, after)
             if gain.told(kind, gain.over_all >= WORTH and (not wider or gain.likely > 0), request):
-                best, kept, scores = other, trial, after
+                best, kept, lost = other, trial, Lost(after, lost.samples)
         if kept:
             request.found["float layers"] = sorted(kept)
         return best

@@ -33,7 +33,7 @@ from edgerun.quantize import (
 )
 from edgerun.quantize._as_qdq import quantized
 from edgerun.quantize._observation import Truth, observe
-from edgerun.quantize._precision import Cheap, Placed, Stored
+from edgerun.quantize._precision import Cheap, Lost, Placed, Stored
 from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
@@ -161,13 +161,14 @@ def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.M
     del model
     begun: Begun = {}
     with _streaming(made, truths, request, begun) as stream:
-        lost = cheap.needed(plan, seen, stream, request) if spare else []
-        settled = None if lost else _settled(made.plan, seen, stream, request)
+        lost = cheap.needed(plan, seen, stream, request) if spare else None
+        settled = None if lost is not None else _settled(made.plan, seen, stream, request)
     if settled is None:
+        assert lost is not None
 
-        def judge(spared: Placed, own: Request, beside: list[Totals]) -> list[Totals]:
+        def judge(spared: Placed, own: Request, beside: Lost) -> list[Totals]:
             with _streaming(spared, truths, own, begun) as stream:
-                return _precision.reached(spared.plan, seen, stream, own, beside=beside)
+                return _precision.reached(spared.plan, seen, stream, own, beside.samples, beside.scores)
 
         def plain(placed: Placed) -> ir.Model:
             return _at_extremes(placed, seen, {}, request)
