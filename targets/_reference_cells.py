@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 LENGTHS = 4  # which input they are
-BY_ROW = (0, 5, 6)  # x and the initial states
+BY_ROW = (5, 6)  # the initial states
 Act = Callable[[np.ndarray], np.ndarray]
 # By name: the function, and its alpha and beta where none are given.
 ACTIVATIONS: Mapping[str, tuple[Callable[..., np.ndarray], tuple[float, ...]]] = {
@@ -74,7 +74,11 @@ def _ended(run: Callable[..., Any], inputs: Sequence[Any], layout: int) -> Any:
     rows = []
     for row, length in enumerate(lengths):
         own = [a.take([row], 1 - layout) if at in BY_ROW and a is not None else a for at, a in enumerate(inputs)]
-        own[0], own[LENGTHS], rest = own[0].take(range(max(length, 1)), layout), None, x.shape[layout] - max(length, 1)
+        own[0], own[LENGTHS], rest = (
+            x.take([row], 1 - layout).take(range(max(length, 1)), layout),
+            None,
+            x.shape[layout] - max(length, 1),
+        )
         y, *states = (array * array.dtype.type(length > 0) for array in run(*own))
         rows.append((np.pad(y, [(0, rest if axis == layout else 0) for axis in range(4)]), *states))
     axes = (2 * (1 - layout), 1 - layout, 1 - layout)

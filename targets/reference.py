@@ -153,7 +153,7 @@ def _loop() -> Any:
             while goes_on and (trips is None or step < trips):
                 own = zip(self.body.input_names, (np.array(step, np.int64), np.array(True), *states), strict=False)
                 goes_on, *found = self._run_body({**(context or {}), **dict(own)}, **told)
-                states, step = found[: self.N], step + 1
+                states, step = tuple(found[: self.N]), step + 1
                 scans.append(found[self.N :])
             if self.K and not scans:
                 raise ValueError("a Loop without an iteration has scan outputs of no known shape")

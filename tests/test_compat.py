@@ -231,7 +231,7 @@ def test_a_model_of_openvino(tmp_path: Path) -> None:
 
 def test_a_dataset_over_an_iterator_is_refused() -> None:
     items = iter([{"x": X[:8]}, {"x": X[8:]}, *({"x": X} for _ in range(20))])
-    theirs = type("Dataset", (), {"get_inference_data": lambda self: items})()  # nncf's own takes one
+    theirs: Any = type("Dataset", (), {"get_inference_data": lambda self: items})()  # nncf's own takes one
     with pytest.raises(EdgerunError, match="more than once"):
         compress(Model.from_proto(network()), calibration=theirs)
 
