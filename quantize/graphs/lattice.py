@@ -274,12 +274,11 @@ def release(graph: ir.Graph, plan: Plan) -> list[tuple[ir.Node, np.ndarray]]:
 def _weights(node: ir.Node) -> np.ndarray:
     """`over_taps` of a Conv whose weight is stored, or float."""
     pair = node.inputs[1].producer()  # type: ignore[union-attr]
-    if pair is None:
+    scale = None if pair is None else constant(pair.inputs[1])
+    if scale is None:
         weight = constant(node.inputs[1])
         assert weight is not None
         return correction.over_taps(weight)
-    scale = constant(pair.inputs[1])
-    assert scale is not None
     return correction.over_taps(qdq.stored_weight(node), scale)
 
 
