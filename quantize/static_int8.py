@@ -38,18 +38,7 @@ from edgerun.quantize._prepared import Observed, Prepared
 from edgerun.quantize._ranges import checked, choose, corrected_on, intervals, reported
 from edgerun.quantize._stream import Begun, Stream, Totals, grids_over
 from edgerun.quantize._weights import finite
-from edgerun.quantize.graphs import (
-    correction,
-    edit,
-    equalize,
-    flatten,
-    gelus,
-    lattice,
-    placement,
-    qdq,
-    reach,
-    saturation,
-)
+from edgerun.quantize.graphs import correction, edit, flatten, gelus, lattice, placement, qdq, reach, saturation
 from edgerun.quantize.graphs.activation import Activation
 from edgerun.quantize.graphs.work import integers as integers
 from edgerun.quantize.numerics import grid
@@ -154,8 +143,7 @@ def _placed(prepared: Prepared, request: Request, *, spare: bool = True) -> ir.M
     tables = weight_int8.tables(model.graph, request.keep_float) if request.rules.tables else 0
     request.found["tables in 8 bits"] = tables
     plan = placement.plan(model.graph, request.rules, request.keep_float)
-    for node, factors in lattice.release(model.graph, plan):
-        equalize.scale_input(model.graph, node, factors)
+    lattice.given_back(model.graph, plan)
     cheap = Cheap.of(model, plan, request)
     made = Placed(model, plan, _store_weights(model, plan, seen, prepared.codes, request))
     del model

@@ -1,8 +1,8 @@
 """Scales and rounding where there are fewer numbers: before upsampling and concatenation, in gates, in means.
 
 What a factor per channel is multiplied with may be a product with a gate, of which the gate alone can take the factor;
-nearest neighbours repeat values, rounded ones as well. A runtime that fuses none of these reads and writes the whole
-tensor for each.
+nearest neighbours repeat values, rounded ones as well; what joins integers may join integers alone. A runtime that
+fuses none of these reads and writes the whole tensor for each.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def _mean_before(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _quantized_before(graph: ir.Graph, node: ir.Node) -> bool:
-    """Quantize what upsampling and concatenation are made of too, on the same grid; exact, and then these run on it."""
+    """Quantize what upsampling and concatenation are made of too, on the same grid, and these run on it; exact but for
+    integers of another grid, which a Concat rounds once more as it is."""
     x, scale = node.inputs[0], constant(node.inputs[1])
     if x is None or scale is None or scale.size != 1 or not _moves(x):
         return False
@@ -129,7 +130,16 @@ def _quantized_before(graph: ir.Graph, node: ir.Node) -> bool:
 
 def _moves(x: Maybe) -> bool:
     made = _made_for_one(x)
-    return made is not None and (_repeats(made) or (made.op_type == "Concat" and any(map(_moves, made.inputs))))
+    if made is None or made.op_type != "Concat":
+        return made is not None and _repeats(made)
+    return any(_moves(value) or _dequantized(value) for value in made.inputs)
+
+
+def _dequantized(value: Maybe) -> bool:
+    """Whether integers were computed for it, which a Concat of integers brings onto its own grid."""
+    made = None if value is None else value.producer()
+    codes = made.inputs[0] if made is not None and made.op_type == "DequantizeLinear" else None
+    return codes is not None and codes.producer() is not None
 
 
 def _round_inputs(graph: ir.Graph, quantizer: ir.Node, x: ir.Value) -> None:
@@ -137,6 +147,8 @@ def _round_inputs(graph: ir.Graph, quantizer: ir.Node, x: ir.Value) -> None:
     assert made is not None
     for index, value in enumerate(made.inputs if made.op_type == "Concat" else made.inputs[:1]):
         assert value is not None
+        if made.op_type == "Concat" and _dequantized(value):
+            continue
         if _moves(value):
             _round_inputs(graph, quantizer, value)
         codes = _made(graph, made, "QuantizeLinear", [value, *quantizer.inputs[1:]], quantizer.outputs[0], quantizer)

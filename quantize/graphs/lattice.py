@@ -271,6 +271,12 @@ def release(graph: ir.Graph, plan: Plan) -> list[tuple[ir.Node, np.ndarray]]:
     return scaled
 
 
+def given_back(graph: ir.Graph, plan: Plan) -> None:
+    """`release` of layers that stay in float and have float weights still."""
+    for node, factors in release(graph, plan):
+        equalize.scale_input(graph, node, factors)
+
+
 def _weights(node: ir.Node) -> np.ndarray:
     """`over_taps` of a Conv whose weight is stored, or float."""
     pair = node.inputs[1].producer()  # type: ignore[union-attr]

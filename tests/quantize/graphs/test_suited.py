@@ -157,6 +157,32 @@ def test_a_scaled_value_that_is_read_otherwise_too_stays(net: Any, weights: Any,
     same(evaluate, model, after, 140)
 
 
+def test_what_is_joined_with_integers_is_rounded_before(
+    net: Any, weights: Any, evaluate: Any, fused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A U-Net's level, whose ConvTranspose has no integer kernel: the Concat is one on integers, and but for what lies
+    between two steps nothing differs from rounding what it gives."""
+    model = net(
+        """(float[n,3,16,16] x) => (float[n,4,16,16] y) {
+          a = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(x, wa)  skip = Relu(a)
+          p = MaxPool<kernel_shape = [2,2], strides = [2,2]>(skip)
+          b = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(p, wb)  r = Relu(b)
+          up = ConvTranspose<kernel_shape = [2,2], strides = [2,2]>(r, wu)
+          j = Concat<axis = 1>(skip, up)  y = Conv<kernel_shape = [3,3], pads = [1,1,1,1]>(j, wy)
+        }""",
+        wa=weights(1, 8, 3, 3, 3), wb=weights(2, 16, 8, 3, 3), wu=weights(3, 16, 8, 2, 2), wy=weights(4, 4, 16, 3, 3),
+    )  # fmt: skip
+    x = np.random.default_rng(1).standard_normal((40, 3, 16, 16)).astype(np.float32)
+    small = compress(model, target="onnxruntime", calibration={"x": x[:32]}, placement="rules")
+    found = fused(small)
+    assert found["QLinearConcat"] == 1 and "Concat" not in found
+    monkeypatch.setattr(early, "move", lambda graph: 0)
+    behind = compress(model, target="onnxruntime", calibration={"x": x[:32]}, placement="rules")
+    assert "Concat" in fused(behind)
+    (want,), (got,), (rounded,) = (evaluate(each, {"x": x[32:]}) for each in (model, small, behind))
+    assert sqnr_db(want, got) > sqnr_db(want, rounded) - 0.5
+
+
 def upsampling(net: Any, weights: Any, outputs: int, **change: Any) -> Model:
     """Two ConvTransposes with activations, the second to `outputs` channels."""
     told = {"strides": "[2,2]", "extra": "", **change}
