@@ -41,7 +41,7 @@ _TYPE = r"(?P<optional>optional\()?(?P<sequence>seq\()?tensor\((?P<dtype>\w+)\)+
 class OrtSession(Session):
     """Outputs are fresh arrays that ONNX Runtime allocates for every run, or the caller's.
 
-    `graphs` are its CUDA graphs, where it has any; `left` the nodes that run elsewhere than asked for; `how` the
+    `graphs` are its CUDA graphs, where it has any; `left` the nodes that run elsewhere (None: nobody tells); `how` the
     runtime's RunOptions of every run.
     """
 
@@ -49,7 +49,7 @@ class OrtSession(Session):
 
     def __init__(
         self, runtime: Any, session: Any, errors: tuple[type[Exception], ...], streams: int = 1,
-        graphs: Graphs | None = None, left: Sequence[Issue] = (), how: Any = None,
+        graphs: Graphs | None = None, left: Sequence[Issue] | None = (), how: Any = None,
     ) -> None:  # fmt: skip
         defaults = specs(session.get_overridable_initializers())
         super().__init__(specs(session.get_inputs()), specs(session.get_outputs()), streams, defaults)

@@ -159,7 +159,8 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
         what = f"an engine with {WEIGHTS}={asked.weights} is built where a GPU is"
         raise Unsupported(what, got=reason, do="build it on the device (edgerun warm), or leave it out")
     if plan is None:
-        raise Unsupported(UNBUILT, got=tensorrt.reason(logger.errors) or "no reason given")
+        reason = tensorrt.reason(logger.errors) or "no reason given"
+        raise Unsupported(UNBUILT, got=reason, do=FLOAT16 if "FP32 GEMM" in reason else None)
     timings.keep(trt, kept, asked.cache)
     kernels = "\n".join(text for text in logger.told if "LayerType: " in text)
     return Plan(bytes(plan), inputs, outputs, kernels)

@@ -27,6 +27,7 @@ from edgerun.verbs.recipe import SUFFIX, Recipe
 from edgerun.verbs.saturating import remedy, saturating, told
 
 log = logging.getLogger("edgerun")
+Keeps = Mapping[str, Collection[str]] | Collection[str]
 SAMPLES = 4  # of data, that are compared
 
 
@@ -102,11 +103,12 @@ def compiled(
     return Compiled(name, None, where.name if where else "another machine", tried)
 
 
-def _again(extra: Mapping[str, str], keeps: Mapping[str, Collection[str]] | None, suffix: str) -> Iterator[str]:
+def _again(extra: Mapping[str, str], keeps: Keeps | None, suffix: str) -> Iterator[str]:
     """The options that a file of this kind does not hold; `keeps` are patterns of what a target's files do, by suffix,
-    or None where it doesn't tell."""
+    or of all alike; None where it doesn't tell."""
+    of = keeps.get(suffix, ()) if isinstance(keeps, Mapping) else keeps or ()
     for key, value in extra.items():
-        if keeps is not None and not any(fnmatchcase(key, pattern) for pattern in keeps.get(suffix, ())):
+        if keeps is not None and not any(fnmatchcase(key, pattern) for pattern in of):
             yield f"{key}={value}"
 
 
