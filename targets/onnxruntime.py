@@ -82,7 +82,7 @@ def check(model: Model) -> list[Issue]:
 
 def compile(model: Model, options: Options) -> Engine:
     """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
-    optimized graph in its own format, with FORMAT=context what a provider that compiles ahead made of it.
+    optimized graph in its own format (FORMAT=optimized: as `.onnx`), with FORMAT=context what a provider made of it.
     """
     from edgerun.targets import _onnxruntime_context as context
     from edgerun.targets import _onnxruntime_optimized as optimized
