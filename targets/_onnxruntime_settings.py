@@ -128,10 +128,9 @@ def _require_kernels(runtime: Any, key: str, value: str) -> None:
 
 
 def _require_known(runtime: Any, key: str) -> None:
-    """Raise EdgerunError for a key that is nowhere in the runtime's own library, which takes it without a word.
-
-    A library that tells of no key at all has them elsewhere: then every one is taken.
-    """
+    # Raise EdgerunError for a key that is nowhere in the runtime's own library, which takes it without a word.
+    #
+    # A library that tells of no key at all has them elsewhere: then every one is taken.
     if key in FOLDED or holds(runtime.__file__, key.encode() + b"\0"):
         return
     known = {found.decode() for path in _libraries(runtime.__file__) for found in re.findall(_KEY, path.read_bytes())}

@@ -158,19 +158,17 @@ def _made(
     return Recipe(engine, options, whom, expects, rounds, label, inputs, outputs, exact, about), tried
 
 
-def _check_sizes(
-    feeds: Sequence[Feeds], inputs: Sequence[TensorSpec], ranges: Mapping[str, tuple[int, int, int]]
-) -> None:
+def _check_sizes(feeds: Sequence[Feeds], inputs: Sequence[TensorSpec], ranges: Mapping[str, tuple[int, ...]]) -> None:
     """Raise EdgerunError for a feed that an engine for these sizes would refuse."""
     for feed in feeds:
-        for spec in inputs:
-            for dim, size in zip(spec.shape, np.shape(feed[spec.name]), strict=False):
-                least, _, most = ranges.get(str(dim), (size, size, size))
-                if not least <= size <= most:
-                    raise EdgerunError(
-                        "a feed to compare on has another size than the engine takes", got=f"{spec.name}: {dim}={size}",
-                        wanted=f"{least} to {most}", do=f"a --size of {dim} with {size} in it, or other --data",
-                    )  # fmt: skip
+        pairs = [pair for spec in inputs for pair in zip(spec.shape, np.shape(feed[spec.name]), strict=False)]
+        sizes = {str(dim): size for dim, size in pairs if dim in ranges}
+        taken = truths.choices(ranges)
+        if not any(all(one[dim][0] <= size <= one[dim][2] for dim, size in sizes.items()) for one in taken):
+            got = ", ".join(f"{dim}={size}" for dim, size in sizes.items())
+            wanted = " or ".join(", ".join(f"{dim} {one[dim][0]} to {one[dim][2]}" for dim in sizes) for one in taken)
+            what = "a feed to compare on has another size than the engine takes"
+            raise EdgerunError(what, got=got, wanted=wanted, do="give a --size that it is within, or other --data")
 
 
 def _expected(device: devices.Device) -> dict[str, str]:

@@ -104,7 +104,7 @@ def test_an_open_dimension_needs_sizes(build_sequence: Model) -> None:
         target.compile(build_sequence, Options(sizes={"length": (1, 16, 64), "width": (1, 1, 1)}))
 
 
-@pytest.mark.parametrize("size", [(0, 1, 2), (2, 1, 3), (1, 3, 2), (1, 2)])
+@pytest.mark.parametrize("size", [(0, 1, 2), (2, 1, 3), (1, 3, 2), (1, 2), (), 5, (1, 2, 3, 4), (1, 2, 3, 4, 6, 5)])
 def test_sizes_that_are_no_range(size: Any) -> None:
     with pytest.raises(EdgerunError, match="least, usual, most"):
         Options(sizes={"length": size})
