@@ -62,8 +62,8 @@ class OvSession(Session):
                 return outputs
 
     def _like(self, feeds: Mapping[str, np.ndarray]) -> Hashable:
-        """What decides whether feeds run: their shapes, and the values that may say a shape. Raises EdgerunError for
-        integers that OpenVINO would cut to 32 bits without a word."""
+        # What decides whether feeds run: their shapes, and the values that may say a shape. Raises EdgerunError for
+        # integers that OpenVINO would cut to 32 bits without a word.
         for name in self._longs:
             if (array := feeds[name]).size and not (LEAST <= array.min() and array.max() <= MOST):
                 raise EdgerunError(

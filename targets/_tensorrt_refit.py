@@ -47,8 +47,8 @@ def weights(header: Mapping[str, Any], given: Path | None, source: bytes | None)
 
 
 def _as_written(model: bytes) -> bytes:
-    """The bytes that edgerun writes for a model of another writer, which is what the builder saw; where no graph can
-    be read, as on a device, `model` itself."""
+    # The bytes that edgerun writes for a model of another writer, which is what the builder saw; where no graph can be
+    # read, as on a device, `model` itself.
     if distribution.lacks("model"):
         return model
     from edgerun.model import Model

@@ -183,8 +183,8 @@ class TensorrtSession(Session):
         return array
 
     def _placed(self, name: str, array: np.ndarray | DeviceArray) -> bool:
-        """Tell the engine where it finds a tensor: in `array`, or, where that cannot be, in memory of the session's,
-        and then True."""
+        # Tell the engine where it finds a tensor: in `array`, or, where that cannot be, in memory of the session's, and
+        # then True.
         own = False
         if name not in self._host:
             own = not (isinstance(array, DeviceArray) and on_gpu.usable(array))

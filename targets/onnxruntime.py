@@ -204,8 +204,8 @@ def _runtime() -> Any:
 
 @functools.cache
 def _errors() -> tuple[type[Exception], ...]:
-    """Every exception that ONNX Runtime raises by name, the one in which a provider's failure comes, and the one that a
-    name or type in a damaged file becomes."""
+    # Every exception that ONNX Runtime raises by name, the one in which a provider's failure comes, and the one that a
+    # name or type in a damaged file becomes.
     state = _runtime().capi.onnxruntime_pybind11_state
     own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
     return (RuntimeError, ValueError, *own)
