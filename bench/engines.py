@@ -22,7 +22,7 @@ from bench import zoo
 from bench.engines_page import write
 from bench.processes import measured
 from edgerun import files
-from edgerun.errors import EdgerunError
+from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import Options
 from edgerun.targets import _tensorrt_build as build
@@ -110,7 +110,7 @@ def rows(names: tuple[str, ...]) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def main(names: tuple[str, ...]) -> None:
     """Build the named zoo models, or all."""
     if reason := target.available():
-        raise EdgerunError("TensorRT does not build here", got=reason)
+        raise Unsupported("TensorRT does not build here", got=reason)
     found: dict[str, dict[str, Any]] = {}
     for name, scheme, row in rows(names or MODELS):
         found.setdefault(name, {})[scheme] = row
@@ -124,4 +124,8 @@ def main(names: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EdgerunError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)

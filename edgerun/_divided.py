@@ -1,8 +1,7 @@
-"""Divisions of constants whose result their type cannot hold: the least int32 or int64 by -1, on which processors trap.
+"""Divisions of constants whose result their type cannot hold: the least int32 or int64 by -1, where processors trap."""
 
-Runtimes compute what is constant while they open a model: the process dies there, with no word. (Shorter integers are
-divided as int32, and integers by 0 are refused by the runtimes.)
-"""
+# Runtimes compute what is constant while they open a model: the process dies there, with no word. (Shorter integers are
+# divided as int32, and integers by 0 are refused by the runtimes.)
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""FlatBuffers read in place: every offset is checked before it is followed.
+"""FlatBuffers read in place: every offset is checked before it is followed."""
 
-A table is a signed offset back to its vtable, which holds for each field where it lies in the table (0: the default).
-"""
+# A table is a signed offset back to its vtable, which holds for each field where it lies in the table (0: the default).
 
 from __future__ import annotations
 

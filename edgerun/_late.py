@@ -1,9 +1,7 @@
-"""Modules that are loaded when something in them is first used: others import them for what they may never need.
-And objects that are never looked through for garbage, since they stay.
+"""Modules that are loaded when something in them is first used, and objects that garbage is never looked for in."""
 
-For processes that are edgerun's own (the command line, the limited child): a process that imports edgerun keeps its
-imports as they are.
-"""
+# Others import these modules for what they may never need; the objects stay. For processes that are edgerun's own (the
+# command line, the limited child): a process that imports edgerun keeps its imports as they are.
 
 from __future__ import annotations
 

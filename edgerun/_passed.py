@@ -1,8 +1,8 @@
-"""Models that passed the guard: the same one again is compared, and not walked.
+"""Models that passed the guard: the same one again is compared, and not walked."""
 
-A walk looks at all of a file but the bytes of its weights. Of two files of one size that agree in all the rest it says
-the same, so the rest of the last few that passed is kept; of models that name other files, which change, nothing is.
-"""
+# A walk looks at all of a file but the bytes of its weights. Of two files of one size that agree in all the rest it
+# says the same, so the rest of the last few that passed is kept; of models that name other files, which change, nothing
+# is.
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ KEYS: dict[str, tuple[type, str]] = {
     "ir_version": (int, "the newest ONNX IR version that the target reads there"),
     "opset": (int, "the newest ONNX opset that the target reads there"),
 }
+NUMBERS = ("memory_gib",)  # lists of those; others hold text
 NEEDED = ("arch", "isa", "target", "schemes")
 FOLDER = "devices"
 
@@ -183,9 +184,13 @@ def _fact(name: str, key: str, fact: Any) -> Fact:
     kind = KEYS[key][0]
     if not isinstance(fact, dict) or set(fact) != {"value", "source"} or not isinstance(fact["source"], str):
         raise EdgerunError(f"device {name!r}: {key} is not a fact", got=fact, wanted="a value and its source")
-    if not isinstance(fact["value"], kind) or isinstance(fact["value"], bool):
-        raise EdgerunError(f"device {name!r}: {key} has another type", got=fact["value"], wanted=kind.__name__)
-    return Fact(fact["value"], fact["source"])
+    value, of = fact["value"], (int, float) if key in NUMBERS else (str if kind is list else kind,)
+    items: list[Any] = [value] if kind is not list else value if isinstance(value, list) else [None]
+    for item in items:
+        if type(item) not in of or not isinstance(item, str) and not 0 <= item < float("inf"):
+            wanted = f"{'a list of ' * (kind is list)}{'text' if str in of else 'numbers, 0 or more'}"
+            raise EdgerunError(f"device {name!r}: {key} has another type or range", got=value, wanted=wanted)
+    return Fact(value, fact["source"])
 
 
 def _words(names: set[str] | frozenset[str]) -> str:

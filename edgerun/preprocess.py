@@ -227,8 +227,8 @@ def _pillow() -> Any:
 
 
 def _linear(image: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Values [..., n, ...] at the centres of `size` pixels, between the centres of n: x = (i + ½)·n/size - ½, kept
-    inside the picture; v(x) = v_k + (x - k)·(v_{k+1} - v_k)."""
+    # Values [..., n, ...] at the centres of `size` pixels, between the centres of n: x = (i + ½)·n/size - ½, kept
+    # inside the picture; v(x) = v_k + (x - k)·(v_{k+1} - v_k).
     last = image.shape[axis] - 1
     place = np.clip((np.arange(size) + 0.5) * (last + 1) / size - 0.5, 0, last)
     low = np.floor(place).astype(int)

@@ -41,8 +41,8 @@ def _modules(folders: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _own(kind: str, name: str) -> Any:
-    """The module of edgerun's own that `own` lists by that name, or None: it is found without listing all, which costs
-    more."""
+    # The module of edgerun's own that `own` lists by that name, or None: it is found without listing all, which costs
+    # more.
     if name.startswith("_") or not name.isidentifier():
         return None
     place = f"{KINDS[kind]}.{name}"
@@ -57,8 +57,8 @@ def _own(kind: str, name: str) -> Any:
 
 @functools.cache
 def _entries(kind: str) -> EntryPoints:
-    """What other packages register: looked up once, and not for what edgerun has itself, since it reads the metadata
-    of every installed package."""
+    # What other packages register: looked up once, and not for what edgerun has itself, since it reads the metadata of
+    # every installed package.
     from importlib.metadata import entry_points  # 15 ms, which a device's own target is not worth
 
     return entry_points(group=_GROUPS[kind])

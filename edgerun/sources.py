@@ -236,8 +236,8 @@ def called(what: str, do: str = "call it by itself first") -> Iterator[None]:
 
 
 def _named(item: Any, axes: Axes, where: str) -> Mapping[str, Any]:
-    """A feed by name: a dict, one array, or a list or tuple in the inputs' order, with labels behind them or without
-    (what a torch DataLoader over a TensorDataset gives)."""
+    # A feed by name: a dict, one array, or a list or tuple in the inputs' order, with labels behind them or without
+    # (what a torch DataLoader over a TensorDataset gives).
     if isinstance(item, Mapping):
         return item
     if not isinstance(item, (list, tuple)):

@@ -1,7 +1,6 @@
-"""The CUDA driver by ctypes on libcuda.so.1: one device, its memory and a stream. Nothing is linked, nothing installed.
+"""The CUDA driver by ctypes on libcuda.so.1: one device, its memory and a stream. Nothing is linked or installed."""
 
-Names and signatures are those of NVIDIA's CUDA Driver API; functions with `_v2` are what its header means by the name.
-"""
+# Names and signatures are NVIDIA's CUDA Driver API's; functions with `_v2` are what its header means by the name.
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def written(suffix: str, options: Options, device: Device | None) -> Options:
     """
     if device is not None and device.unlike():
         options = _without_kernels(options, device)
-    return optimized.written(options, device) if suffix == SUFFIX else options
+    return optimized.written(suffix, options, device) if suffix == SUFFIX or optimized.wanted(options) else options
 
 
 def _without_kernels(options: Options, device: Device) -> Options:

@@ -1,8 +1,7 @@
-"""Models with 8-bit floats on ONNX Runtime, which computes them in float32 and optimizes them wrongly.
+"""Models with 8-bit floats on ONNX Runtime, which computes them in float32 and optimizes them wrongly."""
 
-It fuses Q/DQ of 8-bit floats into integer ops, which it then refuses, and takes a Relu or Clip away from in front of a
-quantizer whose zero point is 0, as if codes below zero did not exist (1.31; found by comparing with the reference).
-"""
+# It fuses Q/DQ of 8-bit floats into integer ops, which it then refuses, and takes a Relu or Clip away from in front of
+# a quantizer whose zero point is 0, as if codes below zero did not exist (1.31; found by comparing with the reference).
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""ONNX Runtime's runs as CUDA graphs: all kernels of a run are sent to the GPU at once, from the second run on.
+"""ONNX Runtime's runs as CUDA graphs: all kernels of a run are sent to the GPU at once, from the second run on."""
 
-A graph reads and writes the memory that it was captured with. So every shape of the feeds has buffers of its own on the
-GPU; feeds are copied into them and outputs out of them.
-"""
+# A graph reads and writes the memory that it was captured with. So every shape of the feeds has buffers of its own on
+# the GPU; feeds are copied into them and outputs out of them.
 
 from __future__ import annotations
 

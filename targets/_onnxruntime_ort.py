@@ -1,9 +1,8 @@
-"""Optimized models in ONNX Runtime's own format (`_onnxruntime_optimized` makes them): what may run where.
+"""Optimized models in ONNX Runtime's own format (`_onnxruntime_optimized` makes them): what may run where."""
 
-At level `all` the optimizer lays tensors out for the vector registers of the CPU that it runs on, and picks kernels by
-its instruction sets; up to `extended` a graph computes the same everywhere. An optimized graph is not optimized again
-when it is opened, which is what saves the time.
-"""
+# At level `all` the optimizer lays tensors out for the vector registers of the CPU that it runs on, and picks kernels
+# by its instruction sets; up to `extended` a graph computes the same everywhere. An optimized graph is not optimized
+# again when it is opened, which is what saves the time.
 
 from __future__ import annotations
 

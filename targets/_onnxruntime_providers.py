@@ -217,8 +217,8 @@ def _unloadable(runtime: Any, library: str) -> str | None:
     return None
 
 
-def left(session: Any, chosen: Choice) -> tuple[Issue, ...]:
-    """The nodes of an open session that run elsewhere, each with where; told on stderr as well.
+def left(session: Any, chosen: Choice) -> tuple[Issue, ...] | None:
+    """The nodes of an open session that run elsewhere, each with where; told on stderr as well. None: nobody tells.
 
     Nodes that only compute shapes are among them: the runtime leaves those on the CPU by itself.
     """
@@ -231,7 +231,7 @@ def left(session: Any, chosen: Choice) -> tuple[Issue, ...]:
     assigned = getattr(session, "get_provider_graph_assignment_info", None)
     if assigned is None:
         _tell(f"this version of ONNX Runtime does not say which nodes run on {chosen.key}")
-        return ()
+        return None
     parts = [(str(part.ep_name).removesuffix("ExecutionProvider"), list(part.get_nodes())) for part in assigned()]
     own = chosen.provider.name.removesuffix("ExecutionProvider")
     found = tuple(Issue(n.name, n.op_type, f"runs on {place}") for place, nodes in parts if place != own for n in nodes)

@@ -41,7 +41,7 @@ _TYPE = r"(?P<optional>optional\()?(?P<sequence>seq\()?tensor\((?P<dtype>\w+)\)+
 class OrtSession(Session):
     """Outputs are fresh arrays that ONNX Runtime allocates for every run, or the caller's.
 
-    `graphs` are its CUDA graphs, where it has any; `left` the nodes that run elsewhere than asked for; `how` the
+    `graphs` are its CUDA graphs, where it has any; `left` the nodes that run elsewhere (None: nobody tells); `how` the
     runtime's RunOptions of every run.
     """
 
@@ -49,7 +49,7 @@ class OrtSession(Session):
 
     def __init__(
         self, runtime: Any, session: Any, errors: tuple[type[Exception], ...], streams: int = 1,
-        graphs: Graphs | None = None, left: Sequence[Issue] = (), how: Any = None,
+        graphs: Graphs | None = None, left: Sequence[Issue] | None = (), how: Any = None,
     ) -> None:  # fmt: skip
         defaults = specs(session.get_overridable_initializers())
         super().__init__(specs(session.get_inputs()), specs(session.get_outputs()), streams, defaults)
@@ -62,14 +62,14 @@ class OrtSession(Session):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        self._check_open()
-        return dict(self._session.get_modelmeta().custom_metadata_map)
+        return dict(self.native.get_modelmeta().custom_metadata_map)
 
     @property
     def native(self) -> Any:
         """ONNX Runtime's own session."""
-        self._check_open()
-        return self._session
+        if (session := self._session) is None:  # perhaps since another thread closed it a moment ago
+            self._check_open()
+        return session
 
     def run_by(
         self, how: Any, feeds: Mapping[str, Any], out: Mapping[str, Any], names: Sequence[str]
@@ -89,7 +89,7 @@ class OrtSession(Session):
         try:
             if self._narrow:
                 return self._run_narrow(feeds, how)
-            found = self._graphs.run(feeds) if self._graphs else self._session.run(names, feeds, how)
+            found = self._graphs.run(feeds) if self._graphs else self.native.run(names, feeds, how)
             return dict(zip(names, found, strict=True))
         except self._errors as error:
             raise refused(error) from error
@@ -97,7 +97,7 @@ class OrtSession(Session):
     def _bind(self, feeds: Mapping[str, np.ndarray], out: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
         if not self._in_place or len(feeds) > len(self.inputs):  # the runtime binds no default's place
             return None
-        binding, run, how = self._session.io_binding(), self._session.run_with_iobinding, self._how
+        binding, run, how = self.native.io_binding(), self.native.run_with_iobinding, self._how
         errors: tuple[type[Exception], ...] = (*self._errors, RuntimeError)
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
@@ -118,7 +118,7 @@ class OrtSession(Session):
         given = {spec.name: self._value(spec, feeds[spec.name]) if spec.dtype in NUMBERS
                  else value(np.ascontiguousarray(feeds[spec.name]))
                  for spec in (*self.inputs, *self.defaults) if spec.name in feeds}  # fmt: skip
-        results = self._session.run_with_ort_values(self._names, given, how)
+        results = self.native.run_with_ort_values(self._names, given, how)
         return {spec.name: _array(spec, result) for spec, result in zip(self.outputs, results, strict=True)}
 
     def _value(self, spec: TensorSpec, array: np.ndarray) -> Any:

@@ -27,7 +27,7 @@ LEVELS = {
 MEMORY, SMALL = "MEMORY", "small"
 SPINNING = "SPINNING"
 ARENA = "enable_cpu_mem_arena"
-FORMATS = ("onnx", "ort", "context")  # what `compile` makes
+FORMATS = ("onnx", "ort", "optimized", "context")  # what `compile` makes
 # It reads bytes that Python has given up by then: a segmentation fault with 1.31.
 REFUSED = {"session.use_ort_model_bytes_directly": "load an .ort file by its name: it is mapped, not copied"}
 FOLDER = "session.model_external_initializers_file_folder_path"
@@ -40,7 +40,7 @@ SHARED = "session.use_env_allocators"  # the arena that was registered last, in 
 _REGISTERING = threading.Lock()
 EXACT = 1  # kSameAsRequested: an arena grows by what is asked for, and not to the next power of two
 TAKES = {
-    f"{FORMAT}={'|'.join(FORMATS)}": "what compile makes: the model, its optimized graph, what the provider made of it",
+    f"{FORMAT}={'|'.join(FORMATS)}": "what compile makes: the model, optimized (.ort, .onnx), by the provider",
     **providers.TAKES,
     f"{MEMORY}={SMALL}": "what a run took goes back to the system when it ends",
     f"{SPINNING}=0|1": "threads that wait do so busily; 0 where a cgroup pays for fewer cores than there are",
@@ -128,10 +128,9 @@ def _require_kernels(runtime: Any, key: str, value: str) -> None:
 
 
 def _require_known(runtime: Any, key: str) -> None:
-    """Raise EdgerunError for a key that is nowhere in the runtime's own library, which takes it without a word.
-
-    A library that tells of no key at all has them elsewhere: then every one is taken.
-    """
+    # Raise EdgerunError for a key that is nowhere in the runtime's own library, which takes it without a word.
+    #
+    # A library that tells of no key at all has them elsewhere: then every one is taken.
     if key in FOLDED or holds(runtime.__file__, key.encode() + b"\0"):
         return
     known = {found.decode() for path in _libraries(runtime.__file__) for found in re.findall(_KEY, path.read_bytes())}

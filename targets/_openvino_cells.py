@@ -1,10 +1,9 @@
-"""LSTMs of one step, as a streaming model has them, written out: one product and elementwise ops.
+"""LSTMs of one step, as a streaming model has them, written out: one product and elementwise ops."""
 
-OpenVINO runs an LSTMSequence on oneDNN's recurrent kernel, whatever its length; for one step a product of [x, h] by the
-weights of both is faster, and the rest is fused. With the gates in OpenVINO's order f, i, c, o:
-
-    f, i, c, o = [x h]·[W R]ᵀ + B;   C = σ(f)·C₀ + σ(i)·tanh(c);   H = σ(o)·tanh(C)
-"""
+# OpenVINO runs an LSTMSequence on oneDNN's recurrent kernel, whatever its length; for one step a product of [x, h] by
+# the weights of both is faster, and the rest is fused. With the gates in OpenVINO's order f, i, c, o:
+#
+#     f, i, c, o = [x h]·[W R]ᵀ + B;   C = σ(f)·C₀ + σ(i)·tanh(c);   H = σ(o)·tanh(C)
 
 from __future__ import annotations
 

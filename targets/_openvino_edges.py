@@ -167,11 +167,10 @@ def _tile(node: Any) -> None:
 
 
 def _ends_in_padding(told: Mapping[str, Any]) -> bool:
-    """Whether of some size the last window can begin behind the data.
-
-    Of a size n that is ceil((n + begin + end - reach) / stride)·stride ≥ n + begin; the left is at most
-    n + begin + end - reach + stride - 1.
-    """
+    # Whether of some size the last window can begin behind the data.
+    #
+    # Of a size n that is ceil((n + begin + end - reach) / stride)·stride ≥ n + begin; the left is at most n + begin +
+    # end - reach + stride - 1.
     reach = [(size - 1) * apart + 1 for size, apart in zip(told["kernel"], told["dilations"], strict=True)]
     sides = zip(told["strides"], reach, told["pads_end"], strict=True)
     return told["rounding_type"] == "ceil" and any(stride > r - end for stride, r, end in sides)

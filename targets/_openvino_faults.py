@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 FLOAT8 = (17, 19)  # TensorProto's E4M3FN and E5M2
+STRING = 8  # TensorProto's
 PEEPHOLES = 7  # which input of an LSTM
 SMOOTH = (b"linear", b"cubic")  # modes of Resize
 
@@ -64,7 +65,14 @@ class Facts:
 
 def found(proto: onnx.ModelProto) -> list[Issue]:
     """The nodes of such uses, those of branches and loops included."""
-    return list(_found(proto.graph, Facts(proto)))
+    return [*_texts(proto.graph), *_found(proto.graph, Facts(proto))]
+
+
+def _texts(graph: onnx.GraphProto) -> Iterator[Issue]:
+    doors = {value.name for value in (*graph.input, *graph.output) if value.type.tensor_type.elem_type == STRING}
+    for node in graph.node:
+        if doors & {*node.input, *node.output}:
+            yield Issue(node.name or next(filter(None, node.output), ""), node.op_type, "no texts go in or out")
 
 
 def _found(graph: onnx.GraphProto, facts: Facts) -> Iterator[Issue]:

@@ -1,8 +1,7 @@
-"""Integer convolutions whose result is read more than once: each gets a bias that holds its scale.
+"""Integer convolutions whose result is read more than once: each gets a bias that holds its scale."""
 
-Without one, and with a batch or a size left open, the CPU plugin (2026.4) gives one of the readers the sums without
-their scale. A bias of zeros is dropped before that and does not help; this one is lost in every float32 sum.
-"""
+# Without one, and with a batch or a size left open, the CPU plugin (2026.4) gives one of the readers the sums without
+# their scale. A bias of zeros is dropped before that and does not help; this one is lost in every float32 sum.
 
 from __future__ import annotations
 

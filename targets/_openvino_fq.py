@@ -44,7 +44,7 @@ def _constant_node(node: Any) -> bool:
 
 
 def _fuse_pair(quantize: Any) -> bool:
-    """FakeQuantize(x; il, ih, 0, 255) -> … -> ·s(q − z) becomes FakeQuantize(x; il, ih, −s·z, s·(255 − z))."""
+    # FakeQuantize(x; il, ih, 0, 255) -> … -> ·s(q − z) becomes FakeQuantize(x; il, ih, −s·z, s·(255 − z)).
     stored = _only_reader(quantize, "Convert")
     widened = _only_reader(stored, "Convert") if stored is not None else None
     if widened is None:

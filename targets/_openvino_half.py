@@ -90,7 +90,7 @@ def widen(graph: Any) -> None:
 
 
 def _parts(graph: Any) -> Iterator[list[Any]]:
-    """Connected ops that stand between Converts on all sides: what one ONNX node became, with the weights' own ops."""
+    # Connected ops that stand between Converts on all sides: what one ONNX node became, with the weights' own ops.
     able = {op.get_name(): op for op in graph.get_ordered_ops() if op.get_type_name() in ABLE and not _misread(op)}
     whole: dict[str, Any] = {}
     for name, op in able.items():

@@ -1,9 +1,8 @@
-"""Which of OpenVINO's devices runs a model, in which precision, and with what else is asked of it.
+"""Which of OpenVINO's devices runs a model, in which precision, and with what else is asked of it."""
 
-OpenVINO decides by the machine what nobody says: on a CPU with bfloat16 a float model runs in bfloat16, on a GPU in
-float16. Here every such choice is said, and what came of it is read back. A graph with types of its own is computed in
-these: it is the model that says so (`_openvino_half`).
-"""
+# OpenVINO decides by the machine what nobody says: on a CPU with bfloat16 a float model runs in bfloat16, on a GPU in
+# float16. Here every such choice is said, and what came of it is read back. A graph with types of its own is computed
+# in these: it is the model that says so (`_openvino_half`).
 
 from __future__ import annotations
 

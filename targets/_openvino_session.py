@@ -62,8 +62,8 @@ class OvSession(Session):
                 return outputs
 
     def _like(self, feeds: Mapping[str, np.ndarray]) -> Hashable:
-        """What decides whether feeds run: their shapes, and the values that may say a shape. Raises EdgerunError for
-        integers that OpenVINO would cut to 32 bits without a word."""
+        # What decides whether feeds run: their shapes, and the values that may say a shape. Raises EdgerunError for
+        # integers that OpenVINO would cut to 32 bits without a word.
         for name in self._longs:
             if (array := feeds[name]).size and not (LEAST <= array.min() and array.max() <= MOST):
                 raise EdgerunError(
@@ -267,8 +267,8 @@ class _Run:
 
 
 def _watched(compiled: Compiled, request: Any) -> None:
-    """Infer, and raise EdgerunError where that fails: with one thread `infer` says nothing of it, and the request keeps
-    the outputs of the run before (2026.4). Some 5 µs more, and so for the first feeds of a kind alone."""
+    # Infer, and raise EdgerunError where that fails: with one thread `infer` says nothing of it, and the request keeps
+    # the outputs of the run before (2026.4). Some 5 µs more, and so for the first feeds of a kind alone.
     try:
         request.start_async(None)
         request.wait()
@@ -287,8 +287,8 @@ def _refused(error: RuntimeError) -> EdgerunError:
 
 
 def _places(ports: Any, specs: tuple[TensorSpec, ...]) -> dict[str, int]:
-    """The port of each input that is used. The frontend may put an output's name in the place of an input's (Dropout):
-    then it is the only one of its dtype and rank that is left. Raises Unsupported where that cannot be told."""
+    # The port of each input that is used. The frontend may put an output's name in the place of an input's (Dropout):
+    # then it is the only one of its dtype and rank that is left. Raises Unsupported where that cannot be told.
     names = {name: index for index, port in enumerate(ports) for name in port.names}
     found = {spec.name: names[spec.name] for spec in specs if spec.name in names}
     for index in set(range(len(ports))) - set(found.values()):

@@ -1,10 +1,9 @@
-"""Shapes that most feeds have: OpenVINO plans memory and chooses kernels once where it knows them, else in every run.
+"""Shapes that most feeds have: OpenVINO plans memory and chooses kernels once where it knows them, else each run."""
 
-So the graph is compiled with these shapes, and feeds of others run on the graph as it is, compiled when the first of
-them comes, and compared then: on that feed, cut to the usual shapes, it must give what the kernels for these give,
-which the reference has confirmed. A feed that cannot be cut, since a length or an index in it would then point behind
-the data, is compared as it is, with kernels compiled for its shapes.
-"""
+# So the graph is compiled with these shapes, and feeds of others run on the graph as it is, compiled when the first of
+# them comes, and compared then: on that feed, cut to the usual shapes, it must give what the kernels for these give,
+# which the reference has confirmed. A feed that cannot be cut, since a length or an index in it would then point behind
+# the data, is compared as it is, with kernels compiled for its shapes.
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From ONNX to a TensorRT plan: a strongly typed network, one optimization profile, a config said in full."""
+"""From ONNX to a TensorRT plan: a strongly typed network, optimization profiles, a config said in full."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TAKES = {
     f"{refit.OPTION}=MODEL.onnx": "where such an engine takes its weights from when it opens",
     f"{JIT}=FILE": "kernels that tensorrt_rtx compiles are kept there, and not in the cache folder",
 }
-Range = tuple[int, int, int]  # least, usual, most
+Range = tuple[int, ...]  # least, usual, most; of several ranges one behind the other
 BATCH: Range = (1, 1, 16)  # of an open batch without a size; another open dimension has to have one
 # On a DLA the three are the same, and types are float16 or int8 (NVIDIA, "DLA Supported Layers and Restrictions").
 ONE: Range = (1, 1, 1)
@@ -145,7 +145,7 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
     inputs = _door(trt, [network.get_input(i) for i in range(network.num_inputs)])
     outputs = _door(trt, [network.get_output(i) for i in range(network.num_outputs)])
     config = _config(trt, builder, asked)
-    _add_profile(builder, config, inputs, sizes(inputs, options.sizes, asked))
+    _add_profiles(builder, config, inputs, sizes(inputs, options.sizes, asked))
     if asked.dla is not None:
         _onto_dla(trt, builder, config, network, asked.dla)
     kept = timings.recall(trt, config, asked.cache)
@@ -159,7 +159,8 @@ def build(trt: Any, model: bytes, options: Options) -> Plan:
         what = f"an engine with {WEIGHTS}={asked.weights} is built where a GPU is"
         raise Unsupported(what, got=reason, do="build it on the device (edgerun warm), or leave it out")
     if plan is None:
-        raise Unsupported(UNBUILT, got=tensorrt.reason(logger.errors) or "no reason given")
+        reason = tensorrt.reason(logger.errors) or "no reason given"
+        raise Unsupported(UNBUILT, got=reason, do=FLOAT16 if "FP32 GEMM" in reason else None)
     timings.keep(trt, kept, asked.cache)
     kernels = "\n".join(text for text in logger.told if "LayerType: " in text)
     return Plan(bytes(plan), inputs, outputs, kernels)
@@ -203,8 +204,8 @@ def sizes(inputs: Sequence[TensorSpec], given: Mapping[str, Range], asked: Setti
             raise EdgerunError("the model has no open dimension", got=f"a size of {surplus[0]!r}", do="leave it out")
         raise unknown("open dimension", surplus[0], open_dims)
     known = dict.fromkeys(batch_dims(inputs), BATCH if asked.dla is None else ONE) | dict(given)
-    for name, (least, _, most) in known.items():
-        if asked.dla is not None and least != most:
+    for name, size in known.items():
+        if asked.dla is not None and (least := min(size)) != (most := max(size)):
             do = f"--size {name}={most},{most},{most}, or leave {DLA} out"
             raise Unsupported(f"a DLA takes one size of {name!r}", got=f"{least} to {most}", do=do)
     if wanting := sorted(open_dims - set(known)):
@@ -218,17 +219,19 @@ def sizes(inputs: Sequence[TensorSpec], given: Mapping[str, Range], asked: Setti
     return known
 
 
-def _add_profile(builder: Any, config: Any, inputs: tuple[TensorSpec, ...], known: Mapping[str, Range]) -> None:
-    """One optimization profile for all open dimensions."""
-    if not known:
-        return
-    profile = builder.create_optimization_profile()
-    for spec in inputs:
-        if any(isinstance(dim, str) for dim in spec.shape):
-            shapes = (spec.with_dims({dim: size[end] for dim, size in known.items()}) for end in range(3))
-            profile.set_shape(spec.name, *shapes)
-    if config.add_optimization_profile(profile) < 0:
-        raise EdgerunError("TensorRT refuses these sizes", got=known)
+def _add_profiles(builder: Any, config: Any, inputs: tuple[TensorSpec, ...], known: Mapping[str, Range]) -> None:
+    # One of the first ranges of all dimensions, one of the second …; those of a dimension with fewer come in turn.
+    for place in range(0, max(map(len, known.values()), default=0), 3):
+        profile = builder.create_optimization_profile()
+        for spec in inputs:
+            if any(isinstance(dim, str) for dim in spec.shape):
+                shapes = (
+                    spec.with_dims({dim: size[(place + end) % len(size)] for dim, size in known.items()})
+                    for end in range(3)
+                )
+                profile.set_shape(spec.name, *shapes)
+        if config.add_optimization_profile(profile) < 0:
+            raise EdgerunError("TensorRT refuses these sizes", got=known)
 
 
 def _onto_dla(trt: Any, builder: Any, config: Any, network: Any, core: int) -> None:

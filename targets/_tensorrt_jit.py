@@ -1,7 +1,6 @@
-"""TensorRT-RTX's runtime cache: kernels that it compiles for the GPU when a model opens and first runs are kept.
+"""TensorRT-RTX's runtime cache: kernels that it compiles for the GPU when a model opens and first runs are kept."""
 
-A file for each engine and device in the cache folder, or the one that is named. `tensorrt` compiles while it builds.
-"""
+# A file for each engine and device in the cache folder, or the one that is named. `tensorrt` compiles while it builds.
 
 from __future__ import annotations
 

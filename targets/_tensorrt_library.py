@@ -161,4 +161,4 @@ def shortened(text: str) -> str:
     if said := SAID.search(text):
         text = "".join(re.findall(r'"([^"]*)"', said[1] or "")) or said[2]
     text = re.sub(r"\s*In \w+ at \S+:\d+\)?", "", text)
-    return re.sub(r"^\S+\.cpp(::\w+)*:\d+: ", "", text)[:400].strip()
+    return re.sub(r"^(\S+\.cpp(::\w+)*:\d+: |.*: Myelin \(\[[^]]*\] )", "", text)[:400].strip()

@@ -1,9 +1,8 @@
-"""Engines without their weights, and with others: TensorRT's refit, from the `.onnx` that an engine was made from.
+"""Engines without their weights, and with others: TensorRT's refit, from the `.onnx` that an engine was made from."""
 
-`WEIGHTS=stripped` leaves the weights out of the file (STRIP_PLAN); the same ones come back when it is opened
-(REFIT_IDENTICAL, which lets the builder optimize for their values). `WEIGHTS=refittable` keeps them, and takes those of
-another model of the same graph (REFIT): NVIDIA's notes on 11.3 know of engines of that kind that drop a bias.
-"""
+# `WEIGHTS=stripped` leaves the weights out of the file (STRIP_PLAN); the same ones come back when it is opened
+# (REFIT_IDENTICAL, which lets the builder optimize for their values). `WEIGHTS=refittable` keeps them, and takes those
+# of another model of the same graph (REFIT): NVIDIA's notes on 11.3 know of engines of that kind that drop a bias.
 
 from __future__ import annotations
 
@@ -48,8 +47,8 @@ def weights(header: Mapping[str, Any], given: Path | None, source: bytes | None)
 
 
 def _as_written(model: bytes) -> bytes:
-    """The bytes that edgerun writes for a model of another writer, which is what the builder saw; where no graph can
-    be read, as on a device, `model` itself."""
+    # The bytes that edgerun writes for a model of another writer, which is what the builder saw; where no graph can be
+    # read, as on a device, `model` itself.
     if distribution.lacks("model"):
         return model
     from edgerun.model import Model

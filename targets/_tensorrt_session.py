@@ -84,6 +84,7 @@ class TensorrtSession(Session):
         self._made = [(spec.name, np.dtype(spec.dtype)) for spec in self.outputs]
         self._host = {n for n in names if self._engine.get_tensor_location(n) == trt.TensorLocation.HOST}
         self._memory = {name: cuda.Memory() for name in names - self._host}
+        self._profile, self._profiles = 0, self._engine.num_optimization_profiles or 1
         if self._captures and self._host:
             what = "the engine reads or writes the host's memory, whose place a CUDA graph cannot follow"
             raise Unsupported(what, got=", ".join(sorted(self._host)), do="leave CUDA_GRAPH out")
@@ -107,6 +108,7 @@ class TensorrtSession(Session):
         with self._lock, self._device.use():
             if any(isinstance(array, DeviceArray) and array.given for array in (*feeds.values(), *into.values())):
                 self._device.settle()  # whoever has a tensor on it may still be at work
+            self._fit(feeds)
             living = [self._feed(name, feeds[name]) for name in self._fed]
             if wanting := list(self._context.infer_shapes()):
                 raise EdgerunError("TensorRT cannot tell the shapes of its outputs", got=", ".join(wanting))
@@ -123,11 +125,29 @@ class TensorrtSession(Session):
             del living
             return outputs
 
-    def _enqueue(self, key: tuple[Any, ...]) -> None:
-        """Put the work of one run on the stream; `key` are the shapes and addresses that a graph would hold for good.
+    # The profile in use goes before others; a shape that it does not take is an error in the log.
+    def _fit(self, feeds: Mapping[str, Any]) -> None:
+        """Tell the engine the feeds' shapes, with an optimization profile that takes them."""
+        for _ in range(self._profiles):
+            for name in self._fed:
+                if not self._context.set_input_shape(name, shape := feeds[name].shape):
+                    break
+            else:
+                self._logger.errors.clear()
+                return
+            self._profile = (self._profile + 1) % self._profiles
+            self._context.set_optimization_profile_async(self._profile, self._device.stream)
+        least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
+        raise EdgerunError(
+            f"input {name!r} is outside the sizes that the engine was compiled for", got=list(shape),
+            wanted=f"between {list(least)} and {list(most)}" + ", or another of its ranges" * (self._profiles > 1),
+            do="compile it with other Options(sizes=…)",
+        )  # fmt: skip
 
-        An execution context is good for one graph at a time, so another key begins anew.
-        """
+    def _enqueue(self, key: tuple[Any, ...]) -> None:
+        # Put the work of one run on the stream; `key` are the shapes and addresses that a graph would hold for good.
+        #
+        # An execution context is good for one graph at a time, so another key begins anew.
         if self._graph is not None and key == self._last:
             self._graph.launch()
             return
@@ -155,12 +175,6 @@ class TensorrtSession(Session):
     def _feed(self, name: str, given: np.ndarray | DeviceArray) -> np.ndarray | DeviceArray:
         """Have an input on the device; the array that must live until the run is over."""
         array = given if isinstance(given, DeviceArray) else np.require(given, requirements="C")
-        if not self._context.set_input_shape(name, array.shape):
-            least, _, most = self._engine.get_tensor_profile_shape(name, 0)
-            raise EdgerunError(
-                f"input {name!r} is outside the sizes that the engine was compiled for", got=list(array.shape),
-                wanted=f"between {list(least)} and {list(most)}", do="compile it with other Options(sizes=…)",
-            )  # fmt: skip
         if self._placed(name, array):
             if isinstance(array, DeviceArray):
                 self._device.move(self._places[name], array.address, array.nbytes)
@@ -169,8 +183,8 @@ class TensorrtSession(Session):
         return array
 
     def _placed(self, name: str, array: np.ndarray | DeviceArray) -> bool:
-        """Tell the engine where it finds a tensor: in `array`, or, where that cannot be, in memory of the session's,
-        and then True."""
+        # Tell the engine where it finds a tensor: in `array`, or, where that cannot be, in memory of the session's, and
+        # then True.
         own = False
         if name not in self._host:
             own = not (isinstance(array, DeviceArray) and on_gpu.usable(array))

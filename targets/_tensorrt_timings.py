@@ -1,8 +1,7 @@
-"""TensorRT's timing cache: how long each kernel took on this GPU, kept from build to build.
+"""TensorRT's timing cache: how long each kernel took on this GPU, kept from build to build."""
 
-A build that finds its timings chooses the same kernels, and takes a fraction of the time. tensorrt_rtx has none: it
-chooses when it runs.
-"""
+# A build that finds its timings chooses the same kernels, and takes a fraction of the time. tensorrt_rtx has none: it
+# chooses when it runs.
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def check(model: Model) -> list[Issue]:
 
 def compile(model: Model, options: Options) -> Engine:
     """The model's own bytes, which ONNX Runtime optimizes for the machine when it loads them; with FORMAT=ort the
-    optimized graph in its own format, with FORMAT=context what a provider that compiles ahead made of it.
+    optimized graph in its own format (FORMAT=optimized: as `.onnx`), with FORMAT=context what a provider made of it.
     """
     from edgerun.targets import _onnxruntime_context as context
     from edgerun.targets import _onnxruntime_optimized as optimized
@@ -204,8 +204,8 @@ def _runtime() -> Any:
 
 @functools.cache
 def _errors() -> tuple[type[Exception], ...]:
-    """Every exception that ONNX Runtime raises by name, the one in which a provider's failure comes, and the one that a
-    name or type in a damaged file becomes."""
+    # Every exception that ONNX Runtime raises by name, the one in which a provider's failure comes, and the one that a
+    # name or type in a damaged file becomes.
     state = _runtime().capi.onnxruntime_pybind11_state
     own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
     return (RuntimeError, ValueError, *own)

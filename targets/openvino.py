@@ -192,7 +192,7 @@ def profile(engine: Engine, feeds: Iterable[Feeds], options: Options) -> list[No
 
 
 def _read(payload: bytes | Path) -> Any:
-    """The graph of an engine or an ONNX model, with what OpenVINO has kernels for in the form that it finds them in."""
+    # The graph of an engine or an ONNX model, with what OpenVINO has kernels for in the form that it finds them in.
     ops = ir.by_kind(graph := ir.read(payload))  # asked once: a large graph has thousands
     if ops.keys() & sequences.KINDS and sequences.write_out(graph):
         ops = ir.by_kind(graph)
@@ -216,7 +216,7 @@ def _opened(
 
 
 def _compiled(graph: Any, options: Options) -> Any:
-    """Compile for the device of `options`, saying every choice that OpenVINO would otherwise make by the machine."""
+    # Compile for the device of `options`, saying every choice that OpenVINO would otherwise make by the machine.
     chosen = asked.choice(options, half.precision(graph))
     if half.precision(graph) != chosen.precision == "f32":
         half.widen(graph)
@@ -241,7 +241,7 @@ def _refusal(data: bytes) -> str | None:
 
 
 def _untranslated(proto: onnx.ModelProto, report: str) -> Iterator[Issue]:
-    """Nodes whose ops stand in the summary of the frontend's report, which writes them as `Op-opset` or `domain.Op`."""
+    # Nodes whose ops stand in the summary of the frontend's report, which writes them as `Op-opset` or `domain.Op`.
     reasons = {}
     for pattern, fixed in _SUMMARY:
         for names in re.findall(pattern, report):

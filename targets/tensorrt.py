@@ -240,7 +240,7 @@ def _opened(engine: Engine, options: Options) -> TensorrtSession:
     trt = tensorrt.library()
     asked = build.settings(trt, options)  # misuse first, wherever this is
     data = engine.payload if isinstance(engine.payload, bytes) else engine.payload.read_bytes()
-    written = file.is_engine(data) or not isinstance(engine.payload, Path) or engine.payload.suffix == ".engine"
+    written = file.MAGIC.startswith(data[:7]) or isinstance(engine.payload, Path) and engine.payload.suffix == ".engine"
     header, plan = file.unpack(data) if written else ({}, b"")
     if reason := runnable():
         do = "run it where such a GPU is" if cuda.missing() is None else "run it where an NVIDIA GPU is"

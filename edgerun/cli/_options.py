@@ -75,16 +75,15 @@ def _bytes(ctx: click.Context, parameter: click.Parameter, given: str) -> int:
     return int(float(number) * (1024 if binary else 1000) ** " kmg".index((unit or " ").lower()))
 
 
-def sizes(given: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
+def sizes(given: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """`NAME=LEAST,USUAL,MOST` as `Options.sizes` has them."""
-    found = {}
+    found = dict[str, tuple[int, ...]]()
     for text in given:
         name, _, numbers = text.rpartition("=")
         parts = numbers.split(",")
         if not name or len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
             raise click.BadParameter(f"{text!r} is not NAME=LEAST,USUAL,MOST, as seq=1,128,512", param_hint="--size")
-        least, usual, most = map(int, parts)
-        found[name] = (least, usual, most)
+        found[name] = (*found.get(name, ()), *map(int, parts))
     return found
 
 

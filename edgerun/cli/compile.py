@@ -20,7 +20,8 @@ from edgerun.cli import _options
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Threads; 0 (default): the quota.")
 @click.option(
     "--size", "sizes", multiple=True, metavar="NAME=LEAST,USUAL,MOST",
-    help="The sizes of an open dimension, for targets that compile for a range. Repeatable.",
+    help="The sizes of an open dimension, for targets that compile for a range. Repeatable, of one dimension too: "
+    "the second ranges of all have kernels of their own.",
 )  # fmt: skip
 @click.option(
     "--input-shape", "shapes", multiple=True, metavar="NAME:[DIMS]",

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgerun import registry
 from edgerun.compat import _binding as binding
 from edgerun.errors import EdgerunError, Unsupported, unknown
-from edgerun.runtime import Options, Session, TensorSpec, dtypes
+from edgerun.runtime import Options, Session, TensorSpec, arrays, dtypes
 from edgerun.runtime.door import named
 from edgerun.verbs.load import engine_of, load
 
@@ -237,7 +235,7 @@ class InferenceSession:
         found: dict[str, Any] = dict(self._absent)
         for name, value in given.items():
             if type(value) is list and name in self._arrays:
-                value = np.asarray(value, dtypes.dtype(self._arrays[name]))
+                value = arrays.made(name, value, dtypes.dtype(self._arrays[name]))
             if value is not None:
                 found[name] = value
         return found
@@ -264,8 +262,8 @@ class InferenceSession:
 
 
 def _chosen(listed: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[str, Mapping[str, Any]]:
-    """The first provider that can be honoured, and its options; the others before it are warned of. Where none can,
-    the first that has a target, which tells why."""
+    # The first provider that can be honoured, and its options; the others before it are warned of. Where none can, the
+    # first that has a target, which tells why.
     known = [one for one in listed if one[0] in TARGETS]
     if not known:
         raise unknown("execution provider", listed[0][0], TARGETS)

@@ -22,15 +22,29 @@ DEVICES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "one
 def taken(spec: TensorSpec, value: Any, view: View) -> Any:
     """`value` as an array: an array itself, a `view` of anything with `__dlpack__`, else what numpy makes of it.
 
-    Raises EdgerunError for memory that the target does not read.
+    Raises EdgerunError for memory that the target does not read, and for what is no array.
     """
     if isinstance(value, np.ndarray):
         array = value
     elif hasattr(value, "__dlpack__"):
         array = view(spec.name, value)
     else:
-        array = np.asarray(value)
+        array = made(spec.name, value, np.dtype(object) if spec.dtype == "object" else None)
     return array.astype(object) if array.dtype.kind in "UT" and spec.dtype == "object" else array
+
+
+def made(name: str, value: Any, dtype: np.dtype[Any] | None) -> np.ndarray:
+    """What numpy makes of a list, say. Raises EdgerunError where it makes nothing of it."""
+    try:
+        return np.asarray(value, dtype)
+    except (TypeError, ValueError) as error:
+        raise EdgerunError(f"input {name!r} is no array", got=error) from error
+
+
+def check_texts(name: str, array: np.ndarray) -> None:
+    """Raise EdgerunError for other objects, of which a runtime would take what is printed."""
+    if odd := {*map(type, array.flat)} - {str, np.str_}:
+        raise EdgerunError(f"input {name!r} holds more than texts", got=odd.pop().__name__, wanted="str")
 
 
 def viewed(name: str, value: Any) -> np.ndarray:
@@ -81,6 +95,8 @@ def structured(spec: TensorSpec, value: Any, view: View) -> Any:
         array = taken(spec, value, view)
         if array.dtype != dtypes.dtype(spec.dtype):
             spec.check(array)
+        if spec.dtype == "object":
+            check_texts(spec.name, array)
         return array
     if isinstance(value, (str, bytes, np.ndarray)) or not isinstance(value, Iterable):
         raise EdgerunError(f"input {spec.name!r} is a sequence", got=type(value).__name__, wanted="a list of arrays")
@@ -103,7 +119,7 @@ def places(
     for name, given in out.items():
         spec = known.get(name)
         if spec is None:
-            raise EdgerunError(f"unknown output {name!r}", got=sorted(out), wanted=", ".join(map(str, specs)))
+            raise EdgerunError(f"unknown output {name!r}", got=sorted(out, key=str), wanted=", ".join(map(str, specs)))
         if spec.kind != "tensor":
             raise Unsupported(f"output {name!r} is a {spec.kind}", got="a place for it", do="leave it out of `out`")
         if not isinstance(given, np.ndarray) and not hasattr(given, "__dlpack__"):

@@ -181,7 +181,7 @@ def _dtype(tensor: _Tensor) -> np.dtype[Any]:
 
 
 def _compact(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether elements follow each other with the last axis the fastest; no step along an axis of 1 is ever taken."""
+    # Whether elements follow each other with the last axis the fastest; no step along an axis of 1 is ever taken.
     step = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1 and stride != step:

@@ -46,6 +46,8 @@ class Door:
             if (dtype is not door.dtype and dtype != door.dtype) or len(shape) != door.rank:
                 array = arrays.taken(door.spec, array, self.view)
                 door.spec.check(array)
+            if door.text and self._refuses:
+                arrays.check_texts(name, array)
             for axis, size in door.fixed:
                 if shape[axis] != size:
                     door.spec.check(array)
@@ -60,7 +62,7 @@ class Door:
         return checked
 
     def loosen(self) -> None:
-        """Let a dimension's name stand for two sizes from now on; the first time is told as a warning."""
+        """Let a dimension's name stand for two sizes from now on, which is told once, and objects be any."""
         self._refuses = False
 
     def _agree(self, shapes: list[tuple[int, ...]]) -> None:
@@ -85,10 +87,11 @@ class Door:
 class _Input:
     """What is asked of one input, looked up once."""
 
-    __slots__ = ("dtype", "fixed", "name", "plain", "rank", "spec")
+    __slots__ = ("dtype", "fixed", "name", "plain", "rank", "spec", "text")
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec, self.name, self.plain = spec, spec.name, spec.kind == "tensor"
+        self.text = spec.dtype == "object"
         self.dtype, self.rank = dtypes.dtype(spec.dtype), len(spec.shape)
         self.fixed = [(axis, size) for axis, size in enumerate(spec.shape) if isinstance(size, int)]
 

@@ -25,7 +25,7 @@ class Options:
     `streams` runs are under way at once and share the threads out among them: 1 for the shortest time of a run, the
     number of threads for the most runs a second.
     `sizes` are the least, the usual and the most of a model's symbolic dimensions by name, for targets that compile for
-    a range of sizes; others take any size whatever stands here.
+    a range of sizes, or for several, one behind the other; others take any size whatever stands here.
     `max_rss` bounds the resident memory of the whole process in bytes (0: no bound): targets hold what they can below
     it, and `edgerun.load` measures. A model that opens, or a run that ends, above it is a GateFailed.
     `usual` are the shapes that most feeds have, by input: targets whose kernels are faster for known shapes have them
@@ -34,7 +34,7 @@ class Options:
 
     threads: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
-    sizes: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     streams: int = 1
     max_rss: int = 0
     usual: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -66,7 +66,8 @@ class Options:
         if self.max_rss < 0:
             raise EdgerunError("the bound on memory is no size", got=self.max_rss, wanted="bytes, or 0 for no bound")
         for name, size in self.sizes.items():
-            if not _are_whole(size) or len(size) != 3 or not 0 < size[0] <= size[1] <= size[2]:
+            whole = _are_whole(size) and size and len(size) % 3 == 0 and min(size) > 0
+            if not whole or np.diff(np.reshape(size, (-1, 3))).min() < 0:
                 raise EdgerunError(f"{name!r} has no range of sizes", got=size, wanted="(least, usual, most) from 1 on")
         for name, shape in self.usual.items():
             if not _are_whole(shape):

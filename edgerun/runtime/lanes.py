@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,4 +62,5 @@ class Lanes:
 
     def close(self) -> None:
         """Wait for what was submitted; nothing may be submitted afterwards."""
-        self._pool.shutdown()
+        with contextlib.suppress(RuntimeError):  # of a thread that would wait for itself: a callback
+            self._pool.shutdown()

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgerun.errors import EdgerunError
 from edgerun.runtime import dtypes
 from edgerun.runtime.arena import Arena, Looks
 
@@ -193,8 +192,6 @@ def _described(value: Any, leaves: list[np.ndarray]) -> Any:
         return [_described(item, leaves) for item in value]
     array = np.asarray(value)
     if array.dtype.kind == "O":
-        if not all(isinstance(text, str) for text in array.flat):
-            raise EdgerunError("only texts can be objects in an array", got=str(array.flat[0]))
         return {"texts": array.reshape(-1).tolist(), "shape": list(array.shape)}
     leaves.append(array)
     return len(leaves) - 1

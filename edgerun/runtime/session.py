@@ -16,7 +16,7 @@ import numpy as np
 from edgerun.errors import EdgerunError, GateFailed, Unsupported, unknown
 from edgerun.runtime import arrays, dtypes
 from edgerun.runtime.door import Door, named
-from edgerun.runtime.spec import TensorSpec
+from edgerun.runtime.spec import TensorSpec, counted
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -60,7 +60,7 @@ class Session(ABC):
 
     def loosen(self) -> None:
         """Take feeds that differ in size where a dimension has one name, as ONNX Runtime does: some exporters write one
-        name for what is not the same. The first time is told as a warning; what it means is the runtime's to say."""
+        name for what is not the same. What it means is the runtime's to say, as it is of objects that are no texts."""
         self._door.loosen()
 
     @property
@@ -132,7 +132,7 @@ class Session(ABC):
         """Outputs of every feed, in order. At most `in_flight` (two a stream) are taken from `feeds` ahead of the
         results that were asked for; the first error ends it, at its place."""
         most = 2 * self.streams if in_flight is None else in_flight
-        if most < 1:
+        if not counted(most, 1):
             raise EdgerunError("nothing can be in flight", got=in_flight, wanted="1 or more")
         self._check_open()
         waiting: deque[Begun] = deque()
@@ -168,18 +168,19 @@ class Session(ABC):
     def empty(self, name: str, shape: Sequence[int], device: bool = False) -> np.ndarray | DeviceArray:
         """An array for the input or output `name`, not initialized, in the memory that the runtime reaches fastest:
         page-locked where it runs on a GPU of NVIDIA's, shared where it runs in a process of its own, which then reads
-        this very array. With `device` it is the GPU's own memory, as an object that
-        `torch.from_dlpack` and its like take; nothing is copied. Raises EdgerunError for a name or a shape that there
-        is none of, Unsupported where the target uses no memory but the host's.
+        this very array. With `device` it is the GPU's own memory, as an object that `torch.from_dlpack` and its like
+        take; nothing is copied. Raises EdgerunError for a name or a shape that there is none of, Unsupported where the
+        target uses no memory but the host's.
         """
         self._check_open()
         spec = next((spec for spec in (*self.inputs, *self.outputs) if spec.name == name), None)
         if spec is None or spec.kind != "tensor":
-            raise unknown("tensor", name, (s.name for s in (*self.inputs, *self.outputs) if s.kind == "tensor"))
-        if any(size < 0 for size in shape):
+            raise unknown("tensor", str(name), (s.name for s in (*self.inputs, *self.outputs) if s.kind == "tensor"))
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if not all(map(counted, shape)):
             raise EdgerunError(f"an array for {name!r} has no size below 0", got=list(shape), wanted=str(spec))
-        spec.check(np.broadcast_to(np.empty((), dtypes.dtype(spec.dtype)), tuple(shape)), "input or output")
-        return (self._empty_on_device if device else self._empty)(tuple(shape), dtypes.dtype(spec.dtype))
+        spec.check(np.broadcast_to(np.empty((), dtypes.dtype(spec.dtype)), shape), "input or output")
+        return (self._empty_on_device if device else self._empty)(shape, dtypes.dtype(spec.dtype))
 
     def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         return np.empty(shape, dtype)
@@ -193,14 +194,14 @@ class Session(ABC):
         The first run allocates and plans: afterwards the first real one is as fast as the rest. Raises EdgerunError
         where the model refuses zeros, and for a size of a dimension that no input has.
         """
-        if least := [f"{size}" for size in (runs, *(sizes or {}).values()) if size < 0]:
+        if least := [repr(size) for size in (runs, *(sizes or {}).values()) if not counted(size)]:
             raise EdgerunError("runs and sizes are counted from 0", got=least[0])
         known = {dim for spec in self.inputs for dim in spec.shape if isinstance(dim, str)}
         if surplus := set(sizes or ()) - known:
             raise unknown("open dimension", min(surplus), known)
         feeds = {spec.name: _zeros(spec, sizes or {}) for spec in self.inputs}
-        started, times = self._started(), runs * self.streams
-        for future in [started.submit(lambda: self.run(feeds), limited=False) for _ in range(times)]:
+        started = self._started()
+        for future in [started.submit(lambda: self.run(feeds), limited=False) for _ in range(runs * self.streams)]:
             future.result()
 
     def within(self, bound: Bound) -> Self:
@@ -293,8 +294,6 @@ def copied(results: Outputs, into: Mapping[str, np.ndarray]) -> Outputs:
 
 
 def _zeros(spec: TensorSpec, sizes: Mapping[str, int]) -> Any:
-    if "optional" in spec.kind:
-        return None
-    if spec.kind == "sequence":
-        return []
+    if spec.kind != "tensor":
+        return None if "optional" in spec.kind else []
     return np.full(spec.with_dims(sizes), "" if spec.dtype == "object" else 0, dtypes.dtype(spec.dtype))

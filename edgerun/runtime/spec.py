@@ -95,6 +95,11 @@ def batch_dims(specs: Sequence[TensorSpec]) -> set[str]:
     return {dim for spec in specs if len(spec.shape) >= least > 0 for dim in spec.shape[:1] if isinstance(dim, str)}
 
 
+def counted(value: object, least: int = 0) -> bool:
+    """Whether it is a whole number from `least` on."""
+    return isinstance(value, (int, np.integer)) and int(value) >= least
+
+
 def named(dim: object) -> bool:
     """Whether an open dimension has a name of its own: "?" is none, which several have that differ, nor is "-1"."""
     return isinstance(dim, str) and any(map(str.isalpha, dim))

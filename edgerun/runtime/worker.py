@@ -44,9 +44,9 @@ def work(shared: Sequence[int], pipes: Sequence[int]) -> None:
 
 
 def _serve(session: Session, inbox: Mailbox, outbox: Mailbox) -> None:
-    """Run feeds as they come. Of those that lie where the last ones did, the outputs will be alike: they are computed
-    right into the shared memory, unless their shapes turn out to depend on the data. (Of others the runtime would have
-    to be told where they are, and where the outputs go, which takes longer than a copy.)"""
+    # Run feeds as they come. Of those that lie where the last ones did, the outputs will be alike: they are computed
+    # right into the shared memory, unless their shapes turn out to depend on the data. (Of others the runtime would
+    # have to be told where they are, and where the outputs go, which takes longer than a copy.)
     last, steady = None, True
     while True:
         _, feeds = inbox.take()

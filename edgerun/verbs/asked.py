@@ -84,10 +84,8 @@ class Asked:
         if not self.hardware:
             return ()
         with self._opened(model) as session:
-            # Without this ONNX Runtime is silent, which is not to say that it leaves none.
-            native = getattr(session, "native", None)
-            told = not hasattr(session, "left") or hasattr(native, "get_provider_graph_assignment_info")
-            return tuple(getattr(session, "left", ())) if told else None
+            found: tuple[Issue, ...] | None = getattr(session, "left", ())
+            return found
 
     def _opened(self, model: Model) -> Session:
         return self.target.load(self.target.compile(model, self.options), self.options)

@@ -146,7 +146,7 @@ def benchmark(
 
 
 def _timed(runs: Mapping[str, _Run], throughput: bool, **share: Any) -> tuple[dict[str, Sessions], dict[str, Sessions]]:
-    """By name, seconds per run [rounds, …] of each session, and seconds that runs took: the same ones, one by one."""
+    # By name, seconds per run [rounds, …] of each session, and seconds that runs took: the same ones, one by one.
     if not throughput:
         alone: dict[str, Sessions] = {**in_sessions({name: run.opened for name, run in runs.items()}, **share)}
         return alone, alone

@@ -17,7 +17,7 @@ from edgerun.errors import EdgerunError, Unsupported
 from edgerun.passes import Feeds
 from edgerun.runtime import Engine, Options, SelfCheck, Session, machine
 from edgerun.runtime.progress import listener
-from edgerun.verbs import source_files
+from edgerun.verbs import source_files, undecided
 
 KIND, VERSION = "checked", 2  # of the entries, and of what is compared
 log = logging.getLogger("edgerun")
@@ -103,7 +103,8 @@ def _digest(feed: Feeds) -> str:
 
 def _parts(value: Any) -> Iterator[bytes]:
     """All that a feed is, a sequence's arrays and texts too."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
+        value = np.asarray(value)
         yield f"{value.dtype} {value.shape}\0".encode()
         yield json.dumps(value.tolist()).encode() if value.dtype.kind == "O" else value.tobytes()
         return
@@ -128,13 +129,15 @@ def _compared(engine: Engine, options: Options, feeds: Sequence[Feeds]) -> SelfC
     payload, options = engine.payload, replace(options, max_rss=0)  # which only what is given out has to keep
     model = Model.from_bytes(payload) if isinstance(payload, bytes) else Model.load(payload)
     options.check(model.inputs)
+    undecided.refuse(model)
     # What the target would compute otherwise without a word, as far as that is known, is refused as compile does.
     usual = built(model, engine.target, options).usual
     listener()("comparing with the reference", 0, 0)
     try:
         return self_check(model, replace(engine, usual=usual), options, feeds)
-    except Unsupported:
-        raise
     except EdgerunError as error:
+        if isinstance(found := undecided.told(error, model), Unsupported) and isinstance(error, Unsupported):
+            raise found from (error if found is not error else None)
         do = 'give real inputs, edgerun.load(…, checked=[feeds, …]), or take another target: target="auto" finds one'
-        raise type(error)(error.what, got=error.got, wanted=error.wanted, do=do) from error
+        got = undecided.told(error, model).got
+        raise type(error)(error.what, got=got, wanted=error.wanted, do=do) from error

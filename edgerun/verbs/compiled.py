@@ -27,6 +27,7 @@ from edgerun.verbs.recipe import SUFFIX, Recipe
 from edgerun.verbs.saturating import remedy, saturating, told
 
 log = logging.getLogger("edgerun")
+Keeps = Mapping[str, Collection[str]] | Collection[str]
 SAMPLES = 4  # of data, that are compared
 
 
@@ -102,11 +103,12 @@ def compiled(
     return Compiled(name, None, where.name if where else "another machine", tried)
 
 
-def _again(extra: Mapping[str, str], keeps: Mapping[str, Collection[str]] | None, suffix: str) -> Iterator[str]:
+def _again(extra: Mapping[str, str], keeps: Keeps | None, suffix: str) -> Iterator[str]:
     """The options that a file of this kind does not hold; `keeps` are patterns of what a target's files do, by suffix,
-    or None where it doesn't tell."""
+    or of all alike; None where it doesn't tell."""
+    of = keeps.get(suffix, ()) if isinstance(keeps, Mapping) else keeps or ()
     for key, value in extra.items():
-        if keeps is not None and not any(fnmatchcase(key, pattern) for pattern in keeps.get(suffix, ())):
+        if keeps is not None and not any(fnmatchcase(key, pattern) for pattern in of):
             yield f"{key}={value}"
 
 
@@ -156,19 +158,17 @@ def _made(
     return Recipe(engine, options, whom, expects, rounds, label, inputs, outputs, exact, about), tried
 
 
-def _check_sizes(
-    feeds: Sequence[Feeds], inputs: Sequence[TensorSpec], ranges: Mapping[str, tuple[int, int, int]]
-) -> None:
+def _check_sizes(feeds: Sequence[Feeds], inputs: Sequence[TensorSpec], ranges: Mapping[str, tuple[int, ...]]) -> None:
     """Raise EdgerunError for a feed that an engine for these sizes would refuse."""
     for feed in feeds:
-        for spec in inputs:
-            for dim, size in zip(spec.shape, np.shape(feed[spec.name]), strict=False):
-                least, _, most = ranges.get(str(dim), (size, size, size))
-                if not least <= size <= most:
-                    raise EdgerunError(
-                        "a feed to compare on has another size than the engine takes", got=f"{spec.name}: {dim}={size}",
-                        wanted=f"{least} to {most}", do=f"a --size of {dim} with {size} in it, or other --data",
-                    )  # fmt: skip
+        pairs = [pair for spec in inputs for pair in zip(spec.shape, np.shape(feed[spec.name]), strict=False)]
+        sizes = {str(dim): size for dim, size in pairs if dim in ranges}
+        taken = truths.choices(ranges)
+        if not any(all(one[dim][0] <= size <= one[dim][2] for dim, size in sizes.items()) for one in taken):
+            got = ", ".join(f"{dim}={size}" for dim, size in sizes.items())
+            wanted = " or ".join(", ".join(f"{dim} {one[dim][0]} to {one[dim][2]}" for dim in sizes) for one in taken)
+            what = "a feed to compare on has another size than the engine takes"
+            raise EdgerunError(what, got=got, wanted=wanted, do="give a --size that it is within, or other --data")
 
 
 def _expected(device: devices.Device) -> dict[str, str]:

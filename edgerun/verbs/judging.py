@@ -137,7 +137,7 @@ def _difference(name: str, want: Any, got: Any) -> Difference:
 
 
 def _tells(want: Any) -> bool:
-    """Whether an output says anything of what was computed: an empty one does not, nor one of NaN and infinities."""
+    # Whether an output says anything of what was computed: an empty one does not, nor one of NaN and infinities.
     if want is None or isinstance(want, list):
         return any(map(_tells, want or ()))
     return want.size > 0 and (want.dtype.kind in "OSU" or bool(np.isfinite(want.astype(np.float64)).any()))

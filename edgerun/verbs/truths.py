@@ -113,7 +113,7 @@ class _Other:
 
     session: Session
     model: Model
-    ranges: Mapping[str, tuple[int, int, int]]
+    ranges: Mapping[str, tuple[int, ...]]
 
     def of(self, feed: Feeds) -> Pair | None:
         """`feed` with open dimensions of half their size, or twice: the first that the model takes, batches before
@@ -137,8 +137,11 @@ class _Other:
         return None
 
     def _within(self, dim: str, size: float) -> int:
-        least, _, most = self.ranges.get(dim, (1, 0, size))
-        return int(max(least, min(size, most)))
+        near = (
+            max(least, min(size, most))
+            for least, _, most in (c.get(dim, (1, 1, int(size))) for c in choices(self.ranges))
+        )
+        return int(min(near, key=lambda found: abs(found - size)))
 
 
 def _singles(feeds: Sequence[Feeds], usual: Shapes, model: Model) -> Sequence[Feeds]:
@@ -176,12 +179,20 @@ def _fits(model: Model, pairs: Sequence[Pair]) -> bool:
     return True
 
 
-def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int, int]]) -> list[Pair]:
+def choices(ranges: Mapping[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
+    """The ranges that belong together in `Options.sizes`: the first of every dimension, the second …; those of a
+    dimension with fewer come in turn."""
+    places = range(0, max(map(len, ranges.values()), default=3), 3)
+    return [{dim: size[place % len(size) :][:3] for dim, size in ranges.items()} for place in places]
+
+
+def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, ...]]) -> list[Pair]:
     """Two draws of each batch size, at the first size of the other symbolic dimensions that the reference takes: two of
     noise; one with values at the thresholds that the model compares with; and one of equal values where it orders them,
     in which boolean masks hide a row, and what is only moved has infinities.
 
-    Sizes lie within `ranges`, where a dimension has one.
+    Sizes lie within `ranges`, where a dimension has one; of several, which have kernels of their own, those behind
+    the first are drawn from once.
     """
     if any(spec.dtype not in (*DTYPES, "object") or spec.kind != "tensor" for spec in model.inputs):
         raise EdgerunError("only numbers and strings can be drawn", got=", ".join(map(str, model.inputs)))
@@ -192,10 +203,11 @@ def _drawn(model: Model, reference: Session, ranges: Mapping[str, tuple[int, int
     for other in draws.SIZES:
         try:
             found: list[Pair] = []
-            for seed, batch in enumerate(2 * BATCHES):
-                sizes = draws.sizes(model.inputs, batch, other)
+            first, *more = choices(ranges)
+            for seed, chosen in enumerate([first] * 2 * len(BATCHES) + more):
+                sizes = draws.sizes(model.inputs, BATCHES[seed % len(BATCHES)], other)
                 sizes |= {
-                    dim: min(max(sizes[dim], low), high) for dim, (low, _, high) in ranges.items() if dim in sizes
+                    dim: min(max(sizes[dim], low), high) for dim, (low, _, high) in chosen.items() if dim in sizes
                 }
                 feed = draws.feeds(model.inputs, sizes, seed, below)
                 found.append(_ran(reference, feed, special.get(seed)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,42 @@ def test_a_size_for_a_dimension_that_there_is_none_of_is_refused(two: Session) -
     with pytest.raises(EdgerunError, match="unknown open dimension 'sq'") as told:
         two.warm_up(sizes={"sq": 64})
     assert told.value.wanted == "one of batch, free, seq" and "seq" in str(told.value.do)
+
+
+TEXT = '<ir_version: 8, opset_import: ["" : 17]> net (string[n] s) => (string[n] t) { t = Identity(s) }'
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_texts_are_texts(isolated: bool) -> None:
+    """ONNX Runtime takes what is printed of anything else: of b'a' four letters, of None four others."""
+    data = onnx.parser.parse_model(TEXT).SerializeToString()
+    with edgerun.load(data, "onnxruntime", Options(1), isolated=isolated) as session:
+        for good in (["a", "ü\0"], np.array(["a", "ü\0"], object), np.array([np.str_("a"), "ü\0"], object)):
+            assert session.run({"s": good})["t"].tolist() == ["a", "ü\0"]
+        for bad, kind in (([b"a"], "bytes"), ([1], "int"), ([None], "NoneType"), ([["a"], ["b", "c"]], "list")):
+            for given in (bad, np.array([*bad, "x"], object)[:-1]):
+                with pytest.raises(EdgerunError, match="'s' holds more than texts") as error:
+                    session.run({"s": given})
+                assert error.value.got == kind
+
+
+def test_what_is_no_array_or_no_number_of_anything_is_one_clear_error(session: Session) -> None:
+    wrong: Any = session
+    good: Any = {"x": np.ones((2, 3), np.float32), "c": np.ones(4, np.float32)}
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: wrong.run({**good, "x": [[1.0, 2.0], [3.0]]}), "input 'x' is no array"),
+        (lambda: wrong.run(good, {1: np.ones(4), "y": np.ones(4)}), "unknown output 1"),
+        (lambda: next(wrong.stream([good], in_flight="2")), "nothing can be in flight"),
+        (lambda: wrong.empty("x", ("batch", 3)), "no size below 0"),
+        (lambda: wrong.empty("x", (2.0, 3)), "no size below 0"),
+        (lambda: wrong.empty("x", 6), "wrong shape"),
+        (lambda: wrong.empty(3, (2, 3)), "unknown tensor '3'"),
+        (lambda: wrong.warm_up("2"), "counted from 0"),
+        (lambda: wrong.warm_up(sizes={"batch": 1.5}), "counted from 0"),
+    ]
+    for call, message in calls:
+        with pytest.raises(EdgerunError, match=message):
+            call()
 
 
 @pytest.mark.parametrize("wrong", [None, np.ones((2, 3), np.float32), [1, 2], "x"], ids=lambda v: type(v).__name__)

@@ -281,3 +281,18 @@ def test_a_swapped_session_gives_the_arrays_of_the_one_it_holds(session: Session
 
     with HotSwapSession(Own(session.inputs, session.outputs)) as held:
         assert held.empty("x", (1, 3)).tolist() == [[7, 7, 7]]
+
+
+def test_a_callback_may_close_the_session(session: Session) -> None:
+    """It runs on the session's own thread, which cannot wait for itself."""
+    closed = threading.Event()
+    future = session.run_async(feeds(2))
+
+    def ended(_: object) -> None:
+        session.close()
+        closed.set()
+
+    future.add_done_callback(ended)
+    assert closed.wait(20) and future.result()["y"].shape == (2, 4)
+    with pytest.raises(EdgerunError, match="closed"):
+        session.run(feeds(2))

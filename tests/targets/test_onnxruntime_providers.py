@@ -135,10 +135,12 @@ def test_nodes_that_run_elsewhere_are_counted_and_told_once(rounded: Model, capl
     with caplog.at_level(logging.WARNING, "edgerun"):
         found = providers.left(session, asked)
         assert providers.left(session, asked) == found
+    assert found is not None
     assert {issue.reason for issue in found} == {"runs on CPU"} and "MatMul" in str([issue.op for issue in found])
     told = [record.message for record in caplog.records]
     assert len(told) == 1 and told[0].startswith(f"{len(found)} of {len(found)} nodes do not run on CUDA but on CPU: ")
     assert providers.left(session, providers.choice(Options())) == ()
+    assert providers.left(object(), asked) is None  # an older runtime's session tells nothing: that is not "no node"
 
 
 def test_the_cpu_stays_the_default(dense: Model) -> None:

@@ -33,6 +33,14 @@ def _model(text: str, opset: int = 20) -> Model:
     return Model.from_proto(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : {opset}]> m {text}'))
 
 
+def test_texts_are_refused_by_name() -> None:
+    model = _model("(string[n] s) => (string[n] t) { [same] t = Identity(s) }")
+    (issue,) = target.check(model)
+    assert (issue.op, issue.reason) == ("Identity", "no texts go in or out")
+    with pytest.raises(Unsupported, match="no texts go in or out"):
+        edgerun.compile(model, "openvino", ONE)
+
+
 def _scaled(scales: str, more: str) -> str:
     return SCALED.replace("SCALES", scales).replace("MORE", more)
 

@@ -11,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper, parser
 
 import edgerun
+from edgerun.compat.inference_session import InferenceSession
 from edgerun.errors import EdgerunError, Unsupported
 from edgerun.model import Model
 from edgerun.runtime import Engine, Options
@@ -47,8 +48,11 @@ def test_engines_for_other_gpus(dense: Model, capability: str) -> None:
 def test_turing_takes_convolutions_and_no_float_products(dense: Model, residual: Model) -> None:
     turing = Options(extra={build.CAPABILITY: "SM75"})
     assert target.compile(residual, turing).device["capability"] == "7.5"
-    with pytest.raises(EdgerunError, match="FP32 GEMM is not supported"):
+    with pytest.raises(EdgerunError, match="FP32 GEMM is not supported") as error:
         target.compile(dense, turing)
+    assert "(MatMul): Cannot compile operation" in str(error.value.got) and error.value.do == build.FLOAT16
+    half = edgerun.compress(dense, scheme="w16a16", target="tensorrt")  # as it says
+    assert target.compile(half, turing).device["capability"] == "7.5"
 
 
 @rtx_only
@@ -100,7 +104,7 @@ def test_an_open_dimension_needs_sizes(build_sequence: Model) -> None:
         target.compile(build_sequence, Options(sizes={"length": (1, 16, 64), "width": (1, 1, 1)}))
 
 
-@pytest.mark.parametrize("size", [(0, 1, 2), (2, 1, 3), (1, 3, 2), (1, 2)])
+@pytest.mark.parametrize("size", [(0, 1, 2), (2, 1, 3), (1, 3, 2), (1, 2), (), 5, (1, 2, 3, 4), (1, 2, 3, 4, 6, 5)])
 def test_sizes_that_are_no_range(size: Any) -> None:
     with pytest.raises(EdgerunError, match="least, usual, most"):
         Options(sizes={"length": size})
@@ -175,6 +179,17 @@ def test_the_list_of_targets_says_it() -> None:
     told = {facts.name: facts for facts in targets()}
     assert told["tensorrt"].reason is None and told["tensorrt"].only_compiles == target.runnable()
     assert told["onnxruntime"].only_compiles is None
+
+
+@idle
+def test_bytes_of_a_model_are_no_damaged_engine(dense: Model, tmp_path: Path) -> None:
+    """As its file is, they would be built for the GPU."""
+    (tmp_path / "m.onnx").write_bytes(data := dense.to_bytes())
+    for source in (data, tmp_path / "m.onnx"):
+        with pytest.raises(Unsupported, match="does not run here"):
+            edgerun.load(source, "tensorrt")
+        with pytest.raises(Unsupported, match="does not run here"), pytest.warns(UserWarning):
+            InferenceSession(source, providers=["TensorrtExecutionProvider"])
 
 
 def test_damaged_engines_are_refused(dense: Model) -> None:

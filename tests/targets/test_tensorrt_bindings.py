@@ -99,6 +99,7 @@ def test_the_names_are_read() -> None:
     assert {
         "Builder", "OnnxParser", "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "OnnxParser.supports_model_v2",
         "IExecutionContext.execute_async_v3", "ICudaEngine.get_tensor_profile_shape", "IBuilderConfig.set_flag",
+        "ICudaEngine.num_optimization_profiles", "IExecutionContext.set_optimization_profile_async",
         "Runtime.deserialize_cuda_engine", "IOptimizationProfile.set_shape", "ITensor.get_dimension_name",
         "IProgressMonitor", "IBuilderConfig.progress_monitor", "ITimingCache.serialize", "IBuilderConfig.DLA_core",
         "BuilderFlag.STRIP_PLAN", "BuilderFlag.REFIT_IDENTICAL", "BuilderFlag.REFIT",

@@ -6,11 +6,12 @@ addresses that it was given. What a GPU computes, and what torch makes of it, is
 
 from __future__ import annotations
 
+import copy
 import gc
 import shutil
 import subprocess
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,15 @@ class Tensor:
 
 
 class Engine:
-    """y = 2·x and z = x + 1, for x float32 [batch, 3]; runtime, engine and execution context in one."""
+    """y = 2·x and z = x + 1, for x float32 [batch, 3]; runtime and engine in one, and the execution context a copy.
 
-    def __init__(self, driver: Driver) -> None:
+    `ranges` are the batches that its optimization profiles hold. `switched` are those that were asked for.
+    """
+
+    def __init__(self, driver: Driver, ranges: Sequence[tuple[int, int]] = ((1, 99),)) -> None:
         self.driver, self.places, self.shape = driver, dict[str, int](), (0, 0)
+        self.ranges, self.profile, self.switched = ranges, 0, list[int]()
+        self.num_optimization_profiles, self.context = len(ranges), False
         self.num_io_tensors = 3
         self.get_tensor_name = "xyz".__getitem__
 
@@ -75,20 +81,34 @@ class Engine:
         return self
 
     def create_execution_context(self) -> Engine:
-        return self
+        context = copy.copy(self)
+        context.shape, context.context = (0, 0), True
+        self.made = context
+        return context
 
     def get_tensor_location(self, name: str) -> str:
         return "DEVICE"
 
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, int]]:
+        least, most = self.ranges[profile]
+        return [(least, 3), (least, 3), (most, 3)]
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert stream == STREAM
+        self.profile, self.shape = profile, (0, 0)
+        self.switched.append(profile)
+        return True
+
     def set_input_shape(self, name: str, shape: tuple[int, int]) -> bool:
         self.shape = shape
-        return True
+        least, most = self.ranges[self.profile]
+        return least <= shape[0] <= most
 
     def infer_shapes(self) -> list[str]:
         return []
 
     def get_tensor_shape(self, name: str) -> tuple[int, int]:
-        return self.shape
+        return self.shape if self.context else (-1, 3)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert address % 256 == 0, "what TensorRT says of addresses"
@@ -120,10 +140,10 @@ def session(driver: Driver) -> Iterator[TensorrtSession]:
         yield session
 
 
-def opened(driver: Driver) -> TensorrtSession:
+def opened(driver: Driver, engine: Engine | None = None) -> TensorrtSession:
     logger = type("ILogger", (), {"Severity": types.SimpleNamespace(ERROR=1, INTERNAL_ERROR=0, VERBOSE=4)})
     trt = types.SimpleNamespace(
-        __name__="tensorrt", ILogger=logger, Runtime=lambda log: Engine(driver),
+        __name__="tensorrt", ILogger=logger, Runtime=lambda log: engine or Engine(driver),
         TensorLocation=types.SimpleNamespace(HOST="HOST"),
     )  # fmt: skip
     specs = [TensorSpec(name, "float32", ("batch", 3)) for name in "xyz"]
@@ -144,6 +164,21 @@ def test_arrays_of_the_host_are_copied(session: TensorrtSession, driver: Driver)
     assert session.run({"x": x}, {"y": y})["y"] is y
     np.testing.assert_array_equal(y, 2 * x)
     assert driver.counts() == [1, 2, 0, 0]
+
+
+def test_the_profile_is_one_that_holds_the_shapes(driver: Driver) -> None:
+    """That in use stays where it does; a size between two ranges is refused with both."""
+    engine = Engine(driver, [(1, 4), (3, 8), (20, 30)])
+    with opened(driver, engine) as session:
+        for batch, switched in ((2, []), (4, []), (8, [1]), (3, [1]), (25, [1, 2]), (1, [1, 2, 0]), (1, [1, 2, 0])):
+            x = drawn(batch)
+            np.testing.assert_array_equal(session.run({"x": x})["y"], 2 * x)
+            assert engine.made.switched == switched, batch
+        with pytest.raises(EdgerunError, match="outside the sizes") as error:
+            session.run({"x": drawn(9)})
+        wanted = "between [1, 3] and [4, 3], or another of its ranges"
+        assert (error.value.got, error.value.wanted) == ("[9, 3]", wanted)
+        np.testing.assert_array_equal(session.run({"x": drawn(4)})["y"], 2 * drawn(4))
 
 
 def test_tensors_on_the_device_are_used_where_they_lie(session: TensorrtSession, driver: Driver) -> None:

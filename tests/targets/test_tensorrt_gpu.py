@@ -104,6 +104,16 @@ def test_sizes_within_the_range_and_beyond(convolutions: Model) -> None:
             session.run({"x": np.zeros((5, CHANNELS, 64, 64), np.float32)})
 
 
+def test_each_range_has_kernels_and_the_session_chooses(convolutions: Model) -> None:
+    engine = target.compile(convolutions, Options(sizes={"batch": (1, 1, 2, 4, 8, 8)}))
+    with target.load(engine, Options()) as session, target.load(engine, Options(extra={"CUDA_GRAPH": "1"})) as graphs:
+        for batch in (1, 8, 8, 8, 2, 4, 1, 1, 1, 8):
+            feeds = {"x": np.full((batch, CHANNELS, 64, 64), batch, np.float32)}
+            np.testing.assert_array_equal(session.run(feeds)["y"], graphs.run(feeds)["y"])
+        with pytest.raises(EdgerunError, match="outside the sizes"):
+            session.run({"x": np.zeros((3, CHANNELS, 64, 64), np.float32)})
+
+
 def test_an_engine_file_is_what_it_was(small: Model, pictures: np.ndarray, tmp_path: Path) -> None:
     engine = target.compile(small, Options())
     target.save(engine, tmp_path / "small.engine")

@@ -17,7 +17,7 @@ from edgerun import devices, registry
 from edgerun.errors import EdgerunError
 from edgerun.passes import Issue
 from edgerun.runtime import Options
-from edgerun.verbs import asked
+from edgerun.targets import _onnxruntime_providers as providers
 from edgerun.verbs.check import check
 from tests.verbs.test_check import DOUBLE, Cli, double_conv, needs, quantized, save
 
@@ -94,7 +94,15 @@ def test_integer_kernels_are_known_of_the_cpu_alone(
     assert told.code == 3 and "cannot be seen here" in told.err
     assert cli("check", path, "--strict", "--option", "PROVIDER=CPU").code == 0
     # An older runtime says nothing of where nodes run: that is no yes.
-    monkeypatch.setattr(asked, "hasattr", lambda *pair: pair[1] == "left", raising=False)
+    target = registry.target("onnxruntime")
+    opens = target.load
+
+    def load(engine: Any, options: Options) -> Any:
+        session: Any = opens(engine, options)
+        session.left = providers.left(object(), providers.choice(options))
+        return session
+
+    monkeypatch.setattr(target, "load", load)
     told = cli("check", save(tmp_path / "m.onnx", NODES), *CUDA, "--strict")
     assert told.code == 3 and "does not say which nodes run on PROVIDER=CUDA" in told.err
 

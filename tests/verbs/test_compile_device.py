@@ -151,6 +151,14 @@ def test_options_that_the_file_does_not_keep_are_told(
     assert json.loads(cli(*command, *words, "--force", "--json").out)["again"] == lost
 
 
+def test_a_target_may_tell_what_all_its_files_keep(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another package's may, whose files are of one kind: patterns, and not patterns by suffix."""
+    monkeypatch.setattr(registry.target("onnxruntime"), "keeps", {"graph_*"})
+    words = ("--option", "graph_optimization_level=basic", "--option", "SPINNING=0")
+    ran = cli("compile", save_linear(tmp_path / "m.onnx"), "-o", tmp_path / "made.onnx", *words, "--json")
+    assert ran.code == 0 and json.loads(ran.out)["again"] == ["SPINNING=0"], ran.err
+
+
 @pytest.mark.parametrize(
     ("target", "suffixes"), [("onnxruntime", {".onnx", ".ort"}), ("openvino", set()), ("tensorrt", {".engine"})]
 )

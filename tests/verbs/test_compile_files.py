@@ -131,7 +131,7 @@ SIZE = ("--size", "n=1,2,2")
         ([*ORIN, "--option", "REFIT=a.onnx", "--option", "WEIGHTS=refittable"], 0, ""),
         ([*ORIN, "--size", "nn=1,2,4"], 2, "did you mean 'n'"),
         ([*ORIN, *SIZE, "--data", "long.npz"], 0, ""),
-        ([*ORIN, "--size", "n=2,4,8", "--data", "long.npz"], 2, "wanted: 2 to 8"),
+        ([*ORIN, "--size", "n=2,4,8", "--data", "long.npz"], 2, "wanted: n 2 to 8"),
         (["--target", "tensorrt", "-o", "made.recipe", "--option", "COMPUTE_CAPABILITY=SM87"], 3, "SM89"),
         (["--target", "tensorrt", "-o", "made.recipe", "--option", "COMPUTE_CAPABILITY=SM89"], 0, ""),
     ],

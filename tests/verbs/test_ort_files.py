@@ -117,10 +117,14 @@ def test_what_would_be_wrong_there_is_not_made(place: Any, cli: Any) -> None:
 
 def test_a_device_like_this_machine_gets_all() -> None:
     same = _device(target.device()["arch"], list(machine.isa()))
-    assert dict(optimized.written(ONE, same).extra) == {"FORMAT": "ort"} == dict(optimized.written(ONE, None).extra)
-    other = optimized.written(ONE, _device("riscv64", ["rvv"])).extra
+    assert (
+        dict(optimized.written(".ort", ONE, same).extra)
+        == {"FORMAT": "ort"}
+        == dict(optimized.written(".ort", ONE, None).extra)
+    )
+    other = optimized.written(".ort", ONE, _device("riscv64", ["rvv"])).extra
     assert other["graph_optimization_level"] == "extended" and other[optimized.INT8] == "0"
-    assert optimized.written(ONE, devices.find("raspberry-pi-5")).extra[optimized.INT8] == "1"
+    assert optimized.written(".ort", ONE, devices.find("raspberry-pi-5")).extra[optimized.INT8] == "1"
 
 
 @pytest.mark.parametrize("key", ["isa", "arch", "version"])

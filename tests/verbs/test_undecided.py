@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -82,6 +82,16 @@ def test_lengths_that_onnx_is_of_two_minds_about(target: str, scales: str, lengt
         got = session.run({"x": X})["y"]
     want = np.stack([np.interp(np.arange(5) * 7 / 4, np.arange(8), row) for row in X])
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_checked_where_it_is_opened_is_told_the_same() -> None:
+    drawing = _model("net (float[2,8] x) => (float[2,8] y) { p = Sigmoid(x) y = Bernoulli(p) }")
+    with pytest.raises(Unsupported, match=r"y \(Bernoulli\): draws its own random numbers"):
+        edgerun.load(drawing.to_bytes(), "onnxruntime", checked=True)
+    noisy, silent, loud = _model(NOISE).to_bytes(), *({"x": X, "scale": cast(Any, np.float32(n))} for n in (0, 1))
+    edgerun.load(noisy, "onnxruntime", checked=[silent]).close()
+    with pytest.raises(GateFailed, match=r"z \(RandomNormalLike\): draws its own random numbers"):
+        edgerun.load(noisy, "onnxruntime", checked=[loud])
 
 
 def test_a_wrong_engine_of_such_a_model_is_still_refused(monkeypatch: pytest.MonkeyPatch) -> None:
