@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgerun.quantize._lanes import in_lanes
@@ -83,10 +84,16 @@ def compared(
     return Compared(pays, gain, surely, judged, scores + rest)
 
 
-def by(run: Runner, truths: list[Truth], samples: int, request: Request) -> list[Totals]:
-    """What who `run`s a finished model loses of each of so many samples."""
-    known = zip(batches(request, samples, ""), truths, strict=False)
-    return [lost for feeds, truth in known for lost in by_sample(truth, run(feeds))]
+def judge(truths: list[Truth], samples: int, request: Request) -> Callable[[Runner], list[Totals]]:
+    """What who runs a finished model loses of each of so many samples; nothing else is remembered of the `truths`."""
+    ends = itertools.accumulate(truth.rows for truth in truths)
+    few = [replace(truth, means={}) for truth, end in zip(truths, ends, strict=True) if end - truth.rows < samples]
+
+    def by(run: Runner) -> list[Totals]:
+        known = zip(batches(request, samples, ""), few, strict=False)
+        return [lost for feeds, truth in known for lost in by_sample(truth, run(feeds))]
+
+    return by
 
 
 def _scores(session: Session, truths: list[Truth], samples: int, request: Request, known: int = 0) -> list[Totals]:

@@ -107,7 +107,8 @@ class Cheap:
         """
         if not self.plans:
             return None
-        enough = FLOOR if request.pace is None else FLOOR + MARGIN
+        # Where short sums are faster in float, first layers may be as fast.
+        enough = FLOOR if request.pace is None or not request.rules.thin else FLOOR + MARGIN
         samples = _ranges.looked_at(seen, stream, request) or _ranges.RACE
         scores = reached(plan, seen, stream, request, samples)
         if (surely := _scores.surely(scores)) < FLOOR:

@@ -4,7 +4,6 @@ attention in it no kernel of its own."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from edgerun.quantize import _finished, _reached, _steps, _weights, weight_int8
@@ -64,8 +63,7 @@ def narrowed(model: ir.Model, truths: list[Truth], request: Request) -> ir.Model
         return model
     products = sum(node.op_type in halves.PRODUCTS for node in nodes)
     request.found[FOUND] = {"type": half.name, "products": products, "nodes": len(nodes), "overflowing": over}
-    own = partial(_finished.by, truths=truths, samples=request.effort.check, request=request)
-    _reached.tell(model.graph, after, request, own)
+    _reached.tell(model.graph, after, request, _finished.judge(truths, request.effort.check, request))
     return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,7 +61,7 @@ def finish(prepared: Prepared, request: Request) -> ir.Model:
     plan, grids = _placed(prepared, name, request)
     shifts = _shifts(model, plan, grids, truths, request)
     result = _quantized(model, plan, grids, shifts)
-    judge = partial(_finished.by, truths=truths, samples=request.effort.check, request=request)
+    judge = _finished.judge(truths, request.effort.check, request)
     _reached.tell(model.graph, _finished.reached(result, truths, request), request, judge)
     request.found |= {"ranges": name, "8-bit nodes": len(plan.compute), "quantized activations": len(plan.points)}
     return _rest.narrowed(result, truths, request)

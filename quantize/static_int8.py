@@ -10,7 +10,6 @@ import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -211,8 +210,7 @@ def _written(
     pays, n = found.pays, found.samples
     result = moved if pays else plain
     known = [*found.scores, *(_finished.later(result, truths, request) if more else ())]
-    judge = partial(_finished.by, truths=truths, samples=max(samples), request=request)
-    _reached.tell(made.model.graph, known, request, judge)
+    _reached.tell(made.model.graph, known, request, _finished.judge(truths, max(samples), request))
     _steps.tell(request, _steps.BIAS, found.gain, found.surely, n=n, measured=_steps.OUTPUT, kept=pays)
     request.found |= {
         "bias correction": pays,

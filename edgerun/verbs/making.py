@@ -104,6 +104,8 @@ class Making:
         finally:
             if not kept:  # once, and also where the result is refused
                 _tell_data(asked.found)
+        if self.target == MEASURER:  # the graph was judged on what runs it
+            asked.evidence = None
         made = self._proven(result, asked)
         asked.checkpoint.clear()
         return made
@@ -150,7 +152,7 @@ class Making:
         usual, found = usual_shapes(self.inputs, self.data), list[quantize.Compiled | None]()
 
         def judge(session: Session) -> None:
-            if asked.evidence is not None and self.target != MEASURER:
+            if asked.evidence is not None:
                 self.progress("judging the engine", 0, 0)
                 found.append(quantize.judged(session, usual, asked.evidence, self.target))
 
