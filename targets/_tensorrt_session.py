@@ -128,6 +128,7 @@ class TensorrtSession(Session):
     # The profile in use goes before others; a shape that it does not take is an error in the log.
     def _fit(self, feeds: Mapping[str, Any]) -> None:
         """Tell the engine the feeds' shapes, with an optimization profile that takes them."""
+        name, shape = "", ()
         for _ in range(self._profiles):
             for name in self._fed:
                 if not self._context.set_input_shape(name, shape := feeds[name].shape):
