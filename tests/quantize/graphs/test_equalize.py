@@ -156,7 +156,6 @@ LEFT = {
                                    "r = Clip(a, n, six) y = Conv(r, w2)"),
     "positions become features": (FLAT, "a = Conv(x, w) f = Flatten(a) y = Gemm(f, flat)"),
     "no layer behind": (DOOR, "a = Conv(x, w) y = Relu(a)"),
-    "alpha": (FLAT, "g = GlobalMaxPool(x) f = Flatten(g) c = Gemm<alpha=0.5>(f, m) y = Gemm(c, m)"),
 }  # fmt: skip
 
 
